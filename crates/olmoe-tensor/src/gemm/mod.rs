@@ -1,0 +1,141 @@
+//! Matrix products.
+//!
+//! `C[M, N] (+)= A[M, K] · B[N, K]ᵀ`, contraction last in both, f32 or bf16 operands, f32 sums. Both factors are packed
+//! ([`pack`]) and multiplied by one kernel per instruction set ([`micro`]). The three roles of a linear layer
+//! `y[T, out] = x[T, in] · W[out, in]ᵀ` are three ways to pack:
+//!
+//! | role | left | right |
+//! |---|---|---|
+//! | `y = x·Wᵀ` | rows of `x` | rows of `W` |
+//! | `dx = dy·W` | rows of `dy` | columns of `W` |
+//! | `dW += dyᵀ·x` | columns of `dy` | columns of `x` |
+//!
+//! A number of C is always summed in the order of the contraction, in one chain; neither the number of rows, nor the
+//! blocks, nor the threads change its bits.
+
+mod micro;
+mod pack;
+#[cfg(test)]
+mod tests;
+
+pub use pack::{Left, Right, Source};
+
+use crate::threads::{Shared, num_threads, parallel};
+use pack::{panel_count, panel_start};
+
+/// Most rows of a left panel: 14 × 2 sums, 2 vectors of B and one of A fill the 32 registers of AVX-512.
+pub const PANEL_ROWS: usize = 14;
+/// Rows of a right panel: two vectors.
+pub const PANEL_COLS: usize = 32;
+
+/// Units of the contraction that a block runs through before the next panel: 256 units of a right panel are 32 KiB, of
+/// 14 left rows 14 KiB, both at home in the first-level cache or near it.
+const BLOCK_UNITS: usize = 256;
+/// Left panels in a block: with `BLOCK_UNITS` they are 252 KiB, a part of the second-level cache.
+const BLOCK_PANELS: usize = 18;
+/// Right panels in a task, at most.
+const TASK_PANELS: usize = 16;
+
+/// The precision of the factors of a product; sums are always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// 32-bit floating point.
+    F32,
+    /// bfloat16: 8 bits of exponent, 8 of precision.
+    Bf16,
+}
+
+impl Operand {
+    /// 32-bit units in a contraction of length `k`.
+    pub fn units(self, k: usize) -> usize {
+        match self {
+            Operand::F32 => k,
+            Operand::Bf16 => k.div_ceil(2),
+        }
+    }
+}
+
+/// What becomes of C's old contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Into {
+    /// They are replaced.
+    Overwrite,
+    /// The product is added to them, from the first term on.
+    Accumulate,
+}
+
+/// `C (+)= A·Bᵀ` on all threads; `c` is row-major `[A.rows, B.rows]`.
+pub fn gemm(a: &Left, b: &Right, c: &mut [f32], into: Into) {
+    assert_eq!((a.k, a.operand), (b.k, b.operand), "contraction and operands of both factors");
+    assert_eq!(c.len(), a.rows * b.rows, "C is [{}, {}]", a.rows, b.rows);
+    if a.rows == 0 || b.rows == 0 {
+        return;
+    }
+    let c = Shared::new(c);
+    let (panels_a, panels_b) = (panel_count(a.rows), b.rows.div_ceil(PANEL_COLS));
+    let (tasks_a, tasks_b) = divide(panels_a, panels_b);
+    parallel(tasks_a * tasks_b, |task| {
+        // Neighbouring tasks share the right panels, the larger factor as a rule.
+        let (i, j) = (task % tasks_a, task / tasks_a);
+        let rows = panels_a * i / tasks_a..panels_a * (i + 1) / tasks_a;
+        let columns = panels_b * j / tasks_b..panels_b * (j + 1) / tasks_b;
+        // SAFETY: each task writes a tile of C of its own; only rows of that tile are touched.
+        unsafe { block(a, rows, b, columns, c.range(0..a.rows * b.rows).as_mut_ptr(), b.rows, into) }
+    });
+}
+
+/// Into how many tasks to divide the panels of A and of B: enough for all threads, none larger than a block.
+fn divide(panels_a: usize, panels_b: usize) -> (usize, usize) {
+    let mut tasks_a = panels_a.div_ceil(BLOCK_PANELS);
+    let mut tasks_b = panels_b.div_ceil(TASK_PANELS);
+    let wanted = if num_threads() == 1 { 1 } else { 4 * num_threads() };
+    while tasks_a * tasks_b < wanted && tasks_b * 2 <= panels_b {
+        tasks_b *= 2;
+    }
+    while tasks_a * tasks_b < wanted && tasks_a * 2 <= panels_a {
+        tasks_a *= 2;
+    }
+    (tasks_a, tasks_b)
+}
+
+/// The product of some panels of A with some of B, on this thread.
+///
+/// # Safety
+/// `c` is `[a.rows, ldc]` with at least `b.rows` columns, and nobody else touches the tile.
+unsafe fn block(
+    a: &Left,
+    panels_a: std::ops::Range<usize>,
+    b: &Right,
+    panels_b: std::ops::Range<usize>,
+    c: *mut f32,
+    ldc: usize,
+    into: Into,
+) {
+    let kernels = micro::kernels(a.operand);
+    let units = a.operand.units(a.k);
+    let count = panel_count(a.rows);
+    let (a_data, b_data) = (a.data.as_ptr().cast::<u32>(), b.data.as_ptr().cast::<u32>());
+    let mut start = 0;
+    // At least once, so that an empty contraction gives zeros.
+    loop {
+        let length = BLOCK_UNITS.min(units - start);
+        let accumulate = start > 0 || into == Into::Accumulate;
+        for j in panels_b.clone() {
+            let cols = PANEL_COLS.min(b.rows - j * PANEL_COLS);
+            for i in panels_a.clone() {
+                let row = panel_start(a.rows, count, i);
+                let rows = panel_start(a.rows, count, i + 1) - row;
+                // SAFETY: panel `i` has `rows` rows from unit `row * units` on, panel `j` 32; the tile is the caller's.
+                unsafe {
+                    let left = a_data.add(row * units + start * rows);
+                    let right = b_data.add((j * units + start) * PANEL_COLS);
+                    kernels[rows](length, left, rows, right, c.add(row * ldc + j * PANEL_COLS), ldc, cols, accumulate);
+                }
+            }
+        }
+        start += length;
+        if start >= units {
+            break;
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Matrices laid out for the kernels.
+//!
+//! A packed matrix is a sequence of panels; a panel holds, for one unit of the contraction after the other, the numbers of
+//! its rows side by side. A left panel has up to 14 rows, a right one 32 (the last filled up with zeros). With f32
+//! operands a unit is one step of the contraction, with bf16 it is two, and the packing is where numbers are rounded.
+
+use std::ops::Range;
+
+use crate::memory::Buffer;
+use crate::simd::{LANES, kernel};
+use crate::threads::{Shared, parallel_ranges};
+
+use super::{Operand, PANEL_COLS, PANEL_ROWS};
+
+/// Where the rows of a packed matrix come from: a row-major source read by rows or by columns.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// The numbers.
+    pub data: &'a [f32],
+    /// Numbers in a row of the source.
+    pub stride: usize,
+    /// Reads source row `index[i]` in place of row `i`.
+    pub index: Option<&'a [u32]>,
+}
+
+impl<'a> Source<'a> {
+    /// All rows of a row-major matrix with `stride` numbers a row.
+    pub fn new(data: &'a [f32], stride: usize) -> Source<'a> {
+        Source { data, stride, index: None }
+    }
+
+    /// The rows that `index` names, in its order.
+    pub fn gather(data: &'a [f32], stride: usize, index: &'a [u32]) -> Source<'a> {
+        Source { data, stride, index: Some(index) }
+    }
+
+    /// Numbers `range` of row `i`.
+    #[inline(always)]
+    fn row(&self, i: usize, range: Range<usize>) -> &'a [f32] {
+        let i = self.index.map_or(i, |index| index[i] as usize);
+        &self.data[i * self.stride..][range]
+    }
+}
+
+kernel! {
+    /// Packs rows `rows` of a source, contraction `0..k` along the row, as one panel `width` wide (at most 32).
+    fn pack_rows[s: S](source: Source<'_>, rows: Range<usize>, k: usize, operand: Operand, width: usize, panel: &mut [f32]) {
+        let units = operand.units(k);
+        for half in 0..width.div_ceil(LANES) {
+            let lanes = LANES.min(width - half * LANES);
+            let first = rows.start + half * LANES;
+            let count = rows.end.saturating_sub(first).min(lanes);
+            for u in (0..units).step_by(LANES) {
+                let mut block = [s.zero(); LANES];
+                for (i, vector) in block[..count].iter_mut().enumerate() {
+                    *vector = match operand {
+                        Operand::F32 if u + LANES <= k => s.load(source.row(first + i, u..k)),
+                        Operand::F32 => s.load_partial(source.row(first + i, u..k)),
+                        Operand::Bf16 => {
+                            let x = source.row(first + i, 2 * u..k);
+                            if x.len() >= 2 * LANES {
+                                s.bf16_pairs(s.load(x), s.load(&x[LANES..]))
+                            } else {
+                                let (lo, hi) = x.split_at(x.len().min(LANES));
+                                s.bf16_pairs(s.load_partial(lo), s.load_partial(hi))
+                            }
+                        }
+                    };
+                }
+                s.transpose(&mut block);
+                for (j, vector) in block[..LANES.min(units - u)].iter().enumerate() {
+                    let at = (u + j) * width + half * LANES;
+                    if lanes == LANES {
+                        s.store(*vector, &mut panel[at..]);
+                    } else {
+                        s.store_partial(*vector, &mut panel[at..at + lanes]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+kernel! {
+    /// Packs columns `columns` of a source, contraction `0..k` down the rows, as units `0..units(k)` of one panel `width`
+    /// wide (at most 32). Row `i` is multiplied by `scale[i]` when there is one.
+    fn pack_columns[s: S](
+        source: Source<'_>, columns: Range<usize>, k: usize, operand: Operand, width: usize, scale: Option<&[f32]>, panel: &mut [f32],
+    ) {
+        for half in 0..width.div_ceil(LANES) {
+            let start = columns.start + half * LANES;
+            let lanes = LANES.min(width - half * LANES);
+            let range = start.min(columns.end)..(start + LANES).min(columns.end);
+            for u in 0..operand.units(k) {
+                let row = |i: usize| {
+                    if i >= k {
+                        return s.zero();
+                    }
+                    let x = source.row(i, range.clone());
+                    let v = if x.len() == LANES { s.load(x) } else { s.load_partial(x) };
+                    match scale {
+                        Some(scale) => s.mul(v, s.splat(scale[i])),
+                        None => v,
+                    }
+                };
+                let vector = match operand {
+                    Operand::F32 => row(u),
+                    Operand::Bf16 => s.bf16_interleave(row(2 * u), row(2 * u + 1)),
+                };
+                let at = u * width + half * LANES;
+                if lanes == LANES {
+                    s.store(vector, &mut panel[at..]);
+                } else {
+                    s.store_partial(vector, &mut panel[at..at + lanes]);
+                }
+            }
+        }
+    }
+}
+
+/// Rows `0..rows` in even parts of at most 14.
+pub(super) fn panel_count(rows: usize) -> usize {
+    rows.div_ceil(PANEL_ROWS)
+}
+
+/// Where panel `p` of `count` panels over `rows` rows begins.
+pub(super) fn panel_start(rows: usize, count: usize, p: usize) -> usize {
+    rows * p / count.max(1)
+}
+
+/// A packed left factor `[M, K]`: rows in even panels of at most 14.
+pub struct Left {
+    pub(super) data: Buffer<f32>,
+    pub(super) rows: usize,
+    pub(super) k: usize,
+    pub(super) operand: Operand,
+}
+
+/// A packed right factor `[N, K]`: rows in panels of 32. `C = A·Bᵀ` in terms of both row-major matrices.
+#[derive(Clone)]
+pub struct Right {
+    pub(super) data: Buffer<f32>,
+    pub(super) rows: usize,
+    pub(super) k: usize,
+    pub(super) operand: Operand,
+}
+
+impl Left {
+    /// Room for `rows × k`, contents arbitrary.
+    pub fn scratch(rows: usize, k: usize, operand: Operand) -> Left {
+        Left { data: Buffer::scratch(rows * operand.units(k)), rows, k, operand }
+    }
+
+    /// Packs the `rows` rows of a source `[rows, k]` on all threads.
+    pub fn from_rows(source: Source<'_>, rows: usize, k: usize, operand: Operand) -> Left {
+        let mut packed = Left::scratch(rows, k, operand);
+        packed.fill(|panel, range| pack_rows(source, range.clone(), k, operand, range.len(), panel));
+        packed
+    }
+
+    /// Packs the `rows` columns of a source `[k, rows]` on all threads.
+    pub fn from_columns(source: Source<'_>, rows: usize, k: usize, operand: Operand) -> Left {
+        let mut packed = Left::scratch(rows, k, operand);
+        packed.fill(|panel, range| pack_columns(source, range.clone(), k, operand, range.len(), None, panel));
+        packed
+    }
+
+    fn fill(&mut self, pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
+        let (rows, units) = (self.rows, self.operand.units(self.k));
+        let count = panel_count(rows);
+        let data = Shared::new(&mut self.data);
+        parallel_ranges(count, 1, |panels| {
+            for p in panels {
+                let range = panel_start(rows, count, p)..panel_start(rows, count, p + 1);
+                // SAFETY: each panel is another range.
+                pack(unsafe { data.range(range.start * units..range.end * units) }, range);
+            }
+        });
+    }
+}
+
+impl Right {
+    /// Room for `rows × k`, contents arbitrary.
+    pub fn scratch(rows: usize, k: usize, operand: Operand) -> Right {
+        Right { data: Buffer::scratch(rows.next_multiple_of(PANEL_COLS) * operand.units(k)), rows, k, operand }
+    }
+
+    /// Packs the `rows` rows of a source `[rows, k]` on all threads.
+    pub fn from_rows(source: Source<'_>, rows: usize, k: usize, operand: Operand) -> Right {
+        let mut packed = Right::scratch(rows, k, operand);
+        packed.fill(|panel, range| pack_rows(source, range, k, operand, PANEL_COLS, panel));
+        packed
+    }
+
+    /// Packs the `rows` columns of a source `[k, rows]`, row `i` of it times `scale[i]`, on all threads.
+    pub fn from_columns(source: Source<'_>, rows: usize, k: usize, operand: Operand, scale: Option<&[f32]>) -> Right {
+        let mut packed = Right::scratch(rows, k, operand);
+        packed.fill(|panel, range| pack_columns(source, range, k, operand, PANEL_COLS, scale, panel));
+        packed
+    }
+
+    /// Rows of the factor (columns of the product).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Length of the contraction.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<f32>()
+    }
+
+    fn fill(&mut self, pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
+        let (rows, units) = (self.rows, self.operand.units(self.k));
+        let panel = PANEL_COLS * units;
+        let data = Shared::new(&mut self.data);
+        parallel_ranges(rows.div_ceil(PANEL_COLS), 1, |panels| {
+            for p in panels {
+                let range = p * PANEL_COLS..((p + 1) * PANEL_COLS).min(rows);
+                // SAFETY: each panel is another range.
+                pack(unsafe { data.range(p * panel..(p + 1) * panel) }, range);
+            }
+        });
+    }
+}

@@ -1,0 +1,10 @@
+//! Memory, threads, kernels and operations.
+pub mod gemm;
+pub mod limits;
+pub mod memory;
+pub mod ops;
+pub mod simd;
+pub mod tensor;
+#[cfg(test)]
+mod testing;
+pub mod threads;

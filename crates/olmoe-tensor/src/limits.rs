@@ -1,0 +1,96 @@
+//! What this machine can do at most, measured: the yardstick beside every benchmark.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use crate::gemm::Operand;
+use crate::memory::Buffer;
+use crate::simd::kernel;
+use crate::threads::{num_threads, parallel};
+
+/// Sums in flight: more than the latency of a multiply-add times those that start in a cycle.
+const CHAINS: usize = 28;
+
+kernel! {
+    /// `rounds` times 28 independent multiply-adds of a vector, in registers.
+    fn multiply_adds[s: S](rounds: usize, operand: Operand, seed: f32) -> f32 {
+        let mut sums = [s.splat(seed); CHAINS];
+        let (a, b) = (s.splat(seed), s.splat(1.0 - seed));
+        match operand {
+            Operand::F32 => for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = s.fma(a, b, *sum);
+                }
+            },
+            Operand::Bf16 => for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = s.bf16_dot(a, b, *sum);
+                }
+            },
+        }
+        let mut total = s.zero();
+        for sum in sums {
+            total = s.add(total, sum);
+        }
+        s.reduce_add(total)
+    }
+}
+
+kernel! {
+    /// The sum of a slice, as fast as it can be read.
+    fn read[s: S](x: &[f32]) -> f32 {
+        let mut sums = [s.zero(); 8];
+        for block in x.chunks_exact(128) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = s.add(*sum, s.load(&block[16 * i..]));
+            }
+        }
+        let mut total = s.zero();
+        for sum in sums {
+            total = s.add(total, sum);
+        }
+        s.reduce_add(total)
+    }
+}
+
+/// Multiply-adds per second, counted as two operations each, on all threads: the best of a few runs of `time`.
+pub fn peak_flops(operand: Operand, time: Duration) -> f64 {
+    let products = match operand {
+        Operand::F32 => 1.0,
+        Operand::Bf16 => 2.0,
+    };
+    let threads = num_threads();
+    let mut rounds = 10_000;
+    let mut best = 0.0f64;
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let start = Instant::now();
+        parallel(threads, |_| {
+            black_box(multiply_adds(black_box(rounds), operand, black_box(1e-3)));
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        best = best.max((threads * rounds * CHAINS * 16) as f64 * products * 2.0 / seconds);
+        if seconds < 0.01 {
+            rounds *= 2;
+        }
+    }
+    best
+}
+
+/// Bytes per second read from memory by all threads: the median over passes through `bytes` for about `time`.
+pub fn read_bandwidth(bytes: usize, time: Duration) -> f64 {
+    let data = Buffer::<f32>::zeroed(bytes / 4);
+    let threads = num_threads();
+    let chunk = data.len() / threads;
+    let mut speeds = Vec::new();
+    let end = Instant::now() + time;
+    while speeds.len() < 3 || Instant::now() < end {
+        let start = Instant::now();
+        parallel(threads, |i| {
+            black_box(read(&data[i * chunk..(i + 1) * chunk]));
+        });
+        speeds.push((threads * chunk * 4) as f64 / start.elapsed().as_secs_f64());
+    }
+    speeds.sort_by(f64::total_cmp);
+    speeds[speeds.len() / 2]
+}

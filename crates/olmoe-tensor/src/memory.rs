@@ -1,0 +1,202 @@
+//! Aligned buffers from a pool that reuses them.
+//!
+//! A dropped [`Buffer`] goes back to a free list of its size class and the next one of that class takes it from there, so
+//! a steady-state training or decoding step asks the system for nothing. Large buffers lie on 2 MiB boundaries and ask for
+//! huge pages: a matrix product walks many megabytes, and with 4 KiB pages the address translation would bound it.
+
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bytemuck::Pod;
+
+/// Alignment of every buffer, in bytes: one cache line, one AVX-512 register.
+pub const ALIGNMENT: usize = 64;
+/// From this size on a buffer is laid on a huge-page boundary.
+const HUGE: usize = 2 << 20;
+/// Size classes: eight to an octave, from 64 bytes to 2^47.
+const CLASSES: usize = 8 * 42;
+
+struct Block(NonNull<u8>);
+// SAFETY: a block is plain memory that only its holder touches.
+unsafe impl Send for Block {}
+
+static FREE: [Mutex<Vec<Block>>; CLASSES] = [const { Mutex::new(Vec::new()) }; CLASSES];
+static SYSTEM_REQUESTS: AtomicU64 = AtomicU64::new(0);
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// The class of a size, and the bytes that every buffer of the class has.
+fn class_of(bytes: usize) -> (usize, usize) {
+    let bytes = bytes.max(ALIGNMENT).next_multiple_of(ALIGNMENT);
+    let octave = bytes.ilog2();
+    // An eighth of the octave; below 512 bytes that is less than a cache line, and classes are lines.
+    let step = 1usize << (octave - 3).max(6);
+    let rounded = bytes.next_multiple_of(step);
+    let octave = rounded.ilog2();
+    let eighth = (rounded - (1 << octave)) >> (octave - 3);
+    (((octave - 6) * 8) as usize + eighth, rounded)
+}
+
+/// How often the pool has asked the system for memory.
+pub fn system_requests() -> u64 {
+    SYSTEM_REQUESTS.load(Ordering::Relaxed)
+}
+
+/// Bytes in buffers now.
+pub fn live_bytes() -> usize {
+    LIVE.load(Ordering::Relaxed)
+}
+
+/// The most bytes that were in buffers at once since the start or the last [`reset_peak`].
+pub fn peak_bytes() -> usize {
+    PEAK.load(Ordering::Relaxed)
+}
+
+/// Starts [`peak_bytes`] anew from what is live now.
+pub fn reset_peak() {
+    PEAK.store(live_bytes(), Ordering::Relaxed);
+}
+
+/// Zeroed memory of a class's size from the system.
+fn request(bytes: usize) -> NonNull<u8> {
+    SYSTEM_REQUESTS.fetch_add(1, Ordering::Relaxed);
+    let align = if bytes >= HUGE { HUGE } else { ALIGNMENT };
+    let layout = Layout::from_size_align(bytes, align).expect("a class size is a multiple of 64 below 2^48");
+    #[cfg(target_os = "linux")]
+    if bytes >= HUGE {
+        // Mapped by hand: zero pages arrive on first touch, after the advice to use huge ones.
+        // SAFETY: an anonymous private mapping at an address of the kernel's choice; the unaligned head is never used.
+        unsafe {
+            let p = libc::mmap(
+                std::ptr::null_mut(),
+                bytes + HUGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            );
+            if p == libc::MAP_FAILED {
+                handle_alloc_error(layout);
+            }
+            let aligned = p.cast::<u8>().map_addr(|a| a.next_multiple_of(HUGE));
+            libc::madvise(aligned.cast(), bytes, libc::MADV_HUGEPAGE);
+            return NonNull::new_unchecked(aligned);
+        }
+    }
+    // SAFETY: the size is not zero.
+    NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+/// A slice on a 64-byte boundary whose memory returns to the pool when dropped.
+pub struct Buffer<T: Pod> {
+    block: NonNull<u8>,
+    len: usize,
+    class: usize,
+    kind: PhantomData<T>,
+}
+
+// SAFETY: a buffer owns its memory, like a `Vec` of plain numbers.
+unsafe impl<T: Pod + Send> Send for Buffer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Pod + Sync> Sync for Buffer<T> {}
+
+impl<T: Pod> Buffer<T> {
+    /// `len` numbers with arbitrary (but initialised) contents: whatever the last user left.
+    pub fn scratch(len: usize) -> Buffer<T> {
+        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits the address space");
+        let (class, rounded) = class_of(bytes);
+        let reused = FREE[class].lock().unwrap_or_else(|e| e.into_inner()).pop();
+        let block = reused.map_or_else(|| request(rounded), |b| b.0);
+        let live = LIVE.fetch_add(rounded, Ordering::Relaxed) + rounded;
+        PEAK.fetch_max(live, Ordering::Relaxed);
+        Buffer { block, len, class, kind: PhantomData }
+    }
+
+    /// `len` zeros.
+    pub fn zeroed(len: usize) -> Buffer<T> {
+        let mut buffer = Buffer::scratch(len);
+        bytemuck::fill_zeroes(&mut *buffer);
+        buffer
+    }
+
+    /// A copy of a slice.
+    pub fn copy_of(x: &[T]) -> Buffer<T> {
+        let mut buffer = Buffer::scratch(x.len());
+        buffer.copy_from_slice(x);
+        buffer
+    }
+}
+
+impl<T: Pod> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        let (_, rounded) = class_of(self.len * size_of::<T>());
+        LIVE.fetch_sub(rounded, Ordering::Relaxed);
+        FREE[self.class].lock().unwrap_or_else(|e| e.into_inner()).push(Block(self.block));
+    }
+}
+
+impl<T: Pod> Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: the block holds at least `len` initialised numbers, and every bit pattern is one.
+        unsafe { std::slice::from_raw_parts(self.block.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Pod> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and the buffer is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.block.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Pod> Clone for Buffer<T> {
+    fn clone(&self) -> Self {
+        Buffer::copy_of(self)
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self[..self.len.min(8)];
+        write!(f, "Buffer({} of {}: {shown:?})", shown.len(), self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_tight_and_monotonous() {
+        let mut last = class_of(0);
+        for bytes in (0..5_000).chain((5_000..50_000_000).step_by(7_777)) {
+            let (class, rounded) = class_of(bytes);
+            assert!(rounded >= bytes && rounded % ALIGNMENT == 0);
+            assert!(bytes < 512 || rounded <= bytes + bytes / 8 + ALIGNMENT, "{bytes} became {rounded}");
+            assert!(class >= last.0 && (class == last.0) == (rounded == last.1), "{bytes}");
+            assert_eq!(class_of(rounded), (class, rounded));
+            last = (class, rounded);
+        }
+        assert!(class_of(1 << 47).0 < CLASSES);
+    }
+
+    #[test]
+    fn memory_is_aligned_and_reused() {
+        // A size that no other test uses.
+        let len = 1_234_567;
+        let first = Buffer::<f32>::zeroed(len);
+        let address = first.as_ptr();
+        assert_eq!(address as usize % ALIGNMENT, 0);
+        drop(first);
+        let again = Buffer::<f32>::scratch(len);
+        assert_eq!(again.as_ptr(), address);
+        assert_eq!(Buffer::<f32>::zeroed(0).len(), 0);
+        assert!(Buffer::<u32>::zeroed(100).iter().all(|x| *x == 0));
+    }
+}

@@ -1,0 +1,263 @@
+//! AVX2 and FMA: a vector is two registers.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Simd};
+
+/// Proof that the processor has AVX2 and FMA.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    pub(super) fn detect() -> Option<Avx2> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
+    }
+
+    /// # Safety
+    /// `detect` gave a token before.
+    pub(crate) unsafe fn assume() -> Avx2 {
+        Avx2(())
+    }
+}
+
+/// Lanes 0..8 and 8..16.
+#[derive(Clone, Copy)]
+pub struct Pair(__m256, __m256);
+
+/// All ones in the lanes below `n`.
+#[inline(always)]
+unsafe fn first(n: usize) -> __m256i {
+    const ONES: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: 8 numbers from index 0..=8 of 16.
+    unsafe { _mm256_loadu_si256(ONES.as_ptr().add(8 - n.min(8)).cast()) }
+}
+
+/// The nearest bf16 of each lane, ties to even, in the low half of the lane.
+#[inline(always)]
+unsafe fn round_bf16(x: __m256) -> __m256i {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        let parity = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(parity, _mm256_set1_epi32(0x7fff)));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+        _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+    }
+}
+
+/// The 16 numbers of two registers as 16 adjacent bf16 numbers.
+#[inline(always)]
+unsafe fn compact(lo: __m256, hi: __m256) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let packed = _mm256_packus_epi32(round_bf16(lo), round_bf16(hi));
+        _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(packed))
+    }
+}
+
+#[inline(always)]
+unsafe fn interleave(even: __m256, odd: __m256) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_castsi256_ps(_mm256_or_si256(round_bf16(even), _mm256_slli_epi32::<16>(round_bf16(odd)))) }
+}
+
+#[inline(always)]
+unsafe fn even(units: __m256) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(units))) }
+}
+
+#[inline(always)]
+unsafe fn odd(units: __m256) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_and_ps(units, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32))) }
+}
+
+/// Transposes 8 rows of 8.
+#[inline(always)]
+unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let pd = |x: __m256| _mm256_castps_pd(x);
+        let ps = |x: __m256d| _mm256_castpd_ps(x);
+        let mut u = r;
+        for i in 0..2 {
+            let [a, b, c, d] = [r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]];
+            let (ab_lo, ab_hi) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd_lo, cd_hi) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            u[4 * i] = ps(_mm256_unpacklo_pd(pd(ab_lo), pd(cd_lo)));
+            u[4 * i + 1] = ps(_mm256_unpackhi_pd(pd(ab_lo), pd(cd_lo)));
+            u[4 * i + 2] = ps(_mm256_unpacklo_pd(pd(ab_hi), pd(cd_hi)));
+            u[4 * i + 3] = ps(_mm256_unpackhi_pd(pd(ab_hi), pd(cd_hi)));
+        }
+        let mut out = u;
+        for j in 0..4 {
+            out[j] = _mm256_permute2f128_ps::<0x20>(u[j], u[4 + j]);
+            out[4 + j] = _mm256_permute2f128_ps::<0x31>(u[j], u[4 + j]);
+        }
+        out
+    }
+}
+
+// SAFETY (all blocks below): the token proves the features; pointers come from slices whose length was checked, or carry
+// the caller's promise.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd for Avx2 {
+    type V = Pair;
+
+    #[inline(always)]
+    fn zero(self) -> Pair {
+        self.splat(0.0)
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> Pair {
+        unsafe { Pair(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> Pair {
+        unsafe { self.load_ptr(x[..LANES].as_ptr()) }
+    }
+    #[inline(always)]
+    fn load_partial(self, x: &[f32]) -> Pair {
+        let n = x.len();
+        unsafe {
+            let hi = if n > 8 { _mm256_maskload_ps(x.as_ptr().add(8), first(n - 8)) } else { _mm256_setzero_ps() };
+            Pair(_mm256_maskload_ps(x.as_ptr(), first(n)), hi)
+        }
+    }
+    #[inline(always)]
+    fn store(self, v: Pair, y: &mut [f32]) {
+        unsafe { self.store_ptr(v, y[..LANES].as_mut_ptr()) }
+    }
+    #[inline(always)]
+    fn store_partial(self, v: Pair, y: &mut [f32]) {
+        let n = y.len();
+        unsafe {
+            _mm256_maskstore_ps(y.as_mut_ptr(), first(n), v.0);
+            if n > 8 {
+                _mm256_maskstore_ps(y.as_mut_ptr().add(8), first(n - 8), v.1);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_ptr(self, p: *const f32) -> Pair {
+        unsafe { Pair(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn store_ptr(self, v: Pair, p: *mut f32) {
+        unsafe {
+            _mm256_storeu_ps(p, v.0);
+            _mm256_storeu_ps(p.add(8), v.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_ptr(self, p: *const u32) -> Pair {
+        unsafe {
+            let x = _mm256_broadcast_ss(&*p.cast::<f32>());
+            Pair(x, x)
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn sub(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn mul(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn fma(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        unsafe { Pair(_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
+    }
+    #[inline(always)]
+    fn sqrt(self, a: Pair) -> Pair {
+        unsafe { Pair(_mm256_sqrt_ps(a.0), _mm256_sqrt_ps(a.1)) }
+    }
+    #[inline(always)]
+    fn max(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn min(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn round(self, a: Pair) -> Pair {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        unsafe { Pair(_mm256_round_ps::<NEAREST>(a.0), _mm256_round_ps::<NEAREST>(a.1)) }
+    }
+    #[inline(always)]
+    fn exp2_integral(self, n: Pair) -> Pair {
+        let half = |n: __m256| unsafe {
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        };
+        Pair(half(n.0), half(n.1))
+    }
+    #[inline(always)]
+    fn select_lt(self, a: Pair, b: Pair, yes: Pair, no: Pair) -> Pair {
+        unsafe {
+            let lo = _mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0));
+            let hi = _mm256_blendv_ps(no.1, yes.1, _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1));
+            Pair(lo, hi)
+        }
+    }
+    #[inline(always)]
+    fn reduce_add(self, a: Pair) -> f32 {
+        unsafe {
+            let v = _mm256_add_ps(a.0, a.1);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    #[inline(always)]
+    fn reduce_max(self, a: Pair) -> f32 {
+        unsafe {
+            let v = _mm256_max_ps(a.0, a.1);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    #[inline(always)]
+    fn bf16_pairs(self, lo: Pair, hi: Pair) -> Pair {
+        unsafe { Pair(compact(lo.0, lo.1), compact(hi.0, hi.1)) }
+    }
+    #[inline(always)]
+    fn bf16_interleave(self, even: Pair, odd: Pair) -> Pair {
+        unsafe { Pair(interleave(even.0, odd.0), interleave(even.1, odd.1)) }
+    }
+    #[inline(always)]
+    fn bf16_split(self, units: Pair) -> (Pair, Pair) {
+        unsafe { (Pair(even(units.0), even(units.1)), Pair(odd(units.0), odd(units.1))) }
+    }
+    #[inline(always)]
+    fn bf16_dot(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        let half = |a, b, c| unsafe { _mm256_fmadd_ps(even(a), even(b), _mm256_fmadd_ps(odd(a), odd(b), c)) };
+        Pair(half(a.0, b.0, c.0), half(a.1, b.1, c.1))
+    }
+    #[inline(always)]
+    fn transpose(self, rows: &mut [Pair; LANES]) {
+        unsafe {
+            let quarter = |top: usize, right: bool| {
+                transpose8(std::array::from_fn(|i| if right { rows[top + i].1 } else { rows[top + i].0 }))
+            };
+            let (a, b) = (quarter(0, false), quarter(0, true));
+            let (c, d) = (quarter(8, false), quarter(8, true));
+            for i in 0..8 {
+                rows[i] = Pair(a[i], c[i]);
+                rows[8 + i] = Pair(b[i], d[i]);
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! AVX-512: a vector is one register.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Simd};
+
+/// Proof that the processor has AVX-512 F, BW, VL, DQ and BF16.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Avx512> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("fma");
+        has.then_some(Avx512(()))
+    }
+
+    /// # Safety
+    /// `detect` gave a token before.
+    pub(crate) unsafe fn assume() -> Avx512 {
+        Avx512(())
+    }
+}
+
+/// The mask of the first `n` lanes.
+#[inline(always)]
+fn first(n: usize) -> __mmask16 {
+    if n >= LANES { !0 } else { (1 << n) - 1 }
+}
+
+/// The lower and upper half of a register.
+#[inline(always)]
+fn halves(a: __m512) -> (__m256, __m256) {
+    // SAFETY: a plain reinterpretation of 64 bytes.
+    unsafe { std::mem::transmute(a) }
+}
+
+// SAFETY (all blocks below): the token proves the features; pointers come from slices whose length was checked, or carry
+// the caller's promise.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd for Avx512 {
+    type V = __m512;
+
+    #[inline(always)]
+    fn zero(self) -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m512 {
+        unsafe { _mm512_loadu_ps(x[..LANES].as_ptr()) }
+    }
+    #[inline(always)]
+    fn load_partial(self, x: &[f32]) -> __m512 {
+        unsafe { _mm512_maskz_loadu_ps(first(x.len()), x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, v: __m512, y: &mut [f32]) {
+        unsafe { _mm512_storeu_ps(y[..LANES].as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn store_partial(self, v: __m512, y: &mut [f32]) {
+        unsafe { _mm512_mask_storeu_ps(y.as_mut_ptr(), first(y.len()), v) }
+    }
+    #[inline(always)]
+    unsafe fn load_ptr(self, p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store_ptr(self, v: __m512, p: *mut f32) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn splat_ptr(self, p: *const u32) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_set1_epi32(p.read() as i32)) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        unsafe { _mm512_sqrt_ps(a) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT }>(a) }
+    }
+    #[inline(always)]
+    fn exp2_integral(self, n: __m512) -> __m512 {
+        unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+    }
+    #[inline(always)]
+    fn select_lt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
+    }
+    #[inline(always)]
+    fn reduce_add(self, a: __m512) -> f32 {
+        let (lo, hi) = halves(a);
+        unsafe {
+            let v = _mm256_add_ps(lo, hi);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    #[inline(always)]
+    fn reduce_max(self, a: __m512) -> f32 {
+        let (lo, hi) = halves(a);
+        unsafe {
+            let v = _mm256_max_ps(lo, hi);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    #[inline(always)]
+    fn bf16_pairs(self, lo: __m512, hi: __m512) -> __m512 {
+        unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(hi, lo)) }
+    }
+    #[inline(always)]
+    fn bf16_interleave(self, even: __m512, odd: __m512) -> __m512 {
+        const ORDER: [u16; 32] = {
+            let mut order = [0; 32];
+            let mut j = 0;
+            while j < 16 {
+                order[2 * j] = j as u16;
+                order[2 * j + 1] = 16 + j as u16;
+                j += 1;
+            }
+            order
+        };
+        unsafe {
+            let rows: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
+            let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, rows))
+        }
+    }
+    #[inline(always)]
+    fn bf16_split(self, units: __m512) -> (__m512, __m512) {
+        unsafe {
+            let bits = _mm512_castps_si512(units);
+            let odd = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)), _mm512_castsi512_ps(odd))
+        }
+    }
+    #[inline(always)]
+    fn bf16_dot(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe {
+            _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b))
+        }
+    }
+    #[inline(always)]
+    fn transpose(self, rows: &mut [__m512; LANES]) {
+        unsafe {
+            // Pairs of rows, then fours, inside each 128-bit quarter; then the quarters.
+            let mut t = *rows;
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            let pd = |x: __m512| _mm512_castps_pd(x);
+            let ps = |x: __m512d| _mm512_castpd_ps(x);
+            let mut u = t;
+            for i in 0..4 {
+                let [a, b, c, d] = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]];
+                u[4 * i] = ps(_mm512_unpacklo_pd(pd(a), pd(c)));
+                u[4 * i + 1] = ps(_mm512_unpackhi_pd(pd(a), pd(c)));
+                u[4 * i + 2] = ps(_mm512_unpacklo_pd(pd(b), pd(d)));
+                u[4 * i + 3] = ps(_mm512_unpackhi_pd(pd(b), pd(d)));
+            }
+            for j in 0..4 {
+                let [a, b, c, d] = [u[j], u[4 + j], u[8 + j], u[12 + j]];
+                let ab_even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                let ab_odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                let cd_even = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
+                let cd_odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d);
+                rows[j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab_even, cd_even);
+                rows[4 + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab_odd, cd_odd);
+                rows[8 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_even, cd_even);
+                rows[12 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_odd, cd_odd);
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Which instruction set the kernels use.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::{Avx2, Avx512, Scalar};
+
+/// An instruction set that this processor has.
+#[derive(Clone, Copy, Debug)]
+pub enum Isa {
+    /// Plain Rust: the oracle.
+    Scalar(Scalar),
+    /// AVX2 and FMA.
+    Avx2(Avx2),
+    /// AVX-512 F, BW, VL, DQ and BF16.
+    Avx512(Avx512),
+}
+
+/// A name that is no instruction set, or one that this processor lacks.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum UnknownIsa {
+    /// Not one of the names.
+    #[error("instruction set {0:?}: expected scalar, avx2 or avx512 (environment variable OLMOE_ISA)")]
+    Name(String),
+    /// The processor lacks it.
+    #[error("instruction set {0:?}: this processor does not have it; it has {1} (unset OLMOE_ISA to use the best)")]
+    Missing(String, String),
+}
+
+const UNSET: u8 = 0;
+static CURRENT: AtomicU8 = AtomicU8::new(UNSET);
+
+impl Isa {
+    /// Those this processor has, slowest first.
+    pub fn available() -> Vec<Isa> {
+        let mut all = vec![Isa::Scalar(Scalar::new())];
+        all.extend(Avx2::detect().map(Isa::Avx2));
+        all.extend(Avx512::detect().map(Isa::Avx512));
+        all
+    }
+
+    /// `scalar`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar(_) => "scalar",
+            Isa::Avx2(_) => "avx2",
+            Isa::Avx512(_) => "avx512",
+        }
+    }
+
+    /// The instruction set of that name.
+    pub fn by_name(name: &str) -> Result<Isa, UnknownIsa> {
+        let lower = name.to_ascii_lowercase();
+        if !["scalar", "avx2", "avx512"].contains(&lower.as_str()) {
+            return Err(UnknownIsa::Name(name.to_owned()));
+        }
+        let available = Isa::available();
+        available.iter().copied().find(|isa| isa.name() == lower).ok_or_else(|| {
+            let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+            UnknownIsa::Missing(name.to_owned(), names.join(", "))
+        })
+    }
+
+    /// The one in use: set by [`Isa::select`], else by the environment variable `OLMOE_ISA`, else the best there is.
+    ///
+    /// A bad value of the variable is ignored here, because kernels cannot fail; [`Isa::from_environment`] reports it.
+    #[inline]
+    pub fn current() -> Isa {
+        match CURRENT.load(Ordering::Relaxed) {
+            UNSET => {
+                let isa = Isa::from_environment().unwrap_or_else(|_| Isa::best());
+                isa.select();
+                isa
+            }
+            code => Isa::from_code(code),
+        }
+    }
+
+    /// What `OLMOE_ISA` asks for, else the best there is.
+    pub fn from_environment() -> Result<Isa, UnknownIsa> {
+        match std::env::var("OLMOE_ISA") {
+            Ok(name) if !name.is_empty() => Isa::by_name(&name),
+            _ => Ok(Isa::best()),
+        }
+    }
+
+    /// Uses this one from now on, in the whole process.
+    pub fn select(self) {
+        CURRENT.store(self.code(), Ordering::Relaxed);
+    }
+
+    fn best() -> Isa {
+        Avx512::detect()
+            .map(Isa::Avx512)
+            .or_else(|| Avx2::detect().map(Isa::Avx2))
+            .unwrap_or(Isa::Scalar(Scalar::new()))
+    }
+
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Isa::Scalar(_) => 1,
+            Isa::Avx2(_) => 2,
+            Isa::Avx512(_) => 3,
+        }
+    }
+
+    pub(super) fn from_code(code: u8) -> Isa {
+        match code {
+            // SAFETY: the code was stored by `select`, from a token that `detect` gave.
+            2 => Isa::Avx2(unsafe { Avx2::assume() }),
+            // SAFETY: as above.
+            3 => Isa::Avx512(unsafe { Avx512::assume() }),
+            _ => Isa::Scalar(Scalar::new()),
+        }
+    }
+}

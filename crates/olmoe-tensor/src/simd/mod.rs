@@ -1,0 +1,142 @@
+//! Sixteen lanes, three instruction sets, one source.
+//!
+//! Every kernel of this crate is written once against [`Simd`], a vector of sixteen 32-bit lanes, and compiled for each
+//! instruction set: [`Scalar`] (plain Rust, the oracle), [`Avx2`] (two registers a vector) and [`Avx512`] (one). The
+//! operations of the trait are exact or correctly rounded, lane by lane, and [`Simd::reduce_add`] adds in one fixed
+//! tree; so a kernel gives **the same bits on every instruction set**, and the tests ask for exactly that.
+//!
+//! A value of a `Simd` type is proof that the processor has the instructions: only [`Isa`] hands them out, through the
+//! [`kernel!`] macro. That makes the methods safe to call.
+
+mod avx2;
+mod avx512;
+mod isa;
+mod math;
+mod scalar;
+
+pub use avx2::Avx2;
+pub use avx512::Avx512;
+pub use isa::{Isa, UnknownIsa};
+pub use math::{exp, silu_parts};
+pub use scalar::Scalar;
+
+/// Lanes of a vector.
+pub const LANES: usize = 16;
+
+/// Sixteen 32-bit lanes: `f32` numbers, or *units* (an `f32`, or two bf16 numbers: the even one in the low half).
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// The vector.
+    type V: Copy;
+
+    /// All lanes zero.
+    fn zero(self) -> Self::V;
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// The first 16 numbers of `x`; panics when there are fewer.
+    fn load(self, x: &[f32]) -> Self::V;
+    /// Up to 16 numbers, the rest zero.
+    fn load_partial(self, x: &[f32]) -> Self::V;
+    /// Writes the lanes to the first 16 places of `y`; panics when there are fewer.
+    fn store(self, v: Self::V, y: &mut [f32]);
+    /// Writes the first `y.len()` (at most 16) lanes.
+    fn store_partial(self, v: Self::V, y: &mut [f32]);
+    /// As [`Simd::load`], unchecked.
+    ///
+    /// # Safety
+    /// 64 readable bytes at `p`.
+    unsafe fn load_ptr(self, p: *const f32) -> Self::V;
+    /// As [`Simd::store`], unchecked.
+    ///
+    /// # Safety
+    /// 64 writable bytes at `p`.
+    unsafe fn store_ptr(self, v: Self::V, p: *mut f32);
+    /// All lanes the unit at `p`.
+    ///
+    /// # Safety
+    /// 4 readable bytes at `p`.
+    unsafe fn splat_ptr(self, p: *const u32) -> Self::V;
+
+    /// `a + b`
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `√a`
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// `if a > b { a } else { b }`: a NaN in either gives `b`.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `if a < b { a } else { b }`: a NaN in either gives `b`.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even; `|a| < 2^22`.
+    fn round(self, a: Self::V) -> Self::V;
+    /// `2^n` for integral `n` in −126..=127.
+    fn exp2_integral(self, n: Self::V) -> Self::V;
+    /// `if a < b { yes } else { no }`
+    fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// The sum of the lanes: lane `i` and `i + 8`, then of those `i` and `i + 4`, then 2, then 1.
+    fn reduce_add(self, a: Self::V) -> f32;
+    /// The largest lane.
+    fn reduce_max(self, a: Self::V) -> f32;
+
+    /// 32 numbers to 16 units: unit `j` holds `(x[2j], x[2j+1])` of the row `lo ‖ hi`.
+    fn bf16_pairs(self, lo: Self::V, hi: Self::V) -> Self::V;
+    /// Two rows to 16 units: unit `j` holds `(even[j], odd[j])`.
+    fn bf16_interleave(self, even: Self::V, odd: Self::V) -> Self::V;
+    /// The two rows of [`Simd::bf16_interleave`], rounded.
+    fn bf16_split(self, units: Self::V) -> (Self::V, Self::V);
+    /// Two products a lane: `c + a.odd·b.odd + a.even·b.even` of bf16 units, the odd one first, each sum rounded;
+    /// subnormal numbers may count as zero.
+    fn bf16_dot(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// Transposes a 16 × 16 block: lane `j` of vector `i` becomes lane `i` of vector `j`.
+    fn transpose(self, rows: &mut [Self::V; LANES]);
+}
+
+/// Declares a kernel: one body, generic over the instruction set, compiled for each and picked by [`Isa::current`].
+///
+/// ```ignore
+/// kernel! {
+///     /// y += x
+///     pub(crate) fn add_assign[s: S](y: &mut [f32], x: &[f32]) { … s.add(…) … }
+/// }
+/// ```
+macro_rules! kernel {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident [$s:ident : $S:ident] ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body<$S: $crate::simd::Simd>($s: $S, $($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2(s: $crate::simd::Avx2, $($arg: $ty),*) $(-> $ret)? { body(s, $($arg),*) }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+            fn avx512(s: $crate::simd::Avx512, $($arg: $ty),*) $(-> $ret)? { body(s, $($arg),*) }
+
+            match $crate::simd::Isa::current() {
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx512(s) => {
+                    // SAFETY: the token exists only where the processor has these features.
+                    unsafe { avx512(s, $($arg),*) }
+                }
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx2(s) => {
+                    // SAFETY: the token exists only where the processor has these features.
+                    unsafe { avx2(s, $($arg),*) }
+                }
+                $crate::simd::Isa::Scalar(s) => body(s, $($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use kernel;
+
+#[cfg(test)]
+mod tests;

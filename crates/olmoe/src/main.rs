@@ -1,0 +1,2 @@
+//! olmoe
+fn main() {}
