@@ -1,0 +1,484 @@
+//! The registry of parameters: canonical names, shapes, kinds and initial distributions, in one fixed order.
+//!
+//! Shapes: V rows of the embedding, D model width, H·d query width, K·d key and value width, E experts, I expert or MLP
+//! width. Matrices are `[out, in]`; the experts of a layer are stacked to `[E, out, in]`. `.bias` follows its weight
+//! where the configuration asks for one, and a norm without parameters has no entry.
+//!
+//! ```text
+//! embed_tokens.weight [V,D]                                embedding_norm.weight [D]
+//! layers.{i}.attention_norm.weight [D]
+//! layers.{i}.attention.q_proj.weight [H·d,D]               .k_proj.weight .v_proj.weight [K·d,D]
+//! layers.{i}.attention.q_norm.weight [H·d]                 .k_norm.weight [K·d]
+//! layers.{i}.attention.o_proj.weight [D,H·d]
+//! layers.{i}.mlp_norm.weight [D]
+//! layers.{i}.moe.router.weight [E,D]
+//! layers.{i}.moe.experts.gate_proj.weight [E,I,D]          .up_proj.weight [E,I,D]   .down_proj.weight [E,D,I]
+//! layers.{i}.moe.bias [D]
+//! layers.{i}.moe.shared_expert.gate_proj.weight [I,D]      .up_proj.weight [I,D]     .down_proj.weight [D,I]
+//! layers.{i}.mlp.gate_proj.weight [I,D]                    .up_proj.weight [I,D]     .down_proj.weight [D,I]
+//! norm.weight [D]                                          lm_head.weight [V,D]
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, FeedForward, InitMethod, MAX_PARAMETERS, Mlp, ModelConfig, Moe, Norm};
+
+/// One parameter of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterSpec {
+    /// Canonical name, unique within the model.
+    pub name: String,
+    /// Extents, outermost first; row-major.
+    pub shape: Vec<usize>,
+    /// What it is, for weight decay and for placing it.
+    pub kind: ParameterKind,
+    /// The layer it belongs to, counted from 0; `None` for the embedding, the final norm and the head.
+    pub layer: Option<usize>,
+    /// How it starts.
+    pub init: InitRule,
+}
+
+impl ParameterSpec {
+    /// Number of elements.
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().fold(1, |product: usize, &extent| product.saturating_mul(extent))
+    }
+}
+
+/// What a parameter is. OLMo decays linears, routers and experts always, norms and biases if `decay_norm_and_bias`,
+/// the embedding if `decay_embeddings`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParameterKind {
+    /// The token embedding, also when the head shares it.
+    Embedding,
+    /// A matrix that every token passes: attention, dense MLP, shared expert, head.
+    Linear,
+    /// A router.
+    Router,
+    /// A stack of routed experts' matrices.
+    Expert,
+    /// The weight of a norm.
+    Norm,
+    /// A bias, of a linear or of a norm.
+    Bias,
+}
+
+/// The distribution a parameter starts from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum InitRule {
+    /// All elements 0.
+    Zeros,
+    /// All elements 1.
+    Ones,
+    /// Independent normal draws with mean 0.
+    Normal {
+        /// Standard deviation before truncation.
+        std: f64,
+        /// Draws are repeated until they lie within this many `std` of 0. `None`: no bound.
+        cutoff_factor: Option<f64>,
+    },
+}
+
+/// Numbers of parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParameterCount {
+    /// All parameters, the embedding and the head included; a tied head counts once.
+    pub total: u64,
+    /// Those that one token passes: all but the experts it is not routed to.
+    pub active: u64,
+    /// Those of one layer; all layers are alike.
+    pub per_layer: u64,
+}
+
+impl ParameterCount {
+    /// Counts the parameters of a model without listing them.
+    ///
+    /// # Errors
+    /// [`ConfigError::TooManyParameters`] above [`MAX_PARAMETERS`].
+    pub fn of(config: &ModelConfig) -> Result<Self, ConfigError> {
+        let (mut outer, mut shared, mut experts) = (0u128, 0u128, 0u128);
+        before_layers(config, &mut |entry| outer = outer.saturating_add(entry.num_elements()));
+        after_layers(config, &mut |entry| outer = outer.saturating_add(entry.num_elements()));
+        layer(config, &mut |entry| {
+            let sum = if entry.kind == ParameterKind::Expert { &mut experts } else { &mut shared };
+            *sum = sum.saturating_add(entry.num_elements());
+        });
+        // Every stack of experts has E equal slices, so the division is exact.
+        let routed = config.moe().map_or(0, |moe| {
+            (experts / (moe.num_experts as u128).max(1)).saturating_mul(moe.top_k.min(moe.num_experts) as u128)
+        });
+        let all = |per_layer: u128| per_layer.saturating_mul(config.n_layers as u128).saturating_add(outer);
+        let per_layer = shared.saturating_add(experts);
+        let bounded = |count: u128| match u64::try_from(count) {
+            Ok(count) if count <= MAX_PARAMETERS => Ok(count),
+            _ => Err(ConfigError::TooManyParameters { limit: MAX_PARAMETERS }),
+        };
+        Ok(Self {
+            total: bounded(all(per_layer))?,
+            active: bounded(all(shared.saturating_add(routed)))?,
+            per_layer: bounded(per_layer)?,
+        })
+    }
+}
+
+/// All parameters of a model, in canonical order: embedding, layers from the first to the last, final norm, head.
+pub fn parameters(config: &ModelConfig) -> Vec<ParameterSpec> {
+    let mut specs = Vec::new();
+    before_layers(config, &mut |entry| specs.push(entry.spec(config, None)));
+    for index in 0..config.n_layers {
+        layer(config, &mut |entry| specs.push(entry.spec(config, Some(index))));
+    }
+    after_layers(config, &mut |entry| specs.push(entry.spec(config, None)));
+    specs
+}
+
+/// One parameter before it is given a layer: nothing is allocated to visit it.
+struct Entry<'a> {
+    /// Name of the module, without the layer and without `.weight` or `.bias`.
+    module: &'static str,
+    shape: &'a [usize],
+    kind: ParameterKind,
+    role: Role,
+}
+
+/// What a parameter does, as far as its initialisation depends on it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Embedding,
+    /// A matrix that reads the residual stream (or, for the router, ranks experts).
+    Input,
+    /// A matrix whose output is added to the residual stream.
+    Output,
+    Head,
+    Ones,
+    Zeros,
+}
+
+impl Entry<'_> {
+    fn num_elements(&self) -> u128 {
+        self.shape.iter().fold(1, |product: u128, &extent| product.saturating_mul(extent as u128))
+    }
+
+    fn spec(&self, config: &ModelConfig, layer: Option<usize>) -> ParameterSpec {
+        let suffix = if self.kind == ParameterKind::Bias { "bias" } else { "weight" };
+        let name = match layer {
+            Some(layer) => format!("layers.{layer}.{}.{suffix}", self.module),
+            None => format!("{}.{suffix}", self.module),
+        };
+        let fan_in = self.shape.last().copied().unwrap_or(1);
+        let init = init_rule(config, self.role, layer.unwrap_or(0), fan_in);
+        ParameterSpec { name, shape: self.shape.to_vec(), kind: self.kind, layer, init }
+    }
+}
+
+/// The rule of one parameter; see [`InitMethod`] for the formulas.
+fn init_rule(config: &ModelConfig, role: Role, layer: usize, fan_in: usize) -> InitRule {
+    let init = &config.init;
+    let base = f64::from(init.std);
+    let by_width = (config.d_model as f64).sqrt().recip();
+    let by_inputs = (fan_in as f64).sqrt().recip();
+    let std = match (init.method, role) {
+        (_, Role::Ones) => return InitRule::Ones,
+        (_, Role::Zeros) => return InitRule::Zeros,
+        (InitMethod::Normal, _) => base,
+        (InitMethod::Mitchell, Role::Output) => (2.0 * fan_in as f64 * (layer as f64 + 1.0)).sqrt().recip(),
+        (InitMethod::Mitchell, _) => by_width,
+        (InitMethod::FullMegatron, Role::Output) => base / (2.0 * config.n_layers as f64).sqrt(),
+        (InitMethod::FullMegatron, Role::Head) => by_width,
+        (InitMethod::FullMegatron, Role::Embedding) if init.scale_embedding => base * (config.d_model as f64).sqrt(),
+        (InitMethod::FullMegatron, _) => base,
+        (InitMethod::KaimingNormal, _) => std::f64::consts::SQRT_2 * by_inputs,
+        (InitMethod::FanIn, Role::Embedding) if config.scale_logits => 0.5,
+        (InitMethod::FanIn, _) => by_inputs,
+    };
+    let std = match (role, init.embedding_std) {
+        (Role::Embedding, Some(std)) => f64::from(std),
+        _ => std,
+    };
+    let cutoff_factor = match init.method {
+        InitMethod::Normal => init.cutoff_factor.map(f64::from),
+        InitMethod::Mitchell | InitMethod::FullMegatron => Some(init.cutoff_factor.map_or(3.0, f64::from)),
+        InitMethod::KaimingNormal | InitMethod::FanIn => None,
+    };
+    InitRule::Normal { std, cutoff_factor }
+}
+
+/// Receives entries in canonical order.
+type Visit<'v> = &'v mut dyn FnMut(Entry<'_>);
+
+fn before_layers(config: &ModelConfig, visit: Visit<'_>) {
+    visit(Entry {
+        module: "embed_tokens",
+        shape: &[config.embedding_size, config.d_model],
+        kind: ParameterKind::Embedding,
+        role: Role::Embedding,
+    });
+    norm("embedding_norm", config.embedding_norm, config.d_model, visit);
+}
+
+fn after_layers(config: &ModelConfig, visit: Visit<'_>) {
+    norm("norm", Some(config.norm), config.d_model, visit);
+    if !config.tie_embeddings {
+        linear("lm_head", config.embedding_size, config.d_model, Role::Head, config.head_bias, visit);
+    }
+}
+
+fn layer(config: &ModelConfig, visit: Visit<'_>) {
+    let (d, q, kv, bias) = (config.d_model, config.query_width(), config.key_value_width(), config.attention_bias);
+    norm("attention_norm", Some(config.norm), d, visit);
+    linear("attention.q_proj", q, d, Role::Input, bias, visit);
+    linear("attention.k_proj", kv, d, Role::Input, bias, visit);
+    linear("attention.v_proj", kv, d, Role::Input, bias, visit);
+    norm("attention.q_norm", config.qk_norm, q, visit);
+    norm("attention.k_norm", config.qk_norm, kv, visit);
+    linear("attention.o_proj", d, q, Role::Output, bias, visit);
+    norm("mlp_norm", Some(config.norm), d, visit);
+    match &config.feed_forward {
+        FeedForward::Dense(shape) => {
+            mlp(["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"], *shape, d, config.mlp_bias, visit);
+        }
+        FeedForward::Moe(moe) => mixture(moe, d, config.mlp_bias, visit),
+    }
+}
+
+fn mixture(moe: &Moe, d: usize, bias: bool, visit: Visit<'_>) {
+    let (num_experts, width) = (moe.num_experts, moe.expert.width);
+    visit(Entry { module: "moe.router", shape: &[num_experts, d], kind: ParameterKind::Router, role: Role::Input });
+    let mut experts = |module, out, inputs, role| {
+        visit(Entry { module, shape: &[num_experts, out, inputs], kind: ParameterKind::Expert, role });
+    };
+    if moe.expert.activation.is_gated() {
+        experts("moe.experts.gate_proj", width, d, Role::Input);
+    }
+    experts("moe.experts.up_proj", width, d, Role::Input);
+    experts("moe.experts.down_proj", d, width, Role::Output);
+    if bias {
+        visit(Entry { module: "moe", shape: &[d], kind: ParameterKind::Bias, role: Role::Zeros });
+    }
+    if let Some(shared) = moe.shared_expert {
+        let modules = ["moe.shared_expert.gate_proj", "moe.shared_expert.up_proj", "moe.shared_expert.down_proj"];
+        mlp(modules, shared, d, bias, visit);
+    }
+}
+
+fn mlp([gate, up, down]: [&'static str; 3], shape: Mlp, d: usize, bias: bool, visit: Visit<'_>) {
+    if shape.activation.is_gated() {
+        linear(gate, shape.width, d, Role::Input, bias, visit);
+    }
+    linear(up, shape.width, d, Role::Input, bias, visit);
+    linear(down, d, shape.width, Role::Output, bias, visit);
+}
+
+fn linear(module: &'static str, out: usize, inputs: usize, role: Role, bias: bool, visit: Visit<'_>) {
+    visit(Entry { module, shape: &[out, inputs], kind: ParameterKind::Linear, role });
+    if bias {
+        visit(Entry { module, shape: &[out], kind: ParameterKind::Bias, role: Role::Zeros });
+    }
+}
+
+fn norm(module: &'static str, norm: Option<Norm>, width: usize, visit: Visit<'_>) {
+    let Some(norm) = norm else { return };
+    if norm.affine {
+        visit(Entry { module, shape: &[width], kind: ParameterKind::Norm, role: Role::Ones });
+    }
+    if norm.bias {
+        visit(Entry { module, shape: &[width], kind: ParameterKind::Bias, role: Role::Zeros });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Activation, Init};
+
+    fn moe_mut(config: &mut ModelConfig) -> &mut Moe {
+        match &mut config.feed_forward {
+            FeedForward::Moe(moe) => moe,
+            FeedForward::Dense(_) => panic!("the release model has experts"),
+        }
+    }
+
+    /// `name [shape] kind` of the layer-0 and outer parameters.
+    fn listing(config: &ModelConfig) -> Vec<String> {
+        parameters(config)
+            .iter()
+            .filter(|spec| spec.layer.unwrap_or(0) == 0)
+            .map(|spec| format!("{} {:?} {:?}", spec.name, spec.shape, spec.kind))
+            .collect()
+    }
+
+    #[test]
+    fn the_release_has_the_published_number_of_parameters() {
+        let config = ModelConfig::release();
+        let count = ParameterCount::of(&config).unwrap();
+        assert_eq!(count.total, 6_919_161_856);
+        assert_eq!(count.active, 1_282_017_280);
+        assert_eq!(count.per_layer, 419_569_664);
+        let listed: usize = parameters(&config).iter().map(ParameterSpec::num_elements).sum();
+        assert_eq!(listed as u64, count.total);
+    }
+
+    #[test]
+    fn the_release_in_canonical_order() {
+        let expected = [
+            "embed_tokens.weight [50304, 2048] Embedding",
+            "layers.0.attention_norm.weight [2048] Norm",
+            "layers.0.attention.q_proj.weight [2048, 2048] Linear",
+            "layers.0.attention.k_proj.weight [2048, 2048] Linear",
+            "layers.0.attention.v_proj.weight [2048, 2048] Linear",
+            "layers.0.attention.q_norm.weight [2048] Norm",
+            "layers.0.attention.k_norm.weight [2048] Norm",
+            "layers.0.attention.o_proj.weight [2048, 2048] Linear",
+            "layers.0.mlp_norm.weight [2048] Norm",
+            "layers.0.moe.router.weight [64, 2048] Router",
+            "layers.0.moe.experts.gate_proj.weight [64, 1024, 2048] Expert",
+            "layers.0.moe.experts.up_proj.weight [64, 1024, 2048] Expert",
+            "layers.0.moe.experts.down_proj.weight [64, 2048, 1024] Expert",
+            "norm.weight [2048] Norm",
+            "lm_head.weight [50304, 2048] Linear",
+        ];
+        assert_eq!(listing(&ModelConfig::release()), expected);
+        let specs = parameters(&ModelConfig::release());
+        assert_eq!(specs.len(), 3 + 16 * 12);
+        assert_eq!(specs[13].name, "layers.1.attention_norm.weight");
+        let normal = InitRule::Normal { std: f64::from(0.02f32), cutoff_factor: Some(3.0) };
+        for spec in specs {
+            let expected = if spec.kind == ParameterKind::Norm { InitRule::Ones } else { normal };
+            assert_eq!(spec.init, expected, "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn every_optional_parameter_of_a_mixture() {
+        let mut config = ModelConfig::release();
+        config.n_kv_heads = 4;
+        config.norm.bias = true;
+        config.embedding_norm = Some(config.norm);
+        config.qk_norm = Some(Norm { affine: false, bias: false, ..config.norm });
+        (config.attention_bias, config.mlp_bias, config.head_bias) = (true, true, true);
+        let shared = moe_mut(&mut config).expert;
+        *moe_mut(&mut config) = Moe {
+            shared_expert: Some(shared),
+            expert: Mlp { activation: Activation::Silu, ..shared },
+            capacity_factor: Some(1.25),
+            ..moe_mut(&mut config).clone()
+        };
+        config.validate().unwrap();
+        let expected = [
+            "embed_tokens.weight [50304, 2048] Embedding",
+            "embedding_norm.weight [2048] Norm",
+            "embedding_norm.bias [2048] Bias",
+            "layers.0.attention_norm.weight [2048] Norm",
+            "layers.0.attention_norm.bias [2048] Bias",
+            "layers.0.attention.q_proj.weight [2048, 2048] Linear",
+            "layers.0.attention.q_proj.bias [2048] Bias",
+            "layers.0.attention.k_proj.weight [512, 2048] Linear",
+            "layers.0.attention.k_proj.bias [512] Bias",
+            "layers.0.attention.v_proj.weight [512, 2048] Linear",
+            "layers.0.attention.v_proj.bias [512] Bias",
+            "layers.0.attention.o_proj.weight [2048, 2048] Linear",
+            "layers.0.attention.o_proj.bias [2048] Bias",
+            "layers.0.mlp_norm.weight [2048] Norm",
+            "layers.0.mlp_norm.bias [2048] Bias",
+            "layers.0.moe.router.weight [64, 2048] Router",
+            "layers.0.moe.experts.up_proj.weight [64, 1024, 2048] Expert",
+            "layers.0.moe.experts.down_proj.weight [64, 2048, 1024] Expert",
+            "layers.0.moe.bias [2048] Bias",
+            "layers.0.moe.shared_expert.gate_proj.weight [1024, 2048] Linear",
+            "layers.0.moe.shared_expert.gate_proj.bias [1024] Bias",
+            "layers.0.moe.shared_expert.up_proj.weight [1024, 2048] Linear",
+            "layers.0.moe.shared_expert.up_proj.bias [1024] Bias",
+            "layers.0.moe.shared_expert.down_proj.weight [2048, 1024] Linear",
+            "layers.0.moe.shared_expert.down_proj.bias [2048] Bias",
+            "norm.weight [2048] Norm",
+            "norm.bias [2048] Bias",
+            "lm_head.weight [50304, 2048] Linear",
+            "lm_head.bias [50304] Bias",
+        ];
+        assert_eq!(listing(&config), expected);
+        let count = ParameterCount::of(&config).unwrap();
+        let specs = parameters(&config);
+        assert_eq!(count.total, specs.iter().map(|spec| spec.num_elements() as u64).sum::<u64>());
+        let of_experts = specs.iter().filter(|spec| spec.kind == ParameterKind::Expert);
+        let experts: u64 = of_experts.map(|spec| spec.num_elements() as u64).sum();
+        assert_eq!(count.active, count.total - experts / 64 * 56);
+    }
+
+    #[test]
+    fn a_dense_model_with_a_tied_head() {
+        let mut config = ModelConfig::release();
+        config.tie_embeddings = true;
+        config.feed_forward = FeedForward::Dense(Mlp { width: 8192, activation: Activation::Gelu });
+        let names: Vec<String> = listing(&config).into_iter().skip(9).collect();
+        let expected = [
+            "layers.0.mlp.up_proj.weight [8192, 2048] Linear",
+            "layers.0.mlp.down_proj.weight [2048, 8192] Linear",
+            "norm.weight [2048] Norm",
+        ];
+        assert_eq!(names, expected);
+        let count = ParameterCount::of(&config).unwrap();
+        assert_eq!(count.total, count.active);
+    }
+
+    #[test]
+    fn counting_does_not_overflow() {
+        let mut config = ModelConfig::release();
+        config.n_layers = usize::MAX;
+        config.n_heads = usize::MAX;
+        moe_mut(&mut config).num_experts = usize::MAX;
+        assert!(matches!(ParameterCount::of(&config), Err(ConfigError::TooManyParameters { .. })));
+        moe_mut(&mut config).num_experts = 0;
+        assert!(ParameterCount::of(&config).is_err());
+    }
+
+    #[test]
+    fn standard_deviations_of_every_method() {
+        let mut config = ModelConfig::release();
+        config.feed_forward = FeedForward::Dense(Mlp { width: 8192, activation: Activation::SwiGlu });
+        let init = Init { cutoff_factor: None, ..config.init };
+        let mut rules = |change: Init, name: &str| {
+            config.init = change;
+            match parameters(&config).iter().find(|spec| spec.name == name).unwrap().init {
+                InitRule::Normal { std, cutoff_factor } => (std, cutoff_factor),
+                other => panic!("{name} starts as {other:?}"),
+            }
+        };
+        let close = |(std, cutoff): (f64, Option<f64>), expected: f64, expected_cutoff: Option<f64>| {
+            assert!((std / expected - 1.0).abs() < 1e-7, "{std} is not {expected}");
+            assert_eq!(cutoff, expected_cutoff);
+        };
+        let root = 2048f64.sqrt();
+        let names = ["embed_tokens", "layers.3.attention.q_proj", "layers.3.attention.o_proj", "layers.3.mlp.up_proj"];
+        let names = names.into_iter().chain(["layers.3.mlp.down_proj", "lm_head"]).map(|name| format!("{name}.weight"));
+        let names: Vec<String> = names.collect();
+        let methods = [
+            (InitMethod::Normal, None, [0.02; 6]),
+            (
+                InitMethod::Mitchell,
+                Some(3.0),
+                [1.0 / root, 1.0 / root, 1.0 / 16384f64.sqrt(), 1.0 / root, 1.0 / 65536f64.sqrt(), 1.0 / root],
+            ),
+            (
+                InitMethod::FullMegatron,
+                Some(3.0),
+                [0.02, 0.02, 0.02 / 32f64.sqrt(), 0.02, 0.02 / 32f64.sqrt(), 1.0 / root],
+            ),
+            (InitMethod::KaimingNormal, None, [1.0 / 32.0, 1.0 / 32.0, 1.0 / 32.0, 1.0 / 32.0, 1.0 / 64.0, 1.0 / 32.0]),
+            (
+                InitMethod::FanIn,
+                None,
+                [1.0 / root, 1.0 / root, 1.0 / root, 1.0 / root, 1.0 / 8192f64.sqrt(), 1.0 / root],
+            ),
+        ];
+        for (method, cutoff, expected) in methods {
+            for (name, expected) in names.iter().zip(expected) {
+                close(rules(Init { method, ..init }, name), expected, cutoff);
+            }
+            let with_std = Init { method, embedding_std: Some(0.5), scale_embedding: true, ..init };
+            close(rules(with_std, &names[0]), 0.5, cutoff);
+        }
+        let scaled = Init { method: InitMethod::FullMegatron, scale_embedding: true, cutoff_factor: Some(2.0), ..init };
+        close(rules(scaled, &names[0]), 0.02 * root, Some(2.0));
+    }
+}

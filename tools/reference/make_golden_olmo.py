@@ -1,0 +1,269 @@
+"""Golden states of the OLMo-native variants, for which transformers has no model.
+
+Computed by olmo_reference.py in fp64 and rounded to fp32 on writing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import torch
+import yaml
+
+import golden_io
+import olmo_reference as reference
+from golden_io import Golden
+
+SCRIPT = "make_golden_olmo.py"
+
+# The release's switches at a small size. Each model below says only what it changes.
+BASE = {
+    "d_model": 32,
+    "n_heads": 4,
+    "n_layers": 2,
+    "mlp_hidden_size": 24,
+    "activation_type": "swiglu",
+    "block_type": "moe",
+    "rope": True,
+    "rope_full_precision": True,
+    "rope_theta": 10000,
+    "flash_attention": False,
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "attention_layer_norm": True,
+    "attention_layer_norm_with_affine": True,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "layer_norm_eps": 1e-5,
+    "bias_for_layer_norm": False,
+    "max_sequence_length": 32,
+    "include_bias": False,
+    "scale_logits": False,
+    "vocab_size": 83,
+    "embedding_size": 83,
+    "weight_tying": False,
+    "eos_token_id": 82,
+    "pad_token_id": 1,
+    "init_device": "cpu",
+    "init_fn": "normal",
+    "init_std": 0.02,
+    "init_cutoff_factor": 3,
+    "moe_num_experts": 8,
+    "moe_top_k": 2,
+    "moe_dropless": True,
+    "moe_mlp_impl": "sparse",
+    "moe_loss_weight": 0.05,
+    "moe_zloss_weight": 0.02,
+}
+
+
+@dataclass
+class Model:
+    description: str
+    change: dict[str, object] = field(default_factory=dict)
+    batch: int = 2
+    time: int = 13
+    auxiliary: str = "olmo"
+    document_lengths: list[list[int]] | None = None
+
+
+# Keys that a dense model has no use for.
+NO_MOE = {key: None for key in BASE if key.startswith("moe_")}
+
+MODELS = {
+    "olmo_losses": Model(
+        "dropless MoE with OLMo's load-balancing loss and router z-loss, both per layer",
+        {"n_layers": 3, "moe_top_k": 3, "moe_loss_weight": 0.2, "moe_zloss_weight": 0.1, "mlp_hidden_size": 16},
+        batch=3,
+    ),
+    "megatron_losses": Model(
+        "dropless MoE with Megatron's seq_aux_loss: per layer, per sequence, summed over layers",
+        {"n_layers": 3, "moe_loss_weight": 0.1, "moe_zloss_weight": None, "mlp_hidden_size": 16},
+        batch=3,
+        auxiliary="megatron",
+    ),
+    "shared_expert": Model(
+        "dropless MoE plus a shared expert as wide as a routed one",
+        {"moe_shared_expert": True, "moe_num_experts": 6, "moe_top_k": 2, "mlp_hidden_size": 22},
+    ),
+    "capacity": Model(
+        "capacity MoE with dropped assignments; experts are plain MLPs with silu and no gate",
+        {"moe_dropless": False, "moe_capacity_factor": 1.0},
+        batch=3,
+    ),
+    "dense": Model(
+        "sequential block with a dense SwiGLU MLP",
+        {**NO_MOE, "block_type": "sequential"},
+        auxiliary="none",
+    ),
+    "norm_after": Model("norms after attention and after the MoE, none before", {"norm_after": True}),
+    "layernorm": Model(
+        "LayerNorm with bias (q/k norms too), bias in every linear and in the head, dense exact GELU",
+        {
+            **NO_MOE,
+            "block_type": "sequential",
+            "layer_norm_type": "default",
+            "include_bias": True,
+            "bias_for_layer_norm": None,
+            "activation_type": "gelu",
+            "mlp_hidden_size": 52,
+        },
+        auxiliary="none",
+    ),
+    "nonparametric": Model(
+        "LayerNorm without weights, no q/k norm, no auxiliary loss",
+        {
+            "layer_norm_type": "default",
+            "layer_norm_with_affine": False,
+            "attention_layer_norm": False,
+            "moe_loss_weight": 0.0,
+            "moe_zloss_weight": None,
+        },
+        auxiliary="none",
+    ),
+    "clip_qkv_olmo": Model(
+        "clip of the fused q, k, v before the q/k norm, with grouped key/value heads; no z-loss",
+        {"clip_qkv": 0.6, "n_kv_heads": 2, "moe_zloss_weight": None},
+    ),
+    "scale_logits": Model(
+        "logits over the square root of d_model, tied head",
+        {"scale_logits": True, "weight_tying": True},
+    ),
+    "documents": Model(
+        "attention inside documents only; rope positions run on across documents",
+        {"flash_attention": True},
+        time=16,
+        document_lengths=[[5, 7, 4], [3, 13, 0]],
+    ),
+    "qk_norm_plain": Model(
+        "q/k norm without weights while the block norms have weights",
+        {"attention_layer_norm_with_affine": False, "mlp_hidden_size": 16},
+    ),
+    "relu_multi_query": Model(
+        "dense ReLU MLP, no gate, one key/value head, no q/k norm",
+        {
+            **NO_MOE,
+            "block_type": "sequential",
+            "activation_type": "relu",
+            "n_kv_heads": 1,
+            "attention_layer_norm": False,
+            "mlp_hidden_size": 40,
+        },
+        auxiliary="none",
+    ),
+}
+
+# These are written as null, which is how a config says "not set"; other nulls are left out.
+KEEP_NULL = ("moe_zloss_weight", "bias_for_layer_norm")
+
+
+def yaml_config(model: Model) -> dict[str, object]:
+    merged = {**BASE, **model.change}
+    moe = merged["block_type"] == "moe"
+
+    def wanted(key: str) -> bool:
+        return merged[key] is not None or (key in KEEP_NULL and (moe or not key.startswith("moe_")))
+
+    return {key: value for key, value in merged.items() if wanted(key)}
+
+
+def reference_config(settings: dict[str, object]) -> reference.Config:
+    known = {f.name for f in fields(reference.Config)}
+    return reference.Config(**{key: value for key, value in settings.items() if key in known})
+
+
+@dataclass
+class Result:
+    tensors: dict[str, torch.Tensor]
+    output: reference.Output
+
+
+def compute(
+    model: Model, settings: dict[str, object], params: dict[str, torch.Tensor], ids: torch.Tensor
+) -> Result:
+    """Forward, losses and backward in the dtype of `params`."""
+    config = reference_config(settings)
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    lengths = None if model.document_lengths is None else torch.tensor(model.document_lengths)
+    output = reference.forward(config, leaves, ids, lengths)
+    losses = {"ce": reference.cross_entropy(output.logits, ids)}
+    lb_weight, z_weight = loss_weights(model, settings)
+    if model.auxiliary == "olmo":
+        losses["load_balancing"] = reference.olmo_load_balancing(output.routers, lb_weight)
+        if z_weight:
+            losses["z"] = reference.olmo_z(output.routers, z_weight)
+    elif model.auxiliary == "megatron":
+        losses["load_balancing"] = reference.megatron_load_balancing(output.routers, lb_weight, model.batch)
+    losses["total"] = sum(losses.values())
+    losses["total"].backward()
+
+    tensors = {"input_ids": ids.to(torch.int32), "logits": output.logits}
+    tensors |= {f"loss.{name}": value.reshape(1) for name, value in losses.items()}
+    if output.routers:
+        tensors |= golden_io.router_tensors(torch.stack([r.probs for r in output.routers]), config.moe_top_k)
+    if lengths is not None:
+        tensors["document_lengths"] = lengths.to(torch.int32)
+    for name, leaf in leaves.items():
+        tensors[f"param.{name}"] = leaf
+        tensors[f"grad.{name}"] = leaf.grad
+    return Result({name: tensor.detach() for name, tensor in tensors.items()}, output)
+
+
+def loss_weights(model: Model, settings: dict[str, object]) -> tuple[float, float]:
+    if model.auxiliary == "none":
+        return 0.0, 0.0
+    z = (settings.get("moe_zloss_weight") or 0.0) if model.auxiliary == "olmo" else 0.0
+    return float(settings["moe_loss_weight"]), float(z)
+
+
+def make(name: str) -> Golden:
+    model = MODELS[name]
+    settings = yaml_config(model)
+    config = reference_config(settings)
+    for seed in range(1000):
+        gen = golden_io.generator(seed)
+        params = {
+            key: golden_io.random_parameter(key, shape, gen)
+            for key, shape in reference.parameter_shapes(config).items()
+        }
+        ids = golden_io.random_ids(config.vocab_size, model.batch, model.time, gen)
+        result = compute(model, settings, {key: value.double() for key, value in params.items()}, ids)
+        probs = result.tensors.get("router.probs")
+        if probs is None or golden_io.router_is_clear(probs, config.moe_top_k):
+            break
+    else:
+        raise RuntimeError(f"{name}: no seed keeps the router margin")
+
+    # A golden that does not exercise what it is for would pass any implementation.
+    dropped = [router.dropped for router in result.output.routers]
+    if config.clip_qkv is not None and min(result.output.clipped) < 0.05:
+        raise RuntimeError(f"{name}: clips too little: {result.output.clipped}")
+    if not config.moe_dropless and min(dropped) == 0:
+        raise RuntimeError(f"{name}: drops nothing")
+
+    lb_weight, z_weight = loss_weights(model, settings)
+    losses = {"auxiliary": model.auxiliary, "load_balancing_weight": lb_weight, "z_weight": z_weight}
+    metadata = golden_io.base_metadata(SCRIPT, model.description, losses)
+    metadata["config_olmo"] = yaml.safe_dump(settings, sort_keys=False)
+
+    # How far an fp32 run of the same code is from the stored values: what a test may expect.
+    margin = result.tensors.get("router.margin")
+    single = compute(model, settings, params, ids).tensors
+    compared = [key for key, value in single.items() if value.is_floating_point()]
+    worst = max(compared, key=lambda key: golden_io.relative_error(single[key], result.tensors[key]))
+    facts = {
+        "seed": seed,
+        "margin": f"{margin.min():.1e}" if margin is not None else "-",
+        "ce": f"{result.tensors['loss.ce'].item():.3f}",
+        "fp32_error": f"{golden_io.relative_error(single[worst], result.tensors[worst]):.1e}({worst})",
+    }
+    if config.clip_qkv is not None:
+        facts["clipped"] = [round(share, 2) for share in result.output.clipped]
+    if sum(dropped):
+        facts["dropped"] = dropped
+    return Golden(name, model.description, result.tensors, metadata, facts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(golden_io.main(make, list(MODELS)))
