@@ -11,7 +11,7 @@ use super::{Operand, PANEL_COLS, PANEL_ROWS};
 /// `C (+)= A·B` for one pair of panels.
 ///
 /// Arguments: units, left panel, its rows, right panel, C, its row stride, columns of C (1..=32), whether C is added to.
-pub(super) type Kernel = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, usize, bool);
+pub(crate) type Kernel = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, usize, bool);
 
 /// How a unit is multiplied: one f32, or two bf16 at once.
 trait Product: 'static {
@@ -179,7 +179,7 @@ unsafe fn avx512<P: Product, const R: usize>(
 }
 
 /// The kernels for 1..=14 rows on the current instruction set.
-pub(super) fn kernels(operand: Operand) -> [Kernel; PANEL_ROWS + 1] {
+pub(crate) fn kernels(operand: Operand) -> [Kernel; PANEL_ROWS + 1] {
     fn pick<P: Product>() -> [Kernel; PANEL_ROWS + 1] {
         match Isa::current() {
             Isa::Avx512(_) => [

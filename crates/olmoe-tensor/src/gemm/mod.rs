@@ -13,15 +13,17 @@
 //! A number of C is always summed in the order of the contraction, in one chain; neither the number of rows, nor the
 //! blocks, nor the threads change its bits.
 
-mod micro;
-mod pack;
+pub(crate) mod micro;
+pub(crate) mod pack;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
+pub(crate) use pack::{Panels, pack_columns, pack_rows, panel_count, panel_start};
 pub use pack::{Left, Right, Source};
 
 use crate::threads::{Shared, num_threads, parallel};
-use pack::{panel_count, panel_start};
 
 /// Most rows of a left panel: 14 × 2 sums, 2 vectors of B and one of A fill the 32 registers of AVX-512.
 pub const PANEL_ROWS: usize = 14;
@@ -57,7 +59,7 @@ impl Operand {
 
 /// What becomes of C's old contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Into {
+pub enum Store {
     /// They are replaced.
     Overwrite,
     /// The product is added to them, from the first term on.
@@ -65,8 +67,12 @@ pub enum Into {
 }
 
 /// `C (+)= A·Bᵀ` on all threads; `c` is row-major `[A.rows, B.rows]`.
-pub fn gemm(a: &Left, b: &Right, c: &mut [f32], into: Into) {
-    assert_eq!((a.k, a.operand), (b.k, b.operand), "contraction and operands of both factors");
+pub fn gemm(a: &Left, b: &Right, c: &mut [f32], into: Store) {
+    gemm_panels(a.panels(), b.group(0), c, into);
+}
+
+/// [`gemm`] of borrowed panels.
+pub(crate) fn gemm_panels(a: Panels<'_>, b: Panels<'_>, c: &mut [f32], into: Store) {
     assert_eq!(c.len(), a.rows * b.rows, "C is [{}, {}]", a.rows, b.rows);
     if a.rows == 0 || b.rows == 0 {
         return;
@@ -84,16 +90,31 @@ pub fn gemm(a: &Left, b: &Right, c: &mut [f32], into: Into) {
     });
 }
 
-/// Into how many tasks to divide the panels of A and of B: enough for all threads, none larger than a block.
-fn divide(panels_a: usize, panels_b: usize) -> (usize, usize) {
+/// `C (+)= A·Bᵀ` on this thread; `c` is row-major `[A.rows, B.rows]`.
+pub(crate) fn gemm_here(a: Panels<'_>, b: Panels<'_>, c: &mut [f32], into: Store) {
+    assert_eq!(c.len(), a.rows * b.rows, "C is [{}, {}]", a.rows, b.rows);
+    let (panels_a, panels_b) = (panel_count(a.rows), b.rows.div_ceil(PANEL_COLS));
+    // SAFETY: C is borrowed mutably and has the size just checked.
+    unsafe { block(a, 0..panels_a, b, 0..panels_b, c.as_mut_ptr(), b.rows, into) }
+}
+
+/// Into how many tasks to divide the panels of A and of B: enough for all threads, none larger than a block, and as
+/// nearly square as that allows, since a task reads its rows of A and of B whole.
+pub(crate) fn divide(panels_a: usize, panels_b: usize) -> (usize, usize) {
     let mut tasks_a = panels_a.div_ceil(BLOCK_PANELS);
     let mut tasks_b = panels_b.div_ceil(TASK_PANELS);
     let wanted = if num_threads() == 1 { 1 } else { 4 * num_threads() };
-    while tasks_a * tasks_b < wanted && tasks_b * 2 <= panels_b {
-        tasks_b *= 2;
-    }
-    while tasks_a * tasks_b < wanted && tasks_a * 2 <= panels_a {
-        tasks_a *= 2;
+    while tasks_a * tasks_b < wanted {
+        let (rows, columns) = (panels_a * PANEL_ROWS / tasks_a, panels_b * PANEL_COLS / tasks_b);
+        if rows >= columns && tasks_a * 2 <= panels_a {
+            tasks_a *= 2;
+        } else if tasks_b * 2 <= panels_b {
+            tasks_b *= 2;
+        } else if tasks_a * 2 <= panels_a {
+            tasks_a *= 2;
+        } else {
+            break;
+        }
     }
     (tasks_a, tasks_b)
 }
@@ -102,24 +123,26 @@ fn divide(panels_a: usize, panels_b: usize) -> (usize, usize) {
 ///
 /// # Safety
 /// `c` is `[a.rows, ldc]` with at least `b.rows` columns, and nobody else touches the tile.
-unsafe fn block(
-    a: &Left,
-    panels_a: std::ops::Range<usize>,
-    b: &Right,
-    panels_b: std::ops::Range<usize>,
+pub(crate) unsafe fn block(
+    a: Panels<'_>,
+    panels_a: Range<usize>,
+    b: Panels<'_>,
+    panels_b: Range<usize>,
     c: *mut f32,
     ldc: usize,
-    into: Into,
+    into: Store,
 ) {
+    assert_eq!((a.k, a.operand), (b.k, b.operand), "contraction and operands of both factors");
     let kernels = micro::kernels(a.operand);
     let units = a.operand.units(a.k);
     let count = panel_count(a.rows);
+    assert!(a.data.len() >= a.rows * units && b.data.len() >= b.rows.next_multiple_of(PANEL_COLS) * units);
     let (a_data, b_data) = (a.data.as_ptr().cast::<u32>(), b.data.as_ptr().cast::<u32>());
     let mut start = 0;
     // At least once, so that an empty contraction gives zeros.
     loop {
         let length = BLOCK_UNITS.min(units - start);
-        let accumulate = start > 0 || into == Into::Accumulate;
+        let accumulate = start > 0 || into == Store::Accumulate;
         for j in panels_b.clone() {
             let cols = PANEL_COLS.min(b.rows - j * PANEL_COLS);
             for i in panels_a.clone() {

@@ -44,7 +44,7 @@ impl<'a> Source<'a> {
 
 kernel! {
     /// Packs rows `rows` of a source, contraction `0..k` along the row, as one panel `width` wide (at most 32).
-    fn pack_rows[s: S](source: Source<'_>, rows: Range<usize>, k: usize, operand: Operand, width: usize, panel: &mut [f32]) {
+    pub(crate) fn pack_rows[s: S](source: Source<'_>, rows: Range<usize>, k: usize, operand: Operand, width: usize, panel: &mut [f32]) {
         let units = operand.units(k);
         for half in 0..width.div_ceil(LANES) {
             let lanes = LANES.min(width - half * LANES);
@@ -84,7 +84,7 @@ kernel! {
 kernel! {
     /// Packs columns `columns` of a source, contraction `0..k` down the rows, as units `0..units(k)` of one panel `width`
     /// wide (at most 32). Row `i` is multiplied by `scale[i]` when there is one.
-    fn pack_columns[s: S](
+    pub(crate) fn pack_columns[s: S](
         source: Source<'_>, columns: Range<usize>, k: usize, operand: Operand, width: usize, scale: Option<&[f32]>, panel: &mut [f32],
     ) {
         for half in 0..width.div_ceil(LANES) {
@@ -118,36 +118,48 @@ kernel! {
     }
 }
 
-/// Rows `0..rows` in even parts of at most 14.
-pub(super) fn panel_count(rows: usize) -> usize {
-    rows.div_ceil(PANEL_ROWS)
+/// The number of panels of a left factor: equal parts of at most 14 rows.
+pub(crate) fn panel_count(rows: usize) -> usize {
+    rows.next_multiple_of(2).div_ceil(PANEL_ROWS)
 }
 
-/// Where panel `p` of `count` panels over `rows` rows begins.
-pub(super) fn panel_start(rows: usize, count: usize, p: usize) -> usize {
-    rows * p / count.max(1)
+/// Where panel `p` of `count` panels over `rows` rows begins: always at an even row, so that pairs of bf16 numbers down a
+/// column never straddle panels.
+pub(crate) fn panel_start(rows: usize, count: usize, p: usize) -> usize {
+    (rows.next_multiple_of(2) * p / count.max(1) / 2 * 2).min(rows)
 }
 
 /// A packed left factor `[M, K]`: rows in even panels of at most 14.
 pub struct Left {
-    pub(super) data: Buffer<f32>,
-    pub(super) rows: usize,
-    pub(super) k: usize,
-    pub(super) operand: Operand,
+    data: Buffer<f32>,
+    rows: usize,
+    k: usize,
+    operand: Operand,
 }
 
-/// A packed right factor `[N, K]`: rows in panels of 32. `C = A·Bᵀ` in terms of both row-major matrices.
+/// Packed right factors `[N, K]`, one or several (the experts): rows in panels of 32. `C = A·Bᵀ` in terms of both
+/// row-major matrices.
 #[derive(Clone)]
 pub struct Right {
-    pub(super) data: Buffer<f32>,
-    pub(super) rows: usize,
-    pub(super) k: usize,
-    pub(super) operand: Operand,
+    data: Buffer<f32>,
+    groups: usize,
+    rows: usize,
+    k: usize,
+    operand: Operand,
+}
+
+/// Borrowed panels of one packed factor.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    pub(crate) operand: Operand,
 }
 
 impl Left {
     /// Room for `rows × k`, contents arbitrary.
-    pub fn scratch(rows: usize, k: usize, operand: Operand) -> Left {
+    pub(crate) fn scratch(rows: usize, k: usize, operand: Operand) -> Left {
         Left { data: Buffer::scratch(rows * operand.units(k)), rows, k, operand }
     }
 
@@ -165,6 +177,32 @@ impl Left {
         packed
     }
 
+    /// Rows of the factor (rows of the product).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The panels.
+    pub(crate) fn panels(&self) -> Panels<'_> {
+        Panels { data: &self.data, rows: self.rows, k: self.k, operand: self.operand }
+    }
+
+    /// Packs rows `0..rows` of a source on this thread, in place of the old contents; `rows` and `k` as made.
+    pub(crate) fn repack_rows(&mut self, source: Source<'_>) {
+        let (rows, units) = (self.rows, self.operand.units(self.k));
+        let count = panel_count(rows);
+        for p in 0..count {
+            let range = panel_start(rows, count, p)..panel_start(rows, count, p + 1);
+            let panel = &mut self.data[range.start * units..range.end * units];
+            pack_rows(source, range.clone(), self.k, self.operand, range.len(), panel);
+        }
+    }
+
+    /// The packed numbers, to be written piece by piece.
+    pub(crate) fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+
     fn fill(&mut self, pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
         let (rows, units) = (self.rows, self.operand.units(self.k));
         let count = panel_count(rows);
@@ -180,26 +218,45 @@ impl Left {
 }
 
 impl Right {
-    /// Room for `rows × k`, contents arbitrary.
-    pub fn scratch(rows: usize, k: usize, operand: Operand) -> Right {
-        Right { data: Buffer::scratch(rows.next_multiple_of(PANEL_COLS) * operand.units(k)), rows, k, operand }
+    /// Room for `groups` factors `rows × k`, contents arbitrary.
+    pub fn scratch(groups: usize, rows: usize, k: usize, operand: Operand) -> Right {
+        let len = groups * rows.next_multiple_of(PANEL_COLS) * operand.units(k);
+        Right { data: Buffer::scratch(len), groups, rows, k, operand }
     }
 
     /// Packs the `rows` rows of a source `[rows, k]` on all threads.
     pub fn from_rows(source: Source<'_>, rows: usize, k: usize, operand: Operand) -> Right {
-        let mut packed = Right::scratch(rows, k, operand);
-        packed.fill(|panel, range| pack_rows(source, range, k, operand, PANEL_COLS, panel));
+        let mut packed = Right::scratch(1, rows, k, operand);
+        packed.repack_rows(source);
         packed
     }
 
-    /// Packs the `rows` columns of a source `[k, rows]`, row `i` of it times `scale[i]`, on all threads.
-    pub fn from_columns(source: Source<'_>, rows: usize, k: usize, operand: Operand, scale: Option<&[f32]>) -> Right {
-        let mut packed = Right::scratch(rows, k, operand);
-        packed.fill(|panel, range| pack_columns(source, range, k, operand, PANEL_COLS, scale, panel));
+    /// Packs the `rows` columns of a source `[k, rows]` on all threads.
+    pub fn from_columns(source: Source<'_>, rows: usize, k: usize, operand: Operand) -> Right {
+        let mut packed = Right::scratch(1, rows, k, operand);
+        packed.repack_columns(source);
         packed
     }
 
-    /// Rows of the factor (columns of the product).
+    /// Packs a source `[groups · rows, k]` by rows, in place of the old contents, on all threads.
+    pub fn repack_rows(&mut self, source: Source<'_>) {
+        let (k, operand, rows) = (self.k, self.operand, self.rows);
+        self.fill(|panel, group, range| {
+            let range = group * rows + range.start..group * rows + range.end;
+            pack_rows(source, range, k, operand, PANEL_COLS, panel)
+        });
+    }
+
+    /// Packs a source `[groups · k, rows]` by columns, in place of the old contents, on all threads.
+    pub fn repack_columns(&mut self, source: Source<'_>) {
+        let (k, operand) = (self.k, self.operand);
+        self.fill(|panel, group, range| {
+            let data = &source.data[group * k * source.stride..];
+            pack_columns(Source { data, ..source }, range, k, operand, PANEL_COLS, None, panel)
+        });
+    }
+
+    /// Rows of a factor (columns of the product).
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -209,20 +266,32 @@ impl Right {
         self.k
     }
 
+    /// The precision of the numbers.
+    pub fn operand(&self) -> Operand {
+        self.operand
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<f32>()
     }
 
-    fn fill(&mut self, pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
+    /// The panels of factor `group`.
+    pub(crate) fn group(&self, group: usize) -> Panels<'_> {
+        let len = self.data.len() / self.groups;
+        Panels { data: &self.data[group * len..(group + 1) * len], rows: self.rows, k: self.k, operand: self.operand }
+    }
+
+    fn fill(&mut self, pack: impl Fn(&mut [f32], usize, Range<usize>) + Sync) {
         let (rows, units) = (self.rows, self.operand.units(self.k));
-        let panel = PANEL_COLS * units;
+        let (panels, len) = (rows.div_ceil(PANEL_COLS), PANEL_COLS * units);
         let data = Shared::new(&mut self.data);
-        parallel_ranges(rows.div_ceil(PANEL_COLS), 1, |panels| {
-            for p in panels {
-                let range = p * PANEL_COLS..((p + 1) * PANEL_COLS).min(rows);
+        parallel_ranges(self.groups * panels, 1, |some| {
+            for i in some {
+                let (group, p) = (i / panels, i % panels);
                 // SAFETY: each panel is another range.
-                pack(unsafe { data.range(p * panel..(p + 1) * panel) }, range);
+                let panel = unsafe { data.range(i * len..(i + 1) * len) };
+                pack(panel, group, p * PANEL_COLS..((p + 1) * PANEL_COLS).min(rows));
             }
         });
     }

@@ -34,13 +34,13 @@ fn products_in_all_roles_on_all_sets() {
                 let mut c = vec![f32::NAN; m * n];
                 let left = Left::from_rows(Source::new(&a, k), m, k, operand);
                 let right = Right::from_rows(Source::new(&b, k), n, k, operand);
-                gemm(&left, &right, &mut c, Into::Overwrite);
+                gemm(&left, &right, &mut c, Store::Overwrite);
                 let mut from_columns = vec![f32::NAN; m * n];
                 let left = Left::from_columns(Source::new(&at, m), m, k, operand);
-                let right = Right::from_columns(Source::new(&bt, n), n, k, operand, None);
-                gemm(&left, &right, &mut from_columns, Into::Overwrite);
+                let right = Right::from_columns(Source::new(&bt, n), n, k, operand);
+                gemm(&left, &right, &mut from_columns, Store::Overwrite);
                 assert_eq!(c, from_columns);
-                gemm(&left, &right, &mut from_columns, Into::Accumulate);
+                gemm(&left, &right, &mut from_columns, Store::Accumulate);
                 for (twice, once) in from_columns.iter().zip(&c) {
                     assert!((twice - 2.0 * once).abs() <= 1e-4 * once.abs().max(1.0), "{twice} is not twice {once}");
                 }
@@ -66,11 +66,11 @@ fn a_row_does_not_depend_on_its_batch() {
         let right = Right::from_rows(Source::new(&b, k), n, k, operand);
         let a = numbers(6, 61 * k);
         let mut all = vec![0.0; 61 * n];
-        gemm(&Left::from_rows(Source::new(&a, k), 61, k, operand), &right, &mut all, Into::Overwrite);
+        gemm(&Left::from_rows(Source::new(&a, k), 61, k, operand), &right, &mut all, Store::Overwrite);
         for (first, rows) in [(0, 1), (60, 1), (17, 9), (3, 30)] {
             let source = Source::new(&a[first * k..], k);
             let mut some = vec![0.0; rows * n];
-            gemm(&Left::from_rows(source, rows, k, operand), &right, &mut some, Into::Overwrite);
+            gemm(&Left::from_rows(source, rows, k, operand), &right, &mut some, Store::Overwrite);
             assert_eq!(some, all[first * n..(first + rows) * n]);
         }
     }

@@ -1,1 +1,16 @@
 //! The operations: one file each, formula, forward, backward, tests.
+
+pub mod activation;
+pub mod adamw;
+pub mod add;
+pub mod attention;
+pub mod clip;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod global_norm;
+mod lanes;
+pub mod linear;
+pub mod mlp;
+pub mod norm;
+pub mod rope;
+pub mod router;

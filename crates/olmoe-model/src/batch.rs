@@ -1,0 +1,166 @@
+//! The tokens of one forward pass.
+
+use olmoe_tensor::memory::Buffer;
+
+/// T tokens of several sequences, one after the other.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Token ids, `[T]`.
+    pub ids: Buffer<u32>,
+    /// Position of each token in its sequence, for the rotary embedding, `[T]`.
+    pub positions: Buffer<u32>,
+    /// Where the sequences begin, then T.
+    pub sequences: Buffer<u32>,
+    /// Where attention begins anew, then T: the sequences, or their documents. Positions are not reset there.
+    pub segments: Buffer<u32>,
+}
+
+/// Lengths that do not fit together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// A sequence length does not divide the number of tokens.
+    #[error("batch: {tokens} tokens are no whole number of sequences of {length}; pass a multiple of the length")]
+    Uneven {
+        /// Tokens given.
+        tokens: usize,
+        /// Sequence length asked for.
+        length: usize,
+    },
+    /// Lengths do not sum to the tokens.
+    #[error("batch: the {what} lengths sum to {sum}, but there are {tokens} tokens; they have to cover every token")]
+    Sum {
+        /// `sequence` or `document`.
+        what: &'static str,
+        /// Sum of the lengths.
+        sum: usize,
+        /// Tokens given.
+        tokens: usize,
+    },
+    /// A document runs over the end of a sequence.
+    #[error("batch: a document runs over the end of the sequence at token {at}; end it there")]
+    Straddles {
+        /// First token of the next sequence.
+        at: usize,
+    },
+}
+
+/// Running sums, from 0 to the total; lengths of zero are left out.
+fn boundaries(lengths: impl Iterator<Item = usize> + Clone) -> Buffer<u32> {
+    let lengths = lengths.filter(|length| *length > 0);
+    let mut all = Buffer::zeroed(lengths.clone().count() + 1);
+    for (i, length) in lengths.enumerate() {
+        all[i + 1] = all[i] + length as u32;
+    }
+    all
+}
+
+impl Batch {
+    /// Sequences of equal length.
+    ///
+    /// # Errors
+    /// [`BatchError::Uneven`].
+    pub fn uniform(ids: &[u32], length: usize) -> Result<Batch, BatchError> {
+        if length == 0 && !ids.is_empty() || length > 0 && !ids.len().is_multiple_of(length) {
+            return Err(BatchError::Uneven { tokens: ids.len(), length });
+        }
+        Ok(Batch::build(ids, std::iter::repeat_n(length, ids.len() / length.max(1))))
+    }
+
+    /// Sequences of the given lengths.
+    ///
+    /// # Errors
+    /// [`BatchError::Sum`].
+    pub fn new(ids: &[u32], lengths: &[usize]) -> Result<Batch, BatchError> {
+        let sum = lengths.iter().sum();
+        if sum != ids.len() {
+            return Err(BatchError::Sum { what: "sequence", sum, tokens: ids.len() });
+        }
+        Ok(Batch::build(ids, lengths.iter().copied()))
+    }
+
+    fn build(ids: &[u32], lengths: impl Iterator<Item = usize> + Clone) -> Batch {
+        let sequences = boundaries(lengths);
+        let mut positions = Buffer::scratch(ids.len());
+        for pair in sequences.windows(2) {
+            for t in pair[0]..pair[1] {
+                positions[t as usize] = t - pair[0];
+            }
+        }
+        Batch { ids: Buffer::copy_of(ids), positions, segments: sequences.clone(), sequences }
+    }
+
+    /// The same tokens with attention restricted to documents of the given lengths.
+    ///
+    /// # Errors
+    /// [`BatchError::Sum`], [`BatchError::Straddles`].
+    pub fn with_documents(mut self, lengths: &[usize]) -> Result<Batch, BatchError> {
+        let sum = lengths.iter().sum();
+        if sum != self.ids.len() {
+            return Err(BatchError::Sum { what: "document", sum, tokens: self.ids.len() });
+        }
+        let segments = boundaries(lengths.iter().copied());
+        if let Some(at) = self.sequences.iter().find(|at| segments.binary_search(at).is_err()) {
+            return Err(BatchError::Straddles { at: *at as usize });
+        }
+        self.segments = segments;
+        Ok(self)
+    }
+
+    /// Moves every position on by `by`: the tokens continue a sequence of that length.
+    pub fn continued_from(mut self, by: usize) -> Batch {
+        self.positions.iter_mut().for_each(|p| *p += by as u32);
+        self
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Sequences.
+    pub fn num_sequences(&self) -> usize {
+        self.sequences.len() - 1
+    }
+
+    /// The next token of each within its sequence as its target, [`IGNORE`] for the last, `[T]`; and how many there are.
+    ///
+    /// [`IGNORE`]: olmoe_tensor::ops::cross_entropy::IGNORE
+    pub fn next_tokens(&self) -> (Buffer<u32>, usize) {
+        let mut targets = Buffer::scratch(self.tokens());
+        for pair in self.sequences.windows(2) {
+            let (start, end) = (pair[0] as usize, pair[1] as usize);
+            targets[start..end - 1].copy_from_slice(&self.ids[start + 1..end]);
+            targets[end - 1] = olmoe_tensor::ops::cross_entropy::IGNORE;
+        }
+        (targets, self.tokens() - self.num_sequences())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_documents_and_targets() {
+        let ids: Vec<u32> = (10..20).collect();
+        let batch = Batch::uniform(&ids, 5).unwrap().with_documents(&[2, 3, 0, 5]).unwrap();
+        assert_eq!(batch.sequences[..], [0, 5, 10]);
+        assert_eq!(batch.segments[..], [0, 2, 5, 10]);
+        assert_eq!(batch.positions[..], [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]);
+        let (targets, count) = batch.next_tokens();
+        assert_eq!((targets[3], targets[4], targets[9], count), (14, u32::MAX, u32::MAX, 8));
+        assert_eq!(Batch::uniform(&[], 0).unwrap().tokens(), 0);
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit() {
+        let ids = [1, 2, 3, 4];
+        assert_eq!(Batch::uniform(&ids, 3).unwrap_err(), BatchError::Uneven { tokens: 4, length: 3 });
+        assert_eq!(Batch::uniform(&ids, 0).unwrap_err(), BatchError::Uneven { tokens: 4, length: 0 });
+        let sum = BatchError::Sum { what: "sequence", sum: 5, tokens: 4 };
+        assert_eq!(Batch::new(&ids, &[2, 3]).unwrap_err(), sum);
+        let batch = Batch::uniform(&ids, 2).unwrap();
+        assert_eq!(batch.clone().with_documents(&[3, 1]).unwrap_err(), BatchError::Straddles { at: 2 });
+        assert!(matches!(batch.with_documents(&[1]), Err(BatchError::Sum { what: "document", .. })));
+    }
+}

@@ -1,0 +1,160 @@
+//! The feed-forward layer: one MLP, or a router, its experts and perhaps a shared one.
+
+use olmoe_tensor::gemm::{Operand, Store};
+use olmoe_tensor::ops::linear::{self, pack_input, pack_saved};
+use olmoe_tensor::ops::router::{self, Assignment, DROPPED};
+use olmoe_tensor::ops::{add, mlp};
+use olmoe_tensor::tensor::Tensor;
+
+use super::gradients::Gradients;
+use super::modules::{FeedForwardModule, MlpModule, MoeModule};
+use super::weights::Model;
+use crate::config::Moe;
+use crate::routing::LayerRouting;
+
+/// What the backward pass needs beside the input and the routing.
+pub(super) enum Saved {
+    Dense(mlp::Saved),
+    Moe { assignment: Assignment, experts: mlp::Saved, shared_expert: Option<mlp::Saved> },
+}
+
+/// How the auxiliary losses reach a layer's router, as [`router::backward`] takes it.
+#[derive(Clone, Copy)]
+pub(super) struct RouterGradients<'a> {
+    pub(super) dprobs: Option<(&'a [f32], &'a [u32])>,
+    pub(super) z: f32,
+}
+
+/// The tokens an expert may take in a batch of so many; none when there is no limit.
+fn capacity(moe: &Moe, tokens: usize) -> Option<usize> {
+    let share = (moe.top_k * tokens) as f64 / moe.num_experts as f64;
+    let limit = (f64::from(moe.capacity_factor?) * share) as usize;
+    (limit > 0).then_some(limit)
+}
+
+/// `y [T, D]` of `x [T, D]`. The routing is added to `record`, or, when the pass is a repetition, read from it.
+pub(super) fn forward(
+    model: &Model,
+    module: &FeedForwardModule,
+    x_td: &Tensor,
+    dense: &Assignment,
+    record: &mut Vec<LayerRouting>,
+) -> (Tensor, Saved) {
+    match module {
+        FeedForwardModule::Dense(module) => {
+            let (y_td, saved) = mlp::forward(x_td, &model.mlp(module), dense);
+            (y_td, Saved::Dense(saved))
+        }
+        FeedForwardModule::Moe(module) => {
+            let moe = model.config.moe().expect("a mixture module comes from a mixture configuration");
+            let logits_te = linear::forward(&pack_input(x_td, Operand::F32), model.packed(module.router));
+            let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
+            let assignment = router::assign(&routing, capacity(moe, x_td.rows()));
+            record.push(LayerRouting { routing, load_e: assignment.load_e.clone() });
+            experts(model, module, x_td, dense, assignment)
+        }
+    }
+}
+
+/// The same from a routing that is known: the repetition of a pass whose results were dropped.
+pub(super) fn forward_again(
+    model: &Model,
+    module: &FeedForwardModule,
+    x_td: &Tensor,
+    dense: &Assignment,
+    known: Option<&LayerRouting>,
+) -> (Tensor, Saved) {
+    match (module, known, model.config.moe()) {
+        (FeedForwardModule::Moe(module), Some(known), Some(moe)) => {
+            let assignment = router::assign(&known.routing, capacity(moe, x_td.rows()));
+            experts(model, module, x_td, dense, assignment)
+        }
+        _ => forward(model, module, x_td, dense, &mut Vec::new()),
+    }
+}
+
+fn experts(
+    model: &Model,
+    module: &MoeModule,
+    x_td: &Tensor,
+    dense: &Assignment,
+    assignment: Assignment,
+) -> (Tensor, Saved) {
+    let (mut y_td, experts) = mlp::forward(x_td, &model.mlp(&module.experts), &assignment);
+    if let Some(bias) = model.optional(module.bias) {
+        add::add_bias(&mut y_td, bias);
+    }
+    let shared_expert = module.shared_expert.map(|shared| {
+        let (shared_td, saved) = mlp::forward(x_td, &model.mlp(&shared), dense);
+        add::add_assign(&mut y_td, &shared_td);
+        saved
+    });
+    (y_td, Saved::Moe { assignment, experts, shared_expert })
+}
+
+fn mlp_backward(
+    model: &Model,
+    module: &MlpModule,
+    x_td: &Tensor,
+    assignment: &Assignment,
+    saved: &mlp::Saved,
+    dy_td: &Tensor,
+    gradients: &mut Gradients,
+) -> (Tensor, olmoe_tensor::memory::Buffer<f32>) {
+    let ids = [
+        module.gate.map(|linear| linear.weight),
+        Some(module.up.weight),
+        Some(module.down.weight),
+        module.gate.and_then(|linear| linear.bias),
+        module.up.bias,
+        module.down.bias,
+    ];
+    let [gate, Some(up), Some(down), gate_bias, up_bias, down_bias] = gradients.several(ids) else {
+        unreachable!("every MLP has an up and a down projection")
+    };
+    let biases = mlp::Biases { gate: gate_bias, up: up_bias, down: down_bias };
+    let into = mlp::Gradients { gate, up, down, biases };
+    mlp::backward(x_td, &model.mlp(module), assignment, saved, dy_td, into)
+}
+
+/// The gradient of `x`.
+pub(super) fn backward(
+    model: &Model,
+    module: &FeedForwardModule,
+    x_td: &Tensor,
+    dense: &Assignment,
+    saved: Saved,
+    known: Option<&LayerRouting>,
+    auxiliary: RouterGradients<'_>,
+    dy_td: &Tensor,
+    gradients: &mut Gradients,
+) -> Tensor {
+    match (module, saved) {
+        (FeedForwardModule::Dense(module), Saved::Dense(saved)) => {
+            mlp_backward(model, module, x_td, dense, &saved, dy_td, gradients).0
+        }
+        (FeedForwardModule::Moe(module), Saved::Moe { assignment, experts, shared_expert }) => {
+            let known = known.expect("a forward pass records the routing of every mixture layer");
+            let normalize = model.config.moe().is_some_and(|moe| moe.normalize_top_k);
+            if let Some(bias) = module.bias {
+                add::bias_backward(dy_td, gradients.get_mut(bias));
+            }
+            let (mut dx_td, dweight_s) =
+                mlp_backward(model, &module.experts, x_td, &assignment, &experts, dy_td, gradients);
+            if let (Some(shared), Some(saved)) = (&module.shared_expert, &shared_expert) {
+                let (shared_dx, _) = mlp_backward(model, shared, x_td, dense, saved, dy_td, gradients);
+                add::add_assign(&mut dx_td, &shared_dx);
+            }
+            let mut dweights_tk = Tensor::scratch(assignment.slot_tk.shape());
+            for (d, slot) in dweights_tk.iter_mut().zip(assignment.slot_tk.iter()) {
+                *d = if *slot == DROPPED { 0.0 } else { dweight_s[*slot as usize] };
+            }
+            let dlogits_te = router::backward(&known.routing, &dweights_tk, normalize, auxiliary.dprobs, auxiliary.z);
+            let x = pack_saved(x_td, Operand::F32);
+            linear::backward_weight(&dlogits_te, &x, gradients.get_mut(module.router));
+            linear::backward_input(&dlogits_te, model.packed(module.router), &mut dx_td, Store::Accumulate);
+            dx_td
+        }
+        _ => unreachable!("a layer saves what its own kind needs"),
+    }
+}

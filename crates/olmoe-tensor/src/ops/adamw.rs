@@ -1,0 +1,174 @@
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101), in the order of operations of `torch.optim.AdamW`.
+//!
+//! ```text
+//! p ← p·(1 − lr·wd)
+//! m ← m + (1 − β₁)·(g − m)
+//! v ← β₂·v + (1 − β₂)·g²
+//! p ← p − lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + ε)
+//! ```
+
+use super::lanes::lanes;
+use crate::simd::{Simd, kernel};
+
+/// The settings of a parameter group. Scalars are combined in f64 and then rounded, as torch does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the mean gradient.
+    pub beta1: f64,
+    /// Decay of the mean squared gradient.
+    pub beta2: f64,
+    /// ε, added to the root of the mean squared gradient.
+    pub eps: f64,
+    /// Decoupled weight decay, times the learning rate.
+    pub weight_decay: f64,
+}
+
+/// The scalars of a step.
+#[derive(Clone, Copy)]
+struct Scalars {
+    grad_scale: f32,
+    decay: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    root_bc2: f32,
+    eps: f32,
+    minus_step_size: f32,
+}
+
+/// Sixteen parameters: new p, m, v.
+#[inline(always)]
+fn update<S: Simd>(s: S, c: &Scalars, p: S::V, g: S::V, m: S::V, v: S::V) -> [S::V; 3] {
+    let g = s.mul(g, s.splat(c.grad_scale));
+    let p = s.mul(p, s.splat(c.decay));
+    let m = s.fma(s.splat(c.one_minus_beta1), s.sub(g, m), m);
+    let v = s.fma(s.mul(s.splat(c.one_minus_beta2), g), g, s.mul(v, s.splat(c.beta2)));
+    let denominator = s.add(s.div(s.sqrt(v), s.splat(c.root_bc2)), s.splat(c.eps));
+    let p = s.add(p, s.div(s.mul(s.splat(c.minus_step_size), m), denominator));
+    [p, m, v]
+}
+
+kernel! {
+    fn step[s: S](c: &Scalars, p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32], zero_grad: bool) {
+        if zero_grad {
+            lanes!(s; read []; update [p, g, m, v]; write []; {
+                let [p, m, v] = update(s, c, p, g, m, v);
+                [p, s.zero(), m, v]
+            });
+        } else {
+            lanes!(s; read [g]; update [p, m, v]; write []; { update(s, c, p, g, m, v) });
+        }
+    }
+}
+
+impl AdamW {
+    /// Step `step` (the first is 1) of the parameters `p` with gradients `g`, which count `grad_scale` times (the clipping
+    /// coefficient), and state `m` and `v`, zeros before the first step. One pass on the calling thread; `zero_grad` leaves
+    /// zeros in `g` on the way, otherwise it stays as it is.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn step(
+        &self,
+        step: u64,
+        grad_scale: f32,
+        p: &mut [f32],
+        g: &mut [f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        zero_grad: bool,
+    ) {
+        let bc1 = 1.0 - self.beta1.powf(step as f64);
+        let bc2 = 1.0 - self.beta2.powf(step as f64);
+        let scalars = Scalars {
+            grad_scale,
+            decay: (1.0 - self.lr * self.weight_decay) as f32,
+            one_minus_beta1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            one_minus_beta2: (1.0 - self.beta2) as f32,
+            root_bc2: bc2.sqrt() as f32,
+            eps: self.eps as f32,
+            minus_step_size: -(self.lr / bc1) as f32,
+        };
+        self::step(&scalars, p, g, m, v, zero_grad);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{numbers, on_every_isa, relative_error, wide};
+
+    const SETTINGS: AdamW = AdamW { lr: 4e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+
+    #[test]
+    fn ten_steps_agree_with_the_formula() {
+        let n = 77;
+        let mut p = numbers(1, n);
+        let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+        let (mut p64, mut m64, mut v64) = (wide(&p), vec![0.0; n], vec![0.0; n]);
+        for t in 1..=10 {
+            let mut g = numbers(1 + t, n);
+            let AdamW { lr, beta1, beta2, eps, weight_decay } = SETTINGS;
+            for i in 0..n {
+                let g = 0.25 * f64::from(g[i]);
+                p64[i] -= lr * weight_decay * p64[i];
+                m64[i] = beta1 * m64[i] + (1.0 - beta1) * g;
+                v64[i] = beta2 * v64[i] + (1.0 - beta2) * g * g;
+                let (m_hat, v_hat) = (m64[i] / (1.0 - beta1.powi(t as i32)), v64[i] / (1.0 - beta2.powi(t as i32)));
+                p64[i] -= lr * m_hat / (v_hat.sqrt() + eps);
+            }
+            let before = g.clone();
+            SETTINGS.step(t as u64, 0.25, &mut p, &mut g, &mut m, &mut v, t % 2 == 0);
+            assert!(if t % 2 == 0 { g.iter().all(|g| *g == 0.0) } else { g == before });
+        }
+        assert!(relative_error(&p, &p64) < 1e-6);
+        assert!(relative_error(&m, &m64) < 1e-6);
+        assert!(relative_error(&v, &v64) < 1e-6);
+    }
+
+    /// The state has the bits of torch 2.15.0 on the CPU; the parameters cannot, because torch's square root (of MKL) is not
+    /// correctly rounded.
+    /// ```text
+    /// p = torch.nn.Parameter(torch.tensor([0.5, -1.25, 2.0, 1e-3]))
+    /// o = torch.optim.AdamW([p], lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False, fused=False)
+    /// for t in range(10):
+    ///     p.grad = torch.tensor([0.3*(t+1), -0.02*(t-4.5), 1e-4*(-1)**t, 2.0-t]); o.step()
+    /// p, o.state[p]['exp_avg'], o.state[p]['exp_avg_sq']   # .view(torch.int32)
+    /// ```
+    #[test]
+    fn ten_steps_give_the_state_of_torch() {
+        let mut p = [0.5, -1.25, 2.0, 1e-3];
+        let (mut m, mut v) = ([0.0; 4], [0.0; 4]);
+        for t in 0..10 {
+            let x = f64::from(t);
+            let sign = if t % 2 == 0 { 1.0 } else { -1.0 };
+            let mut g = [0.3 * (x + 1.0), -0.02 * (x - 4.5), 1e-4 * sign, 2.0 - x].map(|g| g as f32);
+            SETTINGS.step(t as u64 + 1, 1.0, &mut p, &mut g, &mut m, &mut v, true);
+        }
+        let torch = [0x3eeb_6ead, 0xbfa2_3d42, 0x3ffe_306a, 0x3b4b_9f5e].map(f32::from_bits);
+        assert!(p.iter().zip(torch).all(|(p, torch)| (p - torch).abs() <= 1.2e-7 * torch.abs().max(0.1)), "p {p:?}");
+        assert_eq!(m.map(f32::to_bits), [0x3f9e_e73c, 0xbc36_2304, 0xb666_0cba, 0xc00b_c8f8], "m {m:?}");
+        assert_eq!(v.map(f32::to_bits), [0x3fc7_b5bb, 0x3aaf_036e, 0x3189_df79, 0x40d6_1f00], "v {v:?}");
+    }
+
+    #[test]
+    fn same_bits_on_every_instruction_set_and_in_any_pieces() {
+        for n in [0, 1, 33, 5000] {
+            let run = |piece: usize| {
+                let [mut p, mut g, mut m] = [1, 2, 3].map(|seed| numbers(seed, n));
+                let mut v: Vec<f32> = numbers(4, n).iter().map(|v| v * v).collect();
+                for at in (0..n).step_by(piece) {
+                    let range = at..(at + piece).min(n);
+                    let [p, g, m, v] = [&mut p, &mut g, &mut m, &mut v].map(|x| &mut x[range.clone()]);
+                    SETTINGS.step(7, 0.5, p, g, m, v, true);
+                }
+                [p, g, m, v].concat()
+            };
+            let expected = on_every_isa(|| run(n.max(1)));
+            assert_eq!(run(7), expected);
+        }
+    }
+}

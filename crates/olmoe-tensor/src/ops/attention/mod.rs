@@ -1,0 +1,101 @@
+//! Causal multi-head attention without a matrix of all scores: forward, backward, and with a key/value cache.
+//!
+//! For query row `t` of head `h`, with the key/value head `g = h / (H / G)` and the rows `s ≤ t` of its own sequence:
+//!
+//! ```text
+//! S[t, s] = q[t, h] · k[s, g] / √D      L[t] = log Σ_s exp S[t, s]      P = exp(S − L)      o[t, h] = Σ_s P[t, s] v[s, g]
+//! ```
+//!
+//! (Vaswani et al. 2017; query heads share key/value heads as in Ainslie et al. 2023; blocks of keys with a running
+//! maximum and sum as in Dao 2023, FlashAttention-2.)
+//!
+//! Shapes: T rows, H query heads, G key/value heads, D numbers a head. `q_td`, `o_td` and their gradients are
+//! `[T, H·D]`, `k_td`, `v_td` and theirs `[T, G·D]`, heads side by side in a row.
+//!
+//! # The same bits every time
+//! A row's keys are walked in blocks of [`BLOCK_KEYS`] from the start of its sequence. Inside a block every product is
+//! one chain in the order of the contraction, sums of probabilities run in sixteen fixed lanes, and a masked key weighs
+//! +0, which changes no sum. Which rows are computed together, by how many threads, from which place in the batch, and
+//! whether the keys come from the batch or from a [`Cache`] therefore never shows (as long as the values are finite).
+
+mod backward;
+mod cache;
+mod forward;
+mod packed;
+#[cfg(test)]
+mod tests;
+
+pub use backward::backward;
+pub use cache::{Cache, forward_cached};
+pub use forward::{Saved, forward};
+
+use std::ops::Range;
+
+use crate::tensor::Tensor;
+use crate::threads::{num_threads, parallel};
+
+/// Keys between two corrections of the running maximum. Part of the result's definition: another number gives other bits.
+pub const BLOCK_KEYS: usize = 128;
+
+/// The heads of one attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads H, a multiple of `key_value`.
+    pub query: usize,
+    /// Key/value heads G; query head `h` reads head `h / (query / key_value)`.
+    pub key_value: usize,
+    /// Numbers D in a head.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Query heads to a key/value head.
+    fn group(self) -> usize {
+        self.query / self.key_value
+    }
+
+    /// The factor of the scores.
+    fn scale(self) -> f32 {
+        (1.0 / (self.dim as f64).sqrt()) as f32
+    }
+
+    fn check(self) {
+        let whole = self.key_value > 0 && self.query > 0 && self.query.is_multiple_of(self.key_value);
+        assert!(whole && self.dim > 0, "{self:?}: the key/value heads divide the query heads, and none is empty");
+    }
+
+    /// Asks for the shapes of a call over whole sequences; gives the number of rows.
+    fn check_call(self, q_td: &Tensor, k_td: &Tensor, v_td: &Tensor, segments: &[u32]) -> usize {
+        self.check();
+        let t = q_td.rows();
+        assert_eq!(q_td.shape(), [t, self.query * self.dim], "queries of {self:?}");
+        assert_eq!(k_td.shape(), [t, self.key_value * self.dim], "keys of {self:?}");
+        assert_eq!(v_td.shape(), k_td.shape(), "values of {self:?}");
+        assert!(segments.is_sorted_by(|a, b| a < b), "segments begin one after the other");
+        assert_eq!(segments.first().copied().unwrap_or(0), 0, "the first segment begins at row 0");
+        assert_eq!(segments.last().copied().unwrap_or(0) as usize, t, "the last segment ends at row {t}");
+        t
+    }
+}
+
+/// Runs `one(rows, key/value head, whether alone)` for every pair of segment and key/value head.
+///
+/// Each is a task, but a pair so large that the other threads would wait for it is run alone, to divide itself.
+fn for_each_sequence(segments: &[u32], key_value: usize, one: impl Fn(Range<usize>, usize, bool) + Sync) {
+    let count = segments.len().saturating_sub(1);
+    let rows = |i: usize| segments[i] as usize..segments[i + 1] as usize;
+    let work = |i: usize| (rows(i).len() as u64).pow(2);
+    let total = (0..count).map(work).sum::<u64>() * key_value as u64;
+    // Read once: it may change meanwhile. Division costs the backward pass 7 products in place of 5.
+    let threads = num_threads() as u64;
+    let alone = |i: usize| 5 * work(i) * threads > 7 * total;
+    for i in (0..count).filter(|i| alone(*i)) {
+        (0..key_value).for_each(|head| one(rows(i), head, true));
+    }
+    parallel(count * key_value, |task| {
+        let (i, head) = (task / key_value, task % key_value);
+        if !alone(i) {
+            one(rows(i), head, false);
+        }
+    });
+}

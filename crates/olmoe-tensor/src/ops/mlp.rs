@@ -1,0 +1,625 @@
+//! Feed-forward layers, dense and by experts.
+//!
+//! T tokens, S slots (token–expert pairs sorted by expert, see [`Assignment`]), D model width, I expert width. For the
+//! slot `s` of token `t` on expert `e` with weight `w_s`:
+//!
+//! `g = Wg_e·x_t`, `u = Wu_e·x_t`, `a = silu(g) ⊙ u`, `o_s = Wd_e·a`, and `y_t = Σ_s w_s·o_s` in the order of the choices;
+//! without a gate `a = f(u)`. Backward, with `a' = Wdᵀ·dy_t`: `dw_s = a'·a`, `da = w_s·a'`, so no output is kept;
+//! `dWd += dy_t ⊗ w_s·a`, `dWg += dg ⊗ x_t`, `dWu += du ⊗ x_t`, `dx_t = Σ_s (Wgᵀ·dg + Wuᵀ·du)`.
+//!
+//! A task takes a block of one expert's slots through all of it while the block is in the cache. A dense layer is the
+//! case of one expert that takes every token with weight one.
+
+use std::ops::Range;
+
+use crate::gemm::{Left, Operand, Panels, Source, Store, block, gemm_here, pack_columns, panel_count, panel_start};
+use crate::memory::Buffer;
+use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward_scaled};
+use crate::ops::add::add_assign;
+use crate::ops::linear::PackedWeight;
+use crate::ops::router::{Assignment, DROPPED};
+use crate::simd::{LANES, kernel};
+use crate::tensor::Tensor;
+use crate::threads::{Shared, num_threads, parallel, parallel_ranges};
+
+/// Left panels in a block of slots: 112 rows.
+const BLOCK_PANELS: usize = 8;
+
+/// The weights of the layer, one of each for every expert.
+#[derive(Clone, Copy)]
+pub struct Mlp<'a> {
+    /// `[E, I, D]`; none for a layer without a gate.
+    pub gate: Option<&'a PackedWeight>,
+    /// `[E, I, D]`
+    pub up: &'a PackedWeight,
+    /// `[E, D, I]`
+    pub down: &'a PackedWeight,
+    /// The function `f`; SiLU on the gate when there is one.
+    pub activation: Activation,
+    /// Biases of a dense layer.
+    pub biases: Biases<&'a [f32]>,
+}
+
+/// Something for each bias that the layer has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Biases<T> {
+    /// `[I]`
+    pub gate: Option<T>,
+    /// `[I]`
+    pub up: Option<T>,
+    /// `[D]`
+    pub down: Option<T>,
+}
+
+/// Where the weights' gradients are added.
+pub struct Gradients<'a> {
+    /// `[E, I, D]`
+    pub gate: Option<&'a mut [f32]>,
+    /// `[E, I, D]`
+    pub up: &'a mut [f32],
+    /// `[E, D, I]`
+    pub down: &'a mut [f32],
+    /// Biases of a dense layer.
+    pub biases: Biases<&'a mut [f32]>,
+}
+
+/// What the backward pass needs: the inputs of the activation.
+pub struct Saved {
+    gate_si: Option<Tensor>,
+    up_si: Tensor,
+}
+
+/// A block of slots of one expert.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C)]
+struct Block {
+    expert: u32,
+    start: u32,
+    end: u32,
+}
+
+impl Block {
+    fn slots(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// Cuts each expert's slots into even blocks; each begins an even number of slots after its expert.
+fn blocks(assignment: &Assignment) -> Buffer<Block> {
+    let experts = assignment.experts();
+    let per_expert = |e: usize| panel_count(assignment.range(e).len()).div_ceil(BLOCK_PANELS);
+    let mut all = Buffer::scratch((0..experts).map(per_expert).sum());
+    let mut next = 0;
+    for e in 0..experts {
+        let (slots, count) = (assignment.range(e), per_expert(e));
+        for b in 0..count {
+            let at = |b| (slots.start + panel_start(slots.len(), count, b)) as u32;
+            all[next] = Block { expert: e as u32, start: at(b), end: at(b + 1) };
+            next += 1;
+        }
+    }
+    all
+}
+
+fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
+    if let Some(bias) = bias {
+        rows.chunks_exact_mut(bias.len()).for_each(|row| add_assign(row, bias));
+    }
+}
+
+/// `y [T, D]` from `x [T, D]`.
+pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
+    let (d, width, slots) = (x_td.cols(), mlp.up.forward().rows(), assignment.slots());
+    let operand = mlp.up.operand();
+    let mut saved = Saved {
+        gate_si: mlp.gate.map(|_| Tensor::scratch(&[slots, width])),
+        up_si: Tensor::scratch(&[slots, width]),
+    };
+    let mut out_sd = Tensor::scratch(&[slots, d]);
+    {
+        let gate_si = saved.gate_si.as_deref_mut().map(Shared::new);
+        let up_si = Shared::new(&mut saved.up_si);
+        let out_sd = Shared::new(&mut out_sd);
+        let blocks = blocks(assignment);
+        parallel(blocks.len(), |b| {
+            let (e, slots) = (blocks[b].expert as usize, blocks[b].slots());
+            let mut left = Left::scratch(slots.len(), d, operand);
+            left.repack_rows(Source::gather(x_td, d, &assignment.token_s[slots.clone()]));
+            let inner = slots.start * width..slots.end * width;
+            // SAFETY: each block is another range of slots.
+            let up = unsafe { up_si.range(inner.clone()) };
+            gemm_here(left.panels(), mlp.up.forward().group(e), up, Store::Overwrite);
+            add_bias(up, mlp.biases.up);
+            let mut act = Buffer::scratch(inner.len());
+            match (mlp.gate, &gate_si) {
+                (Some(weight), Some(gate_si)) => {
+                    // SAFETY: as above.
+                    let gate = unsafe { gate_si.range(inner) };
+                    gemm_here(left.panels(), weight.forward().group(e), gate, Store::Overwrite);
+                    add_bias(gate, mlp.biases.gate);
+                    swiglu(gate, up, &mut act);
+                }
+                _ => activate(mlp.activation, up, &mut act),
+            }
+            let mut left = Left::scratch(slots.len(), width, operand);
+            left.repack_rows(Source::new(&act, width));
+            // SAFETY: as above.
+            let out = unsafe { out_sd.range(slots.start * d..slots.end * d) };
+            gemm_here(left.panels(), mlp.down.forward().group(e), out, Store::Overwrite);
+            add_bias(out, mlp.biases.down);
+        });
+    }
+    (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+}
+
+/// `y_t = Σ_k w_s·out_s` over the slots `s` of token `t` in the order of its choices; without weights, their sum.
+fn combine(out_sd: Tensor, assignment: &Assignment, weight_s: Option<&[f32]>) -> Tensor {
+    let (tokens, d, choices) = (assignment.slot_tk.rows(), out_sd.cols(), assignment.slot_tk.cols());
+    if choices == 1 && assignment.experts() == 1 {
+        // A dense layer: slot t is token t, its weight one.
+        return out_sd;
+    }
+    let mut y_td = Tensor::scratch(&[tokens, d]);
+    let y = Shared::new(&mut y_td);
+    parallel_ranges(tokens, 8, |range| {
+        for t in range {
+            // SAFETY: each token is another row.
+            let y = unsafe { y.range(t * d..(t + 1) * d) };
+            y.fill(0.0);
+            for slot in assignment.slot_tk.row(t).iter().filter(|slot| **slot != DROPPED) {
+                let slot = *slot as usize;
+                add_scaled(y, out_sd.row(slot), weight_s.map_or(1.0, |w| w[slot]));
+            }
+        }
+    });
+    y_td
+}
+
+kernel! {
+    /// `y += c·x`
+    fn add_scaled[s: S](y: &mut [f32], x: &[f32], c: f32) {
+        let c = s.splat(c);
+        for (y, x) in y.chunks_mut(LANES).zip(x.chunks(LANES)) {
+            if y.len() == LANES {
+                s.store(s.fma(c, s.load(x), s.load(y)), y);
+            } else {
+                s.store_partial(s.fma(c, s.load_partial(x), s.load_partial(y)), y);
+            }
+        }
+    }
+}
+
+kernel! {
+    /// `Σ x·y`
+    fn dot[s: S](x: &[f32], y: &[f32]) -> f32 {
+        let mut sum = s.zero();
+        for (x, y) in x.chunks(LANES).zip(y.chunks(LANES)) {
+            sum = s.fma(s.load_partial(x), s.load_partial(y), sum);
+        }
+        s.reduce_add(sum)
+    }
+}
+
+/// The factors of the weight gradients, packed block by block: contraction over an expert's slots.
+struct Factors {
+    /// `[I, slots]` each.
+    dgate: Option<Buffer<f32>>,
+    dup: Buffer<f32>,
+    /// `[D, slots]`
+    dy: Buffer<f32>,
+    /// Right factors `[D, slots]` and, times the slot's weight, `[I, slots]`.
+    x: Buffer<f32>,
+    act: Buffer<f32>,
+    /// Units of the contraction before each expert, `[E + 1]`.
+    units_e: Buffer<u32>,
+}
+
+/// Left panels over `rows` begin here for the expert whose slots begin at `units` units.
+fn left_start(rows: usize, units: usize) -> usize {
+    rows * units
+}
+
+/// The same of right panels.
+fn right_start(rows: usize, units: usize) -> usize {
+    rows.next_multiple_of(crate::gemm::PANEL_COLS) * units
+}
+
+impl Factors {
+    fn new(gated: bool, d: usize, width: usize, operand: Operand, assignment: &Assignment) -> Factors {
+        let experts = assignment.experts();
+        let mut units_e = Buffer::<u32>::zeroed(experts + 1);
+        for e in 0..experts {
+            units_e[e + 1] = units_e[e] + operand.units(assignment.range(e).len()) as u32;
+        }
+        let all = units_e[experts] as usize;
+        Factors {
+            dgate: gated.then(|| Buffer::scratch(left_start(width, all))),
+            dup: Buffer::scratch(left_start(width, all)),
+            dy: Buffer::scratch(left_start(d, all)),
+            x: Buffer::scratch(right_start(d, all)),
+            act: Buffer::scratch(right_start(width, all)),
+            units_e,
+        }
+    }
+}
+
+/// Where a block lies in its expert's contraction.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Units before the expert, of the expert, and of the expert before the block.
+    before: usize,
+    units: usize,
+    first: usize,
+    /// Slots in the block.
+    slots: usize,
+    operand: Operand,
+}
+
+/// Packs columns `0..rows` of a block as left panels at its place.
+///
+/// # Safety
+/// No other task packs this block.
+unsafe fn pack_left(out: &Shared<f32>, source: Source<'_>, rows: usize, at: Place) {
+    let (start, count) = (left_start(rows, at.before), panel_count(rows));
+    for p in 0..count {
+        let panel = panel_start(rows, count, p)..panel_start(rows, count, p + 1);
+        let from = start + panel.start * at.units + at.first * panel.len();
+        // SAFETY: by the caller's promise.
+        let out = unsafe { out.range(from..from + at.operand.units(at.slots) * panel.len()) };
+        pack_columns(source, panel.clone(), at.slots, at.operand, panel.len(), None, out);
+    }
+}
+
+/// Packs columns `0..rows` of a block as right panels at its place, slot `i` times `scale[i]`.
+///
+/// # Safety
+/// No other task packs this block.
+unsafe fn pack_right(out: &Shared<f32>, source: Source<'_>, rows: usize, scale: Option<&[f32]>, at: Place) {
+    const COLS: usize = crate::gemm::PANEL_COLS;
+    let start = right_start(rows, at.before);
+    for p in 0..rows.div_ceil(COLS) {
+        let from = start + (p * at.units + at.first) * COLS;
+        // SAFETY: by the caller's promise.
+        let out = unsafe { out.range(from..from + at.operand.units(at.slots) * COLS) };
+        let columns = p * COLS..((p + 1) * COLS).min(rows);
+        pack_columns(source, columns, at.slots, at.operand, COLS, scale, out);
+    }
+}
+
+/// Gradients of the input, `[T, D]`, and of the slots' weights, `[S]`.
+pub fn backward(
+    x_td: &Tensor,
+    mlp: &Mlp<'_>,
+    assignment: &Assignment,
+    saved: &Saved,
+    dy_td: &Tensor,
+    gradients: Gradients<'_>,
+) -> (Tensor, Buffer<f32>) {
+    let (d, width, slots, operand) = (x_td.cols(), mlp.up.forward().rows(), assignment.slots(), mlp.up.operand());
+    let mut factors = Factors::new(mlp.gate.is_some(), d, width, operand, assignment);
+    let mut dx_sd = Tensor::scratch(&[slots, d]);
+    let mut dweight_s = Buffer::scratch(slots);
+    let blocks = blocks(assignment);
+    // Column sums of a dense layer's blocks, for its biases.
+    let mut sums = Tensor::zeros(&[blocks.len() * usize::from(gradients.biases.up.is_some()), 2 * width]);
+    {
+        let packed_dgate = factors.dgate.as_deref_mut().map(Shared::new);
+        let packed_dup = Shared::new(&mut factors.dup);
+        let packed_dy = Shared::new(&mut factors.dy);
+        let packed_x = Shared::new(&mut factors.x);
+        let packed_act = Shared::new(&mut factors.act);
+        let units_e = &factors.units_e;
+        let dx_sd = Shared::new(&mut dx_sd);
+        let dweight_s = Shared::new(&mut dweight_s);
+        let sums = Shared::new(&mut sums);
+        parallel(blocks.len(), |b| {
+            let (e, slots) = (blocks[b].expert as usize, blocks[b].slots());
+            let (count, inner) = (slots.len(), slots.len() * width);
+            let tokens = &assignment.token_s[slots.clone()];
+            let weights = &assignment.weight_s[slots.clone()];
+            let dy = Source::gather(dy_td, d, tokens);
+
+            let mut left = Left::scratch(count, d, operand);
+            left.repack_rows(dy);
+            let mut dact = Buffer::<f32>::scratch(inner);
+            gemm_here(left.panels(), mlp.down.backward().group(e), &mut dact, Store::Overwrite);
+
+            // SAFETY: each block is another range of slots.
+            let dweight = unsafe { dweight_s.range(slots.clone()) };
+            let up = saved.up_si.row_range(slots.clone());
+            let (mut dgate, mut dup) = (Buffer::<f32>::scratch(inner), Buffer::<f32>::scratch(inner));
+            let mut act = Buffer::<f32>::scratch(inner);
+            for i in 0..count {
+                let row = i * width..(i + 1) * width;
+                let (dup, act) = (&mut dup[row.clone()], &mut act[row.clone()]);
+                let (up, dact) = (&up[row.clone()], &mut dact[row.clone()]);
+                dweight[i] = match &saved.gate_si {
+                    Some(gate) => {
+                        let gate = gate.row(slots.start + i);
+                        swiglu_backward_scaled(gate, up, dact, weights[i], &mut dgate[row], dup, act)
+                    }
+                    None => {
+                        activate(mlp.activation, up, act);
+                        let dweight = dot(dact, act);
+                        dact.iter_mut().for_each(|x| *x *= weights[i]);
+                        activate_backward(mlp.activation, up, dact, dup);
+                        dweight
+                    }
+                };
+            }
+
+            // SAFETY: as above.
+            let dx = unsafe { dx_sd.range(slots.start * d..slots.end * d) };
+            let mut left = Left::scratch(count, width, operand);
+            left.repack_rows(Source::new(&dup, width));
+            gemm_here(left.panels(), mlp.up.backward().group(e), dx, Store::Overwrite);
+            if let Some(gate) = mlp.gate {
+                left.repack_rows(Source::new(&dgate, width));
+                gemm_here(left.panels(), gate.backward().group(e), dx, Store::Accumulate);
+            }
+
+            let place = Place {
+                before: units_e[e] as usize,
+                units: (units_e[e + 1] - units_e[e]) as usize,
+                first: operand.units(slots.start - assignment.range(e).start),
+                slots: count,
+                operand,
+            };
+            // SAFETY: as above.
+            unsafe {
+                if let Some(out) = &packed_dgate {
+                    pack_left(out, Source::new(&dgate, width), width, place);
+                }
+                pack_left(&packed_dup, Source::new(&dup, width), width, place);
+                pack_left(&packed_dy, dy, d, place);
+                pack_right(&packed_x, Source::gather(x_td, d, tokens), d, None, place);
+                pack_right(&packed_act, Source::new(&act, width), width, Some(weights), place);
+            }
+            if mlp.biases.up.is_some() {
+                // SAFETY: each block is another row.
+                let (gate_sum, up_sum) =
+                    unsafe { sums.range(b * 2 * width..(b + 1) * 2 * width) }.split_at_mut(width);
+                dup.chunks_exact(width).for_each(|row| add_assign(up_sum, row));
+                if mlp.gate.is_some() {
+                    dgate.chunks_exact(width).for_each(|row| add_assign(gate_sum, row));
+                }
+            }
+        });
+    }
+    bias_gradients(gradients.biases, &sums, dy_td);
+    weight_gradients(&factors, d, width, operand, assignment, gradients.gate, gradients.up, gradients.down);
+    (combine(dx_sd, assignment, None), dweight_s)
+}
+
+fn bias_gradients(biases: Biases<&mut [f32]>, sums: &Tensor, dy_td: &Tensor) {
+    let width = sums.cols() / 2;
+    if let Some(gate) = biases.gate {
+        (0..sums.rows()).for_each(|b| add_assign(gate, &sums.row(b)[..width]));
+    }
+    if let Some(up) = biases.up {
+        (0..sums.rows()).for_each(|b| add_assign(up, &sums.row(b)[width..]));
+    }
+    if let Some(down) = biases.down {
+        crate::ops::add::bias_backward(dy_td, down);
+    }
+}
+
+/// `dW += left·rightᵀ` for each expert that has slots.
+fn weight_gradients(
+    factors: &Factors,
+    d: usize,
+    width: usize,
+    operand: Operand,
+    assignment: &Assignment,
+    gate: Option<&mut [f32]>,
+    up: &mut [f32],
+    down: &mut [f32],
+) {
+    let experts = assignment.experts();
+    let matrix = d * width;
+    let products = [
+        gate.map(|out| (Shared::new(out), factors.dgate.as_deref().unwrap_or(&[]), &factors.x[..], width, d)),
+        Some((Shared::new(up), &factors.dup[..], &factors.x[..], width, d)),
+        Some((Shared::new(down), &factors.dy[..], &factors.act[..], d, width)),
+    ];
+    // A few tasks a thread even when there are few experts.
+    let parts = (4 * num_threads()).div_ceil(experts * products.len());
+    parallel(experts * products.len() * parts, |task| {
+        let (e, product, part) = (task / parts / products.len(), task / parts % products.len(), task % parts);
+        let Some((out, left, right, rows, cols)) = &products[product] else { return };
+        let k = assignment.range(e).len();
+        if k == 0 {
+            return;
+        }
+        let units = factors.units_e[e] as usize..factors.units_e[e + 1] as usize;
+        let left = &left[left_start(*rows, units.start)..left_start(*rows, units.end)];
+        let right = &right[right_start(*cols, units.start)..right_start(*cols, units.end)];
+        let panels = panel_count(*rows);
+        // SAFETY: each task writes rows of its own of one expert's matrix.
+        unsafe {
+            block(
+                Panels { data: left, rows: *rows, k, operand },
+                panels * part / parts..panels * (part + 1) / parts,
+                Panels { data: right, rows: *cols, k, operand },
+                0..cols.div_ceil(crate::gemm::PANEL_COLS),
+                out.range(e * matrix..(e + 1) * matrix).as_mut_ptr(),
+                *cols,
+                Store::Accumulate,
+            );
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::router;
+    use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
+
+    /// A layer of E experts and the numbers of its case.
+    struct Case {
+        tokens: usize,
+        d: usize,
+        width: usize,
+        experts: usize,
+        gated: bool,
+        activation: Activation,
+        /// Which expert each (token, choice) goes to.
+        routing: router::Routing,
+    }
+
+    impl Case {
+        /// Tokens choose by the logits, `[T, E]`.
+        fn new(logits: &[f32], experts: usize, top_k: usize, d: usize, width: usize, gated: bool) -> Case {
+            let tokens = logits.len() / experts;
+            let routing = router::forward(Tensor::new(logits, &[tokens, experts]), top_k, false);
+            Case { tokens, d, width, experts, gated, activation: Activation::Silu, routing }
+        }
+
+        fn weights(&self) -> [Vec<f32>; 3] {
+            let len = self.experts * self.width * self.d;
+            [numbers(1, if self.gated { len } else { 0 }), numbers(2, len), numbers(3, len)]
+        }
+
+        /// `y` and, of `dy`, the gradients of x, the slots' weights, and the three weights, one after the other.
+        fn run(&self, x: &[f32], dy: &[f32], operand: Operand) -> Vec<f32> {
+            let (e, d, i) = (self.experts, self.d, self.width);
+            let [wg, wu, wd] = self.weights();
+            let pack = |w: &[f32], out, input| {
+                let mut packed = PackedWeight::new(e, out, input, operand, true);
+                packed.pack(w);
+                packed
+            };
+            let (up, down) = (pack(&wu, i, d), pack(&wd, d, i));
+            let gate = self.gated.then(|| pack(&wg, i, d));
+            let mlp = Mlp {
+                gate: gate.as_ref(),
+                up: &up,
+                down: &down,
+                activation: self.activation,
+                biases: Biases::default(),
+            };
+            let assignment = router::assign(&self.routing, None);
+            let x = Tensor::new(x, &[self.tokens, d]);
+            let (y, saved) = forward(&x, &mlp, &assignment);
+            let (mut dg, mut du, mut dd) = (vec![0.0; wg.len()], vec![0.0; wu.len()], vec![0.0; wd.len()]);
+            let gradients = Gradients {
+                gate: self.gated.then_some(&mut dg[..]),
+                up: &mut du,
+                down: &mut dd,
+                biases: Biases::default(),
+            };
+            let dy = Tensor::new(dy, &[self.tokens, d]);
+            let (dx, dweight_s) = backward(&x, &mlp, &assignment, &saved, &dy, gradients);
+            let dweights: Vec<f32> = assignment.slot_tk.iter().map(|slot| dweight_s[*slot as usize]).collect();
+            [&y[..], &dx, &dweights, &dg, &du, &dd].concat()
+        }
+
+        fn naive(&self, x: &[f64], weights_tk: &[f64], wg: &[f64], wu: &[f64], wd: &[f64]) -> Vec<f64> {
+            let (d, i, k) = (self.d, self.width, self.routing.ids_tk.cols());
+            let mut y = vec![0.0; self.tokens * d];
+            let sigma = |x: f64| 1.0 / (1.0 + (-x).exp());
+            for (at, e) in self.routing.ids_tk.iter().enumerate() {
+                let (t, e) = (at / k, *e as usize);
+                let x = &x[t * d..(t + 1) * d];
+                let project = |w: &[f64], row: usize| -> f64 {
+                    x.iter().zip(&w[(e * i + row) * d..]).map(|(x, w)| x * w).sum()
+                };
+                let act: Vec<f64> = (0..i)
+                    .map(|row| {
+                        let u = project(wu, row);
+                        match (self.gated, self.activation) {
+                            (true, _) => {
+                                let g = project(wg, row);
+                                g * sigma(g) * u
+                            }
+                            (false, Activation::Relu) => u.max(0.0),
+                            (false, _) => u * sigma(u),
+                        }
+                    })
+                    .collect();
+                for row in 0..d {
+                    let o: f64 = act.iter().zip(&wd[(e * d + row) * i..]).map(|(a, w)| a * w).sum();
+                    y[t * d + row] += weights_tk[at] * o;
+                }
+            }
+            y
+        }
+
+        fn check(&self) {
+            let (t, d, k) = (self.tokens, self.d, self.routing.ids_tk.cols());
+            let (x, dy) = (numbers(4, t * d), numbers(5, t * d));
+            let got = on_every_isa(|| self.run(&x, &dy, Operand::F32));
+            let [wg, wu, wd] = self.weights().map(|w| wide(&w));
+            let (x, dy, w) = (wide(&x), wide(&dy), wide(&self.routing.weights_tk));
+            let loss = |y: Vec<f64>| y.iter().zip(&dy).map(|(a, b)| a * b).sum();
+            let mut rest = &got[..];
+            for (what, expected) in [
+                ("y", self.naive(&x, &w, &wg, &wu, &wd)),
+                ("dx", finite_differences(&x, |x| loss(self.naive(x, &w, &wg, &wu, &wd)))),
+                ("dweights", finite_differences(&w, |w| loss(self.naive(&x, w, &wg, &wu, &wd)))),
+                ("dWg", finite_differences(&wg, |wg| loss(self.naive(&x, &w, wg, &wu, &wd)))),
+                ("dWu", finite_differences(&wu, |wu| loss(self.naive(&x, &w, &wg, wu, &wd)))),
+                ("dWd", finite_differences(&wd, |wd| loss(self.naive(&x, &w, &wg, &wu, wd)))),
+            ] {
+                let error = relative_error(&rest[..expected.len()], &expected);
+                assert!(error < 1e-6, "{what} of {t} tokens, {} experts, top {k}, gate {}: {error}", self.experts, self.gated);
+                rest = &rest[expected.len()..];
+            }
+            assert!(rest.is_empty());
+        }
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        // One token; an odd everything; all tokens on one expert and none on another; no token at all.
+        Case::new(&numbers(9, 4), 4, 2, 3, 5, true).check();
+        Case::new(&numbers(8, 7 * 3), 3, 2, 5, 7, true).check();
+        Case::new(&[0.0, 9.0, 1.0].repeat(19), 3, 1, 4, 3, true).check();
+        Case::new(&[], 3, 1, 4, 3, true).check();
+        let mut plain = Case::new(&numbers(7, 5 * 4), 4, 3, 4, 6, false);
+        plain.check();
+        plain.activation = Activation::Relu;
+        plain.check();
+    }
+
+    #[test]
+    fn many_slots_many_blocks_and_any_batch() {
+        let (experts, top_k, d, width, tokens) = (5, 2, 40, 36, 300);
+        let logits = numbers(1, tokens * experts);
+        let (x, dy) = (numbers(4, tokens * d), numbers(5, tokens * d));
+        for operand in [Operand::F32, Operand::Bf16] {
+            let run = |range: Range<usize>| {
+                let logits = &logits[range.start * experts..range.end * experts];
+                let case = Case::new(logits, experts, top_k, d, width, true);
+                case.run(&x[range.start * d..range.end * d], &dy[range.start * d..range.end * d], operand)
+            };
+            let all = on_every_isa(|| run(0..tokens));
+            for range in [0..1, 17..29, 150..300] {
+                let some = run(range.clone());
+                let (n, own) = (range.len() * d, range.start * d..range.end * d);
+                assert_eq!(some[..n], all[own.clone()], "outputs of tokens {range:?}");
+                assert_eq!(some[n..2 * n], all[tokens * d..][own], "input gradients of tokens {range:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_dropped_choice_adds_nothing() {
+        let case = Case::new(&[0.0, 5.0].repeat(4), 2, 1, 3, 4, true);
+        let [wg, wu, wd] = case.weights();
+        let pack = |w: &[f32], out, input| {
+            let mut packed = PackedWeight::new(2, out, input, Operand::F32, false);
+            packed.pack(w);
+            packed
+        };
+        let (gate, up, down) = (pack(&wg, 4, 3), pack(&wu, 4, 3), pack(&wd, 3, 4));
+        let biases = Biases::default();
+        let mlp = Mlp { gate: Some(&gate), up: &up, down: &down, activation: Activation::Silu, biases };
+        let x = Tensor::new(&numbers(4, 12), &[4, 3]);
+        let (all, _) = forward(&x, &mlp, &router::assign(&case.routing, None));
+        let (some, _) = forward(&x, &mlp, &router::assign(&case.routing, Some(3)));
+        assert_eq!(some[..9], all[..9]);
+        assert_eq!(some[9..], [0.0; 3]);
+    }
+}

@@ -1,0 +1,3 @@
+//! Training: what turns gradients into a better model.
+
+pub mod optimizer;
