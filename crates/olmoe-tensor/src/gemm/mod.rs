@@ -136,7 +136,8 @@ pub(crate) unsafe fn block(
     let kernels = micro::kernels(a.operand);
     let units = a.operand.units(a.k);
     let count = panel_count(a.rows);
-    assert!(a.data.len() >= a.rows * units && b.data.len() >= b.rows.next_multiple_of(PANEL_COLS) * units);
+    assert!(a.data.len() >= a.rows * a.pitch && b.data.len() >= b.rows.next_multiple_of(PANEL_COLS) * b.pitch);
+    assert!(a.first + units <= a.pitch && b.first + units <= b.pitch);
     let (a_data, b_data) = (a.data.as_ptr().cast::<u32>(), b.data.as_ptr().cast::<u32>());
     let mut start = 0;
     // At least once, so that an empty contraction gives zeros.
@@ -148,10 +149,10 @@ pub(crate) unsafe fn block(
             for i in panels_a.clone() {
                 let row = panel_start(a.rows, count, i);
                 let rows = panel_start(a.rows, count, i + 1) - row;
-                // SAFETY: panel `i` has `rows` rows from unit `row * units` on, panel `j` 32; the tile is the caller's.
+                // SAFETY: panel `i` has `rows` rows from unit `row * pitch` on, panel `j` 32; the tile is the caller's.
                 unsafe {
-                    let left = a_data.add(row * units + start * rows);
-                    let right = b_data.add((j * units + start) * PANEL_COLS);
+                    let left = a_data.add(row * a.pitch + (a.first + start) * rows);
+                    let right = b_data.add((j * b.pitch + b.first + start) * PANEL_COLS);
                     kernels[rows](length, left, rows, right, c.add(row * ldc + j * PANEL_COLS), ldc, cols, accumulate);
                 }
             }

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::memory::Buffer;
-use crate::simd::{LANES, kernel};
+use crate::simd::{LANES, Simd, kernel};
 use crate::threads::{Shared, parallel_ranges};
 
 use super::{Operand, PANEL_COLS, PANEL_ROWS};
@@ -81,37 +81,45 @@ kernel! {
     }
 }
 
+/// Columns `columns` (at most 16) of row `i` of a source; zeros past the end of the contraction.
+#[inline(always)]
+fn column_vector<S: Simd>(s: S, source: Source<'_>, i: usize, k: usize, columns: &Range<usize>, scale: Option<&[f32]>) -> S::V {
+    if i >= k {
+        return s.zero();
+    }
+    let x = source.row(i, columns.clone());
+    let v = if x.len() == LANES { s.load(x) } else { s.load_partial(x) };
+    match scale {
+        Some(scale) => s.mul(v, s.splat(scale[i])),
+        None => v,
+    }
+}
+
 kernel! {
     /// Packs columns `columns` of a source, contraction `0..k` down the rows, as units `0..units(k)` of one panel `width`
     /// wide (at most 32). Row `i` is multiplied by `scale[i]` when there is one.
     pub(crate) fn pack_columns[s: S](
         source: Source<'_>, columns: Range<usize>, k: usize, operand: Operand, width: usize, scale: Option<&[f32]>, panel: &mut [f32],
     ) {
-        for half in 0..width.div_ceil(LANES) {
-            let start = columns.start + half * LANES;
-            let lanes = LANES.min(width - half * LANES);
-            let range = start.min(columns.end)..(start + LANES).min(columns.end);
-            for u in 0..operand.units(k) {
-                let row = |i: usize| {
-                    if i >= k {
-                        return s.zero();
-                    }
-                    let x = source.row(i, range.clone());
-                    let v = if x.len() == LANES { s.load(x) } else { s.load_partial(x) };
-                    match scale {
-                        Some(scale) => s.mul(v, s.splat(scale[i])),
-                        None => v,
-                    }
-                };
+        let half = |h: usize| (columns.start + h * LANES).min(columns.end)..(columns.start + (h + 1) * LANES).min(columns.end);
+        let (first, second) = (half(0), half(1));
+        for (u, out) in panel.chunks_exact_mut(width).take(operand.units(k)).enumerate() {
+            let (lo, hi) = out.split_at_mut(width.min(LANES));
+            for (range, out) in [(&first, lo), (&second, hi)] {
+                if out.is_empty() {
+                    continue;
+                }
                 let vector = match operand {
-                    Operand::F32 => row(u),
-                    Operand::Bf16 => s.bf16_interleave(row(2 * u), row(2 * u + 1)),
+                    Operand::F32 => column_vector(s, source, u, k, range, scale),
+                    Operand::Bf16 => {
+                        let even = column_vector(s, source, 2 * u, k, range, scale);
+                        s.bf16_interleave(even, column_vector(s, source, 2 * u + 1, k, range, scale))
+                    }
                 };
-                let at = u * width + half * LANES;
-                if lanes == LANES {
-                    s.store(vector, &mut panel[at..]);
+                if out.len() == LANES {
+                    s.store(vector, out);
                 } else {
-                    s.store_partial(vector, &mut panel[at..at + lanes]);
+                    s.store_partial(vector, out);
                 }
             }
         }
@@ -148,13 +156,30 @@ pub struct Right {
     operand: Operand,
 }
 
-/// Borrowed panels of one packed factor.
+/// Borrowed panels of one packed factor, or of a part of its contraction.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
-    pub(crate) data: &'a [f32],
+    pub(super) data: &'a [f32],
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) operand: Operand,
+    /// Units of the whole contraction, as laid out, and the first of this part.
+    pub(super) pitch: usize,
+    pub(super) first: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Panels over a whole contraction.
+    pub(crate) fn new(data: &'a [f32], rows: usize, k: usize, operand: Operand) -> Panels<'a> {
+        Panels { data, rows, k, operand, pitch: operand.units(k), first: 0 }
+    }
+
+    /// The part `range` of the contraction, which begins at an even place and ends at one or at the end.
+    pub(crate) fn span(self, range: Range<usize>) -> Panels<'a> {
+        debug_assert!(range.end <= self.k && range.start.is_multiple_of(2));
+        debug_assert!(range.end == self.k || range.end.is_multiple_of(2));
+        Panels { k: range.len(), first: self.first + self.operand.units(range.start), ..self }
+    }
 }
 
 impl Left {
@@ -184,7 +209,7 @@ impl Left {
 
     /// The panels.
     pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels { data: &self.data, rows: self.rows, k: self.k, operand: self.operand }
+        Panels::new(&self.data, self.rows, self.k, self.operand)
     }
 
     /// Packs rows `0..rows` of a source on this thread, in place of the old contents; `rows` and `k` as made.
@@ -279,7 +304,7 @@ impl Right {
     /// The panels of factor `group`.
     pub(crate) fn group(&self, group: usize) -> Panels<'_> {
         let len = self.data.len() / self.groups;
-        Panels { data: &self.data[group * len..(group + 1) * len], rows: self.rows, k: self.k, operand: self.operand }
+        Panels::new(&self.data[group * len..(group + 1) * len], self.rows, self.k, self.operand)
     }
 
     fn fill(&mut self, pack: impl Fn(&mut [f32], usize, Range<usize>) + Sync) {

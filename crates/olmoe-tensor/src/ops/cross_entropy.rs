@@ -4,16 +4,20 @@
 //! `logp_t = l_t[target_t] − lse_t`, `lse_t = log Σ_v exp l_tv`. Given `g_t = ∂L/∂logp_t` and `h_t = ∂L/∂lse_t` beside it,
 //! `∂L/∂l_tv = g_t·[v = target_t] + (h_t − g_t)·exp(l_tv − lse_t)`. Cross-entropy over `N` targets is `g_t = −1/N`.
 //!
-//! The logits exist only for a chunk of tokens at a time ([`CHUNK_BYTES`]); where a gradient is wanted, the same pass
-//! turns them block by block, still in the cache, into the packed factors of `dx = dl·W` and `dW += dlᵀ·x`.
+//! The logits exist only for a chunk of tokens at a time ([`CHUNK_BYTES`]). The forward pass makes them tile by tile and
+//! takes each tile's largest number and sum of exponentials while it is in the cache; the backward pass turns them, tile
+//! by tile again, into the packed factors of `dx = dl·W` and `dW += dlᵀ·x` and multiplies at once. So the logits are
+//! written and read once, and their gradient never leaves the cache.
 
 use std::ops::Range;
 
 use crate::gemm::{
-    Left, Operand, PANEL_ROWS, Source, Store, gemm_panels, pack_columns, pack_rows, panel_count, panel_start,
+    Left, PANEL_COLS, PANEL_ROWS, Right, Source, Store, block, gemm_here, pack_columns, pack_rows, panel_count,
+    panel_start,
 };
 use crate::memory::Buffer;
-use crate::ops::linear::{PackedWeight, pack_saved};
+use crate::ops::add::add_assign;
+use crate::ops::linear::{PackedWeight, pack_input, pack_saved};
 use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
@@ -21,13 +25,23 @@ use crate::threads::{Shared, parallel, parallel_ranges};
 /// The target of a token that has none: its log-probability is 0 and it adds no gradient.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Bytes of logits in a chunk. Larger chunks read and write `dW` less often, smaller ones hold less memory; at this size
-/// that traffic is a few percent of the products' time.
-pub const CHUNK_BYTES: usize = 96 << 20;
+/// Bytes of logits in a chunk, at most. Larger chunks read and write `dW` less often, smaller ones hold less memory; at
+/// this size that traffic is a few percent of the products' time.
+pub const CHUNK_BYTES: usize = 128 << 20;
 
-/// Rows and panels of columns in a block of the gradient: 28 × 896 numbers are 98 KiB, at home in the second-level cache.
-const BLOCK_ROWS: usize = 2 * PANEL_ROWS;
-const BLOCK_PANELS: usize = 64;
+/// Tokens and right panels of words in a tile of the forward pass: 112 × 896 logits are 392 KiB, in the second-level cache.
+const TILE_TOKENS: usize = 8 * PANEL_ROWS;
+const TILE_PANELS: usize = 28;
+const TILE_WORDS: usize = TILE_PANELS * PANEL_COLS;
+
+/// Tokens and words in a block of the backward pass; its factors and the words' rows of `dW` share the second-level cache.
+const BLOCK_TOKENS: usize = 16 * PANEL_ROWS;
+const BLOCK_WORDS: usize = 16 * PANEL_ROWS;
+/// Tokens whose gradients are made at once: 56 × 224 numbers are 49 KiB.
+const STRIP_TOKENS: usize = 4 * PANEL_ROWS;
+/// Parts of the vocabulary that are summed into a `dx` of their own and then added in order: a fixed number, so that the
+/// sums do not depend on the threads.
+const SLABS: usize = 16;
 
 /// The output layer: `c·(x·Wᵀ + b)`.
 #[derive(Clone, Copy)]
@@ -61,30 +75,17 @@ pub struct Gradients<'a> {
     pub dbias: Option<&'a mut [f32]>,
 }
 
-/// All logits `[T, V]`: for generation, and for tests.
-pub fn logits(x_td: &Tensor, head: Head<'_>) -> Tensor {
-    let mut logits_tv = Tensor::scratch(&[x_td.rows(), head.weight.forward().rows()]);
-    logits_into(x_td, 0..x_td.rows(), head, &mut logits_tv);
-    logits_tv
+impl Head<'_> {
+    fn words(&self) -> usize {
+        self.weight.forward().rows()
+    }
 }
 
-fn logits_into(x_td: &Tensor, rows: Range<usize>, head: Head<'_>, out: &mut [f32]) {
-    let (d, v) = (x_td.cols(), head.weight.forward().rows());
-    let left = Left::from_rows(Source::new(x_td.row_range(rows.clone()), d), rows.len(), d, head.weight.operand());
-    gemm_panels(left.panels(), head.weight.forward().group(0), out, Store::Overwrite);
-    if head.bias.is_some() || head.scale != 1.0 {
-        let shared = Shared::new(out);
-        parallel_ranges(rows.len(), 1, |some| {
-            for t in some {
-                // SAFETY: each token is another row.
-                let row = unsafe { shared.range(t * v..(t + 1) * v) };
-                if let Some(bias) = head.bias {
-                    row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-                }
-                row.iter_mut().for_each(|x| *x *= head.scale);
-            }
-        });
-    }
+/// All logits `[T, V]`: for generation, and for tests.
+pub fn logits(x_td: &Tensor, head: Head<'_>) -> Tensor {
+    let mut logits_tv = Tensor::scratch(&[x_td.rows(), head.words()]);
+    forward_tiles(x_td, head, &mut logits_tv);
+    logits_tv
 }
 
 /// Log-probabilities of `targets [T]` without gradients.
@@ -109,75 +110,109 @@ fn run(
     targets: &[u32],
     mut gradients: Option<Gradients<'_>>,
 ) -> (LogProbs, Option<Tensor>) {
-    let (tokens, d, v) = (x_td.rows(), x_td.cols(), head.weight.forward().rows());
+    let (tokens, d, v) = (x_td.rows(), x_td.cols(), head.words());
     assert_eq!(targets.len(), tokens, "a target a token");
     let mut out = LogProbs { logp_t: Buffer::scratch(tokens), lse_t: Buffer::scratch(tokens) };
     let mut dx_td = gradients.as_ref().map(|_| Tensor::scratch(&[tokens, d]));
-    let chunk = (CHUNK_BYTES / 4 / v.max(1)).clamp(2 * BLOCK_ROWS, 4096) / BLOCK_ROWS * BLOCK_ROWS;
+    // Even chunks, none larger than asked for.
+    let most = (CHUNK_BYTES / size_of::<f32>() / v.max(1)).max(BLOCK_TOKENS);
+    let chunk = tokens.div_ceil(tokens.div_ceil(most).max(1)).next_multiple_of(2);
     let mut logits = Tensor::scratch(&[chunk.min(tokens), v]);
-    for start in (0..tokens).step_by(chunk) {
+    for start in (0..tokens).step_by(chunk.max(1)) {
         let rows = start..(start + chunk).min(tokens);
+        let x = Tensor::new(x_td.row_range(rows.clone()), &[rows.len(), d]);
         let logits = &mut logits[..rows.len() * v];
-        logits_into(x_td, rows.clone(), head, logits);
-        statistics(logits, v, &targets[rows.clone()], &mut out, rows.clone());
+        let tiles = forward_tiles(&x, head, logits);
+        let targets = &targets[rows.clone()];
+        finish(&tiles, logits, v, targets, &mut out.logp_t[rows.clone()], &mut out.lse_t[rows.clone()]);
         if let (Some(gradients), Some(dx_td)) = (&mut gradients, &mut dx_td) {
-            let x = Tensor::new(x_td.row_range(rows.clone()), &[rows.len(), d]);
-            let dx = &mut dx_td[rows.start * d..rows.end * d];
-            chunk_backward(logits, &x, head, &targets[rows.clone()], &out.lse_t[rows.clone()], rows, gradients, dx);
+            let lse = &out.lse_t[rows.clone()];
+            let chunk = Chunk { logits, x: &x, head, targets, lse, dlogp: &gradients.dlogp_t[rows.clone()], z: gradients.z };
+            let (dweight, dbias) = (gradients.dweight.as_deref_mut(), gradients.dbias.as_deref_mut());
+            chunk.backward(dweight, dbias, &mut dx_td[rows.start * d..rows.end * d]);
         }
     }
     (out, dx_td)
 }
 
-/// Log-sum-exp and target log-probability of each row.
-fn statistics(logits: &[f32], v: usize, targets: &[u32], out: &mut LogProbs, rows: Range<usize>) {
-    let logp = Shared::new(&mut out.logp_t[rows.clone()]);
-    let lse = Shared::new(&mut out.lse_t[rows]);
-    parallel_ranges(targets.len(), 1, |some| {
-        for t in some {
-            let row = &logits[t * v..(t + 1) * v];
-            // SAFETY: each token is another place.
-            let (logp, lse) = unsafe { (&mut logp.range(t..t + 1)[0], &mut lse.range(t..t + 1)[0]) };
-            *lse = log_sum_exp(row);
-            *logp = if targets[t] == IGNORE { 0.0 } else { row[targets[t] as usize] - *lse };
+/// The largest logit and the sum of exponentials against it of each token and tile of words, `[T, tiles]` each.
+struct Tiles {
+    largest: Tensor,
+    sum: Tensor,
+}
+
+/// Logits `[T, V]`, and what their tiles say.
+fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32]) -> Tiles {
+    let (tokens, v) = (x_td.rows(), head.words());
+    let left = pack_input(x_td, head.weight.operand());
+    let (panels, right) = (panel_count(tokens), head.weight.forward().group(0));
+    let (token_tiles, word_tiles) = (tokens.div_ceil(TILE_TOKENS), v.div_ceil(TILE_WORDS));
+    let mut tiles = Tiles { largest: Tensor::scratch(&[tokens, word_tiles]), sum: Tensor::scratch(&[tokens, word_tiles]) };
+    let (largest, sum) = (Shared::new(&mut tiles.largest), Shared::new(&mut tiles.sum));
+    let logits = Shared::new(logits);
+    parallel(token_tiles * word_tiles, |task| {
+        // Neighbouring tasks share the words, the larger factor.
+        let (i, j) = (task % token_tiles, task / token_tiles);
+        let own = panels * i / token_tiles..panels * (i + 1) / token_tiles;
+        let rows = panel_start(tokens, panels, own.start)..panel_start(tokens, panels, own.end);
+        let words = j * TILE_WORDS..((j + 1) * TILE_WORDS).min(v);
+        // SAFETY: each task writes another tile.
+        unsafe {
+            let c = logits.range(0..tokens * v).as_mut_ptr();
+            let columns = j * TILE_PANELS..words.end.div_ceil(PANEL_COLS);
+            block(left.panels(), own, right, columns, c, v, Store::Overwrite);
+            for t in rows {
+                let row = logits.range(t * v + words.start..t * v + words.end);
+                if let Some(bias) = head.bias {
+                    add_assign(row, &bias[words.clone()]);
+                }
+                if head.scale != 1.0 {
+                    row.iter_mut().for_each(|x| *x *= head.scale);
+                }
+                let at = t * word_tiles + j;
+                (largest.range(at..at + 1)[0], sum.range(at..at + 1)[0]) = largest_and_sum(row);
+            }
         }
     });
+    tiles
 }
 
 kernel! {
-    /// `log Σ exp x`, in one pass: pieces of 1,024 numbers, each against the largest so far.
-    fn log_sum_exp[s: S](x: &[f32]) -> f32 {
-        let mut largest = f32::NEG_INFINITY;
-        let mut sum = s.zero();
-        for piece in x.chunks(1024) {
-            let mut most = s.splat(f32::NEG_INFINITY);
-            let vectors = piece.chunks_exact(LANES);
-            let rest = vectors.remainder();
-            for v in vectors {
-                // In this order a NaN stays.
-                most = s.max(most, s.load(v));
-            }
-            let mut here = s.reduce_max(most);
-            for x in rest {
-                here = if *x > here { *x } else { here };
-            }
-            if here > largest {
-                sum = s.mul(sum, exp(s, s.splat(largest - here)));
-                largest = here;
-            }
-            let shift = s.splat(largest);
-            let vectors = piece.chunks_exact(LANES);
-            for v in vectors {
-                sum = s.add(sum, exp(s, s.sub(s.load(v), shift)));
-            }
-            if !rest.is_empty() {
-                let mut last = [f32::NEG_INFINITY; LANES];
-                last[..rest.len()].copy_from_slice(rest);
-                sum = s.add(sum, exp(s, s.sub(s.load(&last), shift)));
-            }
+    /// The largest of `x`, and `Σ exp(x − largest)`.
+    fn largest_and_sum[s: S](x: &[f32]) -> (f32, f32) {
+        let vectors = x.chunks_exact(LANES);
+        let mut rest = [f32::NEG_INFINITY; LANES];
+        rest[..vectors.remainder().len()].copy_from_slice(vectors.remainder());
+        let rest = s.load(&rest);
+        let mut most = rest;
+        for v in vectors.clone() {
+            // In this order a NaN of `most` would be lost; the sum keeps it.
+            most = s.max(most, s.load(v));
         }
-        largest + s.reduce_add(sum).ln()
+        let largest = s.reduce_max(most);
+        let shift = s.splat(largest);
+        let mut sum = exp(s, s.sub(rest, shift));
+        for v in vectors {
+            sum = s.add(sum, exp(s, s.sub(s.load(v), shift)));
+        }
+        (largest, s.reduce_add(sum))
     }
+}
+
+/// Log-sum-exp and target log-probability of each token, from its tiles in order.
+fn finish(tiles: &Tiles, logits: &[f32], v: usize, targets: &[u32], logp: &mut [f32], lse: &mut [f32]) {
+    let (logp, lse) = (Shared::new(logp), Shared::new(lse));
+    parallel_ranges(targets.len(), 16, |range| {
+        for t in range {
+            let (largest, sums) = (tiles.largest.row(t), tiles.sum.row(t));
+            let most = largest.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+            let sum: f64 = largest.iter().zip(sums).map(|(m, sum)| f64::from(m - most).exp() * f64::from(*sum)).sum();
+            // SAFETY: each token is another place.
+            let (logp, lse) = unsafe { (&mut logp.range(t..t + 1)[0], &mut lse.range(t..t + 1)[0]) };
+            *lse = (f64::from(most) + sum.ln()) as f32;
+            *logp = if targets[t] == IGNORE { 0.0 } else { logits[t * v + targets[t] as usize] - *lse };
+        }
+    });
 }
 
 kernel! {
@@ -194,152 +229,152 @@ kernel! {
     }
 }
 
-/// The gradients of one chunk; `rows` are its tokens.
-fn chunk_backward(
-    logits: &[f32],
-    x_td: &Tensor,
-    head: Head<'_>,
-    targets: &[u32],
-    lse: &[f32],
-    rows: Range<usize>,
-    gradients: &mut Gradients<'_>,
-    dx: &mut [f32],
-) {
-    let (tokens, v, operand) = (rows.len(), head.weight.forward().rows(), head.weight.operand());
-    let mut by_token = Left::scratch(tokens, v, operand);
-    let mut by_word = gradients.dweight.is_some().then(|| Left::scratch(v, tokens, operand));
-    let blocks = Blocks { tokens, v, operand };
-    {
-        let by_token = Shared::new(by_token.data_mut());
-        let by_word = by_word.as_mut().map(|l| Shared::new(l.data_mut()));
-        let (token_blocks, word_blocks) = blocks.counts();
-        parallel(token_blocks * word_blocks, |task| {
-            let (i, j) = (task / word_blocks, task % word_blocks);
-            let tokens = blocks.tokens(i);
-            let words = blocks.words(j);
-            let width = words.len();
-            let mut dl = Buffer::<f32>::scratch(tokens.len() * width);
-            for (t, row) in tokens.clone().zip(dl.chunks_exact_mut(width)) {
-                let g = gradients.dlogp_t[rows.start + t] * head.scale;
-                let h = gradients.z * lse[t] * head.scale;
-                if targets[t] == IGNORE {
-                    row.fill(0.0);
-                    continue;
-                }
-                softmax_times(&logits[t * v + words.start..t * v + words.end], lse[t], h - g, row);
-                if let Some(at) = (targets[t] as usize).checked_sub(words.start).filter(|at| *at < width) {
-                    row[at] += g;
-                }
-            }
-            // SAFETY: each block of tokens and words is another set of ranges, see `Blocks`.
-            unsafe {
-                blocks.pack_tokens(&dl, i, words.clone(), &by_token);
-                if let Some(by_word) = &by_word {
-                    blocks.pack_words(&dl, j, tokens, by_word);
+/// A chunk of tokens on its way back.
+struct Chunk<'a> {
+    logits: &'a [f32],
+    x: &'a Tensor,
+    head: Head<'a>,
+    targets: &'a [u32],
+    lse: &'a [f32],
+    dlogp: &'a [f32],
+    z: f32,
+}
+
+/// The outputs of the backward pass, each task with ranges of its own.
+struct Outputs {
+    /// `[slabs, T, D]`
+    dx: Shared<f32>,
+    dweight: Option<Shared<f32>>,
+    dbias: Option<Shared<f32>>,
+}
+
+impl Chunk<'_> {
+    fn backward(&self, dweight: Option<&mut [f32]>, dbias: Option<&mut [f32]>, dx: &mut [f32]) {
+        let (tokens, d, v) = (self.targets.len(), self.x.cols(), self.head.words());
+        let x = dweight.is_some().then(|| pack_saved(self.x, self.head.weight.operand()));
+        let blocks = v.div_ceil(BLOCK_WORDS);
+        let slabs = SLABS.min(blocks);
+        let mut partial = Tensor::scratch(&[slabs, tokens, d]);
+        let outputs = Outputs {
+            dx: Shared::new(&mut partial),
+            dweight: dweight.map(Shared::new),
+            dbias: dbias.map(Shared::new),
+        };
+        parallel(slabs, |slab| {
+            let own = blocks * slab / slabs..blocks * (slab + 1) / slabs;
+            for (i, j) in own.enumerate() {
+                let words = j * BLOCK_WORDS..((j + 1) * BLOCK_WORDS).min(v);
+                let store = if i == 0 { Store::Overwrite } else { Store::Accumulate };
+                for start in (0..tokens).step_by(BLOCK_TOKENS) {
+                    let rows = start..(start + BLOCK_TOKENS).min(tokens);
+                    // SAFETY: each slab has words and a `dx` of its own.
+                    unsafe { self.block_backward(rows, words.clone(), slab, store, x.as_ref(), &outputs) }
                 }
             }
         });
-    }
-    gemm_panels(by_token.panels(), head.weight.backward().group(0), dx, Store::Overwrite);
-    if let (Some(left), Some(dweight)) = (&by_word, &mut gradients.dweight) {
-        gemm_panels(left.panels(), pack_saved(x_td, operand).group(0), dweight, Store::Accumulate);
-    }
-    if let Some(dbias) = &mut gradients.dbias {
-        bias_backward(logits, targets, lse, rows, gradients.dlogp_t, gradients.z, head.scale, dbias);
-    }
-}
-
-/// `db += Σ_t dl_t`: rare (no released model has it), so plain.
-fn bias_backward(
-    logits: &[f32],
-    targets: &[u32],
-    lse: &[f32],
-    rows: Range<usize>,
-    dlogp: &[f32],
-    z: f32,
-    scale: f32,
-    dbias: &mut [f32],
-) {
-    let v = dbias.len();
-    let mut row = Buffer::<f32>::scratch(v);
-    for (t, target) in targets.iter().enumerate().filter(|(_, target)| **target != IGNORE) {
-        let g = dlogp[rows.start + t] * scale;
-        softmax_times(&logits[t * v..(t + 1) * v], lse[t], z * lse[t] * scale - g, &mut row);
-        row[*target as usize] += g;
-        dbias.iter_mut().zip(row.iter()).for_each(|(d, x)| *d += x);
-    }
-}
-
-/// How a chunk's gradient is cut: blocks of whole left panels, of tokens (for `dx`) and of words (for `dW`). Panels begin
-/// at even rows, so pairs of bf16 numbers are whole in both directions.
-struct Blocks {
-    tokens: usize,
-    v: usize,
-    operand: Operand,
-}
-
-impl Blocks {
-    fn counts(&self) -> (usize, usize) {
-        (panel_count(self.tokens).div_ceil(BLOCK_ROWS / PANEL_ROWS), panel_count(self.v).div_ceil(BLOCK_PANELS))
+        sum_slabs(&partial, dx);
     }
 
-    /// The panels of block `i` when `some` panels make a block.
-    fn panels(rows: usize, i: usize, some: usize) -> impl Iterator<Item = Range<usize>> {
-        let count = panel_count(rows);
-        (i * some..((i + 1) * some).min(count)).map(move |p| panel_start(rows, count, p)..panel_start(rows, count, p + 1))
-    }
-
-    fn span(rows: usize, i: usize, some: usize) -> Range<usize> {
-        let count = panel_count(rows);
-        panel_start(rows, count, i * some)..panel_start(rows, count, ((i + 1) * some).min(count))
-    }
-
-    fn tokens(&self, i: usize) -> Range<usize> {
-        Blocks::span(self.tokens, i, BLOCK_ROWS / PANEL_ROWS)
-    }
-
-    fn words(&self, j: usize) -> Range<usize> {
-        Blocks::span(self.v, j, BLOCK_PANELS)
-    }
-
-    /// Packs block `dl` of tokens `i` along the rows of the tokens' panels.
+    /// One block of tokens and words: its gradient, packed both ways, and its two products.
     ///
     /// # Safety
-    /// No other task packs these tokens and words.
-    unsafe fn pack_tokens(&self, dl: &[f32], i: usize, words: Range<usize>, out: &Shared<f32>) {
-        let units = self.operand.units(self.v);
-        let (first, some) = (self.operand.units(words.start), self.operand.units(words.len()));
-        let start = self.tokens(i).start;
-        for panel in Blocks::panels(self.tokens, i, BLOCK_ROWS / PANEL_ROWS) {
-            let at = panel.start * units + first * panel.len();
+    /// No other task works on these words or this slab.
+    unsafe fn block_backward(
+        &self,
+        rows: Range<usize>,
+        words: Range<usize>,
+        slab: usize,
+        store: Store,
+        x: Option<&Right>,
+        outputs: &Outputs,
+    ) {
+        let (tokens, d, v, operand) = (self.targets.len(), self.x.cols(), self.head.words(), self.head.weight.operand());
+        let mut by_token = Left::scratch(rows.len(), words.len(), operand);
+        let mut by_word = x.map(|_| Left::scratch(words.len(), rows.len(), operand));
+        let mut strip = Buffer::<f32>::scratch(STRIP_TOKENS.min(rows.len()) * words.len());
+        let panels = panel_count(rows.len());
+        let panels_in_strip = STRIP_TOKENS / PANEL_ROWS;
+        for first in (0..panels).step_by(panels_in_strip) {
+            let own = first..(first + panels_in_strip).min(panels);
+            let at = |p: usize| panel_start(rows.len(), panels, p);
+            let local = at(own.start)..at(own.end);
+            let dl = &mut strip[..local.len() * words.len()];
+            for (t, row) in local.clone().zip(dl.chunks_exact_mut(words.len())) {
+                self.logit_gradient(rows.start + t, &words, v, row);
+            }
+            for p in own {
+                let (units, panel) = (operand.units(words.len()), at(p)..at(p + 1));
+                let out = &mut by_token.data_mut()[panel.start * units..panel.end * units];
+                let source = Source::new(dl, words.len());
+                pack_rows(source, panel.start - local.start..panel.end - local.start, words.len(), operand, panel.len(), out);
+            }
+            if let Some(by_word) = &mut by_word {
+                pack_strip(dl, local.clone(), words.len(), rows.len(), by_word);
+            }
+            if let Some(dbias) = &outputs.dbias {
+                // SAFETY: by the caller's promise.
+                let dbias = unsafe { dbias.range(words.clone()) };
+                dl.chunks_exact(words.len()).for_each(|row| add_assign(dbias, row));
+            }
+        }
+        let from = (slab * tokens + rows.start) * d;
+        // SAFETY: by the caller's promise.
+        let dx = unsafe { outputs.dx.range(from..from + rows.len() * d) };
+        gemm_here(by_token.panels(), self.head.weight.backward().group(0).span(words.clone()), dx, store);
+        if let (Some(by_word), Some(x), Some(dweight)) = (&by_word, x, &outputs.dweight) {
             // SAFETY: by the caller's promise.
-            let out = unsafe { out.range(at..at + some * panel.len()) };
-            let local = panel.start - start..panel.end - start;
-            pack_rows(Source::new(dl, words.len()), local, words.len(), self.operand, panel.len(), out);
+            let dweight = unsafe { dweight.range(words.start * d..words.end * d) };
+            gemm_here(by_word.panels(), x.group(0).span(rows), dweight, Store::Accumulate);
         }
     }
 
-    /// Packs block `dl` of words `j` down the columns of the words' panels.
-    ///
-    /// # Safety
-    /// No other task packs these tokens and words.
-    unsafe fn pack_words(&self, dl: &[f32], j: usize, tokens: Range<usize>, out: &Shared<f32>) {
-        let units = self.operand.units(self.tokens);
-        let (first, some) = (self.operand.units(tokens.start), self.operand.units(tokens.len()));
-        let words = self.words(j);
-        for panel in Blocks::panels(self.v, j, BLOCK_PANELS) {
-            let at = panel.start * units + first * panel.len();
-            // SAFETY: by the caller's promise.
-            let out = unsafe { out.range(at..at + some * panel.len()) };
-            let local = panel.start - words.start..panel.end - words.start;
-            pack_columns(Source::new(dl, words.len()), local, tokens.len(), self.operand, panel.len(), None, out);
+    /// `∂L/∂l_tv` of the words `words` of token `t`.
+    fn logit_gradient(&self, t: usize, words: &Range<usize>, v: usize, out: &mut [f32]) {
+        if self.targets[t] == IGNORE {
+            out.fill(0.0);
+            return;
+        }
+        let g = self.dlogp[t] * self.head.scale;
+        let h = self.z * self.lse[t] * self.head.scale;
+        softmax_times(&self.logits[t * v + words.start..t * v + words.end], self.lse[t], h - g, out);
+        let target = self.targets[t] as usize;
+        if words.contains(&target) {
+            out[target - words.start] += g;
         }
     }
+}
+
+/// Packs a strip of tokens down the columns: its part of the contraction of `by_word`, which runs over `tokens`.
+fn pack_strip(dl: &[f32], local: Range<usize>, words: usize, tokens: usize, by_word: &mut Left) {
+    let operand = by_word.panels().operand;
+    let (units, first, some) = (operand.units(tokens), operand.units(local.start), operand.units(local.len()));
+    let count = panel_count(words);
+    for p in 0..count {
+        let panel = panel_start(words, count, p)..panel_start(words, count, p + 1);
+        let at = panel.start * units + first * panel.len();
+        let out = &mut by_word.data_mut()[at..at + some * panel.len()];
+        pack_columns(Source::new(dl, words), panel.clone(), local.len(), operand, panel.len(), None, out);
+    }
+}
+
+/// `dx = Σ_slabs`, in order.
+fn sum_slabs(partial: &Tensor, dx: &mut [f32]) {
+    let len = dx.len();
+    let out = Shared::new(dx);
+    parallel_ranges(len, 1 << 14, |range| {
+        // SAFETY: the ranges of a parallel loop are disjoint.
+        let out = unsafe { out.range(range.clone()) };
+        out.copy_from_slice(partial.row(0).get(range.clone()).unwrap_or(&[]));
+        for slab in 1..partial.rows() {
+            add_assign(out, &partial.row(slab)[range.clone()]);
+        }
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemm::Operand;
     use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
 
     /// `Σ_t g_t·logp_t + z/2·lse_t²` over the tokens that have a target.
@@ -400,8 +435,8 @@ mod tests {
 
     #[test]
     fn chunks_and_batches_do_not_show() {
-        // 120 tokens of 200,000 words are more than one chunk.
-        let (t, d, v) = (200, 2, 200_001);
+        // More than one chunk.
+        let (t, d, v) = (260, 2, 150_001);
         assert!(t * v * 4 > CHUNK_BYTES);
         for operand in [Operand::F32, Operand::Bf16] {
             let (x, w) = (numbers(1, t * d), numbers(2, v * d));
@@ -418,7 +453,7 @@ mod tests {
                 (log_probs.logp_t.to_vec(), dx.to_vec(), dw)
             };
             let (logp, dx, dw) = run(0..t);
-            for range in [0..1, 7..40, 150..200] {
+            for range in [0..1, 7..40, 150..260] {
                 let (some_logp, some_dx, _) = run(range.clone());
                 assert_eq!(some_logp, logp[range.clone()]);
                 assert_eq!(some_dx, dx[range.start * d..range.end * d]);

@@ -10,20 +10,16 @@
 //! A task takes a block of one expert's slots through all of it while the block is in the cache. A dense layer is the
 //! case of one expert that takes every token with weight one.
 
-use std::ops::Range;
-
-use crate::gemm::{Left, Operand, Panels, Source, Store, block, gemm_here, pack_columns, panel_count, panel_start};
+use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward_scaled};
 use crate::ops::add::add_assign;
+use crate::ops::grouped_linear::{Contraction, Product, blocks};
 use crate::ops::linear::PackedWeight;
 use crate::ops::router::{Assignment, DROPPED};
 use crate::simd::{LANES, kernel};
 use crate::tensor::Tensor;
-use crate::threads::{Shared, num_threads, parallel, parallel_ranges};
-
-/// Left panels in a block of slots: 112 rows.
-const BLOCK_PANELS: usize = 8;
+use crate::threads::{Shared, parallel, parallel_ranges};
 
 /// The weights of the layer, one of each for every expert.
 #[derive(Clone, Copy)]
@@ -69,38 +65,6 @@ pub struct Saved {
     up_si: Tensor,
 }
 
-/// A block of slots of one expert.
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C)]
-struct Block {
-    expert: u32,
-    start: u32,
-    end: u32,
-}
-
-impl Block {
-    fn slots(&self) -> Range<usize> {
-        self.start as usize..self.end as usize
-    }
-}
-
-/// Cuts each expert's slots into even blocks; each begins an even number of slots after its expert.
-fn blocks(assignment: &Assignment) -> Buffer<Block> {
-    let experts = assignment.experts();
-    let per_expert = |e: usize| panel_count(assignment.range(e).len()).div_ceil(BLOCK_PANELS);
-    let mut all = Buffer::scratch((0..experts).map(per_expert).sum());
-    let mut next = 0;
-    for e in 0..experts {
-        let (slots, count) = (assignment.range(e), per_expert(e));
-        for b in 0..count {
-            let at = |b| (slots.start + panel_start(slots.len(), count, b)) as u32;
-            all[next] = Block { expert: e as u32, start: at(b), end: at(b + 1) };
-            next += 1;
-        }
-    }
-    all
-}
-
 fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
     if let Some(bias) = bias {
         rows.chunks_exact_mut(bias.len()).for_each(|row| add_assign(row, bias));
@@ -120,9 +84,9 @@ pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
         let gate_si = saved.gate_si.as_deref_mut().map(Shared::new);
         let up_si = Shared::new(&mut saved.up_si);
         let out_sd = Shared::new(&mut out_sd);
-        let blocks = blocks(assignment);
+        let blocks = blocks(&assignment.offsets_e);
         parallel(blocks.len(), |b| {
-            let (e, slots) = (blocks[b].expert as usize, blocks[b].slots());
+            let (e, slots) = (blocks[b].group(), blocks[b].rows());
             let mut left = Left::scratch(slots.len(), d, operand);
             left.repack_rows(Source::gather(x_td, d, &assignment.token_s[slots.clone()]));
             let inner = slots.start * width..slots.end * width;
@@ -200,92 +164,6 @@ kernel! {
     }
 }
 
-/// The factors of the weight gradients, packed block by block: contraction over an expert's slots.
-struct Factors {
-    /// `[I, slots]` each.
-    dgate: Option<Buffer<f32>>,
-    dup: Buffer<f32>,
-    /// `[D, slots]`
-    dy: Buffer<f32>,
-    /// Right factors `[D, slots]` and, times the slot's weight, `[I, slots]`.
-    x: Buffer<f32>,
-    act: Buffer<f32>,
-    /// Units of the contraction before each expert, `[E + 1]`.
-    units_e: Buffer<u32>,
-}
-
-/// Left panels over `rows` begin here for the expert whose slots begin at `units` units.
-fn left_start(rows: usize, units: usize) -> usize {
-    rows * units
-}
-
-/// The same of right panels.
-fn right_start(rows: usize, units: usize) -> usize {
-    rows.next_multiple_of(crate::gemm::PANEL_COLS) * units
-}
-
-impl Factors {
-    fn new(gated: bool, d: usize, width: usize, operand: Operand, assignment: &Assignment) -> Factors {
-        let experts = assignment.experts();
-        let mut units_e = Buffer::<u32>::zeroed(experts + 1);
-        for e in 0..experts {
-            units_e[e + 1] = units_e[e] + operand.units(assignment.range(e).len()) as u32;
-        }
-        let all = units_e[experts] as usize;
-        Factors {
-            dgate: gated.then(|| Buffer::scratch(left_start(width, all))),
-            dup: Buffer::scratch(left_start(width, all)),
-            dy: Buffer::scratch(left_start(d, all)),
-            x: Buffer::scratch(right_start(d, all)),
-            act: Buffer::scratch(right_start(width, all)),
-            units_e,
-        }
-    }
-}
-
-/// Where a block lies in its expert's contraction.
-#[derive(Clone, Copy)]
-struct Place {
-    /// Units before the expert, of the expert, and of the expert before the block.
-    before: usize,
-    units: usize,
-    first: usize,
-    /// Slots in the block.
-    slots: usize,
-    operand: Operand,
-}
-
-/// Packs columns `0..rows` of a block as left panels at its place.
-///
-/// # Safety
-/// No other task packs this block.
-unsafe fn pack_left(out: &Shared<f32>, source: Source<'_>, rows: usize, at: Place) {
-    let (start, count) = (left_start(rows, at.before), panel_count(rows));
-    for p in 0..count {
-        let panel = panel_start(rows, count, p)..panel_start(rows, count, p + 1);
-        let from = start + panel.start * at.units + at.first * panel.len();
-        // SAFETY: by the caller's promise.
-        let out = unsafe { out.range(from..from + at.operand.units(at.slots) * panel.len()) };
-        pack_columns(source, panel.clone(), at.slots, at.operand, panel.len(), None, out);
-    }
-}
-
-/// Packs columns `0..rows` of a block as right panels at its place, slot `i` times `scale[i]`.
-///
-/// # Safety
-/// No other task packs this block.
-unsafe fn pack_right(out: &Shared<f32>, source: Source<'_>, rows: usize, scale: Option<&[f32]>, at: Place) {
-    const COLS: usize = crate::gemm::PANEL_COLS;
-    let start = right_start(rows, at.before);
-    for p in 0..rows.div_ceil(COLS) {
-        let from = start + (p * at.units + at.first) * COLS;
-        // SAFETY: by the caller's promise.
-        let out = unsafe { out.range(from..from + at.operand.units(at.slots) * COLS) };
-        let columns = p * COLS..((p + 1) * COLS).min(rows);
-        pack_columns(source, columns, at.slots, at.operand, COLS, scale, out);
-    }
-}
-
 /// Gradients of the input, `[T, D]`, and of the slots' weights, `[S]`.
 pub fn backward(
     x_td: &Tensor,
@@ -296,24 +174,25 @@ pub fn backward(
     gradients: Gradients<'_>,
 ) -> (Tensor, Buffer<f32>) {
     let (d, width, slots, operand) = (x_td.cols(), mlp.up.forward().rows(), assignment.slots(), mlp.up.operand());
-    let mut factors = Factors::new(mlp.gate.is_some(), d, width, operand, assignment);
+    // The factors of the weights' gradients, packed block by block.
+    let contraction = Contraction::new(&assignment.offsets_e, operand);
+    let mut dgate_factors = mlp.gate.map(|_| contraction.left(width));
+    let (mut dup_factors, mut dy_factors) = (contraction.left(width), contraction.left(d));
+    let (mut x_factors, mut act_factors) = (contraction.right(d), contraction.right(width));
     let mut dx_sd = Tensor::scratch(&[slots, d]);
     let mut dweight_s = Buffer::scratch(slots);
-    let blocks = blocks(assignment);
+    let blocks = blocks(&assignment.offsets_e);
     // Column sums of a dense layer's blocks, for its biases.
     let mut sums = Tensor::zeros(&[blocks.len() * usize::from(gradients.biases.up.is_some()), 2 * width]);
     {
-        let packed_dgate = factors.dgate.as_deref_mut().map(Shared::new);
-        let packed_dup = Shared::new(&mut factors.dup);
-        let packed_dy = Shared::new(&mut factors.dy);
-        let packed_x = Shared::new(&mut factors.x);
-        let packed_act = Shared::new(&mut factors.act);
-        let units_e = &factors.units_e;
+        let packed_dgate = dgate_factors.as_mut().map(|factors| factors.shared());
+        let (packed_dup, packed_dy) = (dup_factors.shared(), dy_factors.shared());
+        let (packed_x, packed_act) = (x_factors.shared(), act_factors.shared());
         let dx_sd = Shared::new(&mut dx_sd);
         let dweight_s = Shared::new(&mut dweight_s);
         let sums = Shared::new(&mut sums);
         parallel(blocks.len(), |b| {
-            let (e, slots) = (blocks[b].expert as usize, blocks[b].slots());
+            let (e, slots) = (blocks[b].group(), blocks[b].rows());
             let (count, inner) = (slots.len(), slots.len() * width);
             let tokens = &assignment.token_s[slots.clone()];
             let weights = &assignment.weight_s[slots.clone()];
@@ -358,22 +237,15 @@ pub fn backward(
                 gemm_here(left.panels(), gate.backward().group(e), dx, Store::Accumulate);
             }
 
-            let place = Place {
-                before: units_e[e] as usize,
-                units: (units_e[e + 1] - units_e[e]) as usize,
-                first: operand.units(slots.start - assignment.range(e).start),
-                slots: count,
-                operand,
-            };
-            // SAFETY: as above.
+            // SAFETY: each task packs another block.
             unsafe {
                 if let Some(out) = &packed_dgate {
-                    pack_left(out, Source::new(&dgate, width), width, place);
+                    contraction.pack_left(out, width, Source::new(&dgate, width), &blocks[b]);
                 }
-                pack_left(&packed_dup, Source::new(&dup, width), width, place);
-                pack_left(&packed_dy, dy, d, place);
-                pack_right(&packed_x, Source::gather(x_td, d, tokens), d, None, place);
-                pack_right(&packed_act, Source::new(&act, width), width, Some(weights), place);
+                contraction.pack_left(&packed_dup, width, Source::new(&dup, width), &blocks[b]);
+                contraction.pack_left(&packed_dy, d, dy, &blocks[b]);
+                contraction.pack_right(&packed_x, d, Source::gather(x_td, d, tokens), None, &blocks[b]);
+                contraction.pack_right(&packed_act, width, Source::new(&act, width), Some(weights), &blocks[b]);
             }
             if mlp.biases.up.is_some() {
                 // SAFETY: each block is another row.
@@ -387,7 +259,15 @@ pub fn backward(
         });
     }
     bias_gradients(gradients.biases, &sums, dy_td);
-    weight_gradients(&factors, d, width, operand, assignment, gradients.gate, gradients.up, gradients.down);
+    let up = Product { left: &dup_factors, right: &x_factors, dw: Shared::new(gradients.up) };
+    let down = Product { left: &dy_factors, right: &act_factors, dw: Shared::new(gradients.down) };
+    match (&dgate_factors, gradients.gate) {
+        (Some(left), Some(dw)) => {
+            let gate = Product { left, right: &x_factors, dw: Shared::new(dw) };
+            contraction.accumulate(&[gate, up, down]);
+        }
+        _ => contraction.accumulate(&[up, down]),
+    }
     (combine(dx_sd, assignment, None), dweight_s)
 }
 
@@ -404,55 +284,12 @@ fn bias_gradients(biases: Biases<&mut [f32]>, sums: &Tensor, dy_td: &Tensor) {
     }
 }
 
-/// `dW += left·rightᵀ` for each expert that has slots.
-fn weight_gradients(
-    factors: &Factors,
-    d: usize,
-    width: usize,
-    operand: Operand,
-    assignment: &Assignment,
-    gate: Option<&mut [f32]>,
-    up: &mut [f32],
-    down: &mut [f32],
-) {
-    let experts = assignment.experts();
-    let matrix = d * width;
-    let products = [
-        gate.map(|out| (Shared::new(out), factors.dgate.as_deref().unwrap_or(&[]), &factors.x[..], width, d)),
-        Some((Shared::new(up), &factors.dup[..], &factors.x[..], width, d)),
-        Some((Shared::new(down), &factors.dy[..], &factors.act[..], d, width)),
-    ];
-    // A few tasks a thread even when there are few experts.
-    let parts = (4 * num_threads()).div_ceil(experts * products.len());
-    parallel(experts * products.len() * parts, |task| {
-        let (e, product, part) = (task / parts / products.len(), task / parts % products.len(), task % parts);
-        let Some((out, left, right, rows, cols)) = &products[product] else { return };
-        let k = assignment.range(e).len();
-        if k == 0 {
-            return;
-        }
-        let units = factors.units_e[e] as usize..factors.units_e[e + 1] as usize;
-        let left = &left[left_start(*rows, units.start)..left_start(*rows, units.end)];
-        let right = &right[right_start(*cols, units.start)..right_start(*cols, units.end)];
-        let panels = panel_count(*rows);
-        // SAFETY: each task writes rows of its own of one expert's matrix.
-        unsafe {
-            block(
-                Panels { data: left, rows: *rows, k, operand },
-                panels * part / parts..panels * (part + 1) / parts,
-                Panels { data: right, rows: *cols, k, operand },
-                0..cols.div_ceil(crate::gemm::PANEL_COLS),
-                out.range(e * matrix..(e + 1) * matrix).as_mut_ptr(),
-                *cols,
-                Store::Accumulate,
-            );
-        }
-    });
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
+    use crate::gemm::Operand;
     use crate::ops::router;
     use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
 

@@ -8,6 +8,7 @@ pub mod clip;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod global_norm;
+pub mod grouped_linear;
 mod lanes;
 pub mod linear;
 pub mod mlp;
