@@ -97,6 +97,7 @@ pub struct Buffer<T: Pod> {
     block: NonNull<u8>,
     len: usize,
     class: usize,
+    bytes: usize,
     kind: PhantomData<T>,
 }
 
@@ -109,12 +110,16 @@ impl<T: Pod> Buffer<T> {
     /// `len` numbers with arbitrary (but initialised) contents: whatever the last user left.
     pub fn scratch(len: usize) -> Buffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits the address space");
-        let (class, rounded) = class_of(bytes);
-        let reused = FREE[class].lock().unwrap_or_else(|e| e.into_inner()).pop();
-        let block = reused.map_or_else(|| request(rounded), |b| b.0);
+        let (wanted, rounded) = class_of(bytes);
+        // A block of up to twice the size will do: better than asking the system when threads meet in a new way.
+        let reused = (wanted..(wanted + 9).min(CLASSES)).find_map(|class| {
+            let mut free = FREE[class].lock().unwrap_or_else(|e| e.into_inner());
+            free.pop().map(|block| (class, block.0))
+        });
+        let (class, block) = reused.unwrap_or_else(|| (wanted, request(rounded)));
         let live = LIVE.fetch_add(rounded, Ordering::Relaxed) + rounded;
         PEAK.fetch_max(live, Ordering::Relaxed);
-        Buffer { block, len, class, kind: PhantomData }
+        Buffer { block, len, class, bytes: rounded, kind: PhantomData }
     }
 
     /// `len` zeros.
@@ -122,6 +127,13 @@ impl<T: Pod> Buffer<T> {
         let mut buffer = Buffer::scratch(len);
         bytemuck::fill_zeroes(&mut *buffer);
         buffer
+    }
+
+    /// Forgets all but the first `len` numbers; the memory stays.
+    ///
+    /// A buffer made for the largest case and cut to the present one has the same size class in every step.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
     }
 
     /// A copy of a slice.
@@ -134,8 +146,7 @@ impl<T: Pod> Buffer<T> {
 
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
-        let (_, rounded) = class_of(self.len * size_of::<T>());
-        LIVE.fetch_sub(rounded, Ordering::Relaxed);
+        LIVE.fetch_sub(self.bytes, Ordering::Relaxed);
         FREE[self.class].lock().unwrap_or_else(|e| e.into_inner()).push(Block(self.block));
     }
 }

@@ -5,10 +5,7 @@ use olmoe_model::parameters::{ParameterKind, ParameterSpec};
 use olmoe_tensor::ops::adamw;
 use olmoe_tensor::ops::global_norm::sum_of_squares;
 use olmoe_tensor::tensor::Tensor;
-use olmoe_tensor::threads::{Shared, parallel_ranges};
-
-/// Numbers that a task updates at least: four arrays of them fit the second-level cache.
-const GRAIN: usize = 1 << 15;
+use olmoe_tensor::threads::Shared;
 
 /// Settings of AdamW; the defaults are the release run's.
 #[derive(Clone, Copy, Debug)]
@@ -98,14 +95,11 @@ impl AdamW {
             };
             let steps = self.steps;
             let (g, m, v) = (gradients.get_mut(id), &mut self.exp_avg[id], &mut self.exp_avg_sq[id]);
-            model.update(id, |p| {
-                let len = p.len();
-                let (p, g, m, v) = (Shared::new(p), Shared::new(g), Shared::new(m), Shared::new(v));
-                parallel_ranges(len, GRAIN, |range| {
-                    // SAFETY: the ranges of a parallel loop are disjoint.
-                    let [p, g, m, v] = [&p, &g, &m, &v].map(|x| unsafe { x.range(range.clone()) });
-                    step.step(steps, clip as f32, p, g, m, v, true);
-                });
+            let (g, m, v) = (Shared::new(g), Shared::new(m), Shared::new(v));
+            model.update(id, |range, p| {
+                // SAFETY: the ranges of an update are disjoint.
+                let [g, m, v] = [&g, &m, &v].map(|x| unsafe { x.range(range.clone()) });
+                step.step(steps, clip as f32, p, g, m, v, true);
             });
         }
         StepReport { grad_norm, clip, applied: true }

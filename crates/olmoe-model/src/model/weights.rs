@@ -1,5 +1,7 @@
 //! The parameters of a model, as numbers and as packed factors of products.
 
+use std::ops::Range;
+
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::activation;
@@ -9,7 +11,7 @@ use olmoe_tensor::ops::mlp;
 use olmoe_tensor::ops::norm::{Norm, NormKind};
 use olmoe_tensor::ops::rope::Rope;
 use olmoe_tensor::tensor::Tensor;
-use olmoe_tensor::threads::parallel;
+use olmoe_tensor::threads::{Shared, parallel, parallel_ranges};
 
 use super::modules::{Linear, MlpModule, Modules, NormModule, ParameterId};
 use crate::config::{self, ConfigError, ModelConfig};
@@ -183,31 +185,40 @@ impl Model {
             let expected = self.specs[id].shape.clone();
             return Err(ModelError::Shape { name: name.to_owned(), found: shape.to_vec(), expected });
         }
-        self.update(id, |value| value.copy_from_slice(data));
+        self.update(id, |range, value| value.copy_from_slice(&data[range]));
         Ok(())
     }
 
     /// Draws every parameter afresh, as the configuration's `init` says.
     pub fn initialize(&mut self, seed: u64) {
         for id in 0..self.specs.len() {
-            let spec = self.specs[id].clone();
-            self.update(id, |value| {
-                let shared = olmoe_tensor::threads::Shared::new(value);
-                let len = spec.num_elements();
-                parallel(len.div_ceil(CHUNK), |chunk| {
-                    // SAFETY: each chunk is another range.
-                    let out = unsafe { shared.range(chunk * CHUNK..((chunk + 1) * CHUNK).min(len)) };
-                    initialize_chunk(&spec, seed, chunk, out);
-                });
+            let spec = &self.specs[id];
+            let len = spec.num_elements();
+            let mut drawn = Buffer::scratch(len);
+            let shared = Shared::new(&mut drawn);
+            parallel(len.div_ceil(CHUNK), |chunk| {
+                // SAFETY: each chunk is another range.
+                let out = unsafe { shared.range(chunk * CHUNK..((chunk + 1) * CHUNK).min(len)) };
+                initialize_chunk(spec, seed, chunk, out);
             });
+            self.update(id, |range, value| value.copy_from_slice(&drawn[range]));
         }
     }
 
-    /// Changes the numbers of a parameter and packs them anew.
-    pub fn update(&mut self, id: ParameterId, change: impl FnOnce(&mut [f32])) {
-        change(&mut self.values[id]);
-        if let Some(packed) = &mut self.packed[id] {
-            packed.pack(&self.values[id]);
+    /// Changes the numbers of a parameter on all threads and packs them anew. `change` gets a range of the parameter's
+    /// numbers, in canonical order, and the numbers there; the ranges cover all of them.
+    pub fn update(&mut self, id: ParameterId, change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+        let value = &mut self.values[id];
+        match &mut self.packed[id] {
+            Some(packed) => packed.update(value, change),
+            None => {
+                let len = value.len();
+                let shared = Shared::new(value);
+                parallel_ranges(len, CHUNK, |range| {
+                    // SAFETY: the ranges of a parallel loop are disjoint.
+                    change(range.clone(), unsafe { shared.range(range) });
+                });
+            }
         }
     }
 

@@ -188,6 +188,12 @@ impl Left {
         Left { data: Buffer::scratch(rows * operand.units(k)), rows, k, operand }
     }
 
+    /// Room for `rows × k` out of a buffer for `most` rows: tasks of different sizes then share one size class.
+    pub(crate) fn scratch_of(most: usize, rows: usize, k: usize, operand: Operand) -> Left {
+        assert!(rows <= most, "{rows} rows in room for {most}");
+        Left { rows, ..Left::scratch(most, k, operand) }
+    }
+
     /// Packs the `rows` rows of a source `[rows, k]` on all threads.
     pub fn from_rows(source: Source<'_>, rows: usize, k: usize, operand: Operand) -> Left {
         let mut packed = Left::scratch(rows, k, operand);
@@ -263,22 +269,22 @@ impl Right {
         packed
     }
 
-    /// Packs a source `[groups · rows, k]` by rows, in place of the old contents, on all threads.
-    pub fn repack_rows(&mut self, source: Source<'_>) {
-        let (k, operand, rows) = (self.k, self.operand, self.rows);
-        self.fill(|panel, group, range| {
-            let range = group * rows + range.start..group * rows + range.end;
-            pack_rows(source, range, k, operand, PANEL_COLS, panel)
-        });
+    /// Packs the rows of a source, in place of the old contents, on all threads.
+    fn repack_rows(&mut self, source: Source<'_>) {
+        let (k, operand) = (self.k, self.operand);
+        self.fill(|panel, range| pack_rows(source, range, k, operand, PANEL_COLS, panel));
     }
 
-    /// Packs a source `[groups · k, rows]` by columns, in place of the old contents, on all threads.
-    pub fn repack_columns(&mut self, source: Source<'_>) {
+    /// Packs the columns of a source, in place of the old contents, on all threads.
+    fn repack_columns(&mut self, source: Source<'_>) {
         let (k, operand) = (self.k, self.operand);
-        self.fill(|panel, group, range| {
-            let data = &source.data[group * k * source.stride..];
-            pack_columns(Source { data, ..source }, range, k, operand, PANEL_COLS, None, panel)
-        });
+        self.fill(|panel, range| pack_columns(source, range, k, operand, PANEL_COLS, None, panel));
+    }
+
+    /// The packed numbers, for tasks that write them piece by piece with [`RightShape`].
+    pub(crate) fn shared(&mut self) -> (Shared<f32>, RightShape) {
+        let shape = RightShape { rows: self.rows, k: self.k, operand: self.operand };
+        (Shared::new(&mut self.data), shape)
     }
 
     /// Rows of a factor (columns of the product).
@@ -307,17 +313,58 @@ impl Right {
         Panels::new(&self.data[group * len..(group + 1) * len], self.rows, self.k, self.operand)
     }
 
-    fn fill(&mut self, pack: impl Fn(&mut [f32], usize, Range<usize>) + Sync) {
-        let (rows, units) = (self.rows, self.operand.units(self.k));
-        let (panels, len) = (rows.div_ceil(PANEL_COLS), PANEL_COLS * units);
+    fn fill(&mut self, pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
+        let (rows, len) = (self.rows, PANEL_COLS * self.operand.units(self.k));
         let data = Shared::new(&mut self.data);
-        parallel_ranges(self.groups * panels, 1, |some| {
-            for i in some {
-                let (group, p) = (i / panels, i % panels);
+        parallel_ranges(rows.div_ceil(PANEL_COLS), 1, |some| {
+            for p in some {
                 // SAFETY: each panel is another range.
-                let panel = unsafe { data.range(i * len..(i + 1) * len) };
-                pack(panel, group, p * PANEL_COLS..((p + 1) * PANEL_COLS).min(rows));
+                let panel = unsafe { data.range(p * len..(p + 1) * len) };
+                pack(panel, p * PANEL_COLS..((p + 1) * PANEL_COLS).min(rows));
             }
         });
+    }
+}
+
+/// The layout of the factors in a [`Right`].
+#[derive(Clone, Copy)]
+pub(crate) struct RightShape {
+    rows: usize,
+    k: usize,
+    operand: Operand,
+}
+
+impl RightShape {
+    /// Where panel `p` of factor `group` begins.
+    fn panel(&self, group: usize, p: usize) -> usize {
+        (group * self.rows.div_ceil(PANEL_COLS) + p) * PANEL_COLS * self.operand.units(self.k)
+    }
+
+    /// Packs the rows of `strip [n, k]`, at most 32, as panel `p` of factor `group`.
+    ///
+    /// # Safety
+    /// No other task packs this panel.
+    pub(crate) unsafe fn pack_panel(&self, out: &Shared<f32>, group: usize, p: usize, strip: &[f32]) {
+        let at = self.panel(group, p);
+        // SAFETY: by the caller's promise.
+        let panel = unsafe { out.range(at..at + PANEL_COLS * self.operand.units(self.k)) };
+        pack_rows(Source::new(strip, self.k), 0..strip.len() / self.k.max(1), self.k, self.operand, PANEL_COLS, panel);
+    }
+
+    /// Packs the columns of `strip [n, rows]` as the part of the contraction of factor `group` that begins at `first`,
+    /// an even place.
+    ///
+    /// # Safety
+    /// No other task packs this part.
+    pub(crate) unsafe fn pack_part(&self, out: &Shared<f32>, group: usize, first: usize, strip: &[f32]) {
+        let n = strip.len() / self.rows.max(1);
+        let (first, some) = (self.operand.units(first), self.operand.units(n));
+        for p in 0..self.rows.div_ceil(PANEL_COLS) {
+            let at = self.panel(group, p) + first * PANEL_COLS;
+            // SAFETY: by the caller's promise.
+            let panel = unsafe { out.range(at..at + some * PANEL_COLS) };
+            let columns = p * PANEL_COLS..((p + 1) * PANEL_COLS).min(self.rows);
+            pack_columns(Source::new(strip, self.rows), columns, n, self.operand, PANEL_COLS, None, panel);
+        }
     }
 }

@@ -8,15 +8,16 @@
 use std::ops::Range;
 
 use crate::gemm::{
-    Left, Operand, PANEL_COLS, Panels, Right, Source, Store, block, gemm_here, pack_columns, panel_count, panel_start,
+    Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Right, Source, Store, block, gemm_here, pack_columns, panel_count, panel_start,
 };
 use crate::memory::Buffer;
 use crate::ops::linear::PackedWeight;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, num_threads, parallel};
 
-/// Left panels in a block of rows, at most: 112 rows.
+/// Left panels and rows in a block, at most.
 const BLOCK_PANELS: usize = 8;
+pub(super) const BLOCK_ROWS: usize = BLOCK_PANELS * PANEL_ROWS;
 
 /// Consecutive rows of one group.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
@@ -39,18 +40,20 @@ impl Block {
 
 /// Cuts each group's rows into even blocks; each begins an even number of rows after its group.
 pub(super) fn blocks(offsets_e: &[u32]) -> Buffer<Block> {
-    let groups = offsets_e.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
-    let count = |rows: &Range<usize>| panel_count(rows.len()).div_ceil(BLOCK_PANELS);
-    let mut all = Buffer::scratch(groups.clone().map(|rows| count(&rows)).sum());
+    let rows = offsets_e.last().map_or(0, |rows| *rows as usize);
+    // Room for the worst distribution of the rows, so that the size does not change with it.
+    let mut all = Buffer::<Block>::scratch(rows / BLOCK_ROWS + 2 * offsets_e.len());
     let mut next = 0;
-    for (group, rows) in groups.enumerate() {
-        let count = count(&rows);
+    for (group, pair) in offsets_e.windows(2).enumerate() {
+        let (start, len) = (pair[0] as usize, (pair[1] - pair[0]) as usize);
+        let count = panel_count(len).div_ceil(BLOCK_PANELS);
         for b in 0..count {
-            let at = |b| (rows.start + panel_start(rows.len(), count, b)) as u32;
+            let at = |b| (start + panel_start(len, count, b)) as u32;
             all[next] = Block { group: group as u32, start: at(b), end: at(b + 1) };
             next += 1;
         }
     }
+    all.truncate(next);
     all
 }
 
@@ -77,7 +80,7 @@ fn product(x_si: &Tensor, offsets_e: &[u32], right: &Right) -> Tensor {
     let blocks = blocks(offsets_e);
     parallel(blocks.len(), |b| {
         let (group, rows) = (blocks[b].group(), blocks[b].rows());
-        let mut left = Left::scratch(rows.len(), input, operand);
+        let mut left = Left::scratch_of(BLOCK_ROWS, rows.len(), input, operand);
         left.repack_rows(Source::new(x_si.row_range(rows.clone()), input));
         // SAFETY: each block is another range of rows.
         let y = unsafe { y.range(rows.start * out..rows.end * out) };
@@ -115,8 +118,9 @@ impl<'a> Contraction<'a> {
         Contraction { offsets_e, units_e, operand }
     }
 
+    /// Units of all groups at most, however the rows are distributed over them.
     fn units(&self) -> usize {
-        self.units_e.last().map_or(0, |units| *units as usize)
+        self.operand.units(self.offsets_e.last().map_or(0, |rows| *rows as usize)) + self.offsets_e.len()
     }
 
     pub(super) fn left(&self, rows: usize) -> LeftFactors {

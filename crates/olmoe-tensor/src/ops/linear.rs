@@ -4,11 +4,15 @@
 //! The factors arrive packed, because one packed `x` serves several weights (query, key, value), and one packed weight
 //! serves every call until the next update.
 
-use crate::gemm::{Left, Operand, Right, Source, Store, gemm};
+use std::ops::Range;
+
+use crate::gemm::{Left, Operand, PANEL_COLS, Right, Source, Store, gemm};
 use crate::tensor::Tensor;
+use crate::threads::{Shared, parallel};
 
 /// One weight `[out, in]`, or `groups` of them (the experts), packed for the products it takes part in.
 pub struct PackedWeight {
+    groups: usize,
     forward: Right,
     backward: Option<Right>,
 }
@@ -18,6 +22,7 @@ impl PackedWeight {
     /// fills it.
     pub fn new(groups: usize, out: usize, input: usize, operand: Operand, trainable: bool) -> PackedWeight {
         PackedWeight {
+            groups,
             forward: Right::scratch(groups, out, input, operand),
             backward: trainable.then(|| Right::scratch(groups, input, out, operand)),
         }
@@ -25,11 +30,40 @@ impl PackedWeight {
 
     /// Packs the weights `[groups · out, in]`, in place of what was there.
     pub fn pack(&mut self, w: &[f32]) {
-        let source = Source::new(w, self.forward.k());
-        self.forward.repack_rows(source);
-        if let Some(backward) = &mut self.backward {
-            backward.repack_columns(source);
-        }
+        self.pack_strips(w.len(), |range| &w[range]);
+    }
+
+    /// Changes the weights `[groups · out, in]` and packs them, a strip of 32 rows after the other, so that each is read
+    /// once. `change` gets a range of `w` and the numbers there.
+    pub fn update(&mut self, w: &mut [f32], change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+        let len = w.len();
+        let w = Shared::new(w);
+        self.pack_strips(len, |range| {
+            // SAFETY: each strip is another range.
+            let strip = unsafe { w.range(range.clone()) };
+            change(range, strip);
+            strip
+        });
+    }
+
+    fn pack_strips<'w>(&mut self, len: usize, strip: impl Fn(Range<usize>) -> &'w [f32] + Sync) {
+        let (out, input) = (self.forward.rows(), self.forward.k());
+        assert_eq!(len, self.groups * out * input, "a weight is [groups, out, in]");
+        let (forward, forward_shape) = self.forward.shared();
+        let backward = self.backward.as_mut().map(Right::shared);
+        let strips = out.div_ceil(PANEL_COLS);
+        parallel(self.groups * strips, |task| {
+            let (group, p) = (task / strips, task % strips);
+            let rows = p * PANEL_COLS..((p + 1) * PANEL_COLS).min(out);
+            let strip = strip((group * out + rows.start) * input..(group * out + rows.end) * input);
+            // SAFETY: each task packs another strip.
+            unsafe {
+                forward_shape.pack_panel(&forward, group, p, strip);
+                if let Some((backward, shape)) = &backward {
+                    shape.pack_part(backward, group, rows.start, strip);
+                }
+            }
+        });
     }
 
     /// Panels for `y = x·Wᵀ`.

@@ -14,7 +14,7 @@ use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward_scaled};
 use crate::ops::add::add_assign;
-use crate::ops::grouped_linear::{Contraction, Product, blocks};
+use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, Product, blocks};
 use crate::ops::linear::PackedWeight;
 use crate::ops::router::{Assignment, DROPPED};
 use crate::simd::{LANES, kernel};
@@ -65,6 +65,13 @@ pub struct Saved {
     up_si: Tensor,
 }
 
+/// Room for `len` numbers of a block's rows, `width` in each.
+fn block_scratch(len: usize, width: usize) -> Buffer<f32> {
+    let mut scratch = Buffer::scratch(BLOCK_ROWS * width);
+    scratch.truncate(len);
+    scratch
+}
+
 fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
     if let Some(bias) = bias {
         rows.chunks_exact_mut(bias.len()).for_each(|row| add_assign(row, bias));
@@ -87,14 +94,14 @@ pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
         let blocks = blocks(&assignment.offsets_e);
         parallel(blocks.len(), |b| {
             let (e, slots) = (blocks[b].group(), blocks[b].rows());
-            let mut left = Left::scratch(slots.len(), d, operand);
+            let mut left = Left::scratch_of(BLOCK_ROWS, slots.len(), d, operand);
             left.repack_rows(Source::gather(x_td, d, &assignment.token_s[slots.clone()]));
             let inner = slots.start * width..slots.end * width;
             // SAFETY: each block is another range of slots.
             let up = unsafe { up_si.range(inner.clone()) };
             gemm_here(left.panels(), mlp.up.forward().group(e), up, Store::Overwrite);
             add_bias(up, mlp.biases.up);
-            let mut act = Buffer::scratch(inner.len());
+            let mut act = block_scratch(inner.len(), width);
             match (mlp.gate, &gate_si) {
                 (Some(weight), Some(gate_si)) => {
                     // SAFETY: as above.
@@ -105,7 +112,7 @@ pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
                 }
                 _ => activate(mlp.activation, up, &mut act),
             }
-            let mut left = Left::scratch(slots.len(), width, operand);
+            let mut left = Left::scratch_of(BLOCK_ROWS, slots.len(), width, operand);
             left.repack_rows(Source::new(&act, width));
             // SAFETY: as above.
             let out = unsafe { out_sd.range(slots.start * d..slots.end * d) };
@@ -198,16 +205,15 @@ pub fn backward(
             let weights = &assignment.weight_s[slots.clone()];
             let dy = Source::gather(dy_td, d, tokens);
 
-            let mut left = Left::scratch(count, d, operand);
+            let mut left = Left::scratch_of(BLOCK_ROWS, count, d, operand);
             left.repack_rows(dy);
-            let mut dact = Buffer::<f32>::scratch(inner);
+            let mut dact = block_scratch(inner, width);
             gemm_here(left.panels(), mlp.down.backward().group(e), &mut dact, Store::Overwrite);
 
             // SAFETY: each block is another range of slots.
             let dweight = unsafe { dweight_s.range(slots.clone()) };
             let up = saved.up_si.row_range(slots.clone());
-            let (mut dgate, mut dup) = (Buffer::<f32>::scratch(inner), Buffer::<f32>::scratch(inner));
-            let mut act = Buffer::<f32>::scratch(inner);
+            let [mut dgate, mut dup, mut act] = [(); 3].map(|()| block_scratch(inner, width));
             for i in 0..count {
                 let row = i * width..(i + 1) * width;
                 let (dup, act) = (&mut dup[row.clone()], &mut act[row.clone()]);
@@ -229,7 +235,7 @@ pub fn backward(
 
             // SAFETY: as above.
             let dx = unsafe { dx_sd.range(slots.start * d..slots.end * d) };
-            let mut left = Left::scratch(count, width, operand);
+            let mut left = Left::scratch_of(BLOCK_ROWS, count, width, operand);
             left.repack_rows(Source::new(&dup, width));
             gemm_here(left.panels(), mlp.up.backward().group(e), dx, Store::Overwrite);
             if let Some(gate) = mlp.gate {
