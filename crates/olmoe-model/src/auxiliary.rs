@@ -198,7 +198,11 @@ mod tests {
                         value(&logits)
                     };
                     let expected = (moved(1.0 / 64.0) - moved(-1.0 / 64.0)) * 32.0;
-                    assert!((f64::from(got[i]) - expected).abs() < 1e-3, "{definition:?} {l} {i}: {} {expected}", got[i]);
+                    assert!(
+                        (f64::from(got[i]) - expected).abs() < 1e-3,
+                        "{definition:?} {l} {i}: {} {expected}",
+                        got[i]
+                    );
                 }
             }
         }

@@ -1,4 +1,5 @@
 //! Memory, threads, kernels and operations.
+pub mod dtype;
 pub mod gemm;
 pub mod limits;
 pub mod memory;

@@ -125,7 +125,7 @@ impl<T: Pod> Buffer<T> {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Buffer<T> {
         let mut buffer = Buffer::scratch(len);
-        bytemuck::fill_zeroes(&mut *buffer);
+        bytemuck::fill_zeroes(&mut buffer);
         buffer
     }
 

@@ -156,12 +156,7 @@ pub(super) fn forward_cached(
 }
 
 /// Gradients of one linear layer's parameters.
-fn linear_gradients(
-    dy: &Tensor,
-    x: &olmoe_tensor::gemm::Right,
-    linear: &Linear,
-    gradients: &mut Gradients,
-) {
+fn linear_gradients(dy: &Tensor, x: &olmoe_tensor::gemm::Right, linear: &Linear, gradients: &mut Gradients) {
     linear::backward_weight(dy, x, gradients.get_mut(linear.weight));
     if let Some(bias) = linear.bias {
         add::bias_backward(dy, gradients.get_mut(bias));

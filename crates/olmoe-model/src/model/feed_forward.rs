@@ -13,9 +13,12 @@ use crate::config::Moe;
 use crate::routing::LayerRouting;
 
 /// What the backward pass needs beside the input and the routing.
-pub(super) enum Saved {
-    Dense(mlp::Saved),
-    Moe { assignment: Assignment, experts: mlp::Saved, shared_expert: Option<mlp::Saved> },
+pub(super) struct Saved {
+    /// Which slots the experts computed; none for a dense layer.
+    assignment: Option<Assignment>,
+    /// Of the experts, or of the dense layer.
+    mlp: mlp::Saved,
+    shared_expert: Option<mlp::Saved>,
 }
 
 /// How the auxiliary losses reach a layer's router, as [`router::backward`] takes it.
@@ -42,8 +45,8 @@ pub(super) fn forward(
 ) -> (Tensor, Saved) {
     match module {
         FeedForwardModule::Dense(module) => {
-            let (y_td, saved) = mlp::forward(x_td, &model.mlp(module), dense);
-            (y_td, Saved::Dense(saved))
+            let (y_td, mlp) = mlp::forward(x_td, &model.mlp(module), dense);
+            (y_td, Saved { assignment: None, mlp, shared_expert: None })
         }
         FeedForwardModule::Moe(module) => {
             let moe = model.config.moe().expect("a mixture module comes from a mixture configuration");
@@ -80,7 +83,7 @@ fn experts(
     dense: &Assignment,
     assignment: Assignment,
 ) -> (Tensor, Saved) {
-    let (mut y_td, experts) = mlp::forward(x_td, &model.mlp(&module.experts), &assignment);
+    let (mut y_td, mlp) = mlp::forward(x_td, &model.mlp(&module.experts), &assignment);
     if let Some(bias) = model.optional(module.bias) {
         add::add_bias(&mut y_td, bias);
     }
@@ -89,7 +92,7 @@ fn experts(
         add::add_assign(&mut y_td, &shared_td);
         saved
     });
-    (y_td, Saved::Moe { assignment, experts, shared_expert })
+    (y_td, Saved { assignment: Some(assignment), mlp, shared_expert })
 }
 
 fn mlp_backward(
@@ -129,19 +132,19 @@ pub(super) fn backward(
     dy_td: &Tensor,
     gradients: &mut Gradients,
 ) -> Tensor {
-    match (module, saved) {
-        (FeedForwardModule::Dense(module), Saved::Dense(saved)) => {
-            mlp_backward(model, module, x_td, dense, &saved, dy_td, gradients).0
+    match (module, saved.assignment) {
+        (FeedForwardModule::Dense(module), _) => {
+            mlp_backward(model, module, x_td, dense, &saved.mlp, dy_td, gradients).0
         }
-        (FeedForwardModule::Moe(module), Saved::Moe { assignment, experts, shared_expert }) => {
+        (FeedForwardModule::Moe(module), Some(assignment)) => {
             let known = known.expect("a forward pass records the routing of every mixture layer");
             let normalize = model.config.moe().is_some_and(|moe| moe.normalize_top_k);
             if let Some(bias) = module.bias {
                 add::bias_backward(dy_td, gradients.get_mut(bias));
             }
             let (mut dx_td, dweight_s) =
-                mlp_backward(model, &module.experts, x_td, &assignment, &experts, dy_td, gradients);
-            if let (Some(shared), Some(saved)) = (&module.shared_expert, &shared_expert) {
+                mlp_backward(model, &module.experts, x_td, &assignment, &saved.mlp, dy_td, gradients);
+            if let (Some(shared), Some(saved)) = (&module.shared_expert, &saved.shared_expert) {
                 let (shared_dx, _) = mlp_backward(model, shared, x_td, dense, saved, dy_td, gradients);
                 add::add_assign(&mut dx_td, &shared_dx);
             }
@@ -155,6 +158,6 @@ pub(super) fn backward(
             linear::backward_input(&dlogits_te, model.packed(module.router), &mut dx_td, Store::Accumulate);
             dx_td
         }
-        _ => unreachable!("a layer saves what its own kind needs"),
+        (FeedForwardModule::Moe(_), None) => unreachable!("a mixture saves its assignment"),
     }
 }

@@ -173,7 +173,8 @@ impl Model {
         dhidden_td: &Tensor,
         gradients: &mut Gradients,
     ) -> Tensor {
-        let (h_td, saved) = activations.last.take().expect("a backward pass follows a forward pass that keeps something");
+        let (h_td, saved) =
+            activations.last.take().expect("a backward pass follows a forward pass that keeps something");
         norm_backward(self, &self.modules.norm, &h_td, &saved, dhidden_td, gradients)
     }
 
@@ -205,9 +206,17 @@ impl Model {
                 residual::forward(self, &module.mlp_norm, &middle, again).1
             }
         };
-        residual::backward(self, &module.mlp_norm, &middle, feed_forward, dh_td, gradients, |x, saved, dy, gradients| {
-            feed_forward::backward(self, &module.feed_forward, x, dense, saved, known, router, dy, gradients)
-        });
+        residual::backward(
+            self,
+            &module.mlp_norm,
+            &middle,
+            feed_forward,
+            dh_td,
+            gradients,
+            |x, saved, dy, gradients| {
+                feed_forward::backward(self, &module.feed_forward, x, dense, saved, known, router, dy, gradients)
+            },
+        );
         residual::backward(
             self,
             &module.attention_norm,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use olmoe_tensor::dtype::Element;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::activation;
@@ -175,17 +176,17 @@ impl Model {
         found.ok_or_else(|| ModelError::UnknownParameter { name: name.to_owned() })
     }
 
-    /// Fills a parameter; `shape` is that of `data`.
+    /// Fills a parameter from numbers of any format; `shape` is that of `data`.
     ///
     /// # Errors
     /// [`ModelError::UnknownParameter`], [`ModelError::Shape`].
-    pub fn set(&mut self, name: &str, shape: &[usize], data: &[f32]) -> Result<(), ModelError> {
+    pub fn set<T: Element>(&mut self, name: &str, shape: &[usize], data: &[T]) -> Result<(), ModelError> {
         let id = self.find(name)?;
         if shape != self.specs[id].shape || data.len() != self.values[id].len() {
             let expected = self.specs[id].shape.clone();
             return Err(ModelError::Shape { name: name.to_owned(), found: shape.to_vec(), expected });
         }
-        self.update(id, |range, value| value.copy_from_slice(&data[range]));
+        self.update(id, |range, value| T::widen(&data[range], value));
         Ok(())
     }
 
@@ -265,11 +266,7 @@ impl Model {
 
     pub(super) fn head(&self) -> Head<'_> {
         let scale = if self.config.scale_logits { (self.config.d_model as f32).sqrt().recip() } else { 1.0 };
-        Head {
-            weight: self.packed(self.modules.head.weight),
-            bias: self.optional(self.modules.head.bias),
-            scale,
-        }
+        Head { weight: self.packed(self.modules.head.weight), bias: self.optional(self.modules.head.bias), scale }
     }
 
     /// Checks that all ids are rows of the embedding and all positions in the rotary tables.

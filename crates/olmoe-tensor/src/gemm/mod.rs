@@ -20,8 +20,8 @@ mod tests;
 
 use std::ops::Range;
 
-pub(crate) use pack::{Panels, pack_columns, pack_rows, panel_count, panel_start};
 pub use pack::{Left, Right, Source};
+pub(crate) use pack::{Panels, pack_columns, pack_rows, panel_count, panel_start};
 
 use crate::threads::{Shared, num_threads, parallel};
 

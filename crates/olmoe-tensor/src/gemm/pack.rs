@@ -83,7 +83,14 @@ kernel! {
 
 /// Columns `columns` (at most 16) of row `i` of a source; zeros past the end of the contraction.
 #[inline(always)]
-fn column_vector<S: Simd>(s: S, source: Source<'_>, i: usize, k: usize, columns: &Range<usize>, scale: Option<&[f32]>) -> S::V {
+fn column_vector<S: Simd>(
+    s: S,
+    source: Source<'_>,
+    i: usize,
+    k: usize,
+    columns: &Range<usize>,
+    scale: Option<&[f32]>,
+) -> S::V {
     if i >= k {
         return s.zero();
     }
@@ -159,7 +166,7 @@ pub struct Right {
 /// Borrowed panels of one packed factor, or of a part of its contraction.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
-    pub(super) data: &'a [f32],
+    pub(crate) data: &'a [f32],
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) operand: Operand,

@@ -127,7 +127,8 @@ fn run(
         finish(&tiles, logits, v, targets, &mut out.logp_t[rows.clone()], &mut out.lse_t[rows.clone()]);
         if let (Some(gradients), Some(dx_td)) = (&mut gradients, &mut dx_td) {
             let lse = &out.lse_t[rows.clone()];
-            let chunk = Chunk { logits, x: &x, head, targets, lse, dlogp: &gradients.dlogp_t[rows.clone()], z: gradients.z };
+            let chunk =
+                Chunk { logits, x: &x, head, targets, lse, dlogp: &gradients.dlogp_t[rows.clone()], z: gradients.z };
             let (dweight, dbias) = (gradients.dweight.as_deref_mut(), gradients.dbias.as_deref_mut());
             chunk.backward(dweight, dbias, &mut dx_td[rows.start * d..rows.end * d]);
         }
@@ -147,7 +148,8 @@ fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32]) -> Tiles {
     let left = pack_input(x_td, head.weight.operand());
     let (panels, right) = (panel_count(tokens), head.weight.forward().group(0));
     let (token_tiles, word_tiles) = (tokens.div_ceil(TILE_TOKENS), v.div_ceil(TILE_WORDS));
-    let mut tiles = Tiles { largest: Tensor::scratch(&[tokens, word_tiles]), sum: Tensor::scratch(&[tokens, word_tiles]) };
+    let mut tiles =
+        Tiles { largest: Tensor::scratch(&[tokens, word_tiles]), sum: Tensor::scratch(&[tokens, word_tiles]) };
     let (largest, sum) = (Shared::new(&mut tiles.largest), Shared::new(&mut tiles.sum));
     let logits = Shared::new(logits);
     parallel(token_tiles * word_tiles, |task| {
@@ -255,11 +257,8 @@ impl Chunk<'_> {
         let blocks = v.div_ceil(BLOCK_WORDS);
         let slabs = SLABS.min(blocks);
         let mut partial = Tensor::scratch(&[slabs, tokens, d]);
-        let outputs = Outputs {
-            dx: Shared::new(&mut partial),
-            dweight: dweight.map(Shared::new),
-            dbias: dbias.map(Shared::new),
-        };
+        let outputs =
+            Outputs { dx: Shared::new(&mut partial), dweight: dweight.map(Shared::new), dbias: dbias.map(Shared::new) };
         parallel(slabs, |slab| {
             let own = blocks * slab / slabs..blocks * (slab + 1) / slabs;
             for (i, j) in own.enumerate() {
@@ -288,7 +287,8 @@ impl Chunk<'_> {
         x: Option<&Right>,
         outputs: &Outputs,
     ) {
-        let (tokens, d, v, operand) = (self.targets.len(), self.x.cols(), self.head.words(), self.head.weight.operand());
+        let (tokens, d, v, operand) =
+            (self.targets.len(), self.x.cols(), self.head.words(), self.head.weight.operand());
         let mut by_token = Left::scratch(rows.len(), words.len(), operand);
         let mut by_word = x.map(|_| Left::scratch(words.len(), rows.len(), operand));
         let mut strip = Buffer::<f32>::scratch(STRIP_TOKENS.min(rows.len()) * words.len());
@@ -306,7 +306,14 @@ impl Chunk<'_> {
                 let (units, panel) = (operand.units(words.len()), at(p)..at(p + 1));
                 let out = &mut by_token.data_mut()[panel.start * units..panel.end * units];
                 let source = Source::new(dl, words.len());
-                pack_rows(source, panel.start - local.start..panel.end - local.start, words.len(), operand, panel.len(), out);
+                pack_rows(
+                    source,
+                    panel.start - local.start..panel.end - local.start,
+                    words.len(),
+                    operand,
+                    panel.len(),
+                    out,
+                );
             }
             if let Some(by_word) = &mut by_word {
                 pack_strip(dl, local.clone(), words.len(), rows.len(), by_word);
@@ -412,7 +419,7 @@ mod tests {
                 [&log_probs.logp_t[..], &dx[..], &dw, &db].concat()
             });
             let (x, w, b, g) = (wide(&x), wide(&w), wide(&b), wide(&g));
-            let (c, z) = (f64::from(c as f32), f64::from(z));
+            let (c, z) = (f64::from(c), f64::from(z));
             let loss = |x: &[f64], w: &[f64], b: &[f64]| naive(x, w, b, c, &targets, &g, z);
             for (at, target) in targets.iter().enumerate() {
                 let one = |i| if i == at { 1.0 } else { 0.0 };

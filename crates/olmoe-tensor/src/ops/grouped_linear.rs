@@ -8,7 +8,8 @@
 use std::ops::Range;
 
 use crate::gemm::{
-    Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Right, Source, Store, block, gemm_here, pack_columns, panel_count, panel_start,
+    Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Right, Source, Store, block, gemm_here, pack_columns, panel_count,
+    panel_start,
 };
 use crate::memory::Buffer;
 use crate::ops::linear::PackedWeight;

@@ -82,10 +82,8 @@ fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
 pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
     let (d, width, slots) = (x_td.cols(), mlp.up.forward().rows(), assignment.slots());
     let operand = mlp.up.operand();
-    let mut saved = Saved {
-        gate_si: mlp.gate.map(|_| Tensor::scratch(&[slots, width])),
-        up_si: Tensor::scratch(&[slots, width]),
-    };
+    let mut saved =
+        Saved { gate_si: mlp.gate.map(|_| Tensor::scratch(&[slots, width])), up_si: Tensor::scratch(&[slots, width]) };
     let mut out_sd = Tensor::scratch(&[slots, d]);
     {
         let gate_si = saved.gate_si.as_deref_mut().map(Shared::new);
@@ -255,8 +253,7 @@ pub fn backward(
             }
             if mlp.biases.up.is_some() {
                 // SAFETY: each block is another row.
-                let (gate_sum, up_sum) =
-                    unsafe { sums.range(b * 2 * width..(b + 1) * 2 * width) }.split_at_mut(width);
+                let (gate_sum, up_sum) = unsafe { sums.range(b * 2 * width..(b + 1) * 2 * width) }.split_at_mut(width);
                 dup.chunks_exact(width).for_each(|row| add_assign(up_sum, row));
                 if mlp.gate.is_some() {
                     dgate.chunks_exact(width).for_each(|row| add_assign(gate_sum, row));
@@ -365,9 +362,8 @@ mod tests {
             for (at, e) in self.routing.ids_tk.iter().enumerate() {
                 let (t, e) = (at / k, *e as usize);
                 let x = &x[t * d..(t + 1) * d];
-                let project = |w: &[f64], row: usize| -> f64 {
-                    x.iter().zip(&w[(e * i + row) * d..]).map(|(x, w)| x * w).sum()
-                };
+                let project =
+                    |w: &[f64], row: usize| -> f64 { x.iter().zip(&w[(e * i + row) * d..]).map(|(x, w)| x * w).sum() };
                 let act: Vec<f64> = (0..i)
                     .map(|row| {
                         let u = project(wu, row);
@@ -406,7 +402,12 @@ mod tests {
                 ("dWd", finite_differences(&wd, |wd| loss(self.naive(&x, &w, &wg, &wu, wd)))),
             ] {
                 let error = relative_error(&rest[..expected.len()], &expected);
-                assert!(error < 1e-6, "{what} of {t} tokens, {} experts, top {k}, gate {}: {error}", self.experts, self.gated);
+                assert!(
+                    error < 1e-6,
+                    "{what} of {t} tokens, {} experts, top {k}, gate {}: {error}",
+                    self.experts,
+                    self.gated
+                );
                 rest = &rest[expected.len()..];
             }
             assert!(rest.is_empty());

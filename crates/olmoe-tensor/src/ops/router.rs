@@ -92,10 +92,11 @@ pub fn forward(logits_te: Tensor, top_k: usize, normalize: bool) -> Routing {
 fn choose(p: &[f32], ids: &mut [u32], best: &mut [f32]) {
     let mut found = 0;
     for (e, &x) in p.iter().enumerate() {
-        if found == best.len() && !(x > best[found - 1]) {
+        let full = found == best.len();
+        let mut at = if full { found - 1 } else { found };
+        if full && (x <= best[at] || x.is_nan()) {
             continue;
         }
-        let mut at = if found < best.len() { found } else { found - 1 };
         while at > 0 && x > best[at - 1] {
             best[at] = best[at - 1];
             ids[at] = ids[at - 1];
@@ -263,7 +264,16 @@ mod tests {
     }
 
     /// Σ of `dw`-weighted choices, of `da`-weighted probabilities and of `z/2 · lse²`.
-    fn naive_loss(r: &[f64], experts: usize, ids: &[u32], k: usize, normalize: bool, dw: &[f64], da: &[f64], z: f64) -> f64 {
+    fn naive_loss(
+        r: &[f64],
+        experts: usize,
+        ids: &[u32],
+        k: usize,
+        normalize: bool,
+        dw: &[f64],
+        da: &[f64],
+        z: f64,
+    ) -> f64 {
         let mut loss = 0.0;
         for (t, row) in r.chunks(experts).enumerate() {
             let (p, lse) = naive_softmax(row);
@@ -288,7 +298,8 @@ mod tests {
                 backward(&routing, &Tensor::new(&dw, &[t, k]), normalize, Some((&da, &starts)), z).to_vec()
             });
             let (dw, da) = (wide(&dw), wide(&da));
-            let expected = finite_differences(&wide(&r), |r| naive_loss(r, e, &ids, k, normalize, &dw, &da, f64::from(z)));
+            let expected =
+                finite_differences(&wide(&r), |r| naive_loss(r, e, &ids, k, normalize, &dw, &da, f64::from(z)));
             let error = relative_error(&got, &expected);
             assert!(error < 1e-6, "{t} tokens, {e} experts, top {k}: {error}");
         }

@@ -127,11 +127,11 @@ impl Call<'_> {
             }
         });
         let (mut dk, mut dv) = (Buffer::zeroed(n * wide), Buffer::zeroed(n * wide));
-        let mut dq = Buffer::scratch(n * wide);
+        let mut dq = Buffer::<f32>::scratch(n * wide);
         let (mut queries_by_column, mut d_by_column) = (by_column(), by_column());
         let (mut queries_left, mut d_left) = (Buffer::scratch(n * units), Buffer::scratch(n * units));
         for query in head * group..(head + 1) * group {
-            bytemuck::fill_zeroes(&mut *dq);
+            dq.fill(0.0);
             let to = [&mut queries_by_column, &mut d_by_column].map(|x| Shared::new(x));
             parallel(parts, |i| {
                 // SAFETY: each task packs whole panels of its own.
@@ -213,8 +213,10 @@ impl Packed<'_> {
         let seen_by = |j: usize| keys(j).start / BLOCK_ROWS..row_blocks;
         let seeing = |i: usize| 0..block_rows(self.n, i).end.div_ceil(BLOCK_KEYS);
         let wide = self.layout.wide();
-        // SAFETY (for both): the tasks below take each range once at a time.
-        let own = |which: usize, rows: Range<usize>| unsafe { sums[which].range(rows.start * wide..rows.end * wide) };
+        let own = |which: usize, rows: Range<usize>| {
+            // SAFETY: the tasks below take each range of a gradient once at a time.
+            unsafe { sums[which].range(rows.start * wide..rows.end * wide) }
+        };
         if divide {
             parallel(key_blocks, |j| {
                 let mut scratch = Scratch::new();

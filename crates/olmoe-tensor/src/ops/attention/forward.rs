@@ -103,9 +103,13 @@ impl Queries<'_> {
         let (operand, units, wide) = (layout.operand, layout.units(), layout.wide());
         let (n, group) = (entries.len(), self.heads.group());
         let kernels = micro::kernels(operand);
-        let row = |e: usize| (entries.start + e) / group;
-        let query = |e: usize| head * group + (entries.start + e) % group;
-        let seen = |e: usize| past + row(e) + 1;
+        // Of each entry: the row of `q` seen as `[T·H, D]`, and the keys it sees.
+        let (mut index, mut seen) = ([0; BLOCK_ROWS], [0; BLOCK_ROWS]);
+        for (e, entry) in entries.enumerate() {
+            let (row, query) = (entry / group, head * group + entry % group);
+            index[e] = ((first + row) * self.heads.query + query) as u32;
+            seen[e] = past + row + 1;
+        }
         let tiles = panel_count(n);
         let tile = |i: usize| panel_start(n, tiles, i)..panel_start(n, tiles, i + 1);
 
@@ -117,22 +121,18 @@ impl Queries<'_> {
         sums.fill(0.0);
         let mut max = [[f32::NEG_INFINITY; LANES]; BLOCK_ROWS / PANEL_ROWS];
 
-        let mut index = [0; BLOCK_ROWS];
-        for (e, index) in index[..n].iter_mut().enumerate() {
-            *index = ((first + row(e)) * self.heads.query + query(e)) as u32;
-        }
         let source = Source::gather(self.q, self.heads.dim, &index[..n]);
         for tile in (0..tiles).map(tile) {
             let panel = &mut left[tile.start * units..tile.end * units];
             pack_rows(source, tile.clone(), self.heads.dim, operand, tile.len(), panel);
         }
 
-        for start in (0..seen(n - 1)).step_by(BLOCK_KEYS) {
+        for start in (0..seen[n - 1]).step_by(BLOCK_KEYS) {
             for (i, tile) in (0..tiles).map(tile).enumerate() {
-                if seen(tile.end - 1) <= start {
+                if seen[tile.end - 1] <= start {
                     continue;
                 }
-                let count = (seen(tile.end - 1) - start).min(BLOCK_KEYS);
+                let count = (seen[tile.end - 1] - start).min(BLOCK_KEYS);
                 let panel = &left[tile.start * units..tile.end * units];
                 let out = &mut out[tile.start * wide..tile.end * wide];
                 for j in (0..count).step_by(PANEL_COLS) {
@@ -140,8 +140,8 @@ impl Queries<'_> {
                     multiply(&kernels, units, panel, tile.len(), right, &mut scores[j..], BLOCK_KEYS, false);
                 }
                 let mut visible = [0; PANEL_ROWS];
-                for (visible, e) in visible.iter_mut().zip(tile.clone()) {
-                    *visible = seen(e).saturating_sub(start).min(count);
+                for (visible, seen) in visible.iter_mut().zip(&seen[tile.clone()]) {
+                    *visible = seen.saturating_sub(start).min(count);
                 }
                 let sums = &mut sums[tile.start * LANES..tile.end * LANES];
                 softmax(scores, &visible[..tile.len()], count, self.heads.scale(), &mut max[i], sums, out, start == 0);
@@ -154,18 +154,18 @@ impl Queries<'_> {
             }
         }
 
-        for e in 0..n {
-            let (row, query, dim) = (first + row(e), query(e), self.heads.dim);
-            let at = (row * self.heads.query + query) * dim;
-            // SAFETY: each entry has a place of its own in the output.
-            let o = unsafe { self.o.range(at..at + dim) };
-            let sum = finish(&out[e * wide..e * wide + dim], &sums[e * LANES..(e + 1) * LANES], o);
-            if let Some((lse, t)) = &self.lse {
-                let i = (0..tiles).find(|i| tile(*i).contains(&e)).expect("the tiles cover the entries");
-                let max = max[i][e - tile(i).start];
-                // SAFETY: as above.
-                let lse = unsafe { lse.range(query * t + row..query * t + row + 1) };
-                lse[0] = (f64::from(max) + f64::from(sum).ln()) as f32;
+        for (i, tile) in (0..tiles).map(tile).enumerate() {
+            for (e, max) in tile.zip(max[i]) {
+                let (at, dim) = (index[e] as usize, self.heads.dim);
+                // SAFETY: each entry has a place of its own in the output.
+                let o = unsafe { self.o.range(at * dim..(at + 1) * dim) };
+                let sum = finish(&out[e * wide..e * wide + dim], &sums[e * LANES..(e + 1) * LANES], o);
+                if let Some((lse, t)) = &self.lse {
+                    let place = at % self.heads.query * t + at / self.heads.query;
+                    // SAFETY: as above.
+                    let lse = unsafe { lse.range(place..place + 1) };
+                    lse[0] = (f64::from(max) + f64::from(sum).ln()) as f32;
+                }
             }
         }
     }
