@@ -4,8 +4,8 @@
 //! files. Widening is exact; narrowing rounds to the nearest, ties to even.
 
 use bytemuck::Pod;
-pub use half::{bf16, f16};
 use half::slice::HalfFloatSliceExt;
+pub use half::{bf16, f16};
 
 use crate::threads::{Shared, parallel_ranges};
 

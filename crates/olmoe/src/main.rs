@@ -1,2 +1,80 @@
-//! olmoe
-fn main() {}
+//! The `olmoe` program: flags and dispatch; every command is a file.
+//!
+//! Exit status: 0 done, 1 failed, 2 wrong usage.
+
+mod arguments;
+#[macro_use]
+mod output;
+
+mod bench;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use olmoe_tensor::simd::Isa;
+
+/// The OLMoE mixture-of-experts language models on the CPU: right, deterministic, fast.
+///
+/// The same forward pass serves training and inference, and a result never depends on the number of threads, on the rest of the
+/// batch, or on the instruction set: `olmoe verify` shows it on your machine.
+///
+/// Environment: OLMOE_ISA=scalar|avx2|avx512 forces one instruction set; without it the best one that the processor has is
+/// used. Exit status: 0 done, 1 failed, 2 wrong usage.
+#[derive(Parser)]
+#[command(name = "olmoe", version, arg_required_else_help = true, subcommand_required = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Verify(verify::VerifyArgs),
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = Isa::from_environment() {
+        eprintln!("error: {error}");
+        return ExitCode::from(2);
+    }
+    let done = match &cli.command {
+        Command::Verify(args) => verify::run(args),
+        Command::Bench(args) => bench::run(args).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {}", with_causes(&error));
+        ExitCode::FAILURE
+    })
+}
+
+/// An error and its causes on one line; a cause that a text already holds is not repeated.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn causes_are_named_once() {
+        let error = anyhow::anyhow!("disk full").context("a.bin: disk full").context("saving");
+        assert_eq!(with_causes(&error), "saving: a.bin: disk full");
+    }
+}

@@ -1,7 +1,7 @@
 //! Matrix products.
 //!
 //! `C[M, N] (+)= A[M, K] · B[N, K]ᵀ`, contraction last in both, f32 or bf16 operands, f32 sums. Both factors are packed
-//! ([`pack`]) and multiplied by one kernel per instruction set ([`micro`]). The three roles of a linear layer
+//! (`pack`) and multiplied by one kernel per instruction set (`micro`). The three roles of a linear layer
 //! `y[T, out] = x[T, in] · W[out, in]ᵀ` are three ways to pack:
 //!
 //! | role | left | right |

@@ -6,7 +6,7 @@
 //! tree; so a kernel gives **the same bits on every instruction set**, and the tests ask for exactly that.
 //!
 //! A value of a `Simd` type is proof that the processor has the instructions: only [`Isa`] hands them out, through the
-//! [`kernel!`] macro. That makes the methods safe to call.
+//! `kernel!` macro. That makes the methods safe to call.
 
 mod avx2;
 mod avx512;
