@@ -1,23 +1,40 @@
-"""What both golden makers share: random tensors, the file format, and the `--check` comparison."""
+"""What both golden makers share: weights and inputs, the file format, and the `--check` comparison.
+
+Inputs are chosen so that a comparison at reduced precision means something. Where two experts tie, or a
+value lies at the clip's limit or at a ReLU's zero, rounding decides what is computed: there fp32 and
+bf16 are different functions, their gradients have nothing to do with one another, and no bound on the
+difference could hold. So no token of a golden state is near such a point (`clear_ids`), and no gradient
+is a small difference of large numbers (`draw`)."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+import olmo_reference as reference
+
 GOLDEN_DIR = Path(__file__).resolve().parents[2] / "tests" / "golden"
 
-# A router margin below this could flip a chosen expert between two correct fp32 programs, so such a
-# seed is thrown away and the next one tried.
-MIN_MARGIN = 1e-4
-# The same for the order inside the top k, which `router.ids` also states.
+# The last chosen expert leads the first unchosen one by this share of its own probability. To first
+# order that is the gap of their logits, which bf16 products upstream move by 2^-6, at most 2^-5.
+MIN_MARGIN = 2.0**-4
+# Gap inside the top k, absolute. `router.ids` states that order too, but only fp32 is held to it.
 MIN_ORDER_GAP = 1e-5
+# Distance from the clip's limit or a ReLU's zero, as `Output.kinks` counts it. bf16 rounds by 2^-9.
+MIN_KINK = 2.0**-6
+# Largest relative error (of the norm) that rounding every product's factors to bf16 may cause in a
+# gradient: what an implementation in mixed precision can be expected to meet.
+MAX_ROUNDING = 1.25e-2
+# Tokens drawn for one set of weights before the next seed is tried.
+MAX_DRAWS = 4000
 MAX_BYTES = 1_000_000
 
 
@@ -37,15 +54,18 @@ def generator(seed: int) -> torch.Generator:
 
 
 def random_parameter(name: str, shape: tuple[int, ...], gen: torch.Generator) -> torch.Tensor:
-    """A weight big enough that nothing is degenerate, and norms that a forgotten weight would show."""
+    """Weights of a well-conditioned model that still shows every mistake: activations of about 1, each
+    layer adding less than the embedding to the residual stream, and norm weights far from all ones."""
     noise = torch.randn(shape, generator=gen)
     if name.endswith(".bias"):
         return 0.1 * noise
     if "norm" in name:
         return 1.0 + 0.3 * noise
-    if "router" in name or "embed_tokens" in name:
+    if "router" in name:
         return 0.3 * noise
-    return 0.15 * noise
+    if "embed_tokens" in name:
+        return noise
+    return 0.7 / math.sqrt(shape[-1]) * noise
 
 
 def random_ids(vocab: int, batch: int, length: int, gen: torch.Generator) -> torch.Tensor:
@@ -65,11 +85,89 @@ def router_tensors(probs: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
     }
 
 
-def router_is_clear(probs: torch.Tensor, top_k: int) -> bool:
-    """Whether rounding can neither change the chosen experts nor their order."""
-    values = probs.topk(top_k + 1, dim=-1).values
-    gaps = values[..., :-1] - values[..., 1:]
-    return gaps.min().item() >= MIN_ORDER_GAP and gaps[..., -1].min().item() >= MIN_MARGIN
+def clear_tokens(output: reference.Output, top_k: int) -> torch.Tensor:
+    """[batch, time], whether rounding can neither change the token's experts nor carry it over a kink."""
+    shape = output.logits.shape[:2]
+    clear = torch.ones(shape, dtype=torch.bool)
+    for router in output.routers:
+        values = router.probs.topk(top_k + 1, dim=-1).values.view(*shape, top_k + 1)
+        gaps = values[..., :-1] - values[..., 1:]
+        clear &= (gaps >= MIN_ORDER_GAP).all(-1) & (gaps[..., -1] >= MIN_MARGIN * values[..., -2])
+    for kink in output.kinks:
+        clear &= kink >= MIN_KINK
+    return clear
+
+
+def clear_ids(
+    run: Callable[[torch.Tensor], reference.Output],
+    config: reference.Config,
+    batch: int,
+    time: int,
+    gen: torch.Generator,
+) -> torch.Tensor | None:
+    """Random ids of clear tokens only. A token depends on none behind it, so the first of each sequence
+    that is not clear is drawn again until none is left; None if these weights allow that too rarely."""
+    ids = random_ids(config.vocab_size, batch, time, gen)
+    draws = 0
+    while draws < MAX_DRAWS:
+        with torch.no_grad():
+            clear = clear_tokens(run(ids), config.moe_top_k)
+        if clear.all():
+            return ids
+        for row in range(batch):
+            if not clear[row].all():
+                first = int((~clear[row]).int().argmax())
+                ids[row, first] = random_ids(config.vocab_size, 1, 1, gen)
+                draws += 1
+    return None
+
+
+@dataclass
+class Drawn:
+    seed: int
+    params: dict[str, torch.Tensor]
+    ids: torch.Tensor
+    # What rounding the factors of every product to bf16 does to the gradient it changes most.
+    rounding: float
+    worst: str
+
+
+def draw(
+    config: reference.Config,
+    batch: int,
+    time: int,
+    scale: dict[str, float],
+    loss: Callable[[reference.Output, torch.Tensor], torch.Tensor],
+    document_lengths: torch.Tensor | None = None,
+) -> Drawn:
+    """Weights and ids of the first seed that is clear and well conditioned. `scale` multiplies the
+    weights whose names hold a key. All in fp64, so that every machine chooses the same."""
+    shapes = reference.parameter_shapes(config)
+
+    def gradients(config: reference.Config, params: dict, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+        loss(reference.forward(config, leaves, ids, document_lengths), ids).backward()
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    for seed in range(1000):
+        gen = generator(seed)
+        params = {}
+        for name, shape in shapes.items():
+            factor = math.prod(value for key, value in scale.items() if key in name)
+            params[name] = factor * random_parameter(name, shape, gen)
+        double = {name: value.double() for name, value in params.items()}
+        ids = clear_ids(
+            lambda ids: reference.forward(config, double, ids, document_lengths), config, batch, time, gen
+        )
+        if ids is None:
+            continue
+        exact = gradients(config, double, ids)
+        rounded = gradients(replace(config, bf16_factors=True), double, ids)
+        errors = {name: ((rounded[name] - exact[name]).norm() / exact[name].norm()).item() for name in shapes}
+        worst = max(errors, key=errors.get)
+        if errors[worst] <= MAX_ROUNDING:
+            return Drawn(seed, params, ids, errors[worst], worst)
+    raise RuntimeError("no seed is clear and well conditioned")
 
 
 def base_metadata(script: str, description: str, losses: dict[str, object]) -> dict[str, str]:

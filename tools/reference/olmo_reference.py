@@ -20,7 +20,7 @@ Params = dict[str, Tensor]
 @dataclass
 class Config:
     """The keys of an OLMo `model:` section that change the function, with OLMo's own defaults, and
-    below them two switches that only HF has."""
+    below them two switches that only HF has and one that neither has."""
 
     d_model: int
     n_heads: int
@@ -51,6 +51,9 @@ class Config:
     # HF only: clip after the q/k norm and not before it; divide the chosen weights by their sum.
     clip_after_norm: bool = False
     norm_topk_prob: bool = False
+    # Round the factors of every product but the router's to bf16, forward and backward: what mixed
+    # precision does. Only to measure what rounding does to a model.
+    bf16_factors: bool = False
 
     @property
     def kv_heads(self) -> int:
@@ -90,6 +93,9 @@ class Output:
     routers: list[Router]
     # Share of q, k and v entries that the clip changed, per layer.
     clipped: list[float] = field(default_factory=list)
+    # [batch, time], as often as something clips or is a ReLU: how near each token comes to the point
+    # where its gradient jumps, as a share of the clip's limit or of the ReLU's usual argument.
+    kinks: list[Tensor] = field(default_factory=list)
 
 
 def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -142,8 +148,29 @@ def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _linear(params: Params, name: str, x: Tensor) -> Tensor:
-    y = x @ params[f"{name}.weight"].T
+class _RoundedProduct(torch.autograd.Function):
+    """a @ b of factors rounded to bf16, and so are the factors of both gradients; no broadcasting."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
+        a, b = (x.to(torch.bfloat16).to(x.dtype) for x in (a, b))
+        ctx.save_for_backward(a, b)
+        return a @ b
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        gradient = gradient.to(torch.bfloat16).to(gradient.dtype)
+        return gradient @ b.transpose(-1, -2), a.transpose(-1, -2) @ gradient
+
+
+def _product(config: Config, a: Tensor, b: Tensor) -> Tensor:
+    return _RoundedProduct.apply(a, b) if config.bf16_factors else a @ b
+
+
+def _linear(config: Config, params: Params, name: str, x: Tensor) -> Tensor:
+    weight = params[f"{name}.weight"]
+    y = _product(config, x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], weight.shape[0])
     bias = params.get(f"{name}.bias")
     return y if bias is None else y + bias
 
@@ -188,16 +215,16 @@ def attention_mask(batch: int, time: int, document_lengths: Tensor | None) -> Te
     return mask & (documents[:, :, None] == documents[:, None, :])
 
 
-def _attention(config: Config, params: Params, name: str, x: Tensor, mask: Tensor) -> tuple[Tensor, float]:
+def _attention(config: Config, params: Params, name: str, x: Tensor, mask: Tensor, output: Output) -> Tensor:
     c = config
-    q, k, v = (_linear(params, f"{name}.{which}_proj", x) for which in "qkv")
-    clipped = 0.0
+    q, k, v = (_linear(c, params, f"{name}.{which}_proj", x) for which in "qkv")
 
     def clip() -> None:
-        nonlocal q, k, v, clipped
+        nonlocal q, k, v
         if c.clip_qkv is not None:
-            over = sum((t.abs() > c.clip_qkv).sum().item() for t in (q, k, v))
-            clipped = over / (q.numel() + k.numel() + v.numel())
+            size = torch.cat((q, k, v), dim=-1).detach().abs() / c.clip_qkv
+            output.clipped.append((size > 1).double().mean().item())
+            output.kinks.append((size - 1).abs().amin(-1))
             q, k, v = (t.clamp(-c.clip_qkv, c.clip_qkv) for t in (q, k, v))
 
     if not c.clip_after_norm:
@@ -218,19 +245,21 @@ def _attention(config: Config, params: Params, name: str, x: Tensor, mask: Tenso
     # Query head h reads key/value head h // (n_heads / kv_heads).
     k = k.repeat_interleave(c.n_heads // c.kv_heads, dim=1)
     v = v.repeat_interleave(c.n_heads // c.kv_heads, dim=1)
-    scores = q @ k.transpose(-1, -2) / math.sqrt(c.head_dim)
+    scores = _product(c, q, k.transpose(-1, -2)) / math.sqrt(c.head_dim)
     scores = scores.masked_fill(~mask[:, None], -math.inf)
-    mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, time, c.d_model)
-    return _linear(params, f"{name}.o_proj", mixed), clipped
+    mixed = _product(c, scores.softmax(-1), v).transpose(1, 2).reshape(batch, time, c.d_model)
+    return _linear(c, params, f"{name}.o_proj", mixed)
 
 
-def _mlp(config: Config, params: Params, name: str, x: Tensor) -> Tensor:
-    up = _linear(params, f"{name}.up_proj", x)
+def _mlp(config: Config, params: Params, name: str, x: Tensor, output: Output | None = None) -> Tensor:
+    up = _linear(config, params, f"{name}.up_proj", x)
+    if config.activation_type == "relu" and output is not None:
+        output.kinks.append(up.detach().abs().amin(-1) / up.detach().square().mean().sqrt())
     if f"{name}.gate_proj.weight" in params:
-        hidden = _activation(config, _linear(params, f"{name}.gate_proj", x)) * up
+        hidden = _activation(config, _linear(config, params, f"{name}.gate_proj", x)) * up
     else:
         hidden = _activation(config, up)
-    return _linear(params, f"{name}.down_proj", hidden)
+    return _linear(config, params, f"{name}.down_proj", hidden)
 
 
 def _kept(config: Config, ids: Tensor) -> Tensor:
@@ -278,29 +307,27 @@ def _moe(config: Config, params: Params, name: str, x: Tensor) -> tuple[Tensor, 
 def forward(config: Config, params: Params, ids: Tensor, document_lengths: Tensor | None = None) -> Output:
     h = params["embed_tokens.weight"][ids]
     mask = attention_mask(*ids.shape, document_lengths)
-    routers, clipped = [], []
+    output = Output(h, [])
     for i in range(config.n_layers):
         layer = f"layers.{i}"
         x = h if config.norm_after else _norm(config, params, f"{layer}.attention_norm", h)
-        x, share = _attention(config, params, f"{layer}.attention", x, mask)
-        clipped.append(share)
+        x = _attention(config, params, f"{layer}.attention", x, mask, output)
         h = h + (_norm(config, params, f"{layer}.attention_norm", x) if config.norm_after else x)
 
         x = h if config.norm_after else _norm(config, params, f"{layer}.mlp_norm", h)
         if config.block_type == "moe":
             x, router = _moe(config, params, f"{layer}.moe", x)
-            routers.append(router)
+            output.routers.append(router)
         else:
-            x = _mlp(config, params, f"{layer}.mlp", x)
+            x = _mlp(config, params, f"{layer}.mlp", x, output)
         h = h + (_norm(config, params, f"{layer}.mlp_norm", x) if config.norm_after else x)
     h = _norm(config, params, "norm", h)
     if config.weight_tying:
-        logits = h @ params["embed_tokens.weight"].T
+        logits = _linear(config, params, "embed_tokens", h)
     else:
-        logits = _linear(params, "lm_head", h)
-    if config.scale_logits:
-        logits = logits / math.sqrt(config.d_model)
-    return Output(logits, routers, clipped)
+        logits = _linear(config, params, "lm_head", h)
+    output.logits = logits / math.sqrt(config.d_model) if config.scale_logits else logits
+    return output
 
 
 def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:

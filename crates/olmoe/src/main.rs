@@ -16,11 +16,11 @@ use olmoe_tensor::simd::Isa;
 
 /// The OLMoE mixture-of-experts language models on the CPU: right, deterministic, fast.
 ///
-/// The same forward pass serves training and inference, and a result never depends on the number of threads, on the rest of the
-/// batch, or on the instruction set: `olmoe verify` shows it on your machine.
+/// The same forward pass serves training and inference, and a result never depends on the number of threads, on the
+/// rest of the batch, or on the instruction set: `olmoe verify` shows it on your machine.
 ///
-/// Environment: OLMOE_ISA=scalar|avx2|avx512 forces one instruction set; without it the best one that the processor has is
-/// used. Exit status: 0 done, 1 failed, 2 wrong usage.
+/// Environment: OLMOE_ISA=scalar|avx2|avx512 forces one instruction set; without it the best one that the processor has
+/// is used. Exit status: 0 done, 1 failed, 2 wrong usage.
 #[derive(Parser)]
 #[command(name = "olmoe", version, arg_required_else_help = true, subcommand_required = true, max_term_width = 100)]
 struct Cli {

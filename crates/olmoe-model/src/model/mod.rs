@@ -1,8 +1,8 @@
 //! The model: parameters, forward pass, backward pass.
 //!
 //! T tokens, D model width, L layers, V vocabulary, E experts, K choices. `h` is the residual stream `[T, D]`:
-//! `h = embed(ids)`, then in every layer `h += attention(norm(h))` and `h += feed_forward(norm(h))` ([`residual`]),
-//! then the final norm; the objective ([`objective`]) takes it from there through the head.
+//! `h = embed(ids)`, then in every layer `h += attention(norm(h))` and `h += feed_forward(norm(h))` (`residual`),
+//! then the final norm; the objective (`objective`) takes it from there through the head.
 //!
 //! One forward pass serves training, evaluation and generation. What it keeps for the backward pass is [`Keep`]'s choice;
 //! what the routers decided is always in the [`RoutingRecord`].

@@ -10,8 +10,41 @@ use super::{Operand, PANEL_COLS, PANEL_ROWS};
 
 /// `C (+)= A·B` for one pair of panels.
 ///
-/// Arguments: units, left panel, its rows, right panel, C, its row stride, columns of C (1..=32), whether C is added to.
-pub(crate) type Kernel = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, usize, bool);
+/// Arguments: units, left panel, its rows, right panel, C, its row stride, columns of C (1..=32), whether C is added to,
+/// what to fetch ahead.
+pub(crate) type Kernel = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, usize, bool, Ahead);
+
+/// Memory to bring into the second-level cache during a product: `step` bytes further with each unit. The hardware's own
+/// prefetching stops at every 4 KiB page, so a right panel that comes from memory would stall the loop there.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    from: *const u8,
+    step: usize,
+}
+
+impl Ahead {
+    /// Nothing more than what is at hand.
+    pub(crate) fn nothing(at: *const u32) -> Ahead {
+        Ahead { from: at.cast(), step: 0 }
+    }
+
+    /// Part `part` of `parts` of the `units` units of the right panel at `panel`.
+    pub(super) fn part(panel: *const u32, units: usize, part: usize, parts: usize) -> Ahead {
+        let bytes = PANEL_COLS * size_of::<u32>();
+        Ahead { from: panel.cast::<u8>().wrapping_add(units * bytes * part / parts), step: bytes.div_ceil(parts) }
+    }
+
+    #[inline(always)]
+    fn fetch(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(self.from.cast());
+        }
+        self.from = self.from.wrapping_add(self.step);
+    }
+}
 
 /// How a unit is multiplied: one f32, or two bf16 at once.
 trait Product: 'static {
@@ -49,6 +82,7 @@ unsafe fn tile<S: Simd, P: Product, const R: usize, const C: usize>(
     ldc: usize,
     cols: usize,
     accumulate: bool,
+    mut ahead: Ahead,
 ) {
     // SAFETY: all offsets are inside the panels and the tile of C, by the caller's promise.
     unsafe {
@@ -64,6 +98,7 @@ unsafe fn tile<S: Simd, P: Product, const R: usize, const C: usize>(
         }
         let (mut a, mut b) = (a, b);
         for _ in 0..units {
+            ahead.fetch();
             let mut right = [s.zero(); C];
             for v in 0..C {
                 right[v] = s.load_ptr(b.add(v * LANES).cast());
@@ -106,7 +141,7 @@ macro_rules! by_tiles {
     ($name:ident, $features:literal, $isa:ty, $columns:literal, [$($rows:literal),*], $most:literal) => {
         #[target_feature(enable = $features)]
         unsafe fn $name<P: Product>(
-            units: usize, a: *const u32, rows: usize, b: *const u32, c: *mut f32, ldc: usize, cols: usize, accumulate: bool,
+            units: usize, a: *const u32, rows: usize, b: *const u32, c: *mut f32, ldc: usize, cols: usize, accumulate: bool, ahead: Ahead,
         ) {
             // SAFETY: this set of kernels is handed out only where the processor has its features.
             let s = unsafe { <$isa>::assume() };
@@ -121,7 +156,7 @@ macro_rules! by_tiles {
                     unsafe {
                         let (a, b, c) = (a.add(row), b.add(column), c.add(row * ldc + column));
                         match count {
-                            $($rows => tile::<_, P, $rows, $columns>(s, units, a, rows, b, c, ldc, width, accumulate),)*
+                            $($rows => tile::<_, P, $rows, $columns>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),)*
                             _ => unreachable!("a tile has 1..={} rows", $most),
                         }
                     }
@@ -149,11 +184,23 @@ unsafe fn scalar<P: Product>(
     ldc: usize,
     cols: usize,
     accumulate: bool,
+    ahead: Ahead,
 ) {
     for row in 0..rows {
         // SAFETY: the caller's panels and tile of C, narrowed to a row.
         unsafe {
-            tile::<_, P, 1, 2>(Scalar::new(), units, a.add(row), rows, b, c.add(row * ldc), ldc, cols, accumulate);
+            tile::<_, P, 1, 2>(
+                Scalar::new(),
+                units,
+                a.add(row),
+                rows,
+                b,
+                c.add(row * ldc),
+                ldc,
+                cols,
+                accumulate,
+                ahead,
+            );
         }
     }
 }
@@ -172,10 +219,11 @@ unsafe fn avx512<P: Product, const R: usize>(
     ldc: usize,
     cols: usize,
     accumulate: bool,
+    ahead: Ahead,
 ) {
     debug_assert_eq!(rows, R);
     // SAFETY: this set of kernels is handed out only where the processor has its features; the rest as promised.
-    unsafe { tile::<_, P, R, 2>(Avx512::assume(), units, a, R, b, c, ldc, cols, accumulate) }
+    unsafe { tile::<_, P, R, 2>(Avx512::assume(), units, a, R, b, c, ldc, cols, accumulate, ahead) }
 }
 
 /// The kernels for 1..=14 rows on the current instruction set.

@@ -24,19 +24,23 @@ pub use pack::{Left, Right, Source};
 pub(crate) use pack::{Panels, pack_columns, pack_rows, panel_count, panel_start};
 
 use crate::threads::{Shared, num_threads, parallel};
+use micro::Ahead;
 
 /// Most rows of a left panel: 14 × 2 sums, 2 vectors of B and one of A fill the 32 registers of AVX-512.
 pub const PANEL_ROWS: usize = 14;
 /// Rows of a right panel: two vectors.
 pub const PANEL_COLS: usize = 32;
 
-/// Units of the contraction that a block runs through before the next panel: 256 units of a right panel are 32 KiB, of
-/// 14 left rows 14 KiB, both at home in the first-level cache or near it.
+/// Units of the contraction that a block runs through before the next panel, at least: 256 units of a right panel are
+/// 32 KiB, of 14 left rows 14 KiB, both at home in the first-level cache or near it.
 const BLOCK_UNITS: usize = 256;
 /// Left panels in a block: with `BLOCK_UNITS` they are 252 KiB, a part of the second-level cache.
 const BLOCK_PANELS: usize = 18;
 /// Right panels in a task, at most.
 const TASK_PANELS: usize = 16;
+/// Fewer left rows run through more units at once, as long as they stay in that part of the cache: C is then written
+/// once, and the right panels are read as one stream.
+const BLOCK_LEFT: usize = BLOCK_UNITS * BLOCK_PANELS * PANEL_ROWS;
 
 /// The precision of the factors of a product; sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,10 +143,12 @@ pub(crate) unsafe fn block(
     assert!(a.data.len() >= a.rows * a.pitch && b.data.len() >= b.rows.next_multiple_of(PANEL_COLS) * b.pitch);
     assert!(a.first + units <= a.pitch && b.first + units <= b.pitch);
     let (a_data, b_data) = (a.data.as_ptr().cast::<u32>(), b.data.as_ptr().cast::<u32>());
+    let own_rows = panel_start(a.rows, count, panels_a.end) - panel_start(a.rows, count, panels_a.start);
+    let most = (BLOCK_LEFT / own_rows.max(1)).max(BLOCK_UNITS);
     let mut start = 0;
     // At least once, so that an empty contraction gives zeros.
     loop {
-        let length = BLOCK_UNITS.min(units - start);
+        let length = most.min(units - start);
         let accumulate = start > 0 || into == Store::Accumulate;
         for j in panels_b.clone() {
             let cols = PANEL_COLS.min(b.rows - j * PANEL_COLS);
@@ -153,7 +159,20 @@ pub(crate) unsafe fn block(
                 unsafe {
                     let left = a_data.add(row * a.pitch + (a.first + start) * rows);
                     let right = b_data.add((j * b.pitch + b.first + start) * PANEL_COLS);
-                    kernels[rows](length, left, rows, right, c.add(row * ldc + j * PANEL_COLS), ldc, cols, accumulate);
+                    // The next panel comes in while this one is used; past the last one that fetches in vain.
+                    let next = right.wrapping_add(b.pitch * PANEL_COLS);
+                    let ahead = Ahead::part(next, length, i - panels_a.start, panels_a.len());
+                    kernels[rows](
+                        length,
+                        left,
+                        rows,
+                        right,
+                        c.add(row * ldc + j * PANEL_COLS),
+                        ldc,
+                        cols,
+                        accumulate,
+                        ahead,
+                    );
                 }
             }
         }

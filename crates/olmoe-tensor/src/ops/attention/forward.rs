@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::gemm::micro::{self, Kernel};
+use crate::gemm::micro::{self, Ahead, Kernel};
 use crate::gemm::pack::{pack_rows, panel_count, panel_start};
 use crate::gemm::{Operand, PANEL_COLS, PANEL_ROWS, Source};
 use crate::memory::Buffer;
@@ -187,7 +187,7 @@ pub(super) fn multiply(
     // SAFETY: the panels and the tile are inside their slices; a kernel exists for 1..=14 rows.
     unsafe {
         let (left, right) = (left.as_ptr().cast(), right.as_ptr().cast());
-        kernels[rows](units, left, rows, right, c.as_mut_ptr(), ldc, PANEL_COLS, accumulate);
+        kernels[rows](units, left, rows, right, c.as_mut_ptr(), ldc, PANEL_COLS, accumulate, Ahead::nothing(left));
     }
 }
 

@@ -1,0 +1,70 @@
+//! The model of a golden state, and one training pass through it.
+
+use olmoe_model::batch::Batch;
+use olmoe_model::model::{Activations, Gradients, Keep, Losses, Model, ModelError, Precision, RoutingRecord};
+use olmoe_tensor::tensor::Tensor;
+
+use crate::golden::Golden;
+
+/// A model that cannot be built or run.
+#[derive(Debug, thiserror::Error)]
+#[error("golden state {golden}: {source}")]
+pub struct VerifyError {
+    /// Name of the golden state.
+    pub golden: String,
+    /// Why.
+    pub source: ModelError,
+}
+
+impl VerifyError {
+    pub(crate) fn of(golden: &Golden) -> impl Fn(ModelError) -> VerifyError + use<> {
+        let golden = golden.name.clone();
+        move |source| VerifyError { golden: golden.clone(), source }
+    }
+}
+
+/// The model of a golden state, with its weights.
+pub(crate) fn build(golden: &Golden, precision: Precision) -> Result<Model, VerifyError> {
+    let error = VerifyError::of(golden);
+    let mut model = Model::new(golden.config.clone(), precision, true).map_err(&error)?;
+    for parameter in &golden.parameters {
+        model.set(&parameter.name, &parameter.shape, &parameter.value).map_err(&error)?;
+    }
+    Ok(model)
+}
+
+/// What a batch teaches: targets, and how many to divide the cross-entropy by.
+pub(crate) struct Task {
+    pub(crate) batch: Batch,
+    pub(crate) targets: Vec<u32>,
+    pub(crate) denominator: f64,
+}
+
+impl Task {
+    /// The next tokens of a golden state.
+    pub(crate) fn of(golden: &Golden) -> Task {
+        let batch = golden.batch();
+        let (targets, count) = batch.next_tokens();
+        Task { batch, targets: targets.to_vec(), denominator: count as f64 }
+    }
+}
+
+/// Everything that one training pass computes.
+pub(crate) struct Pass {
+    pub(crate) logits: Tensor,
+    pub(crate) losses: Losses,
+    pub(crate) gradients: Gradients,
+    pub(crate) routing: RoutingRecord,
+}
+
+impl Pass {
+    pub(crate) fn run(model: &Model, task: &Task, keep: Keep) -> Result<Pass, ModelError> {
+        let mut activations = Activations::new(keep);
+        let mut gradients = Gradients::zeros(model.parameters());
+        let (batch, targets) = (&task.batch, &task.targets[..]);
+        let losses =
+            model.language_model_step(batch, targets, task.denominator, 1.0, &mut activations, &mut gradients)?;
+        let logits = model.logits_of(activations.hidden());
+        Ok(Pass { logits, losses, gradients, routing: activations.routing })
+    }
+}

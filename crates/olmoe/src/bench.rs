@@ -1,0 +1,147 @@
+//! `olmoe bench`
+
+mod gemm;
+mod train;
+
+use clap::{Args, Subcommand, ValueEnum};
+use olmoe_model::model::{Keep, Precision};
+
+use crate::arguments::{OnePrecision, Precisions, Threads, positive};
+
+/// Measure speed against the limits of this machine
+///
+/// The limits (multiply-add peak, memory bandwidth) are measured in the same run, and speeds are given as shares of
+/// them. Nothing else should be running.
+#[derive(Args)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    Gemm(GemmArgs),
+    Train(TrainArgs),
+}
+
+/// Measure matrix products
+///
+/// Dense ones, and those of a layer's experts with 1 to 64 rows each.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe bench gemm
+  olmoe bench gemm --precision amp_bf16 --threads 1 --json")]
+pub(crate) struct GemmArgs {
+    /// Precision of the products
+    #[arg(long, value_enum, default_value = "all")]
+    precision: Precisions,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl GemmArgs {
+    fn precisions(&self) -> Vec<Precision> {
+        self.precision.list()
+    }
+}
+
+/// Measure training steps
+///
+/// A step is forward with the auxiliary losses, backward, clipping of the gradients' norm, and AdamW, on random tokens
+/// and freshly drawn weights.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe bench train
+  olmoe bench train --config small --precision fp32 --batch 2 --recompute attention
+  olmoe bench train --config my-model.yml --sequence 1024 --json")]
+pub(crate) struct TrainArgs {
+    /// `tiny`, `small`, or a configuration file (config.json or YAML)
+    #[arg(long, value_name = "tiny|small|PATH", default_value = "tiny")]
+    config: String,
+
+    /// Precision of the matrix products
+    #[arg(long, value_enum, default_value = "amp_bf16")]
+    precision: OnePrecision,
+
+    /// Sequences in a step [default: 8 for tiny, 4 for small, else 1]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    batch: Option<usize>,
+
+    /// Tokens in a sequence [default: the longest of the configuration]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    sequence: Option<usize>,
+
+    /// Steps to measure
+    #[arg(long, value_name = "N", default_value = "10", value_parser = positive)]
+    steps: usize,
+
+    /// Steps before them that do not count
+    #[arg(long, value_name = "N", default_value = "2")]
+    warmup: usize,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// What the backward pass computes again and does not keep
+    #[arg(long, value_enum, default_value = "none")]
+    recompute: Recompute,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Recompute {
+    /// Nothing: the fastest
+    None,
+    /// Norms and attention
+    Attention,
+    /// Whole blocks: the smallest memory
+    Block,
+}
+
+impl TrainArgs {
+    fn precision(&self) -> Precision {
+        self.precision.into()
+    }
+
+    fn keep(&self) -> Keep {
+        match self.recompute {
+            Recompute::None => Keep::Everything,
+            Recompute::Attention => Keep::FeedForward,
+            Recompute::Block => Keep::BlockInputs,
+        }
+    }
+}
+
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    match &args.command {
+        BenchCommand::Gemm(args) => {
+            args.threads.apply();
+            gemm::run(args)
+        }
+        BenchCommand::Train(args) => {
+            args.threads.apply();
+            train::run(args)
+        }
+    }
+}
+
+/// The middle of some numbers, 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}

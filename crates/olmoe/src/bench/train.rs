@@ -1,0 +1,147 @@
+//! `olmoe bench train`: whole training steps against the multiply-add peak of the machine, measured in the same run.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use olmoe_model::batch::Batch;
+use olmoe_model::config::{FeedForward, ModelConfig};
+use olmoe_model::model::{Activations, Gradients, Model, Precision};
+use olmoe_model::parameters::ParameterCount;
+use olmoe_tensor::gemm::Operand;
+use olmoe_tensor::limits::peak_flops;
+use olmoe_tensor::memory;
+use olmoe_tensor::simd::Isa;
+use olmoe_tensor::threads::num_threads;
+use olmoe_train::optimizer::{AdamW, AdamWConfig};
+use serde_json::json;
+
+use super::{TrainArgs, median};
+
+const SEED: u64 = 6198;
+const PEAK_TIME: Duration = Duration::from_millis(300);
+
+/// Multiply-adds of one token's training step, as operations: forward once, backward twice. Matrices by the parameters
+/// that a token passes (not the embedding, which is a look-up), attention by the half of the scores that causality leaves.
+fn flops_per_token(config: &ModelConfig, sequence: usize) -> anyhow::Result<f64> {
+    let active = ParameterCount::of(config)?.active as f64;
+    let embedding = if config.tie_embeddings { 0.0 } else { (config.embedding_size * config.d_model) as f64 };
+    let scores = (config.n_layers * config.query_width() * sequence) as f64;
+    Ok(3.0 * (2.0 * (active - embedding) + 2.0 * scores))
+}
+
+/// A built-in configuration by name, or a file.
+fn read_config(name: &str) -> anyhow::Result<ModelConfig> {
+    match name {
+        "tiny" => Ok(ModelConfig::from_olmo_yaml(include_str!("../../../../configs/tiny.yml"))?.config),
+        "small" => Ok(ModelConfig::from_olmo_yaml(include_str!("../../../../configs/small.yml"))?.config),
+        path => {
+            let loaded = ModelConfig::read(path)
+                .with_context(|| format!("--config {path}: expected tiny, small, or a config.json or YAML file"))?;
+            loaded.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+            Ok(loaded.config)
+        }
+    }
+}
+
+pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    let config = read_config(&args.config)?;
+    let sequence = args.sequence.unwrap_or(config.max_sequence_length);
+    // The sizes of the published comparison, else one sequence.
+    let batch_size = args.batch.unwrap_or(match args.config.as_str() {
+        "tiny" => 8,
+        "small" => 4,
+        _ => 1,
+    });
+    let precision = args.precision();
+    let operand = match precision {
+        Precision::Fp32 => Operand::F32,
+        Precision::AmpBf16 => Operand::Bf16,
+    };
+    let flops = flops_per_token(&config, sequence)?;
+    let count = ParameterCount::of(&config)?;
+    let shape = describe(&config);
+
+    let mut model = Model::new(config, precision, true)?;
+    model.initialize(SEED);
+    let mut gradients = Gradients::zeros(model.parameters());
+    let mut optimizer = AdamW::new(AdamWConfig::default(), model.parameters());
+    let mut activations = Activations::new(args.keep());
+    let vocabulary = model.config().vocab_size as u64;
+    let mut state = SEED;
+    let ids: Vec<u32> = (0..batch_size * sequence)
+        .map(|_| {
+            // Knuth's MMIX generator; its high bits.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) % vocabulary) as u32
+        })
+        .collect();
+    let batch = Batch::uniform(&ids, sequence)?;
+    let (targets, num_targets) = batch.next_tokens();
+
+    let mut peak = peak_flops(operand, PEAK_TIME);
+    let (mut seconds, mut loss) = (Vec::new(), 0.0);
+    for step in 0..args.warmup + args.steps {
+        let start = Instant::now();
+        let losses =
+            model.language_model_step(&batch, &targets, num_targets as f64, 1.0, &mut activations, &mut gradients)?;
+        let report = optimizer.step(&mut model, &mut gradients, 4e-4);
+        let elapsed = start.elapsed().as_secs_f64();
+        anyhow::ensure!(
+            report.applied,
+            "step {step}: the gradients' norm is {}; nothing was updated",
+            report.grad_norm
+        );
+        loss = losses.cross_entropy;
+        if step >= args.warmup {
+            seconds.push(elapsed);
+        }
+    }
+    peak = peak.max(peak_flops(operand, PEAK_TIME));
+
+    let tokens = batch.tokens() as f64;
+    let median_seconds = median(seconds.clone());
+    let tokens_per_second = tokens / median_seconds;
+    let share = tokens_per_second * flops / peak;
+    let peak_bytes = memory::peak_bytes();
+    if args.json {
+        let report = json!({
+            "config": args.config, "precision": precision.name(), "threads": num_threads(), "isa": Isa::current().name(),
+            "batch": batch_size, "sequence": sequence, "steps": args.steps,
+            "parameters_total": count.total, "parameters_active": count.active,
+            "tokens_per_second": tokens_per_second, "step_seconds": seconds, "flops_per_token": flops,
+            "peak_flops": peak, "peak_share": share, "peak_bytes": peak_bytes, "loss": loss,
+        });
+        println!("{report}");
+    } else {
+        println!("{shape}; {} parameters, {} active", count.total, count.active);
+        println!(
+            "{batch_size} x {sequence} tokens a step, {}, {} threads, {}",
+            precision.name(),
+            num_threads(),
+            Isa::current().name()
+        );
+        println!(
+            "{tokens_per_second:.0} tokens/s (median of {} steps, {:.1} ms a step, loss {loss:.4})",
+            args.steps,
+            1e3 * median_seconds
+        );
+        println!(
+            "{:.1} % of the multiply-add peak measured beside it ({:.0} GFLOP/s; {:.0} MFLOP a token)",
+            100.0 * share,
+            peak / 1e9,
+            flops / 1e6
+        );
+        println!("{:.2} GB at the peak", peak_bytes as f64 / 1e9);
+    }
+    Ok(())
+}
+
+fn describe(config: &ModelConfig) -> String {
+    let feed_forward = match &config.feed_forward {
+        FeedForward::Dense(mlp) => format!("dense width {}", mlp.width),
+        FeedForward::Moe(moe) => {
+            format!("{} experts of width {}, top {}", moe.num_experts, moe.expert.width, moe.top_k)
+        }
+    };
+    format!("{} layers, width {}, {} heads, {feed_forward}", config.n_layers, config.d_model, config.n_heads)
+}

@@ -1,0 +1,20 @@
+//! Standard output that may be closed by its reader, as `olmoe verify | head` does.
+
+use std::fmt::Arguments;
+use std::io::{ErrorKind, Write};
+
+/// In place of the standard macro, which panics when the reader has gone.
+macro_rules! println {
+    ($($argument:tt)*) => { $crate::output::line(format_args!($($argument)*)) };
+}
+
+/// Writes a line. Ends the program quietly when nobody reads any more, and with status 1 when it cannot be written.
+pub(crate) fn line(line: Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        if error.kind() == ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        eprintln!("error: standard output: {error}");
+        std::process::exit(1);
+    }
+}

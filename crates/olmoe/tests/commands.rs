@@ -1,0 +1,145 @@
+//! The program from outside: help, usage errors, exit status.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use assert_cmd::Command;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_olmoe");
+
+struct Done {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn olmoe(arguments: &[&str], environment: &[(&str, &str)]) -> Done {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments).env_remove("OLMOE_ISA").envs(environment.iter().copied());
+    let done = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Done { code: done.status.code().unwrap(), out: text(done.stdout), err: text(done.stderr) }
+}
+
+#[test]
+fn help_has_examples_and_exit_statuses() {
+    for (arguments, expected) in [
+        (&["--help"][..], "Exit status: 0 done, 1 failed, 2 wrong usage"),
+        (&["verify", "--help"], "olmoe verify --golden tests/golden --json"),
+        (&["bench", "gemm", "--help"], "olmoe bench gemm --precision amp_bf16"),
+        (&["bench", "train", "--help"], "olmoe bench train --config small"),
+    ] {
+        let done = olmoe(arguments, &[]);
+        assert_eq!((done.code, done.err.as_str()), (0, ""), "{arguments:?}");
+        assert!(done.out.contains(expected), "{arguments:?}: {}", done.out);
+        assert!(!done.out.contains('\x1b'), "no colours when the output is not a terminal");
+    }
+    assert!(olmoe(&["--version"], &[]).out.starts_with("olmoe 0."));
+}
+
+#[test]
+fn wrong_usage_is_status_2() {
+    for (arguments, expected) in [
+        (&[][..], "Usage: olmoe"),
+        (&["verfy"], "similar subcommand exists: 'verify'"),
+        (&["verify", "--golde", "x"], "--golden"),
+        (&["verify", "--threads", "0"], "from 1 to 1024"),
+        (&["verify", "--threads", "many"], "from 1 to 1024"),
+        (&["verify", "--precision", "bf16"], "amp_bf16"),
+        (&["verify", "--json", "--quiet"], "cannot be used with"),
+        (&["bench"], "Usage: olmoe bench"),
+        (&["bench", "train", "--steps", "0"], "above 0"),
+        (&["bench", "train", "--precision", "all"], "fp32, amp_bf16"),
+    ] {
+        let done = olmoe(arguments, &[]);
+        assert_eq!(done.code, 2, "{arguments:?}: {}", done.err);
+        assert!(done.err.contains(expected), "{arguments:?}: {}", done.err);
+        assert_eq!(done.out, "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_bad_instruction_set_is_status_2() {
+    let done = olmoe(&["verify", "--quiet"], &[("OLMOE_ISA", "sse9")]);
+    assert_eq!((done.code, done.out.as_str()), (2, ""));
+    assert!(done.err.contains("sse9") && done.err.contains("OLMOE_ISA"), "{}", done.err);
+}
+
+#[test]
+fn verify_passes() {
+    let done = olmoe(&["verify", "--quiet"], &[]);
+    assert_eq!((done.code, done.err.as_str()), (0, ""), "{}", done.out);
+    let lines: Vec<_> = done.out.lines().collect();
+    assert_eq!(lines.len(), 1, "only the counts: {lines:?}");
+    let counts: Vec<&str> = lines[0].split_whitespace().collect();
+    assert_eq!((counts[1], counts[0] == counts[2]), ("checks,", true), "{lines:?}");
+}
+
+#[test]
+fn verify_prints_a_line_a_check_and_json() {
+    let folder = one_golden();
+    let folder = folder.path().to_str().unwrap();
+    let lines = olmoe(&["verify", "--golden", folder, "--precision", "fp32", "--threads", "1"], &[]);
+    assert_eq!((lines.code, lines.err.as_str()), (0, ""));
+    assert!(lines.out.contains("mistake: gate and up swapped"), "{}", lines.out);
+    let json = olmoe(&["verify", "--golden", folder, "--precision", "fp32", "--json"], &[("OLMOE_ISA", "scalar")]);
+    let report: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    assert_eq!(checks.len() + 1, lines.out.lines().count());
+    assert_eq!(report["summary"]["checks"], checks.len());
+    assert_eq!((checks[0]["model"].as_str(), checks[0]["kind"].as_str()), (Some("dense"), Some("agreement")));
+}
+
+/// A folder with one golden state.
+fn one_golden() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let from = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/dense.safetensors");
+    std::fs::copy(from, folder.path().join("dense.safetensors")).unwrap();
+    folder
+}
+
+#[test]
+fn verify_fails_on_a_broken_file_and_names_it() {
+    let folder = one_golden();
+    std::fs::write(folder.path().join("broken.safetensors"), "not a file of tensors").unwrap();
+    let done = olmoe(&["verify", "--golden", folder.path().to_str().unwrap()], &[]);
+    assert_eq!((done.code, done.out.as_str()), (1, ""));
+    assert!(done.err.starts_with("error: ") && done.err.contains("broken.safetensors"), "{}", done.err);
+    let done = olmoe(&["verify", "--golden", "/nowhere/at/all"], &[]);
+    assert_eq!(done.code, 1);
+    assert!(done.err.contains("/nowhere/at/all"), "{}", done.err);
+}
+
+#[test]
+fn verify_fails_on_wrong_numbers_and_says_which() {
+    let folder = one_golden();
+    let path = folder.path().join("dense.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The last tensor is a parameter; another exponent makes its last number another one.
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x01;
+    std::fs::write(&path, bytes).unwrap();
+    let done = olmoe(&["verify", "--quiet", "--golden", folder.path().to_str().unwrap()], &[]);
+    assert_eq!((done.code, done.err.as_str()), (1, ""));
+    assert!(
+        done.out.lines().next().is_some_and(|line| line.contains("dense") && line.contains("FAIL")),
+        "{}",
+        done.out
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child = std::process::Command::new(PROGRAM)
+        .args(["verify", "--precision", "fp32"])
+        .env_remove("OLMOE_ISA")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::with_capacity(1, child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("logits"), "{line}");
+    let done = child.wait_with_output().unwrap();
+    assert_eq!((done.status.code(), String::from_utf8(done.stderr).unwrap()), (Some(0), String::new()));
+}
