@@ -14,35 +14,64 @@ use super::{Operand, PANEL_COLS, PANEL_ROWS};
 /// what to fetch ahead.
 pub(crate) type Kernel = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, usize, bool, Ahead);
 
-/// Memory to bring into the second-level cache during a product: `step` bytes further with each unit. The hardware's own
-/// prefetching stops at every 4 KiB page, so a right panel that comes from memory would stall the loop there.
+/// Memory to bring into the second-level cache during a product, so many bytes further with each unit. The hardware's own
+/// prefetching stops at every 4 KiB page, so panels that come from memory would stall the loop there.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
-    from: *const u8,
-    step: usize,
+    left: *const u8,
+    left_step: usize,
+    right: *const u8,
+    right_step: usize,
+}
+
+/// Asks for a line of memory in the second-level cache.
+#[inline(always)]
+pub(super) fn fetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+}
+
+/// Brings in a tile of C: `rows` rows of one right panel's columns.
+#[inline(always)]
+pub(super) fn fetch_tile(c: *const f32, rows: usize, ldc: usize) {
+    for r in 0..rows {
+        let at = c.wrapping_add(r * ldc).cast::<u8>();
+        fetch(at);
+        fetch(at.wrapping_add(64));
+    }
 }
 
 impl Ahead {
     /// Nothing more than what is at hand.
     pub(crate) fn nothing(at: *const u32) -> Ahead {
-        Ahead { from: at.cast(), step: 0 }
+        Ahead { left: at.cast(), left_step: 0, right: at.cast(), right_step: 0 }
     }
 
-    /// Part `part` of `parts` of the `units` units of the right panel at `panel`.
-    pub(super) fn part(panel: *const u32, units: usize, part: usize, parts: usize) -> Ahead {
+    /// Part `part` of `parts` of `units` units of the right panel at `panel`.
+    pub(super) fn right(panel: *const u32, units: usize, part: usize, parts: usize) -> Ahead {
         let bytes = PANEL_COLS * size_of::<u32>();
-        Ahead { from: panel.cast::<u8>().wrapping_add(units * bytes * part / parts), step: bytes.div_ceil(parts) }
+        let right = panel.cast::<u8>().wrapping_add(units * bytes * part / parts);
+        let right_step = bytes.div_ceil(parts);
+        // A unit is two lines; where one product has to fetch them all, the left stream takes the second.
+        let (left, left_step) = if parts == 1 { (right.wrapping_add(64), right_step) } else { (right, 0) };
+        Ahead { left, left_step, right, right_step }
+    }
+
+    /// And the left panel of `rows` rows at `panel`, when there are several.
+    pub(super) fn and_left(self, panel: *const u32, rows: usize) -> Ahead {
+        Ahead { left: panel.cast(), left_step: rows * size_of::<u32>(), ..self }
     }
 
     #[inline(always)]
     fn fetch(&mut self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(self.from.cast());
-        }
-        self.from = self.from.wrapping_add(self.step);
+        fetch(self.left);
+        fetch(self.right);
+        self.left = self.left.wrapping_add(self.left_step);
+        self.right = self.right.wrapping_add(self.right_step);
     }
 }
 

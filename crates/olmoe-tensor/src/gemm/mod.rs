@@ -31,16 +31,15 @@ pub const PANEL_ROWS: usize = 14;
 /// Rows of a right panel: two vectors.
 pub const PANEL_COLS: usize = 32;
 
-/// Units of the contraction that a block runs through before the next panel, at least: 256 units of a right panel are
-/// 32 KiB, of 14 left rows 14 KiB, both at home in the first-level cache or near it.
-const BLOCK_UNITS: usize = 256;
-/// Left panels in a block: with `BLOCK_UNITS` they are 252 KiB, a part of the second-level cache.
-const BLOCK_PANELS: usize = 18;
+/// Units of the contraction that a block runs through before the next panel, at most. Long runs write C seldom; the
+/// panels then stream through the second-level cache, each fetched while the one before it is used.
+const BLOCK_UNITS: usize = 2048;
+/// Left panels in a task, at most: 126 rows, so that a right panel is used often enough once it is there.
+const TASK_LEFT: usize = 9;
 /// Right panels in a task, at most.
-const TASK_PANELS: usize = 16;
-/// Fewer left rows run through more units at once, as long as they stay in that part of the cache: C is then written
-/// once, and the right panels are read as one stream.
-const BLOCK_LEFT: usize = BLOCK_UNITS * BLOCK_PANELS * PANEL_ROWS;
+const TASK_RIGHT: usize = 8;
+/// Tasks for each thread, at least, where the product is large enough: a slow thread then keeps nobody waiting for long.
+const TASKS_PER_THREAD: usize = 8;
 
 /// The precision of the factors of a product; sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,9 +104,9 @@ pub(crate) fn gemm_here(a: Panels<'_>, b: Panels<'_>, c: &mut [f32], into: Store
 /// Into how many tasks to divide the panels of A and of B: enough for all threads, none larger than a block, and as
 /// nearly square as that allows, since a task reads its rows of A and of B whole.
 pub(crate) fn divide(panels_a: usize, panels_b: usize) -> (usize, usize) {
-    let mut tasks_a = panels_a.div_ceil(BLOCK_PANELS);
-    let mut tasks_b = panels_b.div_ceil(TASK_PANELS);
-    let wanted = if num_threads() == 1 { 1 } else { 4 * num_threads() };
+    let mut tasks_a = panels_a.div_ceil(TASK_LEFT);
+    let mut tasks_b = panels_b.div_ceil(TASK_RIGHT);
+    let wanted = if num_threads() == 1 { 1 } else { TASKS_PER_THREAD * num_threads() };
     while tasks_a * tasks_b < wanted {
         let (rows, columns) = (panels_a * PANEL_ROWS / tasks_a, panels_b * PANEL_COLS / tasks_b);
         if rows >= columns && tasks_a * 2 <= panels_a {
@@ -143,12 +142,10 @@ pub(crate) unsafe fn block(
     assert!(a.data.len() >= a.rows * a.pitch && b.data.len() >= b.rows.next_multiple_of(PANEL_COLS) * b.pitch);
     assert!(a.first + units <= a.pitch && b.first + units <= b.pitch);
     let (a_data, b_data) = (a.data.as_ptr().cast::<u32>(), b.data.as_ptr().cast::<u32>());
-    let own_rows = panel_start(a.rows, count, panels_a.end) - panel_start(a.rows, count, panels_a.start);
-    let most = (BLOCK_LEFT / own_rows.max(1)).max(BLOCK_UNITS);
     let mut start = 0;
     // At least once, so that an empty contraction gives zeros.
     loop {
-        let length = most.min(units - start);
+        let length = BLOCK_UNITS.min(units - start);
         let accumulate = start > 0 || into == Store::Accumulate;
         for j in panels_b.clone() {
             let cols = PANEL_COLS.min(b.rows - j * PANEL_COLS);
@@ -159,20 +156,23 @@ pub(crate) unsafe fn block(
                 unsafe {
                     let left = a_data.add(row * a.pitch + (a.first + start) * rows);
                     let right = b_data.add((j * b.pitch + b.first + start) * PANEL_COLS);
-                    // The next panel comes in while this one is used; past the last one that fetches in vain.
-                    let next = right.wrapping_add(b.pitch * PANEL_COLS);
-                    let ahead = Ahead::part(next, length, i - panels_a.start, panels_a.len());
-                    kernels[rows](
+                    let tile = c.add(row * ldc + j * PANEL_COLS);
+                    // What comes next arrives while this is computed: the next right panel, in the first round the next
+                    // left one too, and the next tile of C. Past the last one that fetches in vain.
+                    let next = left.wrapping_add(a.pitch * rows);
+                    let mut ahead = Ahead::right(
+                        right.wrapping_add(b.pitch * PANEL_COLS),
                         length,
-                        left,
-                        rows,
-                        right,
-                        c.add(row * ldc + j * PANEL_COLS),
-                        ldc,
-                        cols,
-                        accumulate,
-                        ahead,
+                        i - panels_a.start,
+                        panels_a.len(),
                     );
+                    if j == panels_b.start && panels_a.len() > 1 {
+                        ahead = ahead.and_left(next, rows);
+                    }
+                    if accumulate {
+                        micro::fetch_tile(tile.wrapping_add(rows * ldc), rows, ldc);
+                    }
+                    kernels[rows](length, left, rows, right, tile, ldc, cols, accumulate, ahead);
                 }
             }
         }

@@ -10,7 +10,11 @@ use crate::memory::Buffer;
 use crate::simd::{LANES, Simd, kernel};
 use crate::threads::{Shared, parallel_ranges};
 
+use super::micro::fetch;
 use super::{Operand, PANEL_COLS, PANEL_ROWS};
+
+/// How many numbers before their use the rows of a source are fetched: a few cache lines.
+const FETCH_AHEAD: usize = 128;
 
 /// Where the rows of a packed matrix come from: a row-major source read by rows or by columns.
 #[derive(Clone, Copy)]
@@ -53,6 +57,8 @@ kernel! {
             for u in (0..units).step_by(LANES) {
                 let mut block = [s.zero(); LANES];
                 for (i, vector) in block[..count].iter_mut().enumerate() {
+                    // A dozen rows at once are more streams than the hardware follows.
+                    fetch(source.row(first + i, 0..k).as_ptr().wrapping_add(u * (k / units.max(1)) + FETCH_AHEAD).cast());
                     *vector = match operand {
                         Operand::F32 if u + LANES <= k => s.load(source.row(first + i, u..k)),
                         Operand::F32 => s.load_partial(source.row(first + i, u..k)),
