@@ -36,6 +36,14 @@ pub enum BatchError {
         /// Tokens given.
         tokens: usize,
     },
+    /// Not one number for each sequence.
+    #[error("batch: {found} lengths of what came before, expected {expected}, one for each sequence")]
+    Held {
+        /// Numbers given.
+        found: usize,
+        /// Sequences of the batch.
+        expected: usize,
+    },
     /// A document runs over the end of a sequence.
     #[error("batch: a document runs over the end of the sequence at token {at}; end it there")]
     Straddles {
@@ -106,10 +114,18 @@ impl Batch {
         Ok(self)
     }
 
-    /// Moves every position on by `by`: the tokens continue a sequence of that length.
-    pub fn continued_from(mut self, by: usize) -> Batch {
-        self.positions.iter_mut().for_each(|p| *p += by as u32);
-        self
+    /// The tokens continue sequences that already have so many tokens, a number for each: moves their positions on.
+    ///
+    /// # Errors
+    /// [`BatchError::Held`].
+    pub fn continued_from(mut self, held: &[usize]) -> Result<Batch, BatchError> {
+        if held.len() != self.num_sequences() {
+            return Err(BatchError::Held { found: held.len(), expected: self.num_sequences() });
+        }
+        for (pair, held) in self.sequences.windows(2).zip(held) {
+            self.positions[pair[0] as usize..pair[1] as usize].iter_mut().for_each(|p| *p += *held as u32);
+        }
+        Ok(self)
     }
 
     /// Tokens.
@@ -161,6 +177,9 @@ mod tests {
         assert_eq!(Batch::new(&ids, &[2, 3]).unwrap_err(), sum);
         let batch = Batch::uniform(&ids, 2).unwrap();
         assert_eq!(batch.clone().with_documents(&[3, 1]).unwrap_err(), BatchError::Straddles { at: 2 });
+        let held = BatchError::Held { found: 1, expected: 2 };
+        assert_eq!(batch.clone().continued_from(&[7]).unwrap_err(), held);
+        assert_eq!(batch.clone().continued_from(&[7, 0]).unwrap().positions[..], [7, 8, 0, 1]);
         assert!(matches!(batch.with_documents(&[1]), Err(BatchError::Sum { what: "document", .. })));
     }
 }

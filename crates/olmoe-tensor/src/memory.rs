@@ -57,6 +57,14 @@ pub fn peak_bytes() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
 
+/// Bytes that the system could give now without swapping; none where it does not say (only Linux does).
+pub fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
 /// Starts [`peak_bytes`] anew from what is live now.
 pub fn reset_peak() {
     PEAK.store(live_bytes(), Ordering::Relaxed);
@@ -195,6 +203,13 @@ mod tests {
             last = (class, rounded);
         }
         assert!(class_of(1 << 47).0 < CLASSES);
+    }
+
+    #[test]
+    fn the_system_says_what_it_has() {
+        if std::path::Path::new("/proc/meminfo").exists() {
+            assert!(available_bytes().is_some_and(|bytes| bytes > 1 << 20));
+        }
     }
 
     #[test]

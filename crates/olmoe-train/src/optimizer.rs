@@ -110,3 +110,99 @@ impl AdamW {
         self.steps
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use olmoe_model::config::ModelConfig;
+    use olmoe_model::model::Precision;
+
+    use super::*;
+
+    fn model() -> Model {
+        let json = r#"{
+            "model_type": "olmoe", "vocab_size": 40, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_experts": 3, "num_experts_per_tok": 1, "max_position_embeddings": 8,
+            "pad_token_id": 1, "eos_token_id": 2
+        }"#;
+        let config = ModelConfig::from_hf_json(json).expect("a good configuration").config;
+        let mut model = Model::new(config, Precision::Fp32, true).expect("a model");
+        model.initialize(3);
+        model
+    }
+
+    fn all(model: &Model) -> Vec<f32> {
+        (0..model.parameters().len()).flat_map(|id| model.value(id).to_vec()).collect()
+    }
+
+    #[test]
+    fn clips_to_the_norm_updates_and_clears() {
+        let mut model = model();
+        let mut gradients = Gradients::zeros(model.parameters());
+        gradients.iter_mut().for_each(|g| g.fill(0.5));
+        let count: usize = gradients.iter().map(|g| g.len()).sum();
+        let norm = 0.5 * (count as f64).sqrt();
+        let config = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
+        let mut optimizer = AdamW::new(config, model.parameters());
+        let before = all(&model);
+        let report = optimizer.step(&mut model, &mut gradients, 1e-3);
+        assert!(report.applied && optimizer.steps() == 1);
+        assert!((report.grad_norm - norm).abs() < 1e-6 * norm, "{} {norm}", report.grad_norm);
+        assert!((report.clip - 1.0 / (norm + 1e-6)).abs() < 1e-9);
+        // The first step of Adam is the sign of the gradient, whatever its size.
+        for (a, b) in all(&model).iter().zip(&before) {
+            assert!((a - b + 1e-3).abs() < 2e-7, "{a} {b}");
+        }
+        assert!(gradients.iter().all(|g| g.iter().all(|x| *x == 0.0)));
+    }
+
+    #[test]
+    fn groups_decay_as_they_are_told() {
+        let mut model = model();
+        let mut gradients = Gradients::zeros(model.parameters());
+        let config = AdamWConfig { decay_norm_and_bias: false, decay_embeddings: false, ..AdamWConfig::default() };
+        let mut optimizer = AdamW::new(config, model.parameters());
+        let before: Vec<Vec<f32>> = (0..model.parameters().len()).map(|id| model.value(id).to_vec()).collect();
+        optimizer.step(&mut model, &mut gradients, 0.5);
+        for (id, before) in before.iter().enumerate() {
+            let kept = matches!(model.parameters()[id].kind, ParameterKind::Norm | ParameterKind::Embedding);
+            let factor = if kept { 1.0 } else { 1.0 - 0.5 * 0.1 };
+            for (a, b) in model.value(id).iter().zip(before) {
+                assert!((a - b * factor).abs() <= 1e-7 * b.abs(), "{}", model.parameters()[id].name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_no_number_changes_nothing() {
+        let mut model = model();
+        let mut gradients = Gradients::zeros(model.parameters());
+        let mut optimizer = AdamW::new(AdamWConfig::default(), model.parameters());
+        let before = all(&model);
+        for bad in [f32::NAN, f32::INFINITY] {
+            gradients.get_mut(4)[1] = bad;
+            let report = optimizer.step(&mut model, &mut gradients, 1e-3);
+            assert!(!report.applied && optimizer.steps() == 0);
+            assert_eq!(all(&model), before);
+            gradients.clear();
+        }
+    }
+
+    #[test]
+    fn packed_weights_follow_the_update() {
+        // A model that was stepped computes what a model with the same numbers set computes.
+        let mut model = model();
+        let mut gradients = Gradients::zeros(model.parameters());
+        gradients.iter_mut().for_each(|g| g.iter_mut().enumerate().for_each(|(i, g)| *g = (i % 7) as f32 - 3.0));
+        let mut optimizer = AdamW::new(AdamWConfig::default(), model.parameters());
+        optimizer.step(&mut model, &mut gradients, 1e-2);
+        let mut other = Model::new(model.config().clone(), Precision::Fp32, false).expect("a model");
+        for (id, spec) in model.parameters().iter().enumerate() {
+            other.set(&spec.name, &spec.shape, model.value(id)).expect("the same parameters");
+        }
+        let batch = olmoe_model::batch::Batch::uniform(&[3, 5, 7, 11], 4).expect("a batch");
+        let mut activations = olmoe_model::model::Activations::new(olmoe_model::model::Keep::Nothing);
+        let one = model.logits(&batch, &mut activations).expect("logits");
+        let two = other.logits(&batch, &mut activations).expect("logits");
+        assert_eq!(one[..], two[..]);
+    }
+}

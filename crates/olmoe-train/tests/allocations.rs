@@ -115,7 +115,10 @@ fn decode(precision: Precision) {
     let mut caches = [KvCache::new(&model, 96)];
     let mut counts = Vec::new();
     for position in 0..96u32 {
-        let batch = Batch::uniform(&[position % 500], 1).expect("a token").continued_from(position as usize);
+        let batch = Batch::uniform(&[position % 500], 1)
+            .expect("a token")
+            .continued_from(&[position as usize])
+            .expect("its age");
         let before = requests();
         model.forward_cached(&batch, &mut caches, &mut activations).expect("a step");
         let logits = model.logits_of(activations.hidden());

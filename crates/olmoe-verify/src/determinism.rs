@@ -8,7 +8,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache, Model, ModelError, Precision};
-use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::simd::Isa;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads;
@@ -154,9 +153,9 @@ fn cached(model: &Model, golden: &Golden, steps: &[usize]) -> Result<Tensor, Mod
         let tokens: Vec<usize> = running.iter().flat_map(|s| chunks[*s].clone().map(move |t| s * length + t)).collect();
         let ids: Vec<u32> = tokens.iter().map(|t| golden.ids[*t]).collect();
         let lengths: Vec<usize> = running.iter().map(|s| chunks[*s].len()).collect();
-        let mut batch = Batch::new(&ids, &lengths).expect("the lengths are those of the chunks");
-        let positions: Vec<u32> = tokens.iter().map(|t| (t % length) as u32).collect();
-        batch.positions = Buffer::copy_of(&positions);
+        let held: Vec<usize> = running.iter().map(|s| chunks[*s].start).collect();
+        let batch = Batch::new(&ids, &lengths).and_then(|batch| batch.continued_from(&held));
+        let batch = batch.expect("the lengths and ages are those of the chunks");
         let (mut taken, mut waiting) = (Vec::new(), Vec::new());
         for (s, cache) in caches.drain(..).enumerate() {
             if running.contains(&s) { taken.push(cache) } else { waiting.push((s, cache)) }

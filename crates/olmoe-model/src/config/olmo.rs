@@ -129,8 +129,6 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
         None => top,
     };
     section.reject_unknown(KEYS, |key| KEYS.contains(&key))?;
-    reject_unsupported(&section)?;
-
     let block = section.name(
         "block_type",
         Block::Sequential,
@@ -139,6 +137,8 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
     )?;
     let mut notices = notices(&section, block)?;
     let config = config(&section, block, &mut notices)?;
+    // Once every value has its type: what the values mean.
+    reject_unsupported(&section)?;
     validate::check(&config, &names::OLMO)?;
     Ok(Loaded { config, notices })
 }

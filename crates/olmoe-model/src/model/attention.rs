@@ -36,6 +36,11 @@ impl KvCache {
         self.len() == 0
     }
 
+    /// Tokens there is room for.
+    pub fn capacity(&self) -> usize {
+        self.layers.first().map_or(0, Cache::capacity)
+    }
+
     /// Forgets all but the first `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.layers.iter_mut().for_each(|cache| cache.truncate(len));

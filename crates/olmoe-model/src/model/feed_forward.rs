@@ -35,7 +35,7 @@ fn capacity(moe: &Moe, tokens: usize) -> Option<usize> {
     (limit > 0).then_some(limit)
 }
 
-/// `y [T, D]` of `x [T, D]`. The routing is added to `record`, or, when the pass is a repetition, read from it.
+/// `y [T, D]` of `x [T, D]`; the routing is added to `record`.
 pub(super) fn forward(
     model: &Model,
     module: &FeedForwardModule,

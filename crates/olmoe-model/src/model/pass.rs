@@ -68,6 +68,24 @@ impl Activations {
     }
 }
 
+/// Whether each sequence of the batch continues its cache and fits it.
+fn check_caches(batch: &Batch, caches: &[KvCache]) -> Result<(), ModelError> {
+    if caches.len() != batch.num_sequences() {
+        return Err(ModelError::CacheCount { found: caches.len(), expected: batch.num_sequences() });
+    }
+    for (sequence, (cache, bounds)) in caches.iter().zip(batch.sequences.windows(2)).enumerate() {
+        let (held, found) = (cache.len(), batch.positions[bounds[0] as usize] as usize);
+        if found != held {
+            return Err(ModelError::CachePosition { sequence, found, held });
+        }
+        let (length, capacity) = (held + (bounds[1] - bounds[0]) as usize, cache.capacity());
+        if length > capacity {
+            return Err(ModelError::CacheFull { sequence, length, capacity });
+        }
+    }
+    Ok(())
+}
+
 impl Model {
     /// Runs a batch through all blocks and the final norm; the result is in `activations`.
     ///
@@ -111,11 +129,12 @@ impl Model {
         Ok(())
     }
 
-    /// Runs tokens that continue the sequences in `caches` (one cache a sequence of the batch, positions to match) and
-    /// returns their hidden states after the final norm, `[T, D]`. The same bits as [`Model::forward`] gives them.
+    /// Runs tokens that continue the sequences in `caches`, one cache a sequence of the batch, positions to match; adds
+    /// their keys and values. The hidden states are in `activations`, with the same bits as [`Model::forward`] gives them.
     ///
     /// # Errors
-    /// [`ModelError::TokenId`], [`ModelError::TooLong`].
+    /// [`ModelError::TokenId`], [`ModelError::TooLong`], [`ModelError::CacheCount`], [`ModelError::CachePosition`],
+    /// [`ModelError::CacheFull`]; the caches are then as before.
     pub fn forward_cached(
         &self,
         batch: &Batch,
@@ -123,7 +142,7 @@ impl Model {
         activations: &mut Activations,
     ) -> Result<(), ModelError> {
         self.check(&batch.ids, &batch.positions)?;
-        assert_eq!(caches.len(), batch.num_sequences(), "a cache for every sequence of the batch");
+        check_caches(batch, caches)?;
         activations.clear();
         let mut h_td = self.embed(batch, activations);
         let dense = Assignment::dense(batch.tokens());

@@ -95,6 +95,38 @@ pub enum ModelError {
         /// Rows of the embedding.
         rows: usize,
     },
+    /// Not one cache for each sequence.
+    #[error("caches: found {found}, expected {expected}, one for each sequence of the batch")]
+    CacheCount {
+        /// Caches given.
+        found: usize,
+        /// Sequences of the batch.
+        expected: usize,
+    },
+    /// The tokens do not follow those in the cache.
+    #[error(
+        "sequence {sequence}: its first token is at position {found}, but its cache holds {held} tokens; give its batch that number in `continued_from`"
+    )]
+    CachePosition {
+        /// Index of the sequence in the batch.
+        sequence: usize,
+        /// Position of its first token.
+        found: usize,
+        /// Tokens in the cache.
+        held: usize,
+    },
+    /// No room in the cache.
+    #[error(
+        "sequence {sequence}: {length} tokens do not fit its cache of {capacity}; make the cache larger or truncate it"
+    )]
+    CacheFull {
+        /// Index of the sequence in the batch.
+        sequence: usize,
+        /// Tokens it would hold.
+        length: usize,
+        /// Tokens it has room for.
+        capacity: usize,
+    },
     /// A sequence longer than the rotary tables.
     #[error("sequence of {length} tokens: the model's max_sequence_length is {limit}; shorten it or raise the limit")]
     TooLong {

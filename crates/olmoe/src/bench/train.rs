@@ -1,8 +1,8 @@
 //! `olmoe bench train`: whole training steps against the multiply-add peak of the machine, measured in the same run.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{FeedForward, ModelConfig};
 use olmoe_model::model::{Activations, Gradients, Model, Precision};
@@ -29,14 +29,37 @@ fn flops_per_token(config: &ModelConfig, sequence: usize) -> anyhow::Result<f64>
     Ok(3.0 * (2.0 * (active - embedding) + 2.0 * scores))
 }
 
+/// Refuses a model that cannot fit: parameters, gradients and two moments in f32, and every weight packed for both
+/// directions. Activations come on top, so this is the least.
+fn check_memory(count: &ParameterCount, precision: Precision) -> anyhow::Result<()> {
+    let packed = match precision {
+        Precision::Fp32 => 2 * 4,
+        Precision::AmpBf16 => 2 * 2,
+    };
+    let needed = count.total * (4 * 4 + packed);
+    if let Some(available) = memory::available_bytes().filter(|available| needed > *available) {
+        anyhow::bail!(
+            "training {} parameters in {} takes at least {:.1} GB ({} bytes each: f32 value, gradient and two moments, {packed} \
+             packed), and {:.1} GB are free; choose a smaller configuration",
+            count.total,
+            precision.name(),
+            needed as f64 / 1e9,
+            4 * 4 + packed,
+            available as f64 / 1e9
+        );
+    }
+    Ok(())
+}
+
 /// A built-in configuration by name, or a file.
 fn read_config(name: &str) -> anyhow::Result<ModelConfig> {
     match name {
         "tiny" => Ok(ModelConfig::from_olmo_yaml(include_str!("../../../../configs/tiny.yml"))?.config),
         "small" => Ok(ModelConfig::from_olmo_yaml(include_str!("../../../../configs/small.yml"))?.config),
         path => {
-            let loaded = ModelConfig::read(path)
-                .with_context(|| format!("--config {path}: expected tiny, small, or a config.json or YAML file"))?;
+            let found = Path::new(path).exists();
+            anyhow::ensure!(found, "--config {path}: no such file, and no built-in configuration but tiny and small");
+            let loaded = ModelConfig::read(path)?;
             loaded.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
             Ok(loaded.config)
         }
@@ -60,6 +83,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let flops = flops_per_token(&config, sequence)?;
     let count = ParameterCount::of(&config)?;
     let shape = describe(&config);
+    check_memory(&count, precision)?;
 
     let mut model = Model::new(config, precision, true)?;
     model.initialize(SEED);

@@ -1,0 +1,111 @@
+//! The model as its users call it: continuing several sequences at once, and what it refuses.
+
+use olmoe_model::batch::Batch;
+use olmoe_model::config::ModelConfig;
+use olmoe_model::model::{Activations, Gradients, Keep, KvCache, Model, ModelError, Objective, Precision};
+
+fn model(precision: Precision) -> Model {
+    let json = r#"{
+        "model_type": "olmoe", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 10, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2,
+        "max_position_embeddings": 40, "pad_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2
+    }"#;
+    let config = ModelConfig::from_hf_json(json).expect("a good configuration").config;
+    let mut model = Model::new(config, precision, true).expect("a model");
+    model.initialize(7);
+    model
+}
+
+fn ids(len: usize, seed: usize) -> Vec<u32> {
+    (0..len).map(|i| ((i * 17 + seed * 29 + 3) % 61) as u32).collect()
+}
+
+#[test]
+fn sequences_of_different_age_continue_together() {
+    for precision in [Precision::Fp32, Precision::AmpBf16] {
+        let model = model(precision);
+        let mut activations = Activations::new(Keep::Nothing);
+        let (first, second) = (ids(30, 1), ids(21, 2));
+        let alone = [&first, &second].map(|ids| {
+            let batch = Batch::uniform(ids, ids.len()).expect("one sequence");
+            model.logits(&batch, &mut activations).expect("logits")
+        });
+        // 25 and 9 tokens one after the other, then 5 and 12 more together.
+        let mut caches = [KvCache::new(&model, 30), KvCache::new(&model, 33)];
+        for (i, (ids, len)) in [(&first, 25), (&second, 9)].into_iter().enumerate() {
+            let batch = Batch::uniform(&ids[..len], len).expect("one sequence");
+            model.forward_cached(&batch, &mut caches[i..=i], &mut activations).expect("prefill");
+        }
+        let both = [&first[25..], &second[9..]].concat();
+        let batch = Batch::new(&both, &[5, 12]).expect("two sequences").continued_from(&[25, 9]).expect("two ages");
+        model.forward_cached(&batch, &mut caches, &mut activations).expect("both");
+        let logits = model.logits_of(activations.hidden());
+        assert_eq!(logits.row_range(0..5), alone[0].row_range(25..30), "{precision:?}");
+        assert_eq!(logits.row_range(5..17), alone[1].row_range(9..21), "{precision:?}");
+
+        // Back to the middle and on again.
+        caches[1].truncate(4);
+        let batch = Batch::uniform(&second[4..], 17).and_then(|b| b.continued_from(&[4])).expect("one sequence");
+        model.forward_cached(&batch, &mut caches[1..], &mut activations).expect("again");
+        let logits = model.logits_of(activations.hidden());
+        assert_eq!(logits[..], *alone[1].row_range(4..21), "{precision:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_nothing_is_lost() {
+    let model = model(Precision::Fp32);
+    let mut activations = Activations::new(Keep::Everything);
+    let batch = |ids: &[u32]| Batch::uniform(ids, ids.len()).expect("one sequence");
+
+    let error = model.forward(&batch(&[3, 61]), &mut activations).unwrap_err();
+    assert!(matches!(error, ModelError::TokenId { at: 1, id: 61, rows: 61 }), "{error}");
+    let error = model.forward(&batch(&ids(41, 1)), &mut activations).unwrap_err();
+    assert!(matches!(error, ModelError::TooLong { length: 41, limit: 40 }), "{error}");
+
+    let good = batch(&ids(8, 1));
+    model.forward(&good, &mut activations).expect("a pass");
+    let mut gradients = Gradients::zeros(model.parameters());
+    let objective = Objective { targets: &[99; 8], dlogp_t: &[-1.0; 8], z: 0.0, auxiliary: 0.0 };
+    let error = model.backward(&good, &mut activations, &objective, &mut gradients).unwrap_err();
+    assert!(matches!(error, ModelError::TokenId { at: 0, id: 99, .. }), "{error}");
+    assert!(gradients.iter().all(|g| g.iter().all(|x| *x == 0.0)));
+
+    let mut caches = [KvCache::new(&model, 10)];
+    let error = model.forward_cached(&good, &mut [], &mut activations).unwrap_err();
+    assert!(matches!(error, ModelError::CacheCount { found: 0, expected: 1 }), "{error}");
+    model.forward_cached(&good, &mut caches, &mut activations).expect("it fits");
+    let error = model.forward_cached(&good, &mut caches, &mut activations).unwrap_err();
+    assert!(matches!(error, ModelError::CachePosition { sequence: 0, found: 0, held: 8 }), "{error}");
+    let next = batch(&[5, 6, 7]).continued_from(&[8]).expect("one age");
+    let error = model.forward_cached(&next, &mut caches, &mut activations).unwrap_err();
+    assert!(matches!(error, ModelError::CacheFull { length: 11, capacity: 10, .. }), "{error}");
+    assert_eq!(caches[0].len(), 8);
+    let next = batch(&[5, 6]).continued_from(&[8]).expect("one age");
+    model.forward_cached(&next, &mut caches, &mut activations).expect("as if nothing had happened");
+}
+
+#[test]
+fn parameters_are_set_by_name_and_shape() {
+    let mut model = model(Precision::Fp32);
+    let error = model.set("norm.wieght", &[24], &[1.0f32; 24]).unwrap_err();
+    assert!(matches!(&error, ModelError::UnknownParameter { name } if name == "norm.wieght"), "{error}");
+    let error = model.set("lm_head.weight", &[24, 61], &[0.0f32; 24 * 61]).unwrap_err();
+    assert!(matches!(&error, ModelError::Shape { expected, .. } if *expected == [61, 24]), "{error}");
+    let error = Precision::by_name("fp16").unwrap_err();
+    assert!(error.to_string().contains("amp_bf16"), "{error}");
+    assert!(model.set("norm.weight", &[24], &[0.5f32; 24]).is_ok());
+}
+
+#[test]
+fn an_empty_batch_is_no_accident() {
+    let model = model(Precision::Fp32);
+    let mut activations = Activations::new(Keep::Everything);
+    let batch = Batch::uniform(&[], 0).expect("nothing");
+    let mut gradients = Gradients::zeros(model.parameters());
+    let losses = model
+        .language_model_step(&batch, &[], 1.0, 1.0, &mut activations, &mut gradients)
+        .expect("a step over nothing");
+    assert_eq!(losses.total(), 0.0);
+    assert!(gradients.iter().all(|g| g.iter().all(|x| *x == 0.0)));
+}
