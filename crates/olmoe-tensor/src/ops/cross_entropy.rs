@@ -34,9 +34,13 @@ const TILE_TOKENS: usize = 8 * PANEL_ROWS;
 const TILE_PANELS: usize = 28;
 const TILE_WORDS: usize = TILE_PANELS * PANEL_COLS;
 
-/// Tokens and words in a block of the backward pass; its factors and the words' rows of `dW` share the second-level cache.
-const BLOCK_TOKENS: usize = 16 * PANEL_ROWS;
-const BLOCK_WORDS: usize = 16 * PANEL_ROWS;
+/// Tokens, and words, in a block of the backward pass of a model of width `d`. The words' rows of `dW` share the
+/// second-level cache with the block's factors; once they are too many for it, larger blocks read and write them less
+/// often.
+fn block_size(d: usize) -> usize {
+    if d <= 512 { 16 * PANEL_ROWS } else { 32 * PANEL_ROWS }
+}
+
 /// Tokens whose gradients are made at once: 56 × 224 numbers are 49 KiB.
 const STRIP_TOKENS: usize = 4 * PANEL_ROWS;
 /// Parts of the vocabulary that are summed into a `dx` of their own and then added in order: a fixed number, so that the
@@ -115,7 +119,7 @@ fn run(
     let mut out = LogProbs { logp_t: Buffer::scratch(tokens), lse_t: Buffer::scratch(tokens) };
     let mut dx_td = gradients.as_ref().map(|_| Tensor::scratch(&[tokens, d]));
     // Even chunks, none larger than asked for.
-    let most = (CHUNK_BYTES / size_of::<f32>() / v.max(1)).max(BLOCK_TOKENS);
+    let most = (CHUNK_BYTES / size_of::<f32>() / v.max(1)).max(block_size(d));
     let chunk = tokens.div_ceil(tokens.div_ceil(most).max(1)).next_multiple_of(2);
     let mut logits = Tensor::scratch(&[chunk.min(tokens), v]);
     for start in (0..tokens).step_by(chunk.max(1)) {
@@ -254,7 +258,8 @@ impl Chunk<'_> {
     fn backward(&self, dweight: Option<&mut [f32]>, dbias: Option<&mut [f32]>, dx: &mut [f32]) {
         let (tokens, d, v) = (self.targets.len(), self.x.cols(), self.head.words());
         let x = dweight.is_some().then(|| pack_saved(self.x, self.head.weight.operand()));
-        let blocks = v.div_ceil(BLOCK_WORDS);
+        let size = block_size(d);
+        let blocks = v.div_ceil(size);
         let slabs = SLABS.min(blocks);
         let mut partial = Tensor::scratch(&[slabs, tokens, d]);
         let outputs =
@@ -262,10 +267,10 @@ impl Chunk<'_> {
         parallel(slabs, |slab| {
             let own = blocks * slab / slabs..blocks * (slab + 1) / slabs;
             for (i, j) in own.enumerate() {
-                let words = j * BLOCK_WORDS..((j + 1) * BLOCK_WORDS).min(v);
+                let words = j * size..((j + 1) * size).min(v);
                 let store = if i == 0 { Store::Overwrite } else { Store::Accumulate };
-                for start in (0..tokens).step_by(BLOCK_TOKENS) {
-                    let rows = start..(start + BLOCK_TOKENS).min(tokens);
+                for start in (0..tokens).step_by(size) {
+                    let rows = start..(start + size).min(tokens);
                     // SAFETY: each slab has words and a `dx` of its own.
                     unsafe { self.block_backward(rows, words.clone(), slab, store, x.as_ref(), &outputs) }
                 }
@@ -470,6 +475,39 @@ mod tests {
             let size: f64 = dw.iter().map(|x| f64::from(x.abs())).sum();
             assert!(sum.abs() < 2e-3 * size, "{sum} of {size}");
         }
+    }
+
+    #[test]
+    fn a_wide_model_and_several_blocks_match_the_formula() {
+        let (t, d, v) = (470, 516, 910);
+        assert!(d > 512 && t > block_size(d) && v > 2 * block_size(d));
+        let (x, w) = (numbers(1, t * d), numbers(2, v * d));
+        let (x, w): (Vec<f32>, Vec<f32>) = (x.iter().map(|x| x / 8.0).collect(), w.iter().map(|w| w / 8.0).collect());
+        let targets: Vec<u32> = (0..t).map(|i| (i * 31 % v) as u32).collect();
+        let g = numbers(3, t);
+        let mut weight = PackedWeight::new(1, v, d, Operand::F32, true);
+        weight.pack(&w);
+        let head = Head { weight: &weight, bias: None, scale: 1.0 };
+        let mut dw = vec![0.0; v * d];
+        let gradients = Gradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None };
+        let (_, dx) = forward_backward(&Tensor::new(&x, &[t, d]), head, &targets, gradients);
+        let (x, w) = (wide(&x), wide(&w));
+        let (mut expected_dx, mut expected_dw) = (vec![0.0; t * d], vec![0.0; v * d]);
+        for t in 0..t {
+            let x = &x[t * d..(t + 1) * d];
+            let l: Vec<f64> = w.chunks_exact(d).map(|w| w.iter().zip(x).map(|(a, b)| a * b).sum()).collect();
+            let sum: f64 = l.iter().map(|l| l.exp()).sum();
+            for (i, l) in l.iter().enumerate() {
+                let hit = f64::from(u8::from(targets[t] as usize == i));
+                let dl = f64::from(g[t]) * (hit - l.exp() / sum);
+                for j in 0..d {
+                    expected_dx[t * d + j] += dl * w[i * d + j];
+                    expected_dw[i * d + j] += dl * x[j];
+                }
+            }
+        }
+        assert!(relative_error(&dx, &expected_dx) < 1e-6);
+        assert!(relative_error(&dw, &expected_dw) < 1e-6);
     }
 
     #[test]
