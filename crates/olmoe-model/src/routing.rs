@@ -19,12 +19,3 @@ pub struct RoutingRecord {
     /// From the first layer to the last.
     pub layers: Vec<LayerRouting>,
 }
-
-impl RoutingRecord {
-    /// The percentage of a layer's (token, choice) pairs that went to each expert; they sum to 100.
-    pub fn load_percent(&self, layer: usize) -> impl Iterator<Item = f64> + '_ {
-        let load = &self.layers[layer].load_e;
-        let total: u64 = load.iter().map(|n| u64::from(*n)).sum();
-        load.iter().map(move |n| 100.0 * f64::from(*n) / (total.max(1)) as f64)
-    }
-}

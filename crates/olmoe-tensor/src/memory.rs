@@ -47,12 +47,7 @@ pub fn system_requests() -> u64 {
     SYSTEM_REQUESTS.load(Ordering::Relaxed)
 }
 
-/// Bytes in buffers now.
-pub fn live_bytes() -> usize {
-    LIVE.load(Ordering::Relaxed)
-}
-
-/// The most bytes that were in buffers at once since the start or the last [`reset_peak`].
+/// The most bytes that were in buffers at once since the start.
 pub fn peak_bytes() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
@@ -63,11 +58,6 @@ pub fn available_bytes() -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
-}
-
-/// Starts [`peak_bytes`] anew from what is live now.
-pub fn reset_peak() {
-    PEAK.store(live_bytes(), Ordering::Relaxed);
 }
 
 /// Zeroed memory of a class's size from the system.

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::simd::Isa;
+use crate::threads::{num_threads, set_num_threads};
 
 /// Held while a test switches the instruction set, which is one for the whole process.
 static SWITCH: Mutex<()> = Mutex::new(());
@@ -49,6 +50,21 @@ pub(crate) fn finite_differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f6
             (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h))) / (12.0 * h)
         })
         .collect()
+}
+
+/// [`on_every_isa`], and then on one, two and three threads, which have to give the same bits again.
+pub(crate) fn on_every_isa_and_threads(f: impl Fn() -> Vec<f32>) -> Vec<f32> {
+    let expected = on_every_isa(&f);
+    let before = num_threads();
+    for threads in [1, 2, 3] {
+        set_num_threads(threads);
+        let got = f();
+        let same = got.len() == expected.len()
+            && got.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+        assert!(same, "other bits on {threads} threads");
+    }
+    set_num_threads(before);
+    expected
 }
 
 /// Runs `f` on every instruction set of this machine and asks for the bits of the scalar one, which it returns.

@@ -119,27 +119,10 @@ pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
 }
 
 kernel! {
-    fn swiglu_gradients[s: S](gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-        lanes!(s; read [gate, up, dy]; update []; write [dgate, dup]; {
-            let (silu, slope) = silu_and_slope(s, gate);
-            [s.mul(s.mul(dy, up), slope), s.mul(dy, silu)]
-        })
-    }
-}
-
-/// `dgate = dy·up·silu′(gate)`, `dup = dy·silu(gate)`
-pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-    same_length([gate.len(), up.len(), dy.len(), dgate.len(), dup.len()]);
-    split_numbers([dgate, dup], |range, [dgate, dup]| {
-        swiglu_gradients(&gate[range.clone()], &up[range.clone()], &dy[range], dgate, dup);
-    });
-}
-
-kernel! {
-    /// [`swiglu_backward`] of one row whose activation was multiplied by `scale` (a token's weight for an expert): writes
+    /// Backward of [`swiglu`] where the activation was multiplied by `scale` (a token's weight for an expert, else 1): writes
     /// the gradients for `scale·dact` and, again, the activation `act = silu(gate)·up`; returns `Σ dact·act`, the gradient of
     /// `scale`. On the calling thread.
-    pub fn swiglu_backward_scaled[s: S](
+    pub fn swiglu_backward[s: S](
         gate: &[f32],
         up: &[f32],
         dact: &[f32],
@@ -164,8 +147,7 @@ kernel! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
-    use crate::threads::set_num_threads;
+    use crate::testing::{finite_differences, numbers, on_every_isa, on_every_isa_and_threads, relative_error, wide};
 
     const KINDS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::Relu];
 
@@ -253,11 +235,11 @@ mod tests {
     fn swiglu_agrees_with_the_formula_and_its_differences() {
         for n in [1, 15, 211] {
             let (gate, up, dy, scale) = (inputs(1, n), numbers(2, n), numbers(3, n), 0.37);
-            let mut outs = vec![vec![0.0; n]; 6];
-            let [y, dgate, dup, dgate_scaled, dup_scaled, act] = &mut outs[..] else { unreachable!() };
+            let mut outs = vec![vec![0.0; n]; 7];
+            let [y, dgate, dup, act_plain, dgate_scaled, dup_scaled, act] = &mut outs[..] else { unreachable!() };
             swiglu(&gate, &up, y);
-            swiglu_backward(&gate, &up, &dy, dgate, dup);
-            let dot = swiglu_backward_scaled(&gate, &up, &dy, scale, dgate_scaled, dup_scaled, act);
+            swiglu_backward(&gate, &up, &dy, 1.0, dgate, dup, act_plain);
+            let dot = swiglu_backward(&gate, &up, &dy, scale, dgate_scaled, dup_scaled, act);
             let f = |gate: &[f64], up: &[f64]| -> Vec<f64> {
                 gate.iter().zip(up).map(|(g, u)| naive(Activation::Silu, *g) * u).collect()
             };
@@ -266,6 +248,7 @@ mod tests {
             let expected = f(&gate, &up);
             assert!(relative_error(y, &expected) < 1e-6);
             assert_eq!(y, act);
+            assert_eq!(y, act_plain);
             assert!((f64::from(dot) - loss(&expected)).abs() < 1e-6 * (1.0 + loss(&expected).abs()));
             let scaled = |x: &[f64]| -> Vec<f64> { x.iter().map(|x| x * f64::from(scale)).collect() };
             let expected = finite_differences(&gate, |gate| loss(&f(gate, &up)));
@@ -291,17 +274,11 @@ mod tests {
                 }
                 swiglu(&x, &up, &mut a);
                 all.extend(&a);
-                swiglu_backward(&x, &up, &dy, &mut a, &mut b);
-                all.extend(a.iter().chain(&b));
-                all.push(swiglu_backward_scaled(&x, &up, &dy, 0.7, &mut a, &mut b, &mut c));
+                all.push(swiglu_backward(&x, &up, &dy, 0.7, &mut a, &mut b, &mut c));
                 all.extend(a.iter().chain(&b).chain(&c));
                 all
             };
-            let expected = on_every_isa(run);
-            for threads in [1, 2, 3] {
-                set_num_threads(threads);
-                assert_eq!(run(), expected);
-            }
+            on_every_isa_and_threads(run);
         }
     }
 }

@@ -117,8 +117,7 @@ pub(super) fn accumulate_rows(x: &mut [f32], y: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{numbers, on_every_isa, relative_error, wide};
-    use crate::threads::set_num_threads;
+    use crate::testing::{numbers, on_every_isa, on_every_isa_and_threads, relative_error, wide};
 
     #[test]
     fn sums_and_multiples() {
@@ -147,11 +146,7 @@ mod tests {
                 out.extend(dbias);
                 out
             };
-            let got = on_every_isa(run);
-            for threads in [1, 2, 3] {
-                set_num_threads(threads);
-                assert_eq!(run(), got, "{rows} × {width} on {threads} threads");
-            }
+            let got = on_every_isa_and_threads(run);
             let (y_got, dbias) = got.split_at(rows * width);
             assert!((0..rows * width).all(|i| y_got[i] == y[i] + bias[i % width]));
             // The gradient of Σ dy·(y + b) is linear in b: its coefficients are the answer.

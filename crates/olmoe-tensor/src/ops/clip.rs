@@ -2,48 +2,36 @@
 //!
 //! Backward: `dx = dy` where `|x| < limit`, else 0. The output tells which those are, so nothing else is kept.
 
-use crate::simd::{LANES, kernel};
-use crate::threads::{Shared, parallel_ranges};
-
-/// Numbers in a task, at least.
-const GRAIN: usize = 1 << 14;
+use super::lanes::{lanes, split_numbers};
+use crate::simd::kernel;
 
 kernel! {
     fn clip[s: S](x: &mut [f32], limit: f32) {
         let (low, high) = (s.splat(-limit), s.splat(limit));
-        for x in x.chunks_mut(LANES) {
-            // In this order a NaN stays one.
-            let y = s.max(low, s.min(high, s.load_partial(x)));
-            s.store_partial(y, x);
-        }
+        // In this order a NaN stays one.
+        lanes!(s; read []; update [x]; write []; { [s.max(low, s.min(high, x))] });
     }
 }
 
 kernel! {
     fn mask[s: S](y: &[f32], limit: f32, d: &mut [f32]) {
         let (low, high) = (s.splat(-limit), s.splat(limit));
-        for (y, d) in y.chunks(LANES).zip(d.chunks_mut(LANES)) {
-            let (v, dv) = (s.load_partial(y), s.load_partial(d));
-            let below = s.select_lt(v, high, dv, s.zero());
-            s.store_partial(s.select_lt(low, v, below, s.zero()), d);
-        }
+        lanes!(s; read [y]; update [d]; write []; {
+            let below = s.select_lt(y, high, d, s.zero());
+            [s.select_lt(low, y, below, s.zero())]
+        });
     }
 }
 
 /// Clips `x` to `[−limit, limit]`.
 pub fn forward(x: &mut [f32], limit: f32) {
-    let len = x.len();
-    let shared = Shared::new(x);
-    // SAFETY: the ranges of a parallel loop are disjoint.
-    parallel_ranges(len, GRAIN, |range| clip(unsafe { shared.range(range) }, limit));
+    split_numbers([x], |_, [x]| clip(x, limit));
 }
 
 /// `dy` of the clipped `y` becomes `dx`.
 pub fn backward(y: &[f32], limit: f32, d: &mut [f32]) {
     assert_eq!(y.len(), d.len());
-    let shared = Shared::new(d);
-    // SAFETY: the ranges of a parallel loop are disjoint.
-    parallel_ranges(y.len(), GRAIN, |range| mask(&y[range.clone()], limit, unsafe { shared.range(range) }));
+    split_numbers([d], |range, [d]| mask(&y[range], limit, d));
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use crate::gemm::{
     panel_start,
 };
 use crate::memory::Buffer;
-use crate::ops::add::add_assign;
+use crate::ops::add::{add_assign, scale};
+use crate::ops::lanes::lanes;
 use crate::ops::linear::{PackedWeight, pack_input, pack_saved};
 use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
@@ -173,7 +174,7 @@ fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32]) -> Tiles {
                     add_assign(row, &bias[words.clone()]);
                 }
                 if head.scale != 1.0 {
-                    row.iter_mut().for_each(|x| *x *= head.scale);
+                    scale(row, head.scale);
                 }
                 let at = t * word_tiles + j;
                 (largest.range(at..at + 1)[0], sum.range(at..at + 1)[0]) = largest_and_sum(row);
@@ -225,13 +226,7 @@ kernel! {
     /// `out = c·exp(x − lse)`
     fn softmax_times[s: S](x: &[f32], lse: f32, c: f32, out: &mut [f32]) {
         let (shift, c) = (s.splat(lse), s.splat(c));
-        let mut inputs = x.chunks_exact(LANES);
-        let mut outputs = out.chunks_exact_mut(LANES);
-        for (x, out) in (&mut inputs).zip(&mut outputs) {
-            s.store(s.mul(c, exp(s, s.sub(s.load(x), shift))), out);
-        }
-        let last = s.load_partial(inputs.remainder());
-        s.store_partial(s.mul(c, exp(s, s.sub(last, shift))), outputs.into_remainder());
+        lanes!(s; read [x]; update []; write [out]; { [s.mul(c, exp(s, s.sub(x, shift)))] });
     }
 }
 

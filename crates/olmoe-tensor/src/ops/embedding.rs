@@ -50,8 +50,7 @@ pub fn backward(dy: &Tensor, ids: &[u32], dweight: &mut Tensor) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
-    use crate::threads::set_num_threads;
+    use crate::testing::{finite_differences, numbers, on_every_isa_and_threads, relative_error, wide};
 
     #[test]
     fn agrees_with_the_formula_and_its_differences() {
@@ -80,11 +79,7 @@ mod tests {
                 backward(&Tensor::new(&numbers(2, tokens * width), &[tokens, width]), &ids, &mut dw);
                 [&y[..], &dw[..]].concat()
             };
-            let expected = on_every_isa(run);
-            for threads in [1, 2, 3] {
-                set_num_threads(threads);
-                assert_eq!(run(), expected);
-            }
+            on_every_isa_and_threads(run);
         }
     }
 

@@ -12,12 +12,13 @@
 
 use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
-use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward_scaled};
-use crate::ops::add::add_assign;
+use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward};
+use crate::ops::add::{add_assign, scale};
 use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, Product, blocks};
+use crate::ops::lanes::lanes;
 use crate::ops::linear::PackedWeight;
 use crate::ops::router::{Assignment, DROPPED};
-use crate::simd::{LANES, kernel};
+use crate::simd::kernel;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
 
@@ -148,13 +149,7 @@ kernel! {
     /// `y += c·x`
     fn add_scaled[s: S](y: &mut [f32], x: &[f32], c: f32) {
         let c = s.splat(c);
-        for (y, x) in y.chunks_mut(LANES).zip(x.chunks(LANES)) {
-            if y.len() == LANES {
-                s.store(s.fma(c, s.load(x), s.load(y)), y);
-            } else {
-                s.store_partial(s.fma(c, s.load_partial(x), s.load_partial(y)), y);
-            }
-        }
+        lanes!(s; read [x]; update [y]; write []; { [s.fma(c, x, y)] });
     }
 }
 
@@ -162,9 +157,7 @@ kernel! {
     /// `Σ x·y`
     fn dot[s: S](x: &[f32], y: &[f32]) -> f32 {
         let mut sum = s.zero();
-        for (x, y) in x.chunks(LANES).zip(y.chunks(LANES)) {
-            sum = s.fma(s.load_partial(x), s.load_partial(y), sum);
-        }
+        lanes!(s; read [x, y]; { sum = s.fma(x, y, sum); });
         s.reduce_add(sum)
     }
 }
@@ -219,12 +212,12 @@ pub fn backward(
                 dweight[i] = match &saved.gate_si {
                     Some(gate) => {
                         let gate = gate.row(slots.start + i);
-                        swiglu_backward_scaled(gate, up, dact, weights[i], &mut dgate[row], dup, act)
+                        swiglu_backward(gate, up, dact, weights[i], &mut dgate[row], dup, act)
                     }
                     None => {
                         activate(mlp.activation, up, act);
                         let dweight = dot(dact, act);
-                        dact.iter_mut().for_each(|x| *x *= weights[i]);
+                        scale(dact, weights[i]);
                         activate_backward(mlp.activation, up, dact, dup);
                         dweight
                     }

@@ -217,8 +217,7 @@ pub fn backward(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
-    use crate::threads::set_num_threads;
+    use crate::testing::{finite_differences, numbers, on_every_isa_and_threads, relative_error, wide};
 
     const EPS: f32 = 1e-5;
 
@@ -293,11 +292,7 @@ mod tests {
         for (kind, weight, bias) in variants() {
             for (rows, width) in [(0, 5), (4, 0), (1, 1), (3, 33), (2 * BLOCK + 3, 1030), (5 * BLOCK, 64)] {
                 let all = || run(kind, rows, width, weight, bias).concat();
-                let expected = on_every_isa(all);
-                for threads in [1, 2, 3] {
-                    set_num_threads(threads);
-                    assert!(all().iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
-                }
+                on_every_isa_and_threads(all);
             }
         }
     }

@@ -102,8 +102,7 @@ impl Rope {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
-    use crate::threads::set_num_threads;
+    use crate::testing::{finite_differences, numbers, on_every_isa_and_threads, relative_error, wide};
 
     /// The formula, in f64 throughout.
     fn naive(x: &[f64], heads: usize, head_dim: usize, positions: &[u32]) -> Vec<f64> {
@@ -187,11 +186,7 @@ mod tests {
                 all.extend(&x[..]);
                 all
             };
-            let expected = on_every_isa(run);
-            for threads in [1, 2, 3] {
-                set_num_threads(threads);
-                assert_eq!(run(), expected);
-            }
+            on_every_isa_and_threads(run);
         }
     }
 

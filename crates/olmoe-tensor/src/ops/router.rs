@@ -6,6 +6,7 @@
 //! set. `lse = log Σ exp r` is kept for the z-loss.
 
 use crate::memory::Buffer;
+use crate::ops::lanes::lanes;
 use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel_ranges};
@@ -156,14 +157,12 @@ kernel! {
     /// `d := p ⊙ (d − Σ p·d + plus)`.
     fn softmax_backward[s: S](p: &[f32], d: &mut [f32], plus: f32) {
         let mut sum = s.zero();
-        for (p, d) in p.chunks(LANES).zip(d.chunks(LANES)) {
-            sum = s.fma(s.load_partial(p), s.load_partial(d), sum);
+        {
+            let d = &d[..];
+            lanes!(s; read [p, d]; { sum = s.fma(p, d, sum); });
         }
         let shift = s.splat(plus - s.reduce_add(sum));
-        for (p, d) in p.chunks(LANES).zip(d.chunks_mut(LANES)) {
-            let v = s.mul(s.load_partial(p), s.add(s.load_partial(d), shift));
-            s.store_partial(v, d);
-        }
+        lanes!(s; read [p]; update [d]; write []; { [s.mul(p, s.add(d, shift))] });
     }
 }
 
