@@ -16,8 +16,7 @@ import time
 import torch
 import transformers
 
-from train_variants import ALLOCATORS, CONFIGS, IMPLEMENTATIONS, PRECISIONS, Trainer
-from train_variants import parse_implementations, peak_bytes, plain_environment, use_allocator, warm
+from train_variants import common_arguments, peak_bytes, plain_environment, prepare
 
 OLMOE_PRECISION = {"fp32": "fp32", "bf16": "amp_bf16"}
 
@@ -40,28 +39,12 @@ def run_olmoe(args: argparse.Namespace, steps: int) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common_arguments(__doc__, rounds=5)
     parser.add_argument("--olmoe", required=True, help="path of the olmoe program")
-    parser.add_argument("--config", choices=CONFIGS, default="tiny")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--implementations", default=",".join(IMPLEMENTATIONS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="steps in one timed block, on both sides")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--allocator", choices=ALLOCATORS, default="kept", help="default: glibc as it is, slower")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, the rest on stderr")
     args = parser.parse_args()
 
     log = sys.stderr if args.json else sys.stdout
-    use_allocator(args.allocator)
-    torch.set_num_threads(args.threads)
-    shape = CONFIGS[args.config]
-    steps = args.steps or shape.steps
-    trainer = Trainer(shape, args.precision)
-    names = warm(trainer, parse_implementations(args.implementations))
-    if not names:
-        print("no torch implementation works", file=sys.stderr)
-        return 1
+    trainer, names, steps = prepare(args)
 
     rates: dict[str, list[float]] = {name: [] for name in [*names, "olmoe"]}
     runs = []

@@ -6,6 +6,7 @@ fits in the memory of one, and each goes on training where the last one stopped.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import os
@@ -186,3 +187,29 @@ def parse_implementations(text: str) -> list[str]:
     if unknown := set(names) - set(IMPLEMENTATIONS):
         raise SystemExit(f"unknown implementations {sorted(unknown)}; known: {', '.join(IMPLEMENTATIONS)}")
     return names
+
+
+def common_arguments(description: str, rounds: int) -> argparse.ArgumentParser:
+    """The options that every timing program here has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", choices=CONFIGS, default="tiny")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--implementations", default=",".join(IMPLEMENTATIONS))
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--steps", type=int, help="steps in one timed block")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--allocator", choices=ALLOCATORS, default="kept", help="default: glibc as it is, slower")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, the rest on stderr")
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> tuple[Trainer, list[str], int]:
+    """A trainer, the implementations that work, warmed up, and the steps of a timed block."""
+    use_allocator(args.allocator)
+    torch.set_num_threads(args.threads)
+    shape = CONFIGS[args.config]
+    trainer = Trainer(shape, args.precision)
+    names = warm(trainer, parse_implementations(args.implementations))
+    if not names:
+        raise SystemExit("no torch implementation works")
+    return trainer, names, args.steps or shape.steps
