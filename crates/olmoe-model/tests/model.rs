@@ -1,17 +1,23 @@
-//! The model as its users call it: continuing several sequences at once, and what it refuses.
+//! The model as its users call it: continuing several sequences at once, its form for inference, and what it refuses.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use olmoe_model::batch::Batch;
 use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Activations, Gradients, Keep, KvCache, Model, ModelError, Objective, Precision};
 
-fn model(precision: Precision) -> Model {
+fn config() -> ModelConfig {
     let json = r#"{
         "model_type": "olmoe", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 10, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2,
         "max_position_embeddings": 40, "pad_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2
     }"#;
-    let config = ModelConfig::from_hf_json(json).expect("a good configuration").config;
-    let mut model = Model::new(config, precision, true).expect("a model");
+    ModelConfig::from_hf_json(json).expect("a good configuration").config
+}
+
+fn model(precision: Precision) -> Model {
+    let mut model = Model::new(config(), precision, true).expect("a model");
     model.initialize(7);
     model
 }
@@ -108,4 +114,108 @@ fn an_empty_batch_is_no_accident() {
         .expect("a step over nothing");
     assert_eq!(losses.total(), 0.0);
     assert!(gradients.iter().all(|g| g.iter().all(|x| *x == 0.0)));
+}
+
+/// The same parameters in a model made for inference, filled in the three ways there are.
+#[test]
+fn a_model_made_for_inference_computes_the_same_from_its_packed_form_alone() {
+    for tied in [false, true] {
+        for precision in [Precision::Fp32, Precision::AmpBf16] {
+            let mut config = config();
+            config.tie_embeddings = tied;
+            let make = |trainable| Model::new(config.clone(), precision, trainable).expect("a model");
+            let (mut full, mut drawn, mut set, mut filled) = (make(true), make(false), make(false), make(false));
+            full.initialize(7);
+            drawn.initialize(7);
+            for (id, spec) in full.parameters().iter().enumerate() {
+                let value = full.value(id).expect("a model made for training has all its numbers");
+                set.set(&spec.name, &spec.shape, value).expect("a parameter of this model");
+                let read = |range: Range<usize>, out: &mut [f32]| {
+                    let row = if spec.shape.len() > 1 { value.cols() } else { value.len() };
+                    assert!(
+                        range.len() <= 32 * row && range.start.is_multiple_of(row) && range.len().is_multiple_of(row)
+                    );
+                    out.copy_from_slice(&value[range]);
+                    Ok::<(), ()>(())
+                };
+                filled.fill(id, read).expect("nothing failed");
+                let only_packed = spec.shape.len() > 1 && spec.name != "embed_tokens.weight";
+                assert_eq!(drawn.value(id).is_none(), only_packed, "{}", spec.name);
+            }
+            let ids = ids(12, 3);
+            let batch = Batch::uniform(&ids, 12).expect("one sequence");
+            let logits = |model: &Model| model.logits(&batch, &mut Activations::new(Keep::Nothing)).expect("logits");
+            let expected = logits(&full);
+            for model in [&drawn, &set, &filled] {
+                assert_eq!(logits(model)[..], expected[..], "{precision:?} tied: {tied}");
+                assert_eq!(model.bytes() as u64, config.inference_bytes(precision), "{precision:?} tied: {tied}");
+            }
+            assert!(drawn.bytes() < full.bytes() / 2);
+        }
+    }
+}
+
+/// 6.92 billion parameters: two bytes each, four more for the embedding that is looked up and for the routers.
+#[test]
+fn the_release_takes_two_bytes_a_parameter() {
+    let config = ModelConfig::release();
+    let (embedding, routers, norms) = (50304 * 2048, 16 * 64 * 2048, (16 * 4 + 1) * 2048);
+    let matrices = 6_919_161_856 - embedding - routers - norms;
+    assert_eq!(config.inference_bytes(Precision::AmpBf16), 2 * matrices + 4 * (embedding + routers + norms));
+    assert_eq!(config.inference_bytes(Precision::Fp32), 4 * 6_919_161_856);
+}
+
+#[test]
+fn the_first_failure_of_a_reader_wins() {
+    for trainable in [false, true] {
+        let mut model = Model::new(config(), Precision::Fp32, trainable).expect("a model");
+        let id = model.find("layers.0.moe.experts.up_proj.weight").expect("it has experts");
+        // Six experts of ten rows of 24: the strips are the experts.
+        for failing in [&[0][..], &[3, 1, 5], &[5]] {
+            let first = *failing.iter().min().expect("one fails");
+            let error = model.fill(id, |range, out| {
+                out.fill(0.0);
+                let expert = range.start / 240;
+                assert_eq!(range, expert * 240..(expert + 1) * 240);
+                if failing.contains(&expert) { Err(expert) } else { Ok(()) }
+            });
+            assert_eq!(error, Err(first));
+        }
+        let reads = AtomicUsize::new(0);
+        let error = model.fill(id, |_, _| {
+            reads.fetch_add(1, Ordering::Relaxed);
+            Err("no such file")
+        });
+        assert_eq!(error, Err("no such file"));
+        assert!(reads.into_inner() <= olmoe_tensor::threads::num_threads());
+        let again = model.fill(id, |_, out| {
+            out.fill(0.5);
+            Ok::<(), ()>(())
+        });
+        again.expect("nothing failed");
+    }
+}
+
+#[test]
+#[should_panic(expected = "made for training")]
+fn numbers_that_are_not_held_cannot_be_updated() {
+    let mut model = Model::new(config(), Precision::Fp32, false).expect("a model");
+    let id = model.find("lm_head.weight").expect("it has a head");
+    model.update(id, |_, _| {});
+}
+
+/// 4.8 million numbers are drawn in two parts that meet inside a chunk.
+#[test]
+fn drawing_in_parts_leaves_no_trace() {
+    let json = r#"{
+        "model_type": "llama", "vocab_size": 40000, "hidden_size": 120, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "tie_word_embeddings": true, "max_position_embeddings": 4
+    }"#;
+    let config = ModelConfig::from_hf_json(json).expect("a good configuration").config;
+    let mut model = Model::new(config, Precision::AmpBf16, false).expect("a model");
+    model.initialize(5);
+    let id = model.find("embed_tokens.weight").expect("it has an embedding");
+    let mut expected = vec![0.0; 40000 * 120];
+    olmoe_model::init::initialize(&model.parameters()[id], 5, &mut expected);
+    assert!(model.value(id).is_some_and(|value| value[..] == expected[..]));
 }

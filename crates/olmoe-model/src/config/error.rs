@@ -87,10 +87,13 @@ pub enum ConfigError {
         allowed: &'static str,
     },
     /// A `config.json` that does not say which model it describes.
-    #[error("`model_type` is missing; the config.json of an OLMoE model has \"model_type\": \"olmoe\"")]
+    #[error(
+        "`model_type` is missing; the config.json of an OLMoE model has \"model_type\": \"olmoe\", that of a dense one \
+         \"llama\""
+    )]
     NoModelType,
     /// A `config.json` of another family.
-    #[error("`model_type` is `{found}`; only `olmoe` can be read, so give the config.json of an OLMoE model")]
+    #[error("`model_type` is `{found}`; only `olmoe` and `llama` can be read, so give the config.json of such a model")]
     WrongModelType {
         /// The family found.
         found: String,
@@ -293,7 +296,7 @@ pub enum ConfigError {
         key: &'static str,
     },
     /// A `hidden_act` other than the one OLMoE has.
-    #[error("`hidden_act` is `{found}`; OLMoE's experts are silu-gated and nothing else is implemented; set `silu`")]
+    #[error("`hidden_act` is `{found}`; in this format only silu-gated MLPs are implemented; set `silu`")]
     HiddenAct {
         /// What was found.
         found: String,
@@ -364,12 +367,46 @@ pub enum ConfigError {
     /// A head bias without a head.
     #[error("`head_bias` and `tie_embeddings` are both true, but a tied head has no bias; set `head_bias` to false")]
     TiedHeadBias,
+    /// Two configurations that stand for different functions.
+    #[error("`{field}` is {this} in one model and {other} in the other; they do not compute the same")]
+    OtherFunction {
+        /// The first field that differs.
+        field: Box<str>,
+        /// Its value in the first.
+        this: Box<str>,
+        /// Its value in the second.
+        other: Box<str>,
+    },
+    /// A model that a format has no words for.
+    #[error(
+        "{format} cannot hold this model: `{field}` is {found}, which there could only be {instead}; {}",
+        advise(*alternative)
+    )]
+    Inexpressible {
+        /// The format.
+        format: &'static str,
+        /// The first field that the format cannot hold.
+        field: Box<str>,
+        /// Its value.
+        found: Box<str>,
+        /// What it would be in a file of that format.
+        instead: Box<str>,
+        /// Another format that can hold the model.
+        alternative: Option<&'static str>,
+    },
 }
 
 fn suggest(suggestion: Option<&str>) -> String {
     match suggestion {
         Some(known) => format!("; did you mean `{known}`?"),
         None => "; remove it".to_owned(),
+    }
+}
+
+fn advise(alternative: Option<&str>) -> String {
+    match alternative {
+        Some(format) => format!("convert to {format} instead"),
+        None => "keep it in this program's own format, or change that field".to_owned(),
     }
 }
 

@@ -1,6 +1,9 @@
-//! Hugging Face `config.json` with `model_type: olmoe`. Keys and defaults: `OlmoeConfig` of transformers 4.57 and 5.
+//! Hugging Face `config.json` with `model_type: olmoe`, and `llama` for dense models. Keys and defaults: `OlmoeConfig` and
+//! `LlamaConfig` of transformers 4.57 and 5.
 //!
-//! The class default of `intermediate_size` is 2048; the released models have 1024 and say so.
+//! The class default of olmoe's `intermediate_size` is 2048; the released models have 1024 and say so.
+
+pub(super) mod write;
 
 use serde_json::Value;
 
@@ -13,7 +16,7 @@ use super::{
     ModelConfig, Moe, Norm, NormKind, Rope,
 };
 
-/// Keys with a meaning here.
+/// Keys with a meaning here, in both families.
 const KEYS: &[&str] = &[
     "model_type",
     "vocab_size",
@@ -36,15 +39,62 @@ const KEYS: &[&str] = &[
     "rope_parameters",
     "attention_bias",
     "attention_dropout",
-    "clip_qkv",
-    "num_experts",
-    "num_local_experts",
-    "num_experts_per_tok",
-    "norm_topk_prob",
-    "router_aux_loss_coef",
     "per_layer_config",
     "quantization_config",
 ];
+
+/// What sets a model class apart: its own keys and its defaults.
+struct Family {
+    keys: &'static [&'static str],
+    d_model: usize,
+    width: usize,
+    n_layers: usize,
+    n_heads: usize,
+    rows: usize,
+    max_sequence_length: usize,
+    eps: f64,
+    pad_token_id: Option<usize>,
+    bos_token_id: Option<usize>,
+    eos_token_id: Option<usize>,
+}
+
+/// `OlmoeConfig`: always a mixture, always with query and key norms.
+const OLMOE: Family = Family {
+    keys: &[
+        "clip_qkv",
+        "num_experts",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "norm_topk_prob",
+        "router_aux_loss_coef",
+        "output_router_logits",
+    ],
+    d_model: 2048,
+    width: 2048,
+    n_layers: 16,
+    n_heads: 16,
+    rows: 50304,
+    max_sequence_length: 4096,
+    eps: 1e-5,
+    pad_token_id: Some(1),
+    bos_token_id: None,
+    eos_token_id: Some(50279),
+};
+
+/// `LlamaConfig`: always dense, never with query and key norms. `pretraining_tp` only splits products.
+const LLAMA: Family = Family {
+    keys: &["mlp_bias", "pretraining_tp"],
+    d_model: 4096,
+    width: 11008,
+    n_layers: 32,
+    n_heads: 32,
+    rows: 32000,
+    max_sequence_length: 2048,
+    eps: 1e-6,
+    pad_token_id: None,
+    bos_token_id: Some(1),
+    eos_token_id: Some(2),
+};
 
 /// Keys that every transformers configuration may carry and that say nothing about the function of the model: where it
 /// came from, how a process held it, what a caller wants returned, and generation settings of old files. Keys that
@@ -66,7 +116,6 @@ const WITHOUT_MEANING: &[&str] = &[
     "num_labels",
     "output_attentions",
     "output_hidden_states",
-    "output_router_logits",
     "prefix",
     "problem_type",
     "pruned_heads",
@@ -117,17 +166,19 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
     let value: Value = serde_json::from_str(text)
         .map_err(|error| ConfigError::Syntax { format: "JSON", message: error.to_string() })?;
     let section = Section::new(&value, "config.json")?;
-    match section.get("model_type") {
+    let (family, is_dense) = match section.get("model_type") {
         None => return Err(ConfigError::NoModelType),
-        Some(Value::String(found)) if found == "olmoe" => {}
+        Some(Value::String(found)) if found == "olmoe" => (OLMOE, false),
+        Some(Value::String(found)) if found == "llama" => (LLAMA, true),
         Some(Value::String(found)) => return Err(ConfigError::WrongModelType { found: shorten(found) }),
         Some(other) => return Err(wrong_type("model_type", "a name", other)),
-    }
+    };
+    let known = [KEYS, family.keys].concat();
     section
-        .reject_unknown(KEYS, |key| KEYS.contains(&key) || WITHOUT_MEANING.contains(&key) || key.starts_with('_'))?;
+        .reject_unknown(&known, |key| known.contains(&key) || WITHOUT_MEANING.contains(&key) || key.starts_with('_'))?;
     reject_unsupported(&section)?;
     let mut notices = Vec::new();
-    if !section.has("intermediate_size") {
+    if !is_dense && !section.has("intermediate_size") {
         let text = "left out, so it has the class default 2048; OLMoE-1B-7B has 1024".to_owned();
         notices.push(Notice { key: "intermediate_size", text });
     }
@@ -136,17 +187,19 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
         notices.push(Notice { key: "quantization_config", text });
     }
 
-    let d_model = section.size("hidden_size", 2048)?;
-    let n_heads = section.size("num_attention_heads", 16)?;
-    let rows = section.size("vocab_size", 50304)?;
-    let norm =
-        Norm { kind: NormKind::Rms, affine: true, bias: false, eps: section.number("rms_norm_eps", 1e-5)? as f32 };
+    let d_model = section.size("hidden_size", family.d_model)?;
+    let n_heads = section.size("num_attention_heads", family.n_heads)?;
+    let rows = section.size("vocab_size", family.rows)?;
+    let eps = section.number("rms_norm_eps", family.eps)? as f32;
+    let norm = Norm { kind: NormKind::Rms, affine: true, bias: false, eps };
+    // Keys of the other family are unknown here, so they have their defaults, with which nothing happens.
     let clip_qkv = section
         .optional_number("clip_qkv", None)?
         .map(|limit| ClipQkv { limit: limit as f32, order: ClipOrder::AfterNorm });
+    let mlp = Mlp { width: section.size("intermediate_size", family.width)?, activation: Activation::SwiGlu };
     let config = ModelConfig {
         d_model,
-        n_layers: section.size("num_hidden_layers", 16)?,
+        n_layers: section.size("num_hidden_layers", family.n_layers)?,
         n_heads,
         n_kv_heads: section.optional_size("num_key_value_heads", None)?.unwrap_or(n_heads),
         head_dim: match section.optional_size("head_dim", None)? {
@@ -156,26 +209,19 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
         },
         vocab_size: rows,
         embedding_size: rows,
-        max_sequence_length: section.size("max_position_embeddings", 4096)?,
-        feed_forward: FeedForward::Moe(Moe {
-            num_experts: match section.has("num_experts") {
-                true => section.size("num_experts", 64)?,
-                false => section.size("num_local_experts", 64)?,
-            },
-            top_k: section.size("num_experts_per_tok", 8)?,
-            expert: Mlp { width: section.size("intermediate_size", 2048)?, activation: Activation::SwiGlu },
-            normalize_top_k: section.flag("norm_topk_prob", false)?,
-            shared_expert: None,
-            capacity_factor: None,
-        }),
+        max_sequence_length: section.size("max_position_embeddings", family.max_sequence_length)?,
+        feed_forward: match is_dense {
+            true => FeedForward::Dense(mlp),
+            false => FeedForward::Moe(mixture(&section, mlp)?),
+        },
         norm,
-        qk_norm: Some(norm),
+        qk_norm: (!is_dense).then_some(norm),
         embedding_norm: None,
         norm_after: false,
         rope: Rope { theta: rope_theta(&section)? as f32 },
         clip_qkv,
         attention_bias: section.flag("attention_bias", false)?,
-        mlp_bias: false,
+        mlp_bias: section.flag("mlp_bias", false)?,
         head_bias: false,
         tie_embeddings: section.flag("tie_word_embeddings", false)?,
         scale_logits: false,
@@ -191,12 +237,26 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
             load_balancing_weight: section.number("router_aux_loss_coef", 0.01)? as f32,
             z_weight: 0.0,
         },
-        pad_token_id: token(&section, "pad_token_id", Some(1), rows, &mut notices)?,
-        bos_token_id: token(&section, "bos_token_id", None, rows, &mut notices)?,
-        eos_token_id: token(&section, "eos_token_id", Some(50279), rows, &mut notices)?,
+        pad_token_id: token(&section, "pad_token_id", family.pad_token_id, rows, &mut notices)?,
+        bos_token_id: token(&section, "bos_token_id", family.bos_token_id, rows, &mut notices)?,
+        eos_token_id: token(&section, "eos_token_id", family.eos_token_id, rows, &mut notices)?,
     };
     validate::check(&config, &names::HF)?;
     Ok(Loaded { config, notices })
+}
+
+fn mixture(section: &Section<'_>, expert: Mlp) -> Result<Moe, ConfigError> {
+    Ok(Moe {
+        num_experts: match section.has("num_experts") {
+            true => section.size("num_experts", 64)?,
+            false => section.size("num_local_experts", 64)?,
+        },
+        top_k: section.size("num_experts_per_tok", 8)?,
+        expert,
+        normalize_top_k: section.flag("norm_topk_prob", false)?,
+        shared_expert: None,
+        capacity_factor: None,
+    })
 }
 
 /// Settings that have a key but no implementation.
@@ -342,6 +402,41 @@ mod tests {
     }
 
     #[test]
+    fn a_llama_is_a_dense_model() {
+        // What `LlamaConfig().to_dict()` has in transformers 5.
+        let class = r#"{
+            "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 128,
+            "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008,
+            "max_position_embeddings": 2048, "mlp_bias": false, "model_type": "llama", "num_attention_heads": 32,
+            "num_hidden_layers": 32, "num_key_value_heads": 32, "pad_token_id": null, "pretraining_tp": 1,
+            "rms_norm_eps": 1e-06, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+            "tie_word_embeddings": false, "transformers_version": "5.23.0", "use_cache": true, "vocab_size": 32000
+        }"#;
+        let loaded = read(class).unwrap();
+        assert!(loaded.notices.is_empty(), "{:?}", loaded.notices);
+        assert_eq!(loaded, read(r#"{"model_type": "llama"}"#).unwrap());
+        let config = loaded.config;
+        assert_eq!(config.feed_forward, FeedForward::Dense(Mlp { width: 11008, activation: Activation::SwiGlu }));
+        assert_eq!((config.qk_norm, config.clip_qkv, config.norm.eps), (None, None, 1e-6));
+        // Llama-2-7B.
+        assert_eq!(crate::parameters::ParameterCount::of(&config).unwrap().total, 6_738_415_616);
+        let read = |key: &str| read(&format!(r#"{{"model_type": "llama", {key}}}"#));
+        let config = read(r#""mlp_bias": true, "attention_bias": true, "num_key_value_heads": 8"#).unwrap().config;
+        assert_eq!((config.mlp_bias, config.attention_bias, config.n_kv_heads), (true, true, 8));
+        let rejected = [
+            (r#""num_experts": 8"#, "unknown key `num_experts`"),
+            (r#""clip_qkv": 8.0"#, "unknown key `clip_qkv`"),
+            (r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0}"#, "`rope_scaling` asks for"),
+            (r#""head_dim": 64"#, "it must be 128"),
+            (r#""hidden_act": "gelu""#, "`hidden_act` is `gelu`"),
+        ];
+        for (key, expected) in rejected {
+            let error = read(key).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
     fn rope_is_found_in_both_places() {
         let theta = |changes| with(changes).unwrap().config.rope.theta;
         assert_eq!(theta(serde_json::json!({"rope_theta": 500000})), 500_000.0);
@@ -393,6 +488,7 @@ mod tests {
         assert!(rejected(json!({"hidden_act": "gelu"})).contains("`hidden_act` is `gelu`"));
         assert!(rejected(json!({"attention_dropout": 0.1})).contains("set `attention_dropout: 0.0`"));
         assert!(rejected(json!({"model_type": "olmo"})).contains("`model_type` is `olmo`"));
+        assert!(rejected(json!({"mlp_bias": true})).contains("unknown key `mlp_bias`"));
         assert!(rejected(json!({"model_type": null})).contains("`model_type` is missing"));
         assert!(rejected(json!({"num_attention_heads": 0})).contains("`num_attention_heads` is 0"));
         assert!(rejected(json!({"num_attention_heads": 3})).contains("does not divide `hidden_size`"));
@@ -406,8 +502,10 @@ mod tests {
 
     #[test]
     fn every_key_is_listed_once() {
-        let mut keys: Vec<&str> = KEYS.iter().chain(WITHOUT_MEANING).copied().collect();
-        keys.sort_unstable();
-        assert!(keys.windows(2).all(|pair| pair[0] != pair[1]));
+        for family in [OLMOE, LLAMA] {
+            let mut keys: Vec<&str> = KEYS.iter().chain(family.keys).chain(WITHOUT_MEANING).copied().collect();
+            keys.sort_unstable();
+            assert!(keys.windows(2).all(|pair| pair[0] != pair[1]));
+        }
     }
 }

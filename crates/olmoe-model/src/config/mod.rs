@@ -1,10 +1,12 @@
-//! The validated model configuration and the formats it is read from.
+//! The validated model configuration and the formats it is read from and written to.
 //!
 //! [`ModelConfig`] says what the model *is*, in one vocabulary for every source. Each file format has its own file
 //! here that maps its keys onto these fields: `hf` for a Hugging Face `config.json`, `olmo` for the `model:` section of
 //! an OLMo training YAML. What they cannot map is an error; what is accepted but changes nothing here is a [`Notice`].
+//! What they write is read again, and refused if it would stand for another [function](ModelConfig::same_function).
 
 mod error;
+mod function;
 mod hf;
 mod names;
 mod olmo;
@@ -21,6 +23,8 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use function::Format;
 
 /// The architecture of one model, validated: every value of this type that was read by this module can be built.
 ///
@@ -48,12 +52,14 @@ pub struct ModelConfig {
     pub embedding_size: usize,
     /// Longest input, in tokens. OLMo `max_sequence_length` (1024), HF `max_position_embeddings` (4096).
     pub max_sequence_length: usize,
-    /// What each block does after attention. OLMo `block_type` (sequential = dense), HF: always a mixture.
+    /// What each block does after attention. OLMo `block_type` (sequential = dense), HF `model_type` (olmoe: a mixture,
+    /// llama: dense).
     pub feed_forward: FeedForward,
     /// The two norms of each block and the final norm. OLMo `layer_norm_*`, HF: RMS with weight, `rms_norm_eps`.
     pub norm: Norm,
     /// Norm of the projected queries and keys, before the heads are split and before RoPE; its statistics run over the
-    /// whole projected width, all heads together. `None` is off. OLMo `attention_layer_norm` (off), HF: always on.
+    /// whole projected width, all heads together. `None` is off. OLMo `attention_layer_norm` (off), HF: on for
+    /// olmoe, off for llama.
     pub qk_norm: Option<Norm>,
     /// Norm of the embeddings before the first block. `None` is off. OLMo `embedding_layer_norm` (off).
     pub embedding_norm: Option<Norm>,
@@ -67,7 +73,7 @@ pub struct ModelConfig {
     pub attention_bias: bool,
     /// Biases in the feed-forward. Dense: one per linear. Mixture: one on each linear of the shared expert and one
     /// vector of `d_model` added once to the sum over the routed experts; the experts' own matrices have none.
-    /// OLMo `include_bias` (true), HF: never.
+    /// OLMo `include_bias` (true), HF: `mlp_bias` for llama (false), never for olmoe.
     pub mlp_bias: bool,
     /// Bias on the head; only with an untied head. OLMo `include_bias` (true), HF: never.
     pub head_bias: bool,
@@ -325,12 +331,54 @@ impl ModelConfig {
         }
     }
 
-    /// Reads a Hugging Face `config.json` with `model_type: olmoe`. Omitted keys take the defaults of the class.
+    /// Reads a Hugging Face `config.json` with `model_type: olmoe`, or `llama` for a dense model. Omitted keys take the
+    /// defaults of the class.
     ///
     /// # Errors
     /// Bad JSON, unknown or mistyped keys, and every setting that no model of this crate can honour.
     pub fn from_hf_json(text: &str) -> Result<Loaded, ConfigError> {
         hf::read(text)
+    }
+
+    /// Writes a Hugging Face `config.json` that transformers 4 and 5 read: `olmoe` for a mixture, `llama` for a dense
+    /// model. `dtype`, how the weights beside it are stored, is `bfloat16`, `float16` or `float32`.
+    ///
+    /// Of the initialisation only the standard deviation is kept, of the auxiliary losses only the load-balancing weight,
+    /// and `vocab_size` becomes the rows of the embedding.
+    ///
+    /// # Errors
+    /// A configuration that is not valid, another `dtype`, and [`ConfigError::Inexpressible`] for a function that the
+    /// format cannot hold.
+    pub fn to_hf_json(&self, dtype: &str) -> Result<String, ConfigError> {
+        self.validate()?;
+        let text = hf::write::text(self, dtype)?;
+        Format::HuggingFace.check(self, &text)?;
+        Ok(text)
+    }
+
+    /// Writes the `config.yaml` of an unsharded OLMo checkpoint, which is a `model:` section.
+    ///
+    /// The definition of the auxiliary losses and the id that begins a sequence are not kept: OLMo has one of the former
+    /// and none of the latter.
+    ///
+    /// # Errors
+    /// A configuration that is not valid, and [`ConfigError::Inexpressible`] for a function that the format cannot hold.
+    pub fn to_olmo_yaml(&self) -> Result<String, ConfigError> {
+        self.validate()?;
+        let text = olmo::write::text(self);
+        Format::Olmo.check(self, &text)?;
+        Ok(text)
+    }
+
+    /// Checks that two configurations stand for the same function: given the same parameters, the same logits.
+    ///
+    /// Everything counts but the initialisation, the auxiliary losses, the special tokens, `vocab_size` (only the rows of
+    /// the embedding count), and the order of clamp and norm where queries and keys are not normalised.
+    ///
+    /// # Errors
+    /// [`ConfigError::OtherFunction`] with the first field that differs, in alphabetical order, and both values.
+    pub fn same_function(&self, other: &ModelConfig) -> Result<(), ConfigError> {
+        function::same(self, other)
     }
 
     /// Reads an OLMo training YAML (its `model:` section; the other sections are not looked at) or that section alone.

@@ -3,6 +3,8 @@
 //!
 //! The defaults are GPT-2's (dropout 0.1, biases, tied head, no RoPE): a section that leaves them out is no OLMoE.
 
+pub(super) mod write;
+
 use serde_json::Value;
 use serde_saphyr::options::NonFiniteFloatPolicy;
 

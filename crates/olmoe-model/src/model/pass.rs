@@ -160,7 +160,7 @@ impl Model {
     }
 
     fn embed(&self, batch: &Batch, activations: &mut Activations) -> Tensor {
-        let h_td = embedding::forward(self.value(self.modules.embedding), &batch.ids);
+        let h_td = embedding::forward(self.embedding(), &batch.ids);
         match &self.modules.embedding_norm {
             Some(module) => {
                 let (normed, saved) = norm::forward(&h_td, &self.norm(module));

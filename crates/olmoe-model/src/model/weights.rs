@@ -1,18 +1,21 @@
 //! The parameters of a model, as numbers and as packed factors of products.
 
+use std::convert::Infallible;
 use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use olmoe_tensor::dtype::Element;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::activation;
 use olmoe_tensor::ops::cross_entropy::Head;
-use olmoe_tensor::ops::linear::PackedWeight;
+use olmoe_tensor::ops::linear::{PackedWeight, Strips};
 use olmoe_tensor::ops::mlp;
 use olmoe_tensor::ops::norm::{Norm, NormKind};
 use olmoe_tensor::ops::rope::Rope;
 use olmoe_tensor::tensor::Tensor;
-use olmoe_tensor::threads::{Shared, parallel, parallel_ranges};
+use olmoe_tensor::threads::{Shared, parallel};
 
 use super::modules::{Linear, MlpModule, Modules, NormModule, ParameterId};
 use crate::config::{self, ConfigError, ModelConfig};
@@ -137,20 +140,71 @@ pub enum ModelError {
     },
 }
 
-/// A model: configuration, parameters (f32, canonical order) and their packed forms.
+/// The forms in which a model holds a parameter: at least one.
+#[derive(Clone, Copy)]
+struct Form {
+    /// As f32 numbers.
+    numbers: bool,
+    /// As a packed factor of products.
+    packed: Option<Operand>,
+}
+
+impl Form {
+    fn of(spec: &ParameterSpec, config: &ModelConfig, precision: Precision, trainable: bool) -> Form {
+        let (looked_up, packed) = match spec.kind {
+            // The router decides in f32 at every precision.
+            ParameterKind::Router => (false, Some(Operand::F32)),
+            ParameterKind::Linear | ParameterKind::Expert => (false, Some(precision.operand())),
+            ParameterKind::Embedding => (true, config.tie_embeddings.then(|| precision.operand())),
+            ParameterKind::Norm | ParameterKind::Bias => (false, None),
+        };
+        Form { numbers: trainable || looked_up || packed.is_none(), packed }
+    }
+}
+
+/// The strips in which a parameter is filled; a vector is one.
+fn strips(spec: &ParameterSpec) -> Strips {
+    match spec.shape[..] {
+        [groups, out, input] => Strips { groups, out, input },
+        [out, input] => Strips { groups: 1, out, input },
+        _ => Strips { groups: 1, out: 1, input: spec.num_elements() },
+    }
+}
+
+impl ModelConfig {
+    /// Bytes that the parameters of this model take when it is made for inference: [`Model::bytes`] without making it,
+    /// to be held against the memory there is before anything is loaded. Caches and activations come on top.
+    pub fn inference_bytes(&self, precision: Precision) -> u64 {
+        let bytes = parameters(self).into_iter().map(|spec| {
+            let form = Form::of(&spec, self, precision, false);
+            let numbers = if form.numbers { spec.num_elements() as u64 * size_of::<f32>() as u64 } else { 0 };
+            let packed = form.packed.map_or(0, |operand| strips(&spec).packed_bytes(operand, false));
+            numbers.saturating_add(packed)
+        });
+        bytes.fold(0, u64::saturating_add)
+    }
+}
+
+/// Numbers drawn at once by [`Model::initialize`]: enough chunks for every thread, and little beside a model.
+const DRAWN_AT_ONCE: usize = 64 * CHUNK;
+
+/// A model: configuration, parameters (canonical order) and their packed forms.
+///
+/// One made for training holds every parameter as f32 numbers and the matrices packed as well. One made for inference
+/// holds a matrix only packed, unless its rows are looked up, as those of the embedding are.
 pub struct Model {
     pub(super) config: ModelConfig,
     pub(super) precision: Precision,
     specs: Vec<ParameterSpec>,
-    values: Vec<Tensor>,
+    values: Vec<Option<Tensor>>,
     packed: Vec<Option<PackedWeight>>,
     pub(super) modules: Modules,
     pub(super) rope: Rope,
 }
 
 impl Model {
-    /// A model with all parameters zero, ready to be filled by [`Model::set`] or [`Model::initialize`]. A `trainable`
-    /// one can run backward passes.
+    /// A model whose parameters are still arbitrary, to be filled by [`Model::set`], [`Model::fill`] or
+    /// [`Model::initialize`]. A `trainable` one can run backward passes and be updated.
     ///
     /// # Errors
     /// [`ModelError::Config`].
@@ -158,23 +212,14 @@ impl Model {
         config.validate()?;
         let specs = parameters(&config);
         let modules = Modules::new(&config, &specs);
-        let packed = specs.iter().enumerate().map(|(id, spec)| {
-            let operand = match spec.kind {
-                // The router decides in f32 at every precision.
-                ParameterKind::Router => Operand::F32,
-                ParameterKind::Linear | ParameterKind::Expert => precision.operand(),
-                ParameterKind::Embedding if id == modules.head.weight => precision.operand(),
-                ParameterKind::Embedding | ParameterKind::Norm | ParameterKind::Bias => return None,
-            };
-            let (groups, out, input) = match spec.shape[..] {
-                [groups, out, input] => (groups, out, input),
-                [out, input] => (1, out, input),
-                _ => return None,
-            };
-            Some(PackedWeight::new(groups, out, input, operand, trainable))
+        let forms: Vec<Form> = specs.iter().map(|spec| Form::of(spec, &config, precision, trainable)).collect();
+        let packed = specs.iter().zip(&forms).map(|(spec, form)| {
+            let Strips { groups, out, input } = strips(spec);
+            form.packed.map(|operand| PackedWeight::new(groups, out, input, operand, trainable))
         });
         let packed = packed.collect();
-        let values = specs.iter().map(|spec| Tensor::zeros(&spec.shape)).collect();
+        let values = specs.iter().zip(&forms).map(|(spec, form)| form.numbers.then(|| Tensor::zeros(&spec.shape)));
+        let values = values.collect();
         let rope = Rope::new(config.head_dim, config.rope.theta, config.max_sequence_length);
         Ok(Model { config, precision, specs, values, packed, modules, rope })
     }
@@ -194,9 +239,9 @@ impl Model {
         &self.specs
     }
 
-    /// The numbers of one parameter.
-    pub fn value(&self, id: ParameterId) -> &Tensor {
-        &self.values[id]
+    /// The f32 numbers of one parameter; `None` for a matrix of a model made for inference, which is held only packed.
+    pub fn value(&self, id: ParameterId) -> Option<&Tensor> {
+        self.values[id].as_ref()
     }
 
     /// The parameter of that canonical name.
@@ -214,51 +259,107 @@ impl Model {
     /// [`ModelError::UnknownParameter`], [`ModelError::Shape`].
     pub fn set<T: Element>(&mut self, name: &str, shape: &[usize], data: &[T]) -> Result<(), ModelError> {
         let id = self.find(name)?;
-        if shape != self.specs[id].shape || data.len() != self.values[id].len() {
+        if shape != self.specs[id].shape || data.len() != self.specs[id].num_elements() {
             let expected = self.specs[id].shape.clone();
             return Err(ModelError::Shape { name: name.to_owned(), found: shape.to_vec(), expected });
         }
-        self.update(id, |range, value| T::widen(&data[range], value));
+        let Ok(()) = self.fill(id, |range, out| {
+            T::widen(&data[range], out);
+            Ok::<(), Infallible>(())
+        });
         Ok(())
+    }
+
+    /// Fills a parameter on all threads, a strip of at most 32 whole rows at a time (a vector comes whole). `read` gets
+    /// a range of the parameter's numbers, in canonical order, and where to write them; the ranges cover all of them.
+    ///
+    /// # Errors
+    /// That of `read` for the first strip, in canonical order, for which it failed. It is then called for no strip that
+    /// has not begun, and the parameter is arbitrary.
+    pub fn fill<E: Send>(
+        &mut self,
+        id: ParameterId,
+        read: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        // The pool hands out strips in order, so all strips before a failed one have begun, and those end.
+        let first_failed = AtomicUsize::new(usize::MAX);
+        let failure: Mutex<Option<E>> = Mutex::new(None);
+        self.change(id, 0..strips(&self.specs[id]).count(), |range, out| {
+            let start = range.start;
+            if start > first_failed.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Err(error) = read(range, out) {
+                let mut failure = failure.lock().unwrap_or_else(|e| e.into_inner());
+                if first_failed.fetch_min(start, Ordering::Relaxed) > start {
+                    *failure = Some(error);
+                }
+            }
+        });
+        failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
     }
 
     /// Draws every parameter afresh, as the configuration's `init` says.
     pub fn initialize(&mut self, seed: u64) {
         for id in 0..self.specs.len() {
-            let spec = &self.specs[id];
-            let len = spec.num_elements();
-            let mut drawn = Buffer::scratch(len);
-            let shared = Shared::new(&mut drawn);
-            parallel(len.div_ceil(CHUNK), |chunk| {
-                // SAFETY: each chunk is another range.
-                let out = unsafe { shared.range(chunk * CHUNK..((chunk + 1) * CHUNK).min(len)) };
-                initialize_chunk(spec, seed, chunk, out);
-            });
-            self.update(id, |range, value| value.copy_from_slice(&drawn[range]));
+            let strips = strips(&self.specs[id]);
+            let at_once = (DRAWN_AT_ONCE / strips.numbers(0).len().max(1)).max(1);
+            for first in (0..strips.count()).step_by(at_once) {
+                let last = (first + at_once).min(strips.count());
+                self.draw(id, first..last, seed);
+            }
         }
+    }
+
+    /// Draws some strips of a parameter, with the chunks that they begin and end in.
+    fn draw(&mut self, id: ParameterId, some: Range<usize>, seed: u64) {
+        let (spec, shape) = (&self.specs[id], strips(&self.specs[id]));
+        let first = shape.numbers(some.start).start / CHUNK;
+        let start = first * CHUNK;
+        let len = shape.numbers(some.end - 1).end.next_multiple_of(CHUNK).min(spec.num_elements()) - start;
+        let mut drawn = Buffer::scratch(len);
+        let shared = Shared::new(&mut drawn);
+        parallel(len.div_ceil(CHUNK), |chunk| {
+            // SAFETY: each chunk is another range.
+            let out = unsafe { shared.range(chunk * CHUNK..((chunk + 1) * CHUNK).min(len)) };
+            initialize_chunk(spec, seed, first + chunk, out);
+        });
+        self.change(id, some, |range, out| out.copy_from_slice(&drawn[range.start - start..range.end - start]));
     }
 
     /// Changes the numbers of a parameter on all threads and packs them anew. `change` gets a range of the parameter's
     /// numbers, in canonical order, and the numbers there; the ranges cover all of them.
+    ///
+    /// # Panics
+    /// When the parameter is held only packed, as in a model made for inference: [`Model::fill`] writes those.
     pub fn update(&mut self, id: ParameterId, change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
-        let value = &mut self.values[id];
-        match &mut self.packed[id] {
-            Some(packed) => packed.update(value, change),
-            None => {
-                let len = value.len();
+        assert!(self.values[id].is_some(), "an update changes the numbers of a model made for training");
+        self.change(id, 0..strips(&self.specs[id]).count(), change);
+    }
+
+    /// Changes some strips of a parameter and packs them anew. The numbers of a parameter held only packed arrive
+    /// arbitrary.
+    fn change(&mut self, id: ParameterId, some: Range<usize>, change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+        let strips = strips(&self.specs[id]);
+        let value = self.values[id].as_deref_mut();
+        match (&mut self.packed[id], value) {
+            (Some(packed), value) => packed.update(value, some, change),
+            (None, Some(value)) => {
                 let shared = Shared::new(value);
-                parallel_ranges(len, CHUNK, |range| {
-                    // SAFETY: the ranges of a parallel loop are disjoint.
+                parallel(some.len(), |task| {
+                    let range = strips.numbers(some.start + task);
+                    // SAFETY: each strip is another range.
                     change(range.clone(), unsafe { shared.range(range) });
                 });
             }
+            (None, None) => unreachable!("every parameter has a form"),
         }
     }
 
     /// Bytes in parameters and packed factors.
     pub fn bytes(&self) -> usize {
         let packed: usize = self.packed.iter().flatten().map(PackedWeight::bytes).sum();
-        packed + self.values.iter().map(|value| size_of_val(&value[..])).sum::<usize>()
+        packed + self.values.iter().flatten().map(|value| size_of_val(&value[..])).sum::<usize>()
     }
 
     pub(super) fn packed(&self, id: ParameterId) -> &PackedWeight {
@@ -266,7 +367,16 @@ impl Model {
     }
 
     pub(super) fn optional(&self, id: Option<ParameterId>) -> Option<&[f32]> {
-        id.map(|id| &self.values[id][..])
+        id.map(|id| self.numbers(id))
+    }
+
+    /// A parameter that takes part as numbers: a vector, or the embedding.
+    fn numbers(&self, id: ParameterId) -> &[f32] {
+        self.values[id].as_ref().expect("`Form::of` keeps the numbers of what is not only a factor of products")
+    }
+
+    pub(super) fn embedding(&self) -> &Tensor {
+        self.values[self.modules.embedding].as_ref().expect("`Form::of` keeps the numbers of the embedding")
     }
 
     pub(super) fn norm(&self, module: &NormModule) -> Norm<'_> {

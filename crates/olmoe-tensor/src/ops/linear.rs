@@ -7,22 +7,66 @@
 use std::ops::Range;
 
 use crate::gemm::{Left, Operand, PANEL_COLS, Right, Source, Store, gemm};
+use crate::memory::Buffer;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel};
 
+/// The shape of `groups` weights `[out, in]`, cut into strips of 32 rows, of which the last of a weight may have fewer.
+/// A strip is what one task reads or writes of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strips {
+    /// Weights.
+    pub groups: usize,
+    /// Rows of each.
+    pub out: usize,
+    /// Numbers in a row.
+    pub input: usize,
+}
+
+impl Strips {
+    /// How many strips there are.
+    pub fn count(self) -> usize {
+        self.groups * self.out.div_ceil(PANEL_COLS)
+    }
+
+    /// The numbers of one strip, as a range of `[groups, out, in]`.
+    pub fn numbers(self, strip: usize) -> Range<usize> {
+        let (group, rows) = self.rows(strip);
+        (group * self.out + rows.start) * self.input..(group * self.out + rows.end) * self.input
+    }
+
+    /// The weight that a strip belongs to, and its rows there.
+    fn rows(self, strip: usize) -> (usize, Range<usize>) {
+        let per_group = self.out.div_ceil(PANEL_COLS);
+        let (group, first) = (strip / per_group, strip % per_group * PANEL_COLS);
+        (group, first..(first + PANEL_COLS).min(self.out))
+    }
+
+    /// Bytes that these weights take when packed, the filling of the last strips included; without overflow.
+    pub fn packed_bytes(self, operand: Operand, trainable: bool) -> u64 {
+        let panels = |rows: usize, k: usize| {
+            let padded = (rows as u64).next_multiple_of(PANEL_COLS as u64);
+            let units = (self.groups as u64).saturating_mul(padded).saturating_mul(operand.units(k) as u64);
+            units.saturating_mul(size_of::<f32>() as u64)
+        };
+        let backward = if trainable { panels(self.input, self.out) } else { 0 };
+        panels(self.out, self.input).saturating_add(backward)
+    }
+}
+
 /// One weight `[out, in]`, or `groups` of them (the experts), packed for the products it takes part in.
 pub struct PackedWeight {
-    groups: usize,
+    shape: Strips,
     forward: Right,
     backward: Option<Right>,
 }
 
 impl PackedWeight {
     /// Room for `groups` weights `[out, in]`; `trainable` ones are packed for `dx = dy·W` too. [`PackedWeight::pack`]
-    /// fills it.
+    /// or [`PackedWeight::update`] fills it.
     pub fn new(groups: usize, out: usize, input: usize, operand: Operand, trainable: bool) -> PackedWeight {
         PackedWeight {
-            groups,
+            shape: Strips { groups, out, input },
             forward: Right::scratch(groups, out, input, operand),
             backward: trainable.then(|| Right::scratch(groups, input, out, operand)),
         }
@@ -30,40 +74,65 @@ impl PackedWeight {
 
     /// Packs the weights `[groups · out, in]`, in place of what was there.
     pub fn pack(&mut self, w: &[f32]) {
-        self.pack_strips(w.len(), |range| &w[range]);
+        self.check(w);
+        self.pack_strips(0..self.shape.count(), |range, pack| pack(&w[range]));
     }
 
-    /// Changes the weights `[groups · out, in]` and packs them, a strip of 32 rows after the other, so that each is read
-    /// once. `change` gets a range of `w` and the numbers there.
-    pub fn update(&mut self, w: &mut [f32], change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
-        let len = w.len();
+    /// Changes the strips `some` of the weights and packs them, so that each number is read once. `change` gets a range
+    /// of `[groups, out, in]` and the numbers there: those of `w`, all of the weights as numbers, or where there are none
+    /// scratch of one strip with arbitrary contents, which it has to overwrite.
+    pub fn update(
+        &mut self,
+        w: Option<&mut [f32]>,
+        some: Range<usize>,
+        change: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    ) {
+        let Some(w) = w else {
+            return self.pack_strips(some, |range, pack| {
+                let mut strip = Buffer::scratch(range.len());
+                change(range, &mut strip);
+                pack(&strip);
+            });
+        };
+        self.check(w);
         let w = Shared::new(w);
-        self.pack_strips(len, |range| {
+        self.pack_strips(some, |range, pack| {
             // SAFETY: each strip is another range.
             let strip = unsafe { w.range(range.clone()) };
             change(range, strip);
-            strip
+            pack(strip);
         });
     }
 
-    fn pack_strips<'w>(&mut self, len: usize, strip: impl Fn(Range<usize>) -> &'w [f32] + Sync) {
-        let (out, input) = (self.forward.rows(), self.forward.k());
-        assert_eq!(len, self.groups * out * input, "a weight is [groups, out, in]");
+    fn check(&self, w: &[f32]) {
+        let Strips { groups, out, input } = self.shape;
+        assert_eq!(w.len(), groups * out * input, "a weight is [groups, out, in]");
+    }
+
+    /// Packs strips on all threads. `with` gets the range of each strip and passes its numbers on.
+    fn pack_strips(&mut self, some: Range<usize>, with: impl Fn(Range<usize>, &dyn Fn(&[f32])) + Sync) {
+        let shape = self.shape;
+        assert!(some.end <= shape.count(), "strips {some:?} of {}", shape.count());
         let (forward, forward_shape) = self.forward.shared();
         let backward = self.backward.as_mut().map(Right::shared);
-        let strips = out.div_ceil(PANEL_COLS);
-        parallel(self.groups * strips, |task| {
-            let (group, p) = (task / strips, task % strips);
-            let rows = p * PANEL_COLS..((p + 1) * PANEL_COLS).min(out);
-            let strip = strip((group * out + rows.start) * input..(group * out + rows.end) * input);
-            // SAFETY: each task packs another strip.
-            unsafe {
-                forward_shape.pack_panel(&forward, group, p, strip);
-                if let Some((backward, shape)) = &backward {
-                    shape.pack_part(backward, group, rows.start, strip);
+        parallel(some.len(), |task| {
+            let strip = some.start + task;
+            let (group, rows) = shape.rows(strip);
+            with(shape.numbers(strip), &|numbers| {
+                // SAFETY: each task packs another strip.
+                unsafe {
+                    forward_shape.pack_panel(&forward, group, rows.start / PANEL_COLS, numbers);
+                    if let Some((backward, shape)) = &backward {
+                        shape.pack_part(backward, group, rows.start, numbers);
+                    }
                 }
-            }
+            });
         });
+    }
+
+    /// The shape of the weights, in strips.
+    pub fn strips(&self) -> Strips {
+        self.shape
     }
 
     /// Panels for `y = x·Wᵀ`.
@@ -149,6 +218,37 @@ mod tests {
             assert!(relative_error(&got[..t * o], &naive(&x, &w, t, o, i)) < 1e-6);
             assert!(relative_error(&got[t * o..t * o + t * i], &dx) < 1e-6);
             assert!(relative_error(&got[t * o + t * i..], &dw) < 1e-6);
+        }
+    }
+
+    /// Packing at once, by changing numbers, strip by strip through scratch, and in two parts: all give the same panels.
+    #[test]
+    fn every_way_of_filling_packs_the_same() {
+        for (groups, out, input) in [(1, 1, 1), (3, 37, 5), (2, 64, 6), (1, 0, 4), (0, 4, 4)] {
+            let w = numbers(4, groups * out * input);
+            for (operand, trainable) in [(Operand::F32, true), (Operand::Bf16, true), (Operand::Bf16, false)] {
+                let fresh = || PackedWeight::new(groups, out, input, operand, trainable);
+                let strips = fresh().strips();
+                let covered: Vec<usize> = (0..strips.count()).flat_map(|strip| strips.numbers(strip)).collect();
+                assert!(covered.into_iter().eq(0..w.len()));
+                let write = |range: Range<usize>, strip: &mut [f32]| strip.copy_from_slice(&w[range]);
+                let (mut whole, mut changed, mut filled) = (fresh(), fresh(), fresh());
+                whole.pack(&w);
+                let mut numbers = vec![0.0; w.len()];
+                changed.update(Some(&mut numbers), 0..strips.count(), write);
+                assert_eq!(numbers, w);
+                let middle = strips.count() / 2;
+                filled.update(None, middle..strips.count(), write);
+                filled.update(None, 0..middle, write);
+                assert_eq!(strips.packed_bytes(operand, trainable), whole.bytes() as u64);
+                for other in [&changed, &filled] {
+                    for group in 0..groups {
+                        let same = |a: &Right, b: &Right| a.group(group).data == b.group(group).data;
+                        assert!(same(whole.forward(), other.forward()));
+                        assert!(!trainable || same(whole.backward(), other.backward()));
+                    }
+                }
+            }
         }
     }
 }

@@ -1,0 +1,184 @@
+//! Which function a configuration stands for, and whether a file of some format can say it.
+
+use serde_json::Value;
+
+use super::error::ConfigError;
+use super::{Auxiliary, AuxiliaryDefinition, ClipOrder, Init, InitMethod, Loaded, ModelConfig};
+
+/// The configuration with everything at a fixed value that does not decide which function the model computes; the order
+/// of clamp and norm only where it is `ordered`.
+fn essence(config: &ModelConfig, ordered: bool) -> ModelConfig {
+    let mut essence = ModelConfig {
+        vocab_size: config.embedding_size,
+        init: Init {
+            method: InitMethod::Normal,
+            std: 0.02,
+            cutoff_factor: None,
+            embedding_std: None,
+            scale_embedding: false,
+        },
+        auxiliary: Auxiliary { definition: AuxiliaryDefinition::Olmo, load_balancing_weight: 0.0, z_weight: 0.0 },
+        pad_token_id: None,
+        bos_token_id: None,
+        eos_token_id: None,
+        ..config.clone()
+    };
+    if let (Some(clip), false) = (&mut essence.clip_qkv, ordered) {
+        clip.order = ClipOrder::BeforeNorm;
+    }
+    essence
+}
+
+/// A field in which two functions differ, and both of its values.
+struct Difference {
+    field: Box<str>,
+    this: Box<str>,
+    other: Box<str>,
+}
+
+/// Finds the first difference below a field, in alphabetical order.
+fn difference(field: &str, this: &Value, other: &Value) -> Option<Difference> {
+    if this == other {
+        return None;
+    }
+    if let (Value::Object(ours), Value::Object(theirs)) = (this, other)
+        && ours.keys().eq(theirs.keys())
+    {
+        return ours.iter().zip(theirs.values()).find_map(|((key, ours), theirs)| {
+            let field = if field.is_empty() { key.clone() } else { format!("{field}.{key}") };
+            difference(&field, ours, theirs)
+        });
+    }
+    Some(Difference { field: field.into(), this: this.to_string().into(), other: other.to_string().into() })
+}
+
+fn first_difference(this: &ModelConfig, other: &ModelConfig) -> Result<Option<Difference>, ConfigError> {
+    // Without such a norm in one, that is the difference, and not the order which it has by default.
+    let ordered = this.qk_norm.is_some() && other.qk_norm.is_some();
+    // By way of text, where an f32 is the shortest decimal and not the f64 next to it.
+    let value = |config: &ModelConfig| -> Result<Value, ConfigError> {
+        serde_json::to_string(&essence(config, ordered))
+            .and_then(|text| serde_json::from_str(&text))
+            .map_err(|error| ConfigError::Syntax { format: "JSON", message: error.to_string() })
+    };
+    Ok(difference("", &value(this)?, &value(other)?))
+}
+
+/// See [`ModelConfig::same_function`].
+pub(super) fn same(this: &ModelConfig, other: &ModelConfig) -> Result<(), ConfigError> {
+    match first_difference(this, other)? {
+        None => Ok(()),
+        Some(Difference { field, this, other }) => Err(ConfigError::OtherFunction { field, this, other }),
+    }
+}
+
+/// A file format that configurations are written in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    HuggingFace,
+    Olmo,
+}
+
+impl Format {
+    fn write(self, config: &ModelConfig) -> Result<String, ConfigError> {
+        match self {
+            // How its numbers are stored says nothing about the function.
+            Format::HuggingFace => super::hf::write::text(config, "float32"),
+            Format::Olmo => Ok(super::olmo::write::text(config)),
+        }
+    }
+
+    fn read(self, text: &str) -> Result<Loaded, ConfigError> {
+        match self {
+            Format::HuggingFace => super::hf::read(text),
+            Format::Olmo => super::olmo::read(text),
+        }
+    }
+
+    /// What the configuration would be written as.
+    fn name(self, config: &ModelConfig) -> &'static str {
+        match (self, config.moe()) {
+            (Format::HuggingFace, Some(_)) => "Hugging Face's olmoe",
+            (Format::HuggingFace, None) => "Hugging Face's llama",
+            (Format::Olmo, _) => "OLMo",
+        }
+    }
+
+    /// The first field that does not survive being written and read.
+    fn lost(self, config: &ModelConfig, text: &str) -> Result<Option<Difference>, ConfigError> {
+        first_difference(config, &self.read(text)?.config)
+    }
+
+    /// Fails if reading `text`, which was written for `config`, gives another function.
+    pub(super) fn check(self, config: &ModelConfig, text: &str) -> Result<(), ConfigError> {
+        let Some(Difference { field, this, other }) = self.lost(config, text)? else { return Ok(()) };
+        let alternative = match self {
+            Format::HuggingFace => Format::Olmo,
+            Format::Olmo => Format::HuggingFace,
+        };
+        let written = alternative.write(config);
+        let possible = written.is_ok_and(|text| alternative.lost(config, &text).is_ok_and(|lost| lost.is_none()));
+        Err(ConfigError::Inexpressible {
+            format: self.name(config),
+            field,
+            found: this,
+            instead: other,
+            alternative: possible.then(|| alternative.name(config)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ClipQkv, FeedForward, Mlp};
+    use super::*;
+
+    #[test]
+    fn what_does_not_decide_the_function_is_ignored() {
+        let release = ModelConfig::release();
+        let mut other = release.clone();
+        other.vocab_size = 99;
+        other.init = Init { method: InitMethod::FullMegatron, std: 1.0, ..other.init };
+        other.auxiliary.definition = AuxiliaryDefinition::Megatron;
+        (other.pad_token_id, other.bos_token_id, other.eos_token_id) = (None, Some(3), None);
+        release.same_function(&other).unwrap();
+        // The order of norm and clamp is one of two only where there is a norm.
+        let clip = |order| Some(ClipQkv { limit: 8.0, order });
+        let mut clipped = ModelConfig { clip_qkv: clip(ClipOrder::AfterNorm), ..release };
+        let mut other = ModelConfig { clip_qkv: clip(ClipOrder::BeforeNorm), ..clipped.clone() };
+        assert!(clipped.same_function(&other).unwrap_err().to_string().contains("`clip_qkv.order` is \"after_norm\""));
+        (clipped.qk_norm, other.qk_norm) = (None, None);
+        clipped.same_function(&other).unwrap();
+    }
+
+    #[test]
+    fn the_first_difference_is_named_with_both_values() {
+        let release = ModelConfig::release();
+        let difference = |change: &dyn Fn(&mut ModelConfig)| {
+            let mut other = release.clone();
+            change(&mut other);
+            release.same_function(&other).unwrap_err().to_string()
+        };
+        let moe = |config: &mut ModelConfig, change: &dyn Fn(&mut super::super::Moe)| match &mut config.feed_forward {
+            FeedForward::Moe(moe) => change(moe),
+            FeedForward::Dense(_) => panic!("the release model has experts"),
+        };
+        type Case<'a> = (&'a dyn Fn(&mut ModelConfig), &'a str);
+        #[rustfmt::skip]
+        let cases: [Case<'_>; 9] = [
+            (&|c| c.d_model = 4096, "`d_model` is 2048 in one model and 4096 in the other"),
+            (&|c| c.max_sequence_length = 8192, "`max_sequence_length` is 4096 in one model and 8192"),
+            (&|c| c.norm.eps = 0.5, "`norm.eps` is"),
+            (&|c| c.qk_norm = None, "`qk_norm` is {"),
+            (&|c| c.tie_embeddings = true, "`tie_embeddings` is false in one model and true"),
+            (&|c| moe(c, &|moe| moe.top_k = 2), "`feed_forward.moe.top_k` is 8 in one model and 2"),
+            (&|c| moe(c, &|moe| moe.shared_expert = Some(moe.expert)), "`feed_forward.moe.shared_expert` is null in one"),
+            (&|c| moe(c, &|moe| moe.capacity_factor = Some(1.25)), "`feed_forward.moe.capacity_factor` is null in one"),
+            (&|c| c.feed_forward = FeedForward::Dense(Mlp { ..c.moe().unwrap().expert }), "`feed_forward` is {"),
+        ];
+        for (change, expected) in cases {
+            let error = difference(change);
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

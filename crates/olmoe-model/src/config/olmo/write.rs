@@ -1,0 +1,115 @@
+//! Writes the `config.yaml` of an unsharded OLMo checkpoint: its `model:` section, which is all that loading one needs.
+//!
+//! Every key that decides the function is written out, because OLMo's defaults are GPT-2's and differ between branches.
+
+use std::fmt::Display;
+
+use super::super::{Activation, FeedForward, InitMethod, Mlp, ModelConfig, Norm, NormKind};
+
+/// The file that comes closest to the configuration; what the format cannot say is not in it.
+pub(in super::super) fn text(config: &ModelConfig) -> String {
+    let mut lines = Lines("model:\n".to_owned());
+    lines.add("d_model", config.d_model);
+    lines.add("n_heads", config.n_heads);
+    lines.add("n_kv_heads", config.n_kv_heads);
+    lines.add("n_layers", config.n_layers);
+    feed_forward(config, &mut lines);
+    norms(config, &mut lines);
+    lines.add("alibi", false);
+    lines.add("rope", true);
+    // OLMo's key holds a whole number.
+    lines.add("rope_theta", config.rope.theta.round());
+    lines.add("clip_qkv", optional(config.clip_qkv.map(|clip| clip.limit)));
+    for key in ["attention_dropout", "residual_dropout", "embedding_dropout"] {
+        lines.add(key, number(0.0));
+    }
+    lines.add("include_bias", config.attention_bias);
+    lines.add("weight_tying", config.tie_embeddings);
+    lines.add("scale_logits", config.scale_logits);
+    lines.add("max_sequence_length", config.max_sequence_length);
+    lines.add("vocab_size", config.vocab_size);
+    lines.add("embedding_size", config.embedding_size);
+    // These cannot be null; an id without a row is none.
+    let token = |id: Option<u32>| id.map_or(config.embedding_size, |id| id as usize);
+    lines.add("eos_token_id", token(config.eos_token_id));
+    lines.add("pad_token_id", token(config.pad_token_id));
+    let method = match config.init.method {
+        InitMethod::Normal => "normal",
+        InitMethod::Mitchell => "mitchell",
+        InitMethod::FullMegatron => "full_megatron",
+        InitMethod::KaimingNormal => "kaiming_normal",
+        InitMethod::FanIn => "fan_in",
+    };
+    lines.add("init_fn", method);
+    lines.add("init_std", number(config.init.std));
+    lines.add("init_cutoff_factor", optional(config.init.cutoff_factor));
+    lines.add("emb_init_std", optional(config.init.embedding_std));
+    lines.add("scale_emb_init", config.init.scale_embedding);
+    lines.0
+}
+
+fn feed_forward(config: &ModelConfig, lines: &mut Lines) {
+    let (block, mlp) = match &config.feed_forward {
+        FeedForward::Dense(mlp) => ("sequential", *mlp),
+        // Experts with a capacity have no gate, whatever the activation: swiglu leaves its silu.
+        FeedForward::Moe(moe) if moe.capacity_factor.is_some() && moe.expert.activation == Activation::Silu => {
+            ("moe", Mlp { activation: Activation::SwiGlu, ..moe.expert })
+        }
+        FeedForward::Moe(moe) => ("moe", moe.expert),
+    };
+    let (activation, hidden) = match mlp.activation {
+        Activation::SwiGlu | Activation::Silu => ("swiglu", mlp.width.saturating_mul(2)),
+        Activation::Gelu => ("gelu", mlp.width),
+        Activation::Relu => ("relu", mlp.width),
+    };
+    lines.add("block_type", block);
+    lines.add("activation_type", activation);
+    lines.add("mlp_hidden_size", hidden);
+    let Some(moe) = config.moe() else { return };
+    lines.add("moe_num_experts", moe.num_experts);
+    lines.add("moe_top_k", moe.top_k);
+    lines.add("moe_dropless", moe.capacity_factor.is_none());
+    if let Some(factor) = moe.capacity_factor {
+        lines.add("moe_capacity_factor", number(factor));
+    }
+    lines.add("moe_shared_expert", moe.shared_expert.is_some());
+    lines.add("moe_loss_weight", number(config.auxiliary.load_balancing_weight));
+    lines.add("moe_zloss_weight", optional(Some(config.auxiliary.z_weight).filter(|weight| *weight != 0.0)));
+}
+
+fn norms(config: &ModelConfig, lines: &mut Lines) {
+    let kind = match config.norm.kind {
+        NormKind::Rms => "rms",
+        NormKind::LayerNorm => "default",
+    };
+    let all = [Some(config.norm), config.qk_norm, config.embedding_norm];
+    lines.add("layer_norm_type", kind);
+    lines.add("layer_norm_with_affine", config.norm.affine);
+    lines.add("layer_norm_eps", number(config.norm.eps));
+    lines.add("bias_for_layer_norm", all.into_iter().flatten().any(|norm: Norm| norm.bias));
+    lines.add("attention_layer_norm", config.qk_norm.is_some());
+    lines.add("attention_layer_norm_with_affine", config.qk_norm.is_none_or(|norm| norm.affine));
+    lines.add("embedding_layer_norm", config.embedding_norm.is_some());
+    lines.add("norm_after", config.norm_after);
+}
+
+/// The lines of the section so far.
+struct Lines(String);
+
+impl Lines {
+    /// No key and no value needs quotes: they are names, numbers, `true`, `false` and `null`.
+    fn add(&mut self, key: &str, value: impl Display) {
+        self.0.push_str(&format!("  {key}: {value}\n"));
+    }
+}
+
+/// The shortest decimal that reads back as the same `f32`, with a point and without an exponent: some YAML readers take
+/// `1e-5` for text.
+fn number(x: f32) -> String {
+    let text = x.to_string();
+    if text.contains('.') { text } else { format!("{text}.0") }
+}
+
+fn optional(x: Option<f32>) -> String {
+    x.map_or("null".to_owned(), number)
+}
