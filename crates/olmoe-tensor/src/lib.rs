@@ -9,6 +9,7 @@
 //! | [`simd`] | sixteen lanes on three instruction sets |
 //! | [`gemm`] | packed matrix products |
 //! | [`ops`] | the operations, forward and backward, one file each |
+//! | [`quant`] | weights in blocks that share a scale, as GGUF files hold them |
 //! | [`limits`] | what the machine can do at most, measured |
 //!
 //! Three rules hold everywhere. Arrays are dense and row-major with the contraction last: `y = x·Wᵀ`, `W` is `[out, in]`.
@@ -24,6 +25,7 @@ pub mod gemm;
 pub mod limits;
 pub mod memory;
 pub mod ops;
+pub mod quant;
 pub mod simd;
 pub mod tensor;
 #[cfg(test)]

@@ -7,6 +7,13 @@ mod arguments;
 mod output;
 
 mod bench;
+mod convert;
+mod download;
+mod init;
+mod inspect;
+mod logits;
+mod progress;
+mod quantize;
 mod verify;
 
 use std::process::ExitCode;
@@ -30,6 +37,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Download(download::DownloadArgs),
+    Inspect(inspect::InspectArgs),
+    Convert(convert::ConvertArgs),
+    Quantize(quantize::QuantizeArgs),
+    Init(init::InitArgs),
+    Logits(logits::LogitsArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
 }
@@ -40,9 +53,16 @@ fn main() -> ExitCode {
         eprintln!("error: {error}");
         return ExitCode::from(2);
     }
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     let done = match &cli.command {
         Command::Verify(args) => verify::run(args),
-        Command::Bench(args) => bench::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Download(args) => done(download::run(args)),
+        Command::Inspect(args) => done(inspect::run(args)),
+        Command::Convert(args) => done(convert::run(args)),
+        Command::Quantize(args) => done(quantize::run(args)),
+        Command::Init(args) => done(init::run(args)),
+        Command::Logits(args) => done(logits::run(args)),
+        Command::Bench(args) => done(bench::run(args)),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {}", with_causes(&error));

@@ -1,0 +1,250 @@
+//! What a checkpoint has beside its weights: tokenizer, chat template, settings for generation.
+
+use std::path::{Path, PathBuf};
+
+use olmoe_data::{SpecialTokenSources, SpecialTokens, Tokenizer, TokenizerError, Vocabulary};
+use olmoe_model::config::ModelConfig;
+use serde_json::{Value, json};
+
+use crate::checkpoint::Checkpoint;
+use crate::convert::write_file;
+use crate::error::CheckpointError;
+use crate::gguf;
+use crate::open::{Contents, Format, read_bounded};
+
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// Files that travel as they are.
+const FILES: [&str; 8] = [
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    GENERATION_CONFIG,
+    CHAT_TEMPLATE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
+/// Most bytes of one of them.
+const MAX_FILE: usize = 64 << 20;
+
+/// Reads the tokenizer of a checkpoint; none if it has none.
+///
+/// # Errors
+/// A tokenizer that cannot be used.
+pub fn tokenizer(contents: &Contents) -> Result<Option<Tokenizer>, CheckpointError> {
+    if let Some(header) = &contents.gguf {
+        let bad = |source| CheckpointError::GgufVocabulary { path: contents.path.clone(), source };
+        let Some(vocabulary) = gguf::vocabulary::read(&header.metadata).map_err(bad)? else { return Ok(None) };
+        return Tokenizer::from_vocabulary(&vocabulary).map(Some).map_err(in_file(&contents.path));
+    }
+    let path = contents.path.join(TOKENIZER);
+    if path.is_file() { Tokenizer::from_file(&path).map(Some).map_err(in_file(&path)) } else { Ok(None) }
+}
+
+fn in_file(path: &Path) -> impl FnOnce(TokenizerError) -> CheckpointError {
+    let path = path.to_owned();
+    move |source| CheckpointError::Tokenizer { path, source }
+}
+
+/// What a checkpoint has beside its weights.
+#[derive(Default)]
+pub struct Companions {
+    name: String,
+    files: Vec<(String, Vec<u8>)>,
+    tokenizer: Option<Tokenizer>,
+    special: Option<SpecialTokens>,
+    add_bos: bool,
+    chat_template: Option<String>,
+    /// For the user to see.
+    pub notices: Vec<String>,
+}
+
+impl Companions {
+    /// None but a name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Those of a checkpoint. `replacement` is a `tokenizer.json` to use instead of its own. An end-of-text id that the
+    /// tokenizer does not end documents with is corrected, unless `keep_eos`.
+    ///
+    /// # Errors
+    /// Files that cannot be read or used.
+    pub fn of(
+        checkpoint: &Checkpoint,
+        replacement: Option<&Path>,
+        keep_eos: bool,
+    ) -> Result<Companions, CheckpointError> {
+        let contents = checkpoint.contents();
+        let name = match contents.format {
+            Format::Gguf => contents.path.file_stem(),
+            _ => contents.path.file_name(),
+        };
+        let mut companions = Self::named(name.map_or("model".into(), |name| name.to_string_lossy().into_owned()));
+        companions.read_files(contents, replacement)?;
+        companions.tokenizer = match replacement {
+            Some(path) => Some(Tokenizer::from_file(path).map_err(in_file(path))?),
+            None => tokenizer(contents)?,
+        };
+        if let Some(header) = &contents.gguf {
+            let bad = |source| CheckpointError::GgufVocabulary { path: contents.path.clone(), source };
+            if let Some(vocabulary) = gguf::vocabulary::read(&header.metadata).map_err(bad)? {
+                companions.chat_template = vocabulary.chat_template;
+                companions.add_bos = vocabulary.add_bos;
+            }
+        }
+        companions.decide_special_tokens(&contents.path, crate::weights::Weights::config(checkpoint), keep_eos)?;
+        Ok(companions)
+    }
+
+    /// A tokenizer for fresh weights.
+    ///
+    /// # Errors
+    /// One that cannot be used, or that does not fit the configuration.
+    pub fn with_tokenizer(
+        name: impl Into<String>,
+        path: &Path,
+        config: &ModelConfig,
+    ) -> Result<Companions, CheckpointError> {
+        let mut companions = Self::named(name);
+        companions.tokenizer = Some(Tokenizer::from_file(path).map_err(in_file(path))?);
+        companions.decide_special_tokens(path, config, false)?;
+        Ok(companions)
+    }
+
+    fn read_files(&mut self, contents: &Contents, replacement: Option<&Path>) -> Result<(), CheckpointError> {
+        if contents.gguf.is_some() {
+            return Ok(());
+        }
+        for name in FILES {
+            let path = contents.path.join(name);
+            let replaced = replacement.is_some() && !matches!(name, GENERATION_CONFIG | CHAT_TEMPLATE);
+            if path.is_file() && !replaced {
+                self.files.push((name.to_owned(), read_bounded(&path, MAX_FILE)?));
+            }
+        }
+        self.chat_template = self.file(CHAT_TEMPLATE).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        if self.chat_template.is_none()
+            && let Some(config) = self.json(&contents.path, TOKENIZER_CONFIG)?
+        {
+            self.chat_template = config.get("chat_template").and_then(Value::as_str).map(str::to_owned);
+            self.add_bos = config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
+        }
+        Ok(())
+    }
+
+    fn file(&self, name: &str) -> Option<&[u8]> {
+        self.files.iter().find(|file| file.0 == name).map(|file| file.1.as_slice())
+    }
+
+    fn json(&self, folder: &Path, name: &str) -> Result<Option<Value>, CheckpointError> {
+        let Some(bytes) = self.file(name) else { return Ok(None) };
+        let bad = |error: serde_json::Error| CheckpointError::Io { path: folder.join(name), source: error.into() };
+        serde_json::from_slice(bytes).map(Some).map_err(bad)
+    }
+
+    fn decide_special_tokens(
+        &mut self,
+        path: &Path,
+        config: &ModelConfig,
+        keep_eos: bool,
+    ) -> Result<(), CheckpointError> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
+        let ids = json!({
+            "pad_token_id": config.pad_token_id,
+            "bos_token_id": config.bos_token_id,
+            "eos_token_id": config.eos_token_id,
+        });
+        let generation = self.json(path, GENERATION_CONFIG)?;
+        let tokenizer_config = self.json(path, TOKENIZER_CONFIG)?;
+        let sources = SpecialTokenSources {
+            config: Some(&ids),
+            generation_config: generation.as_ref(),
+            tokenizer_config: tokenizer_config.as_ref(),
+            rows: Some(config.embedding_size),
+            keep_eos,
+            ..Default::default()
+        };
+        let resolved = SpecialTokens::resolve(tokenizer, &sources);
+        let (special, notices) =
+            resolved.map_err(|source| CheckpointError::SpecialTokens { path: path.to_owned(), source })?;
+        self.notices.extend(notices.iter().map(ToString::to_string));
+        self.special = Some(special);
+        Ok(())
+    }
+
+    /// The model's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The configuration with the special tokens that were decided.
+    pub(crate) fn corrected(&self, config: &ModelConfig) -> ModelConfig {
+        let mut config = config.clone();
+        if let Some(special) = &self.special {
+            (config.pad_token_id, config.bos_token_id, config.eos_token_id) = (special.pad, special.bos, special.eos);
+        }
+        config
+    }
+
+    /// The vocabulary for a GGUF file; none without a tokenizer.
+    pub(crate) fn vocabulary(&self, config: &ModelConfig) -> Result<Option<Vocabulary>, CheckpointError> {
+        let (Some(tokenizer), Some(special)) = (&self.tokenizer, &self.special) else { return Ok(None) };
+        let bad = |source| CheckpointError::Tokenizer { path: PathBuf::from(&self.name), source };
+        let mut vocabulary = tokenizer.to_vocabulary(config.embedding_size, special).map_err(bad)?;
+        vocabulary.add_bos = self.add_bos;
+        vocabulary.chat_template = self.chat_template.clone();
+        Ok(Some(vocabulary))
+    }
+
+    /// Writes the files into a folder: those that there were, and what can be said of the missing ones.
+    pub(crate) fn write(&self, folder: &Path, config: &ModelConfig) -> Result<(), CheckpointError> {
+        for (name, bytes) in &self.files {
+            write_file(&folder.join(name), bytes)?;
+        }
+        let write = |name: &str, value: &Value| {
+            if self.file(name).is_some() {
+                return Ok(());
+            }
+            write_file(&folder.join(name), format!("{value:#}\n").as_bytes())
+        };
+        let mut generation = json!({ "_from_model_config": true });
+        for (key, id) in [
+            ("bos_token_id", config.bos_token_id),
+            ("eos_token_id", config.eos_token_id),
+            ("pad_token_id", config.pad_token_id),
+        ] {
+            if let Some(id) = id {
+                generation[key] = id.into();
+            }
+        }
+        write(GENERATION_CONFIG, &generation)?;
+        let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
+        if self.file(TOKENIZER).is_none() {
+            write_file(&folder.join(TOKENIZER), tokenizer.json())?;
+        }
+        let mut settings = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config.max_sequence_length,
+            "clean_up_tokenization_spaces": false,
+            "add_bos_token": self.add_bos,
+        });
+        if let Some(special) = &self.special {
+            for (key, id) in [
+                ("bos_token", special.bos),
+                ("eos_token", special.eos),
+                ("pad_token", special.pad),
+                ("unk_token", special.unk),
+            ] {
+                settings[key] = id.and_then(|id| tokenizer.token(id)).into();
+            }
+        }
+        if let Some(template) = &self.chat_template {
+            settings["chat_template"] = template.as_str().into();
+        }
+        write(TOKENIZER_CONFIG, &settings)
+    }
+}

@@ -1,0 +1,500 @@
+//! Writing weights in a format: planned first, streamed slab by slab, read back and compared, and only then named.
+//!
+//! The bytes of every slab are hashed in canonical order as they are written and again as the finished result is read, so
+//! what a reader of the result gets is what the source gave. Memory: the largest slab, in both encodings, and the headers.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use olmoe_model::config::ModelConfig;
+use olmoe_tensor::dtype::DType;
+use olmoe_tensor::memory::Buffer;
+
+use crate::checkpoint::{Checkpoint, rows};
+use crate::companions::Companions;
+use crate::encoding::Encoding;
+use crate::error::CheckpointError;
+use crate::gguf::mix::{Context, Mix};
+use crate::gguf::{self, value::Metadata, value::Value};
+use crate::huggingface::Experts;
+use crate::layout::{FileTensor, Layout, Transform, slabs};
+use crate::olmo_keys;
+use crate::open::{Format, HF_CONFIG, OLMO_CONFIG, SAFETENSORS};
+use crate::output::Output;
+use crate::safetensors::{self, INDEX_FILE, SafeType, ShardIndex, Spec, shard_name, split};
+use crate::weights::{Weights, slab_len};
+
+/// Bytes of a shard of a Hugging Face checkpoint.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+/// Bytes gathered before a write.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// What to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A folder that transformers loads.
+    HuggingFace {
+        /// How experts are stored.
+        experts: Experts,
+        /// The type of all numbers; none keeps that of each tensor.
+        dtype: Option<DType>,
+    },
+    /// An unsharded checkpoint of OLMo's trainer.
+    Olmo {
+        /// As above.
+        dtype: Option<DType>,
+    },
+    /// A GGUF file; no mix keeps the type of each matrix.
+    Gguf {
+        /// Which tensor gets which type.
+        mix: Option<Mix>,
+    },
+}
+
+impl Target {
+    fn format(self) -> Format {
+        match self {
+            Target::HuggingFace { experts, .. } => Format::HuggingFace(experts),
+            Target::Olmo { .. } => Format::Olmo,
+            Target::Gguf { .. } => Format::Gguf,
+        }
+    }
+}
+
+/// How far tensors of one kind are from what they were.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Fidelity {
+    /// Numbers.
+    pub numbers: u64,
+    /// Bytes before.
+    pub bytes_before: u64,
+    /// Bytes after.
+    pub bytes_after: u64,
+    /// Tensors by encoding.
+    pub encodings: BTreeMap<&'static str, usize>,
+    /// Sum of squared differences.
+    pub squared_error: f64,
+    /// Sum of squares before.
+    pub squares: f64,
+    /// Largest difference.
+    pub max_error: f64,
+}
+
+impl Fidelity {
+    /// Root of the mean squared difference.
+    pub fn rmse(&self) -> f64 {
+        (self.squared_error / (self.numbers as f64).max(1.0)).sqrt()
+    }
+
+    /// Root of the summed squared differences over that of the squares; 0 where nothing changed.
+    pub fn relative(&self) -> f64 {
+        if self.squared_error == 0.0 { 0.0 } else { (self.squared_error / self.squares).sqrt() }
+    }
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Written {
+    /// By kind of parameter: `attention.q_proj`, `moe.experts.up_proj`, …
+    pub kinds: BTreeMap<String, Fidelity>,
+    /// Bytes of the tensors.
+    pub bytes: u64,
+    /// Number of tensors.
+    pub tensors: usize,
+}
+
+/// A step of a conversion, for a progress bar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Bytes of tensors were written.
+    Written(u64),
+    /// Bytes of tensors were read back.
+    Compared(u64),
+}
+
+/// A conversion that can be done: the format has a place for everything.
+pub struct Conversion<'s> {
+    source: &'s dyn Weights,
+    companions: &'s Companions,
+    /// As it is written: with the special tokens that were decided.
+    config: ModelConfig,
+    target: Target,
+    layout: Layout,
+    encodings: Vec<Encoding>,
+    config_text: String,
+    metadata: Metadata,
+}
+
+impl<'s> Conversion<'s> {
+    /// Plans it.
+    ///
+    /// # Errors
+    /// A model that the format cannot hold, and quantised weights without a word about what they should become.
+    pub fn plan(
+        source: &'s dyn Weights,
+        companions: &'s Companions,
+        target: Target,
+    ) -> Result<Conversion<'s>, CheckpointError> {
+        let config = companions.corrected(source.config());
+        let format = target.format();
+        let layout = Layout::new(&rows(format, &config, true), source.parameters())
+            .map_err(|parameter| CheckpointError::NoPlace { format: format.name(), parameter })?;
+        let mut encodings = Vec::with_capacity(layout.tensors.len());
+        for tensor in &layout.tensors {
+            encodings.push(encoding(source, target, tensor)?);
+        }
+        let (mut config_text, mut metadata) = (String::new(), Metadata::default());
+        match target {
+            Target::HuggingFace { .. } => config_text = config.to_hf_json(dtype_name(&layout, &encodings))?,
+            Target::Olmo { .. } => config_text = config.to_olmo_yaml()?,
+            Target::Gguf { mix } => {
+                let file_type = mix.unwrap_or_else(|| mix_of(source.main_encoding()));
+                metadata = gguf_metadata(&config, companions, file_type)?;
+                gguf::model::check(&config, &metadata, &layout)
+                    .map_err(|source| CheckpointError::GgufModel { path: "result".into(), source })?;
+            }
+        }
+        Ok(Conversion { source, companions, config, target, layout, encodings, config_text, metadata })
+    }
+
+    /// Bytes of the tensors that will be written.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |(tensor, encoding): (&FileTensor, &Encoding)| encoding.bytes(tensor.num_elements()).unwrap_or(0);
+        self.layout.tensors.iter().zip(&self.encodings).map(|pair| bytes(pair) as u64).sum()
+    }
+
+    /// Writes, reads back, compares, and gives the result its name. Nothing is left under the name after an error.
+    ///
+    /// # Errors
+    /// A name that is taken (unless `force`), too little room, what the system says, and a result that reads back
+    /// differently.
+    pub fn run(self, out: &Path, force: bool, progress: &(dyn Fn(Step) + Sync)) -> Result<Written, CheckpointError> {
+        let is_folder = !matches!(self.target, Target::Gguf { .. });
+        let output = Output::begin(out, is_folder, force, self.bytes())?;
+        let mut written = Recorder::new(self.source);
+        match self.target {
+            Target::HuggingFace { .. } => self.huggingface(output.path(), &mut written, progress)?,
+            Target::Olmo { .. } => self.olmo(output.path(), &mut written, progress)?,
+            Target::Gguf { .. } => self.gguf(output.path(), &mut written, progress)?,
+        }
+        written.compare(&Checkpoint::open(output.path())?, out, progress)?;
+        output.commit()?;
+        Ok(Written { kinds: written.kinds, bytes: self.bytes(), tensors: self.layout.tensors.len() })
+    }
+
+    fn huggingface(
+        &self,
+        folder: &Path,
+        written: &mut Recorder<'_>,
+        progress: &(dyn Fn(Step) + Sync),
+    ) -> Result<(), CheckpointError> {
+        write_file(&folder.join(HF_CONFIG), self.config_text.as_bytes())?;
+        self.companions.write(folder, &self.config)?;
+        let specs = self.specs(|tensor| tensor.name.clone());
+        let bad = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CheckpointError::Safetensors { path, source }
+        };
+        let shards = split(&specs, SHARD_BYTES).map_err(bad(folder))?;
+        let mut index = ShardIndex::default();
+        for (number, range) in shards.iter().enumerate() {
+            let name = match shards.len() {
+                1 => SAFETENSORS.to_owned(),
+                several => shard_name("model", number + 1, several),
+            };
+            let path = folder.join(&name);
+            for spec in &specs[range.clone()] {
+                index.weight_map.insert(spec.name.clone(), name.clone());
+            }
+            self.safetensors(&path, &specs, range.clone(), written, progress)?;
+        }
+        if shards.len() > 1 {
+            index.total_size = Some(self.bytes());
+            let path = folder.join(INDEX_FILE);
+            let text = index.to_json().map_err(|source| CheckpointError::Index { path: path.clone(), source })?;
+            write_file(&path, text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn olmo(
+        &self,
+        folder: &Path,
+        written: &mut Recorder<'_>,
+        progress: &(dyn Fn(Step) + Sync),
+    ) -> Result<(), CheckpointError> {
+        write_file(&folder.join(OLMO_CONFIG), self.config_text.as_bytes())?;
+        self.companions.write(folder, &self.config)?;
+        let specs = self.specs(|tensor| olmo_keys::encode(&[&tensor.name], false));
+        self.safetensors(&folder.join(SAFETENSORS), &specs, 0..specs.len(), written, progress)
+    }
+
+    fn specs(&self, name: impl Fn(&FileTensor) -> String) -> Vec<Spec> {
+        let spec = |(tensor, encoding): (&FileTensor, &Encoding)| {
+            let dtype = match encoding {
+                Encoding::Plain(DType::F16) => SafeType::F16,
+                Encoding::Plain(DType::Bf16) => SafeType::BF16,
+                // `encoding` plans no blocks for these formats.
+                Encoding::Plain(DType::F32) | Encoding::Blocks(_) => SafeType::F32,
+            };
+            Spec::new(name(tensor), dtype, tensor.shape.clone())
+        };
+        self.layout.tensors.iter().zip(&self.encodings).map(spec).collect()
+    }
+
+    fn safetensors(
+        &self,
+        path: &Path,
+        specs: &[Spec],
+        range: std::ops::Range<usize>,
+        written: &mut Recorder<'_>,
+        progress: &(dyn Fn(Step) + Sync),
+    ) -> Result<(), CheckpointError> {
+        let file = BufWriter::with_capacity(WRITE_BYTES, create(path)?);
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let bad = |source| match source {
+            safetensors::SafetensorsError::Io(source) => CheckpointError::Io { path: path.to_owned(), source },
+            source => CheckpointError::Safetensors { path: path.to_owned(), source },
+        };
+        let mut writer = safetensors::Writer::new(file, &specs[range.clone()], &metadata).map_err(bad)?;
+        for index in range {
+            self.tensor(index, written, progress, &mut |bytes| writer.write(bytes).map_err(bad))?;
+        }
+        finish(path, writer.finish().map_err(bad)?)
+    }
+
+    fn gguf(
+        &self,
+        path: &Path,
+        written: &mut Recorder<'_>,
+        progress: &(dyn Fn(Step) + Sync),
+    ) -> Result<(), CheckpointError> {
+        let file = BufWriter::with_capacity(WRITE_BYTES, create(path)?);
+        let tensor =
+            |(tensor, encoding): (&FileTensor, &Encoding)| (tensor.name.clone(), tensor.shape.clone(), *encoding);
+        let tensors: Vec<_> = self.layout.tensors.iter().zip(&self.encodings).map(tensor).collect();
+        let bad = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let mut writer = gguf::container::Writer::new(file, &self.metadata, &tensors).map_err(bad)?;
+        for index in 0..tensors.len() {
+            self.tensor(index, written, progress, &mut |bytes| writer.write(bytes).map_err(bad))?;
+        }
+        finish(path, writer.finish().map_err(bad)?)
+    }
+
+    /// Writes one tensor: each slab is read, converted, and laid out.
+    fn tensor(
+        &self,
+        index: usize,
+        written: &mut Recorder<'_>,
+        progress: &(dyn Fn(Step) + Sync),
+        write: &mut dyn FnMut(&[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        let (tensor, to) = (&self.layout.tensors[index], self.encodings[index]);
+        for piece in &tensor.pieces {
+            let from = self.source.encoding(piece.parameter, piece.slab);
+            let bytes = self.source.read(piece.parameter, piece.slab)?;
+            let spec = &self.source.parameters()[piece.parameter];
+            if to.is_quantized()
+                && let Some(unit) = from.first_not_finite(&bytes)
+            {
+                return Err(CheckpointError::NotFinite {
+                    path: "the source".into(),
+                    parameter: spec.name.clone(),
+                    slab: piece.slab,
+                    at: unit * from.unit(),
+                });
+            }
+            let numbers = slab_len(spec);
+            let mut converted = Buffer::scratch(to.bytes(numbers).unwrap_or(0));
+            from.convert(&bytes, to, &mut converted);
+            written.record((piece.parameter, piece.slab), (from, &bytes), (to, &converted), numbers);
+            if piece.transform == Transform::Same {
+                write(&converted)?;
+            } else {
+                let (_, rows, columns) = slabs(&spec.shape);
+                let mut laid_out = Buffer::scratch(converted.len());
+                piece.transform.apply(to, (rows, columns), &converted, &mut laid_out);
+                write(&laid_out)?;
+            }
+            progress(Step::Written(converted.len() as u64));
+        }
+        Ok(())
+    }
+}
+
+/// The hash of every slab as it was written, and how far it is from what it was.
+struct Recorder<'s> {
+    source: &'s dyn Weights,
+    hashes: Vec<Vec<Option<blake3::Hash>>>,
+    kinds: BTreeMap<String, Fidelity>,
+}
+
+impl<'s> Recorder<'s> {
+    fn new(source: &'s dyn Weights) -> Self {
+        let hashes = source.parameters().iter().map(|spec| vec![None; slabs(&spec.shape).0]).collect();
+        Self { source, hashes, kinds: BTreeMap::new() }
+    }
+
+    fn record(
+        &mut self,
+        (parameter, slab): (usize, usize),
+        (from, before): (Encoding, &[u8]),
+        (to, after): (Encoding, &[u8]),
+        numbers: usize,
+    ) {
+        self.hashes[parameter][slab] = Some(blake3::hash(after));
+        let spec = &self.source.parameters()[parameter];
+        // `layers.3.attention.q_proj.weight` is of the kind `attention.q_proj`.
+        let name = spec.name.rsplit_once('.').map_or(spec.name.as_str(), |(module, _)| module);
+        let kind = match spec.layer {
+            Some(_) => name.splitn(3, '.').nth(2).unwrap_or(name),
+            None => name,
+        };
+        let kind = self.kinds.entry(kind.to_owned()).or_default();
+        kind.numbers += numbers as u64;
+        kind.bytes_before += before.len() as u64;
+        kind.bytes_after += after.len() as u64;
+        if slab == 0 {
+            *kind.encodings.entry(to.name()).or_default() += 1;
+        }
+        if from != to {
+            let (mut x, mut y) = (Buffer::<f32>::scratch(numbers), Buffer::<f32>::scratch(numbers));
+            from.convert(before, Encoding::F32, bytemuck::cast_slice_mut(&mut x));
+            to.convert(after, Encoding::F32, bytemuck::cast_slice_mut(&mut y));
+            for (x, y) in x.iter().zip(&y[..]) {
+                let (x, error) = (f64::from(*x), f64::from(*x) - f64::from(*y));
+                kind.squares += x * x;
+                kind.squared_error += error * error;
+                kind.max_error = kind.max_error.max(error.abs());
+            }
+        }
+    }
+
+    /// Reads the result as anybody would, and compares every slab with what was written.
+    fn compare(
+        &self,
+        result: &Checkpoint,
+        path: &Path,
+        progress: &(dyn Fn(Step) + Sync),
+    ) -> Result<(), CheckpointError> {
+        self.source.config().same_function(result.config())?;
+        for (parameter, hashes) in self.hashes.iter().enumerate() {
+            for (slab, hash) in hashes.iter().enumerate() {
+                let bytes = result.read(parameter, slab)?;
+                if Some(blake3::hash(&bytes)) != *hash {
+                    let parameter = self.source.parameters()[parameter].name.clone();
+                    return Err(CheckpointError::ReadBack { path: path.to_owned(), parameter, slab });
+                }
+                progress(Step::Compared(bytes.len() as u64));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The encoding of one tensor of the result.
+fn encoding(source: &dyn Weights, target: Target, tensor: &FileTensor) -> Result<Encoding, CheckpointError> {
+    let from = |at: usize| source.encoding(tensor.pieces[at].parameter, tensor.pieces[at].slab);
+    let uniform = (1..tensor.pieces.len()).all(|at| from(at) == from(0));
+    // Parts of one tensor need one type.
+    let kept = if uniform { from(0) } else { Encoding::F32 };
+    let spec = &source.parameters()[tensor.pieces[0].parameter];
+    let vector = spec.shape.len() < 2 || spec.name.ends_with("moe.router.weight");
+    match target {
+        Target::HuggingFace { dtype: Some(dtype), .. } | Target::Olmo { dtype: Some(dtype) } => {
+            Ok(Encoding::Plain(dtype))
+        }
+        Target::HuggingFace { dtype: None, .. } | Target::Olmo { dtype: None } => {
+            let main = source.main_encoding();
+            if kept.is_quantized() || main.is_quantized() {
+                return Err(CheckpointError::Quantized { path: source.origin().to_owned() });
+            }
+            // GGUF holds these in f32 whatever the model is in.
+            let narrow = source.widens_vectors() && vector && narrows_exactly(source, tensor, main)?;
+            Ok(if narrow { main } else { kept })
+        }
+        Target::Gguf { mix: None } => Ok(if vector { Encoding::F32 } else { kept }),
+        Target::Gguf { mix: Some(mix) } => {
+            let config = source.config();
+            Ok(mix.encoding_of(Context {
+                name: &spec.name,
+                layer: spec.layer,
+                num_layers: config.n_layers,
+                num_experts: config.moe().map_or(0, |moe| moe.num_experts),
+                tied: config.tie_embeddings,
+                shape: &tensor.shape,
+            }))
+        }
+    }
+}
+
+/// Whether all numbers of a tensor are the same in a narrower type.
+fn narrows_exactly(source: &dyn Weights, tensor: &FileTensor, to: Encoding) -> Result<bool, CheckpointError> {
+    for piece in &tensor.pieces {
+        let from = source.encoding(piece.parameter, piece.slab);
+        let bytes = source.read(piece.parameter, piece.slab)?;
+        let numbers = slab_len(&source.parameters()[piece.parameter]);
+        let mut narrow = Buffer::scratch(to.bytes(numbers).unwrap_or(0));
+        from.convert(&bytes, to, &mut narrow);
+        let mut back = Buffer::scratch(bytes.len());
+        to.convert(&narrow, from, &mut back);
+        if back[..] != bytes[..] {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// transformers' name of the type that most numbers have.
+fn dtype_name(layout: &Layout, encodings: &[Encoding]) -> &'static str {
+    let mut numbers: BTreeMap<&'static str, usize> = BTreeMap::new();
+    for (tensor, encoding) in layout.tensors.iter().zip(encodings) {
+        let name = match encoding {
+            Encoding::Plain(DType::Bf16) => "bfloat16",
+            Encoding::Plain(DType::F16) => "float16",
+            Encoding::Plain(DType::F32) | Encoding::Blocks(_) => "float32",
+        };
+        *numbers.entry(name).or_default() += tensor.num_elements();
+    }
+    numbers.into_iter().max_by_key(|entry| entry.1).map_or("float32", |entry| entry.0)
+}
+
+/// The kind of file that most tensors of an encoding make.
+fn mix_of(encoding: Encoding) -> Mix {
+    Mix::all().find(|mix| mix.encoding() == encoding).unwrap_or(Mix::F32)
+}
+
+fn gguf_metadata(config: &ModelConfig, companions: &Companions, mix: Mix) -> Result<Metadata, CheckpointError> {
+    /// The version of the block formats.
+    const QUANTIZATION_VERSION: u32 = 2;
+    let mut metadata = Metadata::default();
+    let architecture = gguf::model::architecture(config);
+    metadata.insert("general.architecture", Value::Text(architecture.to_owned()));
+    metadata.insert("general.type", Value::Text("model".to_owned()));
+    metadata.insert("general.name", Value::Text(companions.name().to_owned()));
+    gguf::model::write(config, &mut metadata);
+    metadata.insert("general.file_type", Value::U32(mix.file_type()));
+    if mix.encoding().is_quantized() {
+        metadata.insert("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
+    }
+    let vocabulary = companions.vocabulary(config)?;
+    gguf::vocabulary::write(vocabulary.as_ref(), &mut metadata);
+    Ok(metadata)
+}
+
+fn create(path: &Path) -> Result<File, CheckpointError> {
+    File::create(path).map_err(CheckpointError::io(path))
+}
+
+/// Everything on the disk.
+fn finish(path: &Path, writer: BufWriter<File>) -> Result<(), CheckpointError> {
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error).map_err(CheckpointError::io(path))?;
+    file.sync_all().map_err(CheckpointError::io(path))
+}
+
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let mut file = create(path)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(CheckpointError::io(PathBuf::from(path)))
+}

@@ -1,0 +1,217 @@
+//! How numbers lie in a file: plain (f32, bf16, f16) or in quantised blocks.
+
+use std::fmt;
+
+use olmoe_tensor::dtype::{DType, Element, bf16, f16};
+use olmoe_tensor::memory::Buffer;
+use olmoe_tensor::quant::{self, BlockFormat};
+use olmoe_tensor::threads::{Shared, parallel_ranges};
+
+/// Numbers in a task of a conversion: a multiple of every block.
+const GRAIN: usize = 1 << 15;
+
+/// A way to write numbers as bytes, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// One number after the other.
+    Plain(DType),
+    /// Blocks of numbers that share a scale.
+    Blocks(BlockFormat),
+}
+
+impl Encoding {
+    /// IEEE binary32.
+    pub const F32: Self = Self::Plain(DType::F32);
+    /// IEEE binary16.
+    pub const F16: Self = Self::Plain(DType::F16);
+    /// The upper half of binary32.
+    pub const BF16: Self = Self::Plain(DType::Bf16);
+
+    /// `f32`, `q4_0`, …
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain(dtype) => dtype.name(),
+            Self::Blocks(format) => format.name(),
+        }
+    }
+
+    /// The encoding of that name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        let plain = [Self::F32, Self::F16, Self::BF16].into_iter().find(|encoding| encoding.name() == name);
+        plain.or_else(|| BlockFormat::by_name(name).map(Self::Blocks))
+    }
+
+    /// Numbers that cannot be separated: 1, 32 or 256.
+    pub fn unit(self) -> usize {
+        match self {
+            Self::Plain(_) => 1,
+            Self::Blocks(format) => format.block_len(),
+        }
+    }
+
+    /// Bytes of a unit.
+    pub fn unit_bytes(self) -> usize {
+        match self {
+            Self::Plain(dtype) => dtype.size(),
+            Self::Blocks(format) => format.block_bytes(),
+        }
+    }
+
+    /// Bytes of that many numbers; none unless they are whole units.
+    pub fn bytes(self, numbers: usize) -> Option<usize> {
+        let whole = numbers.is_multiple_of(self.unit());
+        if whole { (numbers / self.unit()).checked_mul(self.unit_bytes()) } else { None }
+    }
+
+    /// Whether a block shares a scale.
+    pub fn is_quantized(self) -> bool {
+        matches!(self, Self::Blocks(_))
+    }
+
+    /// The first unit that holds a number (or, in a block, a scale) that is infinite or not a number.
+    pub fn first_not_finite(self, bytes: &[u8]) -> Option<usize> {
+        // Whatever lies in memory, plain numbers are seen one by one; the exponent is all ones when they are not finite.
+        let halves = |mask: u16| bytes.as_chunks::<2>().0.iter().position(|&b| u16::from_le_bytes(b) & mask == mask);
+        match self {
+            Self::Plain(DType::F32) => {
+                bytes.as_chunks::<4>().0.iter().position(|&b| !f32::from_le_bytes(b).is_finite())
+            }
+            Self::Plain(DType::Bf16) => halves(0x7f80),
+            Self::Plain(DType::F16) => halves(0x7c00),
+            Self::Blocks(format) => quant::first_invalid_block(format, bytes),
+        }
+    }
+
+    /// The numbers in `bytes`, on this thread.
+    ///
+    /// # Panics
+    /// Unless `bytes` are those of `out.len()` numbers.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(Some(bytes.len()), self.bytes(out.len()), "{self}: bytes of {} numbers", out.len());
+        match self {
+            Self::Plain(DType::F32) => widen::<f32>(bytes, out),
+            Self::Plain(DType::Bf16) => widen::<bf16>(bytes, out),
+            Self::Plain(DType::F16) => widen::<f16>(bytes, out),
+            Self::Blocks(format) => quant::dequantize(format, bytes, out),
+        }
+    }
+
+    /// Writes numbers as bytes, rounding where the encoding asks for it, on this thread.
+    ///
+    /// # Panics
+    /// Unless `out` has the bytes of `x.len()` numbers.
+    pub fn encode(self, x: &[f32], out: &mut [u8]) {
+        assert_eq!(Some(out.len()), self.bytes(x.len()), "{self}: bytes of {} numbers", x.len());
+        match self {
+            Self::Plain(DType::F32) => narrow::<f32>(x, out),
+            Self::Plain(DType::Bf16) => narrow::<bf16>(x, out),
+            Self::Plain(DType::F16) => narrow::<f16>(x, out),
+            Self::Blocks(format) => quant::quantize(format, x, out),
+        }
+    }
+
+    /// The same numbers in another encoding, on all threads; a copy where it is the same encoding.
+    ///
+    /// # Panics
+    /// Unless `bytes` and `out` are those of as many numbers.
+    pub fn convert(self, bytes: &[u8], to: Self, out: &mut [u8]) {
+        if self == to {
+            return out.copy_from_slice(bytes);
+        }
+        let numbers = bytes.len() / self.unit_bytes() * self.unit();
+        let (from_bytes, to_bytes) = (self.bytes(numbers), to.bytes(numbers));
+        assert_eq!((from_bytes, to_bytes), (Some(bytes.len()), Some(out.len())), "{self} to {to}: as many numbers");
+        let out = Shared::new(out);
+        parallel_ranges(numbers, GRAIN, |range| {
+            let place = |encoding: Self| {
+                let byte = |number: usize| number / encoding.unit() * encoding.unit_bytes();
+                byte(range.start)..byte(range.end)
+            };
+            // Ranges begin and end at multiples of the grain, or at the end.
+            let mut numbers = Buffer::scratch(range.len());
+            self.decode(&bytes[place(self)], &mut numbers);
+            // SAFETY: the ranges of a parallel loop are disjoint, and so are their bytes.
+            to.encode(&numbers, unsafe { out.range(place(to)) });
+        });
+    }
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+fn widen<T: Element>(bytes: &[u8], out: &mut [f32]) {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(numbers) => T::widen(numbers, out),
+        // Bytes of a file need not lie on a boundary.
+        Err(_) => {
+            let mut numbers = vec![T::zeroed(); out.len()];
+            bytemuck::cast_slice_mut(&mut numbers).copy_from_slice(bytes);
+            T::widen(&numbers, out);
+        }
+    }
+}
+
+fn narrow<T: Element>(x: &[f32], out: &mut [u8]) {
+    match bytemuck::try_cast_slice_mut(out) {
+        Ok(numbers) => T::narrow(x, numbers),
+        Err(_) => {
+            let mut numbers = vec![T::zeroed(); x.len()];
+            T::narrow(x, &mut numbers);
+            out.copy_from_slice(bytemuck::cast_slice(&numbers));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_sizes() {
+        for name in ["f32", "f16", "bf16", "q4_0", "q4_k", "q6_k", "q8_0"] {
+            assert_eq!(Encoding::by_name(name).unwrap().name(), name);
+        }
+        assert_eq!(Encoding::by_name("q9"), None);
+        assert_eq!((Encoding::BF16.bytes(3), Encoding::Blocks(BlockFormat::Q8_0).bytes(64)), (Some(6), Some(68)));
+        assert_eq!(Encoding::Blocks(BlockFormat::Q8_0).bytes(33), None);
+        assert_eq!(Encoding::F32.bytes(usize::MAX), None);
+    }
+
+    #[test]
+    fn conversions_round_once_and_widening_is_exact() {
+        let x: Vec<f32> = (0..70_000).map(|i| (i as f32 - 35_000.0) * 0.37e-2).collect();
+        let as_f32: &[u8] = bytemuck::cast_slice(&x);
+        for narrow in [Encoding::BF16, Encoding::F16] {
+            let mut halves = vec![0; x.len() * 2 + 1];
+            // Off the boundary, as bytes of a file may be.
+            Encoding::F32.convert(as_f32, narrow, &mut halves[1..]);
+            let mut back = vec![0f32; x.len()];
+            narrow.convert(&halves[1..], Encoding::F32, bytemuck::cast_slice_mut(&mut back));
+            let mut again = vec![0; x.len() * 2];
+            Encoding::F32.convert(bytemuck::cast_slice(&back), narrow, &mut again);
+            assert_eq!(again, halves[1..]);
+            assert!(back.iter().zip(&x).all(|(a, b)| (a - b).abs() <= b.abs() / 256.0));
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found() {
+        let mut x = vec![1.0f32; 100];
+        x[70] = f32::NAN;
+        assert_eq!(Encoding::F32.first_not_finite(bytemuck::cast_slice(&x)), Some(70));
+        for encoding in [Encoding::BF16, Encoding::F16] {
+            let mut bytes = vec![0; 200];
+            encoding.encode(&x, &mut bytes);
+            assert_eq!(encoding.first_not_finite(&bytes), Some(70), "{encoding}");
+            assert_eq!(encoding.first_not_finite(&bytes[..140]), None, "{encoding}");
+        }
+        let q8 = Encoding::Blocks(BlockFormat::Q8_0);
+        let mut bytes = vec![0; q8.bytes(96).unwrap()];
+        q8.encode(&x[..64], &mut bytes[..68]);
+        bytes[34..36].copy_from_slice(&f16::INFINITY.to_le_bytes());
+        assert_eq!(q8.first_not_finite(&bytes), Some(1));
+    }
+}

@@ -1,0 +1,284 @@
+//! Why a checkpoint cannot be read or written.
+
+use std::io;
+use std::path::PathBuf;
+
+use olmoe_data::{SpecialTokenError, TokenizerError};
+use olmoe_model::config::ConfigError;
+use olmoe_model::model::ModelError;
+
+use crate::gguf::container::GgufError;
+use crate::gguf::model::GgufModelError;
+use crate::gguf::vocabulary::GgufVocabularyError;
+use crate::olmo_keys::KeyError;
+use crate::safetensors::{IndexError, SafetensorsError};
+use crate::save::SaveError;
+use crate::torch::TorchError;
+
+/// Why a checkpoint cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The system could not read or write.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Neither a file nor a folder of a known format.
+    #[error(
+        "{}: no checkpoint here ({found}); expected a GGUF file, or a folder with config.json and model.safetensors \
+         (Hugging Face), with config.yaml and model.safetensors or model.pt (OLMo), or with manifest.json (training)",
+        path.display()
+    )]
+    Unrecognised {
+        /// What was given.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// Tensors without a configuration.
+    #[error("{}: it holds tensors but no configuration; give the folder of the whole checkpoint", path.display())]
+    NoConfig {
+        /// The file.
+        path: PathBuf,
+    },
+    /// More than one model in a folder.
+    #[error("{}: several GGUF files ({files}); name the one that you mean", path.display())]
+    Several {
+        /// The folder.
+        path: PathBuf,
+        /// Their names.
+        files: String,
+    },
+    /// The configuration is bad.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A bad safetensors file.
+    #[error("{}: {source}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SafetensorsError,
+    },
+    /// A bad index of shards.
+    #[error("{}: {source}", path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: IndexError,
+    },
+    /// A bad PyTorch file.
+    #[error("{}: {source}", path.display())]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: TorchError,
+    },
+    /// A bad key of an OLMo file.
+    #[error("{}: {source}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: KeyError,
+    },
+    /// A bad GGUF file.
+    #[error("{}: {source}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: GgufError,
+    },
+    /// A GGUF file of a model that cannot be used.
+    #[error("{}: {source}", path.display())]
+    GgufModel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: GgufModelError,
+    },
+    /// A GGUF file with a bad tokenizer.
+    #[error("{}: {source}", path.display())]
+    GgufVocabulary {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: GgufVocabularyError,
+    },
+    /// A training checkpoint that does not verify.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// A tokenizer that cannot be used.
+    #[error("{}: {source}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: TokenizerError,
+    },
+    /// Special tokens that cannot be decided.
+    #[error("{}: {source}", path.display())]
+    SpecialTokens {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong.
+        source: SpecialTokenError,
+    },
+    /// A tensor of the model that is not there.
+    #[error("{}: tensor {tensor:?} {expected:?} is missing; is the download complete?", path.display())]
+    Missing {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor, as the format names it.
+        tensor: String,
+        /// Its shape.
+        expected: Vec<usize>,
+    },
+    /// A tensor that the model does not have.
+    #[error(
+        "{}: tensor {tensor:?} {found:?} belongs to no parameter of this model; does the configuration fit the weights?",
+        path.display()
+    )]
+    Unexpected {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor, as the format names it.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
+    /// Two tensors of one name.
+    #[error("{}: tensor {tensor:?} comes twice", path.display())]
+    Duplicate {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor of another shape.
+    #[error("{}: tensor {tensor:?} is {found:?}, expected {expected:?}", path.display())]
+    Shape {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape of the configuration.
+        expected: Vec<usize>,
+    },
+    /// A tensor of numbers that are not read.
+    #[error(
+        "{}: tensor {tensor:?} is {found}; read are f32, f16, bf16 and q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k",
+        path.display()
+    )]
+    Encoding {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        found: String,
+    },
+    /// A number, or the scale of a block, that is infinite or not a number.
+    #[error(
+        "{}: parameter {parameter}: number {at} of matrix {slab} is not finite; the weights are damaged or the training \
+         diverged",
+        path.display()
+    )]
+    NotFinite {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Canonical name.
+        parameter: String,
+        /// Which matrix of a stack.
+        slab: usize,
+        /// The first such number, or the first of its block.
+        at: usize,
+    },
+    /// A format that does not have the model's parts.
+    #[error("{format} has no place for parameter {parameter}; convert to a format that has (olmo has most)")]
+    NoPlace {
+        /// The format.
+        format: &'static str,
+        /// Canonical name.
+        parameter: String,
+    },
+    /// Quantised weights, and no word about what they should become.
+    #[error("{}: its weights are quantised; say with --dtype f32 (exact) or bf16 (rounded) what to write", path.display())]
+    Quantized {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Quantised weights to be quantised again.
+    #[error(
+        "{}: its weights are quantised ({found}); quantising again loses more than quantising the original. Use the \
+         original, or allow it with --allow-requantize",
+        path.display()
+    )]
+    Requantize {
+        /// The checkpoint.
+        path: PathBuf,
+        /// An encoding of it.
+        found: &'static str,
+    },
+    /// The result would replace something.
+    #[error("{}: it exists; give another name, or --force to replace it", path.display())]
+    Exists {
+        /// The result.
+        path: PathBuf,
+    },
+    /// Not enough room for the result.
+    #[error("{}: {needed} bytes are needed, {free} are free on that disk; make room or write elsewhere", path.display())]
+    NoSpace {
+        /// The result.
+        path: PathBuf,
+        /// Bytes of the result.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// What was written reads back differently.
+    #[error(
+        "{}: parameter {parameter}: matrix {slab} reads back differently from what was written; the disk or the memory \
+         is faulty. The result was not kept",
+        path.display()
+    )]
+    ReadBack {
+        /// The result.
+        path: PathBuf,
+        /// Canonical name.
+        parameter: String,
+        /// Which matrix of a stack.
+        slab: usize,
+    },
+    /// Not enough memory for the model.
+    #[error(
+        "the model needs {needed} bytes of memory at {precision}, {available} are available; use bf16, a smaller model, \
+         or a machine with more memory"
+    )]
+    Memory {
+        /// Bytes of the parameters, packed.
+        needed: u64,
+        /// Bytes available.
+        available: u64,
+        /// The precision asked for.
+        precision: &'static str,
+    },
+    /// The model cannot be made.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+impl CheckpointError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

@@ -1,0 +1,246 @@
+//! A model's metadata: `{arch}.embedding_length` and its like, to and from the configuration.
+
+use olmoe_model::config::{Activation, ConfigError, FeedForward, Loaded, Mlp, ModelConfig, Moe, Notice, Rope};
+
+use super::container::{Header, TensorInfo};
+use super::value::{Metadata, Value};
+use crate::layout::{FileTensor, Layout};
+
+/// Why metadata is no model that can be run.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufModelError {
+    /// Another architecture.
+    #[error("general.architecture is {found}; the architectures read are olmoe and llama")]
+    Architecture {
+        /// What the file says.
+        found: String,
+    },
+    /// A key that every model needs.
+    #[error("metadata has no {key}")]
+    MissingKey {
+        /// The key.
+        key: String,
+    },
+    /// A value of the wrong type or size.
+    #[error("{key} is {found}, expected {expected}")]
+    Value {
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A setting without an implementation.
+    #[error("{key} is {found}: {reason}")]
+    Unsupported {
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// Why it cannot be used.
+        reason: &'static str,
+    },
+    /// A tensor that every model needs.
+    #[error("there is no tensor {name:?}")]
+    MissingTensor {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The values do not make a model.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration has something that the format has not.
+    #[error("llama.cpp's {architecture} cannot hold this model: {source}; convert to olmo instead")]
+    NotExpressible {
+        /// The architecture that would be written.
+        architecture: &'static str,
+        /// What is different when it is read back.
+        source: ConfigError,
+    },
+}
+
+/// Keys of one architecture.
+struct Keys<'m> {
+    metadata: &'m Metadata,
+    architecture: &'m str,
+}
+
+impl Keys<'_> {
+    fn find(&self, key: &str) -> (String, Option<&Value>) {
+        let key = format!("{}.{key}", self.architecture);
+        let value = self.metadata.get(&key);
+        (key, value)
+    }
+
+    fn optional_size(&self, key: &str) -> Result<Option<usize>, GgufModelError> {
+        let (key, value) = self.find(key);
+        let Some(value) = value else { return Ok(None) };
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        let expected = "a whole number, the same for all layers";
+        size.map(Some).ok_or_else(|| GgufModelError::Value { key, found: value.to_string(), expected })
+    }
+
+    fn size(&self, key: &str) -> Result<usize, GgufModelError> {
+        self.optional_size(key)?.ok_or_else(|| GgufModelError::MissingKey { key: self.find(key).0 })
+    }
+
+    fn optional_number(&self, key: &str) -> Result<Option<f32>, GgufModelError> {
+        let (key, value) = self.find(key);
+        let Some(value) = value else { return Ok(None) };
+        let number = value.as_f64().map(|number| Some(number as f32));
+        number.ok_or_else(|| GgufModelError::Value { key, found: value.to_string(), expected: "a number" })
+    }
+
+    /// Refuses a key unless its value is one that changes nothing.
+    fn refuse(&self, key: &str, reason: &'static str, harmless: impl Fn(&Value) -> bool) -> Result<(), GgufModelError> {
+        match self.find(key) {
+            (key, Some(value)) if !harmless(value) => {
+                Err(GgufModelError::Unsupported { key, found: value.to_string(), reason })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The configuration of a file's model.
+pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
+    let metadata = &header.metadata;
+    let architecture = match metadata.get("general.architecture") {
+        Some(Value::Text(name)) if name == "olmoe" || name == "llama" => name.as_str(),
+        found => {
+            let found = found.map_or("missing".to_owned(), Value::to_string);
+            return Err(GgufModelError::Architecture { found });
+        }
+    };
+    let keys = Keys { metadata, architecture };
+    let tensor = |name: &str| header.tensors.iter().find(|tensor| tensor.name == name);
+    refuse_unsupported(&keys)?;
+    if let Some(tensor) = tensor(super::ROPE_FREQUENCIES) {
+        let reason = "it scales the rotary frequencies, which no model here has";
+        return Err(GgufModelError::Unsupported { key: tensor.name.clone(), found: "a tensor".to_owned(), reason });
+    }
+    const EMBEDDING: &str = "token_embd.weight";
+    let embedding = tensor(EMBEDDING).ok_or(GgufModelError::MissingTensor { name: EMBEDDING })?;
+    let rows = embedding.shape.first().copied().unwrap_or(0);
+
+    let (d_model, n_heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
+    let head_dim = match keys.optional_size("attention.key_length")? {
+        Some(head_dim) => head_dim,
+        // With no heads, validation stops before it looks at this.
+        None => d_model.checked_div(n_heads).unwrap_or(0),
+    };
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        let reason = "every head has one width for keys, values and rotation, d_model / n_heads";
+        keys.refuse(key, reason, |value| value.as_u64() == Some(head_dim as u64))?;
+    }
+    let expert = Mlp { width: keys.size("feed_forward_length")?, activation: Activation::SwiGlu };
+    let mut config = ModelConfig::release();
+    let eps = keys.optional_number("attention.layer_norm_rms_epsilon")?;
+    config.norm.eps =
+        eps.ok_or_else(|| GgufModelError::MissingKey { key: keys.find("attention.layer_norm_rms_epsilon").0 })?;
+    if architecture == "olmoe" {
+        config.qk_norm = Some(config.norm);
+        config.feed_forward = FeedForward::Moe(Moe {
+            num_experts: keys.size("expert_count")?,
+            top_k: keys.size("expert_used_count")?,
+            expert,
+            normalize_top_k: false,
+            shared_expert: None,
+            capacity_factor: None,
+        });
+    } else {
+        config.qk_norm = None;
+        config.feed_forward = FeedForward::Dense(expert);
+        config.tie_embeddings = tensor("output.weight").is_none();
+    }
+    config.attention_bias = tensor("blk.0.attn_q.bias").is_some();
+    config.d_model = d_model;
+    config.n_layers = keys.size("block_count")?;
+    config.n_heads = n_heads;
+    config.n_kv_heads = keys.optional_size("attention.head_count_kv")?.unwrap_or(n_heads);
+    config.head_dim = head_dim;
+    config.vocab_size = rows;
+    config.embedding_size = rows;
+    config.max_sequence_length = keys.size("context_length")?;
+    config.rope = Rope { theta: keys.optional_number("rope.freq_base")?.unwrap_or(10_000.0) };
+    let mut notices = Vec::new();
+    let mut token = |key: &'static str| {
+        let id = metadata.get(key)?.as_u64()?;
+        let inside = id < rows as u64;
+        if !inside {
+            let text = format!("{id} is beyond the {rows} rows of the embedding, so the model is taken to have none");
+            notices.push(Notice { key, text });
+        }
+        inside.then_some(id as u32)
+    };
+    config.pad_token_id = token("tokenizer.ggml.padding_token_id");
+    config.bos_token_id = token("tokenizer.ggml.bos_token_id");
+    config.eos_token_id = token("tokenizer.ggml.eos_token_id");
+    config.validate()?;
+    Ok(Loaded { config, notices })
+}
+
+fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), GgufModelError> {
+    let scaling = "scaled rotary embeddings have no implementation here";
+    keys.refuse("rope.scaling.type", scaling, |value| value.as_text() == Some("none"))?;
+    for key in ["rope.scaling.factor", "rope.scale_linear"] {
+        keys.refuse(key, scaling, |value| matches!(value.as_f64(), Some(x) if x == 0.0 || x == 1.0))?;
+    }
+    let none = |value: &Value| value.as_f64() == Some(0.0);
+    keys.refuse("attention.clamp_kqv", "no GGUF model here clamps its projections", none)?;
+    let zero = |value: &Value| value.as_u64() == Some(0);
+    keys.refuse("attention.sliding_window", "attention over a window has no implementation here", zero)?;
+    if keys.architecture == "llama" {
+        keys.refuse("expert_count", "mixtures of the llama architecture (Mixtral) are not read", zero)?;
+    }
+    Ok(())
+}
+
+/// The architecture a configuration is written as.
+pub(crate) fn architecture(config: &ModelConfig) -> &'static str {
+    if config.moe().is_some() { "olmoe" } else { "llama" }
+}
+
+/// Appends what the configuration says; [`check`] tells whether all of it was said.
+pub(crate) fn write(config: &ModelConfig, metadata: &mut Metadata) {
+    let architecture = architecture(config);
+    let mut put = |key: &str, value: Value| {
+        metadata.insert(format!("{architecture}.{key}"), value);
+    };
+    // The configuration was validated: every size is far below 2^32.
+    let size = |size: usize| Value::U32(u32::try_from(size).unwrap_or(u32::MAX));
+    put("block_count", size(config.n_layers));
+    put("context_length", size(config.max_sequence_length));
+    put("embedding_length", size(config.d_model));
+    let width = match &config.feed_forward {
+        FeedForward::Dense(mlp) => mlp.width,
+        FeedForward::Moe(moe) => moe.expert.width,
+    };
+    put("feed_forward_length", size(width));
+    put("attention.head_count", size(config.n_heads));
+    put("attention.head_count_kv", size(config.n_kv_heads));
+    put("rope.freq_base", Value::F32(config.rope.theta));
+    put("attention.layer_norm_rms_epsilon", Value::F32(config.norm.eps));
+    if let Some(moe) = config.moe() {
+        put("expert_count", size(moe.num_experts));
+        put("expert_used_count", size(moe.top_k));
+    }
+    put("rope.dimension_count", size(config.head_dim));
+    put("vocab_size", size(config.embedding_size));
+}
+
+/// Checks that the metadata, with the tensors of a layout, says all of the configuration.
+pub(crate) fn check(config: &ModelConfig, metadata: &Metadata, layout: &Layout) -> Result<(), GgufModelError> {
+    let tensor = |tensor: &FileTensor| TensorInfo {
+        name: tensor.name.clone(),
+        shape: tensor.shape.clone(),
+        kind: 0,
+        offset: 0,
+        bytes: 0,
+    };
+    let tensors = layout.tensors.iter().map(tensor).collect();
+    let back = read(&Header { version: 3, metadata: metadata.clone(), tensors })?;
+    let architecture = architecture(config);
+    config.same_function(&back.config).map_err(|source| GgufModelError::NotExpressible { architecture, source })
+}

@@ -1,0 +1,123 @@
+//! A tokenizer's metadata (`tokenizer.ggml.*`), to and from a vocabulary.
+
+use olmoe_data::{Pre, TokenKind, TokenizerError, Vocabulary};
+
+use super::value::{Kind, Metadata, Value};
+
+/// Why metadata is no vocabulary.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufVocabularyError {
+    /// A value of another type.
+    #[error("{key} is {found}, expected {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A way to cut words that is not known.
+    #[error("tokenizer.ggml.pre: {0}")]
+    Pre(TokenizerError),
+}
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const KINDS: &str = "tokenizer.ggml.token_type";
+const MERGES: &str = "tokenizer.ggml.merges";
+const BOS: &str = "tokenizer.ggml.bos_token_id";
+const EOS: &str = "tokenizer.ggml.eos_token_id";
+const PAD: &str = "tokenizer.ggml.padding_token_id";
+const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
+const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+const TEMPLATE: &str = "tokenizer.chat_template";
+/// The model of a file without a tokenizer.
+const NONE: &str = "no_vocab";
+
+/// The vocabulary of a file; none if it has no tokenizer.
+pub(crate) fn read(metadata: &Metadata) -> Result<Option<Vocabulary>, GgufVocabularyError> {
+    let wrong = |key, expected| {
+        let found = metadata.get(key).map_or("missing".to_owned(), Value::to_string);
+        GgufVocabularyError::Value { key, found, expected }
+    };
+    let text = |key| match metadata.get(key) {
+        None => Ok(None),
+        Some(value) => value.as_text().map(Some).ok_or_else(|| wrong(key, "a text")),
+    };
+    let texts = |key| match metadata.get(key) {
+        None => Ok(None),
+        Some(value) => value.as_texts().map(Some).ok_or_else(|| wrong(key, "a list of texts")),
+    };
+    let id = |key| match metadata.get(key) {
+        None => Ok(None),
+        Some(value) => match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
+            Some(id) => Ok(Some(id)),
+            None => Err(wrong(key, "a token id")),
+        },
+    };
+    let model = match text(MODEL)? {
+        None | Some(NONE) => return Ok(None),
+        Some(model) => model.to_owned(),
+    };
+    let kinds = match metadata.get(KINDS) {
+        None => Vec::new(),
+        Some(Value::Array(_, values)) => {
+            let kind = |value: &Value| match value {
+                Value::I32(code) => TokenKind::from_code(*code),
+                Value::U32(code) => i32::try_from(*code).ok().and_then(TokenKind::from_code),
+                _ => None,
+            };
+            let kinds: Option<Vec<TokenKind>> = values.iter().map(kind).collect();
+            kinds.ok_or_else(|| wrong(KINDS, "a list of token types from 1 to 6"))?
+        }
+        Some(_) => return Err(wrong(KINDS, "a list of token types from 1 to 6")),
+    };
+    let add_bos = match metadata.get(ADD_BOS) {
+        None => false,
+        Some(Value::Bool(add)) => *add,
+        Some(_) => return Err(wrong(ADD_BOS, "true or false")),
+    };
+    Ok(Some(Vocabulary {
+        model,
+        pre: Pre::from_name(text(PRE)?).map_err(GgufVocabularyError::Pre)?,
+        tokens: texts(TOKENS)?.ok_or_else(|| wrong(TOKENS, "a list of texts"))?,
+        kinds,
+        merges: texts(MERGES)?.unwrap_or_default(),
+        bos: id(BOS)?,
+        eos: id(EOS)?,
+        pad: id(PAD)?,
+        unk: id(UNKNOWN)?,
+        add_bos,
+        chat_template: text(TEMPLATE)?.map(str::to_owned),
+    }))
+}
+
+/// Appends a vocabulary, or that there is none.
+pub(crate) fn write(vocabulary: Option<&Vocabulary>, metadata: &mut Metadata) {
+    let mut put = |key: &str, value: Value| {
+        metadata.insert(key, value);
+    };
+    let Some(vocabulary) = vocabulary else {
+        put(MODEL, Value::Text(NONE.to_owned()));
+        return;
+    };
+    put(MODEL, Value::Text(vocabulary.model.clone()));
+    put(PRE, Value::Text(vocabulary.pre.name().to_owned()));
+    put(TOKENS, Value::texts(&vocabulary.tokens));
+    if !vocabulary.kinds.is_empty() {
+        let kinds = vocabulary.kinds.iter().map(|kind| Value::I32(kind.code())).collect();
+        put(KINDS, Value::Array(Kind::I32, kinds));
+    }
+    put(MERGES, Value::texts(&vocabulary.merges));
+    for (key, id) in [(BOS, vocabulary.bos), (EOS, vocabulary.eos), (PAD, vocabulary.pad), (UNKNOWN, vocabulary.unk)] {
+        if let Some(id) = id {
+            put(key, Value::U32(id));
+        }
+    }
+    put(ADD_BOS, Value::Bool(vocabulary.add_bos));
+    if let Some(template) = &vocabulary.chat_template {
+        put(TEMPLATE, Value::Text(template.clone()));
+    }
+}

@@ -1,0 +1,428 @@
+//! The Hugging Face hub: which states a model has, which files they consist of, and how these get to the disk.
+//!
+//! Downloads go to the cache that Python's `huggingface_hub` uses, in its layout. A file appears there under its own
+//! name only when all of it is on the disk and its hash is right; until then its beginning stays beside it, and the
+//! next attempt goes on from there. What a server sends is not trusted: names, sizes, lengths and redirects are checked,
+//! and the token goes to no other host.
+
+mod api;
+mod cache;
+mod client;
+mod error;
+mod names;
+mod pattern;
+mod transfer;
+
+pub use client::{MAX_REDIRECTS, MAX_WAIT, WAITS};
+pub use error::HubError;
+pub use names::{Location, MAX_NAME, MAX_NAME_PART, MAX_REPO_PART, ModelRef, RepoId, locate};
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::http::Method;
+
+use api::About;
+use cache::{RepoCache, disk, has_size, read_bounded};
+use client::{Answer, Client, Patience, Sleep, plain};
+use names::{check_revision, is_commit, shown};
+use transfer::Transfer;
+
+/// The revision that is meant when none is named.
+pub const DEFAULT_REVISION: &str = "main";
+/// The hub that is meant when none is named.
+pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+/// Patterns of the files that make up a model: configuration, tokenizer, weights. Other formats of the weights, such as
+/// GGUF, have to be named.
+pub const MODEL_FILES: &[&str] = &["*.json", "*.safetensors", "*.txt", "*.yaml"];
+/// Longest listing that is accepted, in bytes.
+pub const MAX_LISTING_BYTES: usize = 32 << 20;
+/// Most files, or branches and tags, that are accepted in a repository.
+pub const MAX_FILES: usize = 100_000;
+/// Attempts in a row that may fail.
+pub const ATTEMPTS: usize = WAITS.len() + 1;
+/// Longest token file that is read, in bytes.
+const MAX_TOKEN_BYTES: usize = 16 << 10;
+
+/// Hears how a download goes.
+pub trait Progress {
+    /// Something to know: a wait, another attempt, a fallback.
+    fn note(&self, text: &str);
+    /// File `number` of `count` begins.
+    fn begin(&self, number: usize, count: usize, file: &str, size: Option<u64>);
+    /// This many bytes of it are on the disk. They can become fewer.
+    fn position(&self, bytes: u64);
+    /// All of it is there, and right.
+    fn end(&self);
+}
+
+/// A branch or a tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// Its name.
+    pub name: String,
+    /// Which of the two.
+    pub kind: RevisionKind,
+    /// The commit it is at.
+    pub commit: String,
+}
+
+/// The kinds of names that a commit can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RevisionKind {
+    /// Moves on.
+    Branch,
+    /// Stays.
+    Tag,
+}
+
+/// The files of one commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// The commit.
+    pub commit: String,
+    /// Its files, in the order of the hub.
+    pub files: Vec<RepoFile>,
+}
+
+/// One file of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepoFile {
+    /// Its path in the repository, with slashes.
+    pub name: String,
+    /// Its length in bytes, if the hub tells.
+    pub size: Option<u64>,
+    git: Option<String>,
+    lfs: Option<String>,
+}
+
+/// Access to a hub through a cache on disk.
+pub struct Hub {
+    endpoint: String,
+    cache: PathBuf,
+    token: Option<String>,
+    offline: bool,
+    proxy: bool,
+    sleep: Sleep,
+}
+
+impl Hub {
+    /// The public hub, without a token, and a cache in `cache`.
+    pub fn new(cache: impl Into<PathBuf>) -> Hub {
+        Hub {
+            endpoint: DEFAULT_ENDPOINT.to_owned(),
+            cache: cache.into(),
+            token: None,
+            offline: false,
+            proxy: true,
+            sleep: Arc::new(std::thread::sleep),
+        }
+    }
+
+    /// The hub and cache that these variables of the environment name, as for Python's `huggingface_hub`:
+    ///
+    /// - `HF_ENDPOINT`: address of the hub [`https://huggingface.co`];
+    /// - `HF_HOME`: folder for everything [`huggingface` in `XDG_CACHE_HOME` or in `~/.cache`];
+    /// - `HF_HUB_CACHE` (or `HUGGINGFACE_HUB_CACHE`): folder of the cache [`$HF_HOME/hub`];
+    /// - `HF_TOKEN` (or `HUGGING_FACE_HUB_TOKEN`): the token, else the content of the file `HF_TOKEN_PATH`
+    ///   [`$HF_HOME/token`], if there is one;
+    /// - `HF_HUB_OFFLINE`: `1`, `on`, `yes` or `true` to use the cache only.
+    ///
+    /// # Errors
+    /// If there is no home directory and none of the folders is given, or the token is no token.
+    pub fn from_environment() -> Result<Hub, HubError> {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let folder = |name: &str| variable(name).map(|value| in_home(PathBuf::from(value)));
+        let home = folder("HF_HOME")
+            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
+            .or_else(|| home_directory().map(|home| home.join(".cache/huggingface")));
+        let cache = folder("HF_HUB_CACHE")
+            .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
+            .or_else(|| home.as_ref().map(|home| home.join("hub")))
+            .ok_or(HubError::NoHome)?;
+        let mut hub = Hub::new(cache);
+        if let Some(endpoint) = variable("HF_ENDPOINT") {
+            hub = hub.endpoint(endpoint.to_string_lossy());
+        }
+        if let Some(token) = variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")) {
+            hub = hub.token(&token.to_string_lossy(), "HF_TOKEN")?;
+        } else if let Some(path) = folder("HF_TOKEN_PATH").or(home.map(|home| home.join("token")))
+            && path.is_file()
+        {
+            let token = read_bounded(&path, MAX_TOKEN_BYTES).map_err(disk("read", &path))?;
+            hub = hub.token(&String::from_utf8_lossy(&token), &path.display().to_string())?;
+        }
+        let yes = |value: &str| ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str());
+        Ok(hub.offline(variable("HF_HUB_OFFLINE").is_some_and(|value| yes(&value.to_string_lossy()))))
+    }
+
+    /// Another hub: `http(s)://host[:port]`.
+    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Hub {
+        self.endpoint = endpoint.into();
+        self
+    }
+
+    /// The token to send to the hub, and where it comes from, for the error. White space around it is dropped; if
+    /// nothing is left there is none.
+    ///
+    /// # Errors
+    /// If it has characters that no token has.
+    pub fn token(mut self, token: &str, origin: &str) -> Result<Hub, HubError> {
+        let token = token.trim();
+        if !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(HubError::Token { origin: origin.to_owned() });
+        }
+        self.token = (!token.is_empty()).then(|| token.to_owned());
+        Ok(self)
+    }
+
+    /// Whether to use the cache only.
+    pub fn offline(mut self, offline: bool) -> Hub {
+        self.offline = offline;
+        self
+    }
+
+    /// Offline if `offline` says so or it has been already.
+    pub fn or_offline(self, offline: bool) -> Hub {
+        let offline = offline || self.offline;
+        self.offline(offline)
+    }
+
+    /// Connects directly, whatever `HTTPS_PROXY` and its like say. By default they are honoured.
+    pub fn without_proxy(mut self) -> Hub {
+        self.proxy = false;
+        self
+    }
+
+    /// How to spend the time between attempts; by default the thread sleeps.
+    pub fn sleep(mut self, sleep: impl Fn(Duration) + Send + Sync + 'static) -> Hub {
+        self.sleep = Arc::new(sleep);
+        self
+    }
+
+    /// The folder of the cache.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// Whether only the cache is used.
+    pub fn is_offline(&self) -> bool {
+        self.offline
+    }
+
+    fn client(&self) -> Result<Client, HubError> {
+        Client::new(&self.endpoint, self.token.clone(), self.proxy, self.sleep.clone())
+    }
+
+    /// The branches and tags of a repository.
+    ///
+    /// # Errors
+    /// If the hub cannot be reached or refuses.
+    pub fn revisions(&self, repo: &RepoId, progress: &dyn Progress) -> Result<Vec<Revision>, HubError> {
+        if self.offline {
+            return Err(HubError::Offline { what: format!("the branches and tags of {repo}") });
+        }
+        api::revisions(&self.client()?, repo, progress)
+    }
+
+    /// The files of a revision, and the commit it is at.
+    ///
+    /// # Errors
+    /// If the hub cannot be reached, refuses, or lists what is not accepted.
+    pub fn files(&self, repo: &RepoId, revision: &str, progress: &dyn Progress) -> Result<Listing, HubError> {
+        check_revision(revision)?;
+        if self.offline {
+            return Err(HubError::Offline { what: format!("the files of {repo}@{revision}") });
+        }
+        api::list(&self.client()?, repo, revision, ATTEMPTS, progress)
+    }
+
+    /// The folder with what is there of a revision, without asking the hub.
+    pub fn cached(&self, repo: &RepoId, revision: &str) -> Option<PathBuf> {
+        check_revision(revision).ok()?;
+        let cache = RepoCache::new(&self.cache, repo);
+        cache.commit(revision).map(|commit| cache.snapshot(&commit)).filter(|folder| folder.is_dir())
+    }
+
+    /// Brings the files that fit one of the patterns (all files, if there are none) to the disk and returns the folder
+    /// they are in. Files that are there already are not asked for again. If the hub cannot be reached but all files of
+    /// the commit that the revision was last at are there, they do.
+    ///
+    /// # Errors
+    /// If a file cannot be had, is not what the hub says, or cannot be written; when offline, if one is missing.
+    pub fn download(
+        &self,
+        repo: &RepoId,
+        revision: &str,
+        include: &[&str],
+        progress: &dyn Progress,
+    ) -> Result<PathBuf, HubError> {
+        check_revision(revision)?;
+        let cache = RepoCache::new(&self.cache, repo);
+        let wanted = Wanted { cache: &cache, root: &self.cache, repo, revision, include };
+        if self.offline {
+            return wanted.cached();
+        }
+        if is_commit(revision) && cache.tree(revision).is_some() {
+            // A commit does not change: what is there is right.
+            if let Ok(folder) = wanted.cached() {
+                return Ok(folder);
+            }
+        }
+        let client = self.client()?;
+        let fallback = wanted.cached().ok();
+        let attempts = if fallback.is_some() { 1 } else { ATTEMPTS };
+        let listing = match (api::list(&client, repo, revision, attempts, progress), fallback) {
+            (Err(error @ (HubError::Unreachable { .. } | HubError::Connection { .. })), Some(folder)) => {
+                progress.note(&format!("{error}"));
+                progress.note(&format!("the hub cannot be reached; using the files in {}", folder.display()));
+                return Ok(folder);
+            }
+            (listing, _) => listing?,
+        };
+        let commit = &listing.commit;
+        // For use offline; of no importance now, and a cache that cannot be written still serves what it has.
+        let _ = cache.write_tree(commit, &listing.files);
+        let fitting = wanted.fitting(&listing.files)?;
+        let missing: Vec<_> = fitting.into_iter().filter(|file| !cache.has(commit, file)).collect();
+        for (index, file) in missing.iter().enumerate() {
+            progress.begin(index + 1, missing.len(), &file.name, file.size);
+            bring(&client, &cache, repo, revision, commit, file, progress)?;
+            progress.end();
+        }
+        // Last, so that until all is there the files of the commit before serve offline.
+        match cache.write_ref(revision, commit) {
+            Err(error) if !missing.is_empty() => return Err(error),
+            _ => {}
+        }
+        Ok(cache.snapshot(commit))
+    }
+}
+
+/// What a download is to bring.
+struct Wanted<'a> {
+    cache: &'a RepoCache,
+    root: &'a Path,
+    repo: &'a RepoId,
+    revision: &'a str,
+    include: &'a [&'a str],
+}
+
+impl Wanted<'_> {
+    /// The files that fit.
+    fn fitting<'f>(&self, files: &'f [RepoFile]) -> Result<Vec<&'f RepoFile>, HubError> {
+        let fits = |file: &&RepoFile| {
+            self.include.is_empty() || self.include.iter().any(|pattern| pattern::matches(pattern, &file.name))
+        };
+        let fitting: Vec<_> = files.iter().filter(fits).collect();
+        if fitting.is_empty() && !self.include.is_empty() {
+            let mut sample: Vec<_> = files.iter().take(5).map(|file| shown(&file.name)).collect();
+            if sample.is_empty() {
+                sample.push("none".to_owned());
+            }
+            return Err(HubError::NothingMatches {
+                repo: self.repo.to_string(),
+                revision: self.revision.to_owned(),
+                patterns: self.include.join(", "),
+                count: files.len(),
+                sample: sample.join(", "),
+            });
+        }
+        Ok(fitting)
+    }
+
+    /// The folder, if everything wanted is in it. Without a stored listing only files named in full can be missed.
+    fn cached(&self) -> Result<PathBuf, HubError> {
+        let (repo, revision) = (self.repo.to_string(), self.revision.to_owned());
+        let commit = self.cache.commit(self.revision);
+        let found = commit.map(|commit| (self.cache.snapshot(&commit), commit)).filter(|(folder, _)| folder.is_dir());
+        let Some((folder, commit)) = found else {
+            return Err(HubError::NotCached { repo, revision, cache: self.root.to_owned() });
+        };
+        let missing: Vec<String> = match self.cache.tree(&commit) {
+            Some(files) => {
+                let missing = self.fitting(&files)?.into_iter().filter(|file| !self.cache.has(&commit, file));
+                missing.map(|file| file.name.clone()).collect()
+            }
+            None => {
+                let in_full =
+                    self.include.iter().filter(|name| !name.contains(['*', '?', '[']) && !name.ends_with('/'));
+                in_full.filter(|name| !folder.join(name).is_file()).map(|&name| name.to_owned()).collect()
+            }
+        };
+        if missing.is_empty() {
+            return Ok(folder);
+        }
+        let count = missing.len();
+        let mut names = missing.iter().take(3).map(|name| shown(name)).collect::<Vec<_>>().join(", ");
+        if count > 3 {
+            names = format!("{names} and {} more", count - 3);
+        }
+        Err(HubError::Incomplete { repo, revision, missing: names, count, folder })
+    }
+}
+
+/// Brings one file of a commit to the disk.
+fn bring(
+    client: &Client,
+    cache: &RepoCache,
+    repo: &RepoId,
+    revision: &str,
+    commit: &str,
+    file: &RepoFile,
+    progress: &dyn Progress,
+) -> Result<(), HubError> {
+    let [org, name] = repo.parts();
+    let mut parts = vec![org, name, "resolve", commit];
+    parts.extend(file.name.split('/'));
+    let url = client.url(&parts, "")?;
+    let about = About { client, repo, revision, file: Some(&file.name) };
+    let answer = client.ask(&Method::HEAD, &url, Patience::new(client, &url, ATTEMPTS, progress))?;
+    if !(200..400).contains(&answer.status) {
+        return Err(about.refusal(&answer));
+    }
+    let wrong = |reason| HubError::Answer { url: plain(&url), reason };
+    if let Some(other) = answer.facts.commit.as_ref().filter(|&other| other != commit) {
+        return Err(wrong(format!("it answers for commit {} when asked for {commit}", shown(other))));
+    }
+    let etag = answer.facts.etag.ok_or_else(|| wrong("it gives no tag (ETag) of the file".to_owned()))?;
+    if !usable_tag(&etag) {
+        return Err(wrong(format!("its tag (ETag) of the file is unusable: {}", shown(&etag))));
+    }
+    let size = answer.facts.size;
+    if let (Some(listed), Some(found)) = (file.size, size)
+        && listed != found
+    {
+        return Err(wrong(format!("it lists {} with {listed} bytes and then gives {found}", file.name)));
+    }
+    let size = size.or(file.size);
+    // Held to the end of this function.
+    let _lock = cache.lock(&etag, &file.name, progress)?;
+    if !has_size(&cache.blob(&etag), size) {
+        let refusal = |answer: &Answer| about.refusal(answer);
+        let transfer = Transfer { client, url, name: &file.name, etag: &etag, size, progress, refusal: &refusal };
+        transfer.run(&cache.partial(&etag))?;
+        cache.publish(&etag)?;
+    }
+    cache.link(commit, &file.name, &etag)
+}
+
+/// Whether a tag can be the name of a blob and of nothing else.
+fn usable_tag(etag: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=128).contains(&etag.len()) && etag.bytes().all(plain)
+}
+
+/// The user's own folder.
+fn home_directory() -> Option<PathBuf> {
+    std::env::home_dir().filter(|home| home.is_absolute())
+}
+
+/// A path in which `~` stands for the user's own folder.
+fn in_home(path: PathBuf) -> PathBuf {
+    match (path.strip_prefix("~"), home_directory()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path,
+    }
+}

@@ -1,0 +1,45 @@
+//! Files of models and training runs.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`open`] | what a path holds: format, configuration, tensors |
+//! | [`checkpoint`] | a checkpoint matched with its model: read by canonical parameter, loaded into a model |
+//! | [`convert`] | writing weights as Hugging Face, OLMo or GGUF, with proof |
+//! | [`weights`] | weights by canonical parameter: of a checkpoint, or fresh |
+//! | [`companions`] | what lies beside the weights: tokenizer, chat template, settings for generation |
+//! | [`encoding`] | numbers as bytes: plain or in quantised blocks |
+//! | `layout` | how parameters lie in a format's tensors |
+//! | [`huggingface`], `olmo`, [`gguf`], `training` | the formats: a table each, and what else is theirs |
+//! | [`safetensors`] | the file format: headers, streaming writer, shards and their index |
+//! | [`torch`], [`pickle`], [`zip`], [`olmo_keys`] | PyTorch's files and keys, read without running anything |
+//! | [`save`] | checkpoints of a training run: written so that no crash loses one, verified before use |
+//! | [`disk`] | the file-system operations of a save, as a seam for faults |
+//! | [`hub`] | models from the Hugging Face hub |
+//! | [`read_at`], [`file_name`] | reading at a position; which names found inside files may become paths |
+
+pub mod checkpoint;
+pub mod companions;
+pub mod convert;
+pub mod disk;
+pub mod encoding;
+mod error;
+pub mod file_name;
+pub mod gguf;
+pub mod hub;
+pub mod huggingface;
+mod layout;
+mod olmo;
+pub mod olmo_keys;
+pub mod open;
+mod output;
+pub mod pickle;
+pub mod read_at;
+pub mod safetensors;
+pub mod save;
+pub mod torch;
+mod training;
+pub mod weights;
+pub mod zip;
+
+pub use checkpoint::Checkpoint;
+pub use error::CheckpointError;

@@ -1,0 +1,24 @@
+//! The safetensors format: a length, a JSON header, and the numbers of all tensors.
+//!
+//! ```text
+//! bytes 0..8      n, the bytes of the header, little-endian
+//! bytes 8..8+n    {"__metadata__": {…}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, …}
+//! the rest        the tensors, dense and row-major, without holes or overlaps, to the end of the file
+//! ```
+//!
+//! Source: the format's description at <https://github.com/huggingface/safetensors>. What is read here is what its own
+//! library reads, less what that library cannot tell apart (two tensors of one name).
+
+mod error;
+mod header;
+mod index;
+mod kind;
+mod shards;
+mod writer;
+
+pub use error::SafetensorsError;
+pub use header::{Entry, Header, MAX_HEADER, MAX_METADATA, MAX_RANK, MAX_TENSOR_NAME, MAX_TENSORS, read_header};
+pub use index::{INDEX_FILE, IndexError, MAX_INDEX, ShardIndex};
+pub use kind::SafeType;
+pub use shards::{Shards, ShardsError, shard_name, split};
+pub use writer::{Spec, Writer, file_bytes};

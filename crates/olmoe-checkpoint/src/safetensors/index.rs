@@ -1,0 +1,131 @@
+//! `model.safetensors.index.json`: which tensor is in which file.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::header::{MAX_TENSORS, pairs};
+use crate::file_name;
+
+/// Name of the index beside the shards of a model.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+/// Most bytes of an index.
+pub const MAX_INDEX: usize = 100_000_000;
+
+/// Which tensor is in which file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardIndex {
+    /// The file of each tensor, a plain name in the folder of the index.
+    pub weight_map: BTreeMap<String, String>,
+    /// Bytes of all tensors, if the index says them.
+    pub total_size: Option<u64>,
+}
+
+/// Why an index cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// Longer than any index.
+    #[error("{found} bytes long, more than the {MAX_INDEX} of an index")]
+    TooLong {
+        /// Its bytes.
+        found: usize,
+    },
+    /// Not JSON, or not of the form of an index.
+    #[error("it cannot be understood as an index: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Too many tensors.
+    #[error("more than {MAX_TENSORS} tensors")]
+    TooManyTensors,
+    /// Two files for one tensor.
+    #[error("tensor {tensor:?} is there twice; which file is meant cannot be told, make the index again")]
+    Duplicate {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A file that is not beside the index.
+    #[error("tensor {tensor:?} is said to be in {file:?}; expected the plain name of a file in the same folder")]
+    FileName {
+        /// The tensor.
+        tensor: String,
+        /// What the index says.
+        file: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct RawIndex {
+    #[serde(default)]
+    metadata: Option<RawMetadata>,
+    weight_map: RawMap,
+}
+
+#[derive(Deserialize)]
+struct RawMetadata {
+    #[serde(default)]
+    total_size: Value,
+}
+
+struct RawMap(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for RawMap {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        pairs(deserializer, "files by tensor", MAX_TENSORS).map(RawMap)
+    }
+}
+
+impl ShardIndex {
+    /// Reads the text of an index.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, IndexError> {
+        if bytes.len() > MAX_INDEX {
+            return Err(IndexError::TooLong { found: bytes.len() });
+        }
+        let raw: RawIndex = serde_json::from_slice(bytes)?;
+        if raw.weight_map.0.len() > MAX_TENSORS {
+            return Err(IndexError::TooManyTensors);
+        }
+        let mut weight_map = BTreeMap::new();
+        for (tensor, file) in raw.weight_map.0 {
+            if !file_name::is_plain(&file) {
+                return Err(IndexError::FileName {
+                    tensor,
+                    file: file.chars().take(file_name::MAX_FILE_NAME).collect(),
+                });
+            }
+            if weight_map.insert(tensor.clone(), file).is_some() {
+                return Err(IndexError::Duplicate { tensor });
+            }
+        }
+        Ok(Self { weight_map, total_size: raw.metadata.and_then(|metadata| metadata.total_size.as_u64()) })
+    }
+
+    /// The text of the index, as transformers writes it.
+    ///
+    /// # Errors
+    /// [`IndexError::FileName`]: no index is written that could not be read.
+    pub fn to_json(&self) -> Result<String, IndexError> {
+        #[derive(Serialize)]
+        struct Metadata {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            total_size: Option<u64>,
+        }
+        #[derive(Serialize)]
+        struct Index<'a> {
+            metadata: Metadata,
+            weight_map: &'a BTreeMap<String, String>,
+        }
+        if let Some((tensor, file)) = self.weight_map.iter().find(|(_, file)| !file_name::is_plain(file)) {
+            return Err(IndexError::FileName { tensor: tensor.clone(), file: file.clone() });
+        }
+        let index = Index { metadata: Metadata { total_size: self.total_size }, weight_map: &self.weight_map };
+        Ok(serde_json::to_string_pretty(&index)? + "\n")
+    }
+
+    /// The files, each once, by name.
+    pub fn files(&self) -> BTreeSet<&str> {
+        self.weight_map.values().map(String::as_str).collect()
+    }
+}

@@ -1,0 +1,133 @@
+//! Weights by canonical parameter, wherever they come from.
+
+use std::path::Path;
+
+use olmoe_model::config::ModelConfig;
+use olmoe_model::init::{CHUNK, initialize_chunk};
+use olmoe_model::parameters::{ParameterSpec, parameters};
+use olmoe_tensor::dtype::DType;
+use olmoe_tensor::memory::Buffer;
+use olmoe_tensor::threads::{Shared, parallel};
+
+use crate::encoding::Encoding;
+use crate::error::CheckpointError;
+use crate::layout::slabs;
+
+/// All parameters of a model, slab by slab: a slab is one matrix of a stack, or all of another parameter.
+pub trait Weights {
+    /// The model.
+    fn config(&self) -> &ModelConfig;
+
+    /// Its parameters, in canonical order.
+    fn parameters(&self) -> &[ParameterSpec];
+
+    /// How a slab is encoded.
+    fn encoding(&self, parameter: usize, slab: usize) -> Encoding;
+
+    /// The encoding of most bytes of its matrices.
+    fn main_encoding(&self) -> Encoding;
+
+    /// Whether vectors and routers are in f32 only because the format wants them so.
+    fn widens_vectors(&self) -> bool {
+        false
+    }
+
+    /// Where they come from, for messages.
+    fn origin(&self) -> &Path;
+
+    /// The bytes of a slab in that encoding, row-major.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn read(&self, parameter: usize, slab: usize) -> Result<Buffer<u8>, CheckpointError>;
+}
+
+/// Numbers of a slab.
+pub(crate) fn slab_len(spec: &ParameterSpec) -> usize {
+    let (_, rows, columns) = slabs(&spec.shape);
+    rows * columns
+}
+
+/// Fresh parameters, drawn as they are asked for.
+pub struct Random {
+    config: ModelConfig,
+    specs: Vec<ParameterSpec>,
+    seed: u64,
+    dtype: DType,
+}
+
+impl Random {
+    /// The model that [`Model::initialize`](olmoe_model::model::Model::initialize) makes of that seed, rounded to `dtype`.
+    pub fn new(config: ModelConfig, seed: u64, dtype: DType) -> Self {
+        let specs = parameters(&config);
+        Self { config, specs, seed, dtype }
+    }
+}
+
+impl Weights for Random {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn parameters(&self) -> &[ParameterSpec] {
+        &self.specs
+    }
+
+    fn encoding(&self, _parameter: usize, _slab: usize) -> Encoding {
+        Encoding::Plain(self.dtype)
+    }
+
+    fn main_encoding(&self) -> Encoding {
+        Encoding::Plain(self.dtype)
+    }
+
+    fn origin(&self) -> &Path {
+        Path::new("fresh parameters")
+    }
+
+    fn read(&self, parameter: usize, slab: usize) -> Result<Buffer<u8>, CheckpointError> {
+        let spec = &self.specs[parameter];
+        let len = slab_len(spec);
+        let (start, end) = (slab * len, (slab + 1) * len);
+        let total = spec.num_elements();
+        let first = start / CHUNK;
+        let encoding = Encoding::Plain(self.dtype);
+        let size = encoding.unit_bytes();
+        let mut out = Buffer::scratch(len * size);
+        let shared = Shared::new(&mut out);
+        parallel(end.div_ceil(CHUNK) - first, |task| {
+            let chunk = first + task;
+            let mut drawn = Buffer::<f32>::scratch(CHUNK.min(total - chunk * CHUNK));
+            initialize_chunk(spec, self.seed, chunk, &mut drawn);
+            // A slab may begin and end inside a chunk.
+            let (from, to) = ((chunk * CHUNK).max(start), (chunk * CHUNK + drawn.len()).min(end));
+            let numbers = &drawn[from - chunk * CHUNK..to - chunk * CHUNK];
+            // SAFETY: every chunk is another range of the slab.
+            encoding.encode(numbers, unsafe { shared.range((from - start) * size..(to - start) * size) });
+        });
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use olmoe_model::init::initialize;
+
+    use super::*;
+
+    #[test]
+    fn slabs_are_pieces_of_the_parameter() {
+        let mut config = ModelConfig::release();
+        (config.n_layers, config.d_model, config.n_heads, config.n_kv_heads, config.head_dim) = (1, 96, 2, 2, 48);
+        let random = Random::new(config, 7, DType::F32);
+        for (index, spec) in random.parameters().iter().enumerate().filter(|(_, spec)| spec.shape.len() == 3) {
+            let mut whole = vec![0.0; spec.num_elements()];
+            initialize(spec, 7, &mut whole);
+            let len = slab_len(spec);
+            for slab in [0, 1, 63] {
+                let bytes = random.read(index, slab).unwrap();
+                assert_eq!(bytemuck::cast_slice::<u8, f32>(&bytes), &whole[slab * len..(slab + 1) * len]);
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The encoder for byte-level vocabularies, OLMoE's among them. It gives the ids of the tokenizers library, without the
+//! library's bookkeeping of every character, and so in a fraction of the time.
+
+use std::sync::Mutex;
+
+use ahash::AHashMap;
+
+use super::Piece;
+use super::added::{AddedTokens, Part};
+use super::merges::{Merges, Work};
+use super::normal_form;
+use super::words::Words;
+
+pub(super) struct ByteLevel {
+    /// Whether text is brought into normal form C.
+    pub(super) compose: bool,
+    pub(super) words: Words,
+    /// Looked for in the text as it is.
+    pub(super) raw: AddedTokens,
+    /// Looked for after normalisation.
+    pub(super) composed: AddedTokens,
+    /// The lengths of all these.
+    pub(super) lengths: AHashMap<u32, usize>,
+    pub(super) merges: Merges,
+    /// What encoding needs beside the vocabulary, kept from one call to the next.
+    pub(super) idle: Mutex<Vec<Work>>,
+}
+
+impl ByteLevel {
+    /// Lends what encoding needs.
+    pub(super) fn with_work<R>(&self, run: impl FnOnce(&mut Work) -> R) -> R {
+        let idle = || self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let kept = idle().pop();
+        let mut work = kept.unwrap_or_else(Work::new);
+        let result = run(&mut work);
+        idle().push(work);
+        result
+    }
+
+    /// Appends the ids of a text.
+    pub(super) fn encode(&self, text: &str, work: &mut Work, ids: &mut Vec<u32>) {
+        self.raw.cut(text, |part| match part {
+            Part::Token(id) => ids.push(id),
+            Part::Text(text) => self.encode_part(text, work, ids),
+        });
+    }
+
+    fn encode_part(&self, text: &str, work: &mut Work, ids: &mut Vec<u32>) {
+        let text = if self.compose { normal_form::composed(text) } else { text.into() };
+        self.composed.cut(&text, |part| match part {
+            Part::Token(id) => ids.push(id),
+            Part::Text(text) => self.words.cut(text, |word| self.merges.encode(word, work, ids)),
+        });
+    }
+
+    /// Encodes a text and says where in it each token is. Tokens tile the normalised text, so lengths are enough.
+    pub(super) fn encode_with_offsets(&self, text: &str, length_of: impl Fn(u32) -> usize) -> Vec<Piece> {
+        let length_of = |id| self.lengths.get(&id).copied().unwrap_or_else(|| length_of(id));
+        let mut pieces = Vec::new();
+        let mut ids = Vec::new();
+        self.with_work(|work| {
+            let mut start = 0;
+            self.raw.cut(text, |part| match part {
+                Part::Token(id) => {
+                    let end = start + length_of(id);
+                    pieces.push(Piece { id, start, end });
+                    start = end;
+                }
+                Part::Text(text) => {
+                    ids.clear();
+                    self.encode_part(text, work, &mut ids);
+                    let origins = if self.compose { normal_form::origins(text) } else { None };
+                    let mut at = 0;
+                    for id in &ids {
+                        let range = at..at + length_of(*id);
+                        at = range.end;
+                        let (first, last) = match origins.as_ref().and_then(|origins| origins.get(range.clone())) {
+                            Some([(first, _), .., (_, last)] | [(first, last)]) => (*first, *last),
+                            _ => (range.start, range.end),
+                        };
+                        pieces.push(Piece { id: *id, start: start + first, end: start + last });
+                    }
+                    start += text.len();
+                }
+            });
+        });
+        pieces
+    }
+}

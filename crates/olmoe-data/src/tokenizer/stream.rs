@@ -1,0 +1,75 @@
+//! Text from tokens that come one by one.
+
+use super::{Kind, Tokenizer, guarded};
+
+/// Makes text of tokens as they come: never half a character, and all together what [`Tokenizer::decode`] gives for all
+/// of the tokens.
+pub struct DecodeStream<'t> {
+    tokenizer: &'t Tokenizer,
+    skip_special: bool,
+    /// Bytes of a character that is not complete: three at most.
+    bytes: Vec<u8>,
+    /// For tokenizers of other kinds: the tokens that the next text depends on.
+    ids: Vec<u32>,
+    prefix: String,
+    prefix_index: usize,
+}
+
+impl<'t> DecodeStream<'t> {
+    pub(super) fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> DecodeStream<'t> {
+        let (bytes, ids, prefix) = Default::default();
+        DecodeStream { tokenizer, skip_special, bytes, ids, prefix, prefix_index: 0 }
+    }
+
+    /// Takes a token; returns the text that is complete now, often empty. What can never become a character is U+FFFD.
+    pub fn push(&mut self, id: u32) -> String {
+        match &self.tokenizer.kind {
+            Kind::ByteLevel(_) => {
+                if let Some(bytes) = self.tokenizer.table.decoded(id, self.skip_special) {
+                    self.bytes.extend_from_slice(bytes);
+                }
+                self.take_complete()
+            }
+            Kind::Library(library) => {
+                let (ids, prefix, index) = (&mut self.ids, &mut self.prefix, &mut self.prefix_index);
+                let step = || {
+                    tokenizers::tokenizer::step_decode_stream(library, vec![id], self.skip_special, ids, prefix, index)
+                };
+                guarded("decode", step).ok().flatten().unwrap_or_default()
+            }
+        }
+    }
+
+    /// The text of what is left: U+FFFD for a character that was never completed.
+    pub fn finish(self) -> String {
+        match &self.tokenizer.kind {
+            Kind::ByteLevel(_) => String::from_utf8_lossy(&self.bytes).into_owned(),
+            Kind::Library(_) => {
+                let rest = self.tokenizer.decode(&self.ids, self.skip_special).unwrap_or_default();
+                rest.strip_prefix(&self.prefix).unwrap_or("").to_owned()
+            }
+        }
+    }
+
+    fn take_complete(&mut self) -> String {
+        let mut text = String::new();
+        let mut incomplete = 0;
+        let mut chunks = self.bytes.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            text.push_str(chunk.valid());
+            let invalid = chunk.invalid();
+            if chunks.peek().is_none() && may_continue(invalid) {
+                incomplete = invalid.len();
+            } else if !invalid.is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+        self.bytes.drain(..self.bytes.len() - incomplete);
+        text
+    }
+}
+
+/// Whether more bytes could make a character of these.
+fn may_continue(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
+}

@@ -1,0 +1,271 @@
+//! The vocabulary as GGUF files hold it, and its way to and from a [`Tokenizer`].
+//!
+//! A GGUF file names the way to cut words (`tokenizer.ggml.pre`) and leaves out the normaliser. [`Pre::Olmo`] stands for
+//! the tokenizers of GPT-NeoX and OLMo, which bring text into normal form C first, so it does; the others have none.
+
+use serde_json::{Value, json};
+
+use super::definition::{Definition, MAX_TOKENS, Merge};
+use super::words::{CL100K, CL100K_SINGLE_DIGITS, Words};
+use super::{Tokenizer, TokenizerError};
+use crate::SpecialTokens;
+
+/// A vocabulary as a GGUF file holds it, in the keys `tokenizer.ggml.*` and `tokenizer.chat_template`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vocabulary {
+    /// `model`: "gpt2" for byte-level BPE, the only one supported.
+    pub model: String,
+    /// `pre`: how words are cut.
+    pub pre: Pre,
+    /// `tokens`, by id.
+    pub tokens: Vec<String>,
+    /// `token_type`, by id; empty if all are [`TokenKind::Normal`].
+    pub kinds: Vec<TokenKind>,
+    /// `merges`: two tokens with a space between them, best first.
+    pub merges: Vec<String>,
+    /// `bos_token_id`.
+    pub bos: Option<u32>,
+    /// `eos_token_id`.
+    pub eos: Option<u32>,
+    /// `padding_token_id`.
+    pub pad: Option<u32>,
+    /// `unknown_token_id`.
+    pub unk: Option<u32>,
+    /// `add_bos_token`: whether a program that reads the file puts `bos` before a text.
+    pub add_bos: bool,
+    /// `tokenizer.chat_template`, a Jinja template.
+    pub chat_template: Option<String>,
+}
+
+/// What a token of a GGUF vocabulary is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// A piece of text; in byte-level letters.
+    Normal,
+    /// Stands for what has no token.
+    Unknown,
+    /// Directs the model, `<|endoftext|>` for one. Its text is no text.
+    Control,
+    /// Found in the text before it is cut into words.
+    UserDefined,
+    /// A row of the embeddings that no text leads to.
+    Unused,
+    /// One byte.
+    Byte,
+}
+
+impl TokenKind {
+    /// From the number in `token_type`; nothing for numbers without a meaning.
+    pub fn from_code(code: i32) -> Option<TokenKind> {
+        use TokenKind::*;
+        Some(
+            [Normal, Unknown, Control, UserDefined, Unused, Byte]
+                [usize::try_from(code).ok()?.checked_sub(1).filter(|at| *at < 6)?],
+        )
+    }
+
+    /// The number in `token_type`.
+    pub fn code(self) -> i32 {
+        self as i32 + 1
+    }
+}
+
+/// Ways to cut text into words, as GGUF files name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pre {
+    /// What is meant when the key is missing.
+    Default,
+    /// GPT-2.
+    Gpt2,
+    /// GPT-NeoX and OLMo: that of GPT-2 after normal form C.
+    Olmo,
+    /// SmolLM, StarCoder: digits are words of their own.
+    Smollm,
+    /// DBRX and OLMo 2: that of cl100k.
+    Dbrx,
+    /// Llama 3: that of cl100k; words that are tokens are not merged.
+    LlamaBpe,
+    /// Qwen 2: that of cl100k with single digits.
+    Qwen2,
+}
+
+/// Every kind and its names; the first one is written.
+const PRE_NAMES: [(Pre, &[&str]); 7] = [
+    (Pre::Default, &["default"]),
+    (Pre::Gpt2, &["gpt-2", "gpt2"]),
+    (Pre::Olmo, &["olmo", "mpt"]),
+    (Pre::Smollm, &["smollm", "starcoder"]),
+    (Pre::Dbrx, &["dbrx", "smaug-bpe"]),
+    (Pre::LlamaBpe, &["llama-bpe", "llama3", "llama-v3"]),
+    (Pre::Qwen2, &["qwen2", "stablelm2"]),
+];
+
+impl Pre {
+    /// From `tokenizer.ggml.pre`; a file without the key means [`Pre::Default`].
+    pub fn from_name(name: Option<&str>) -> Result<Pre, TokenizerError> {
+        let Some(name) = name else { return Ok(Pre::Default) };
+        let found = PRE_NAMES.iter().find(|(_, names)| names.contains(&name));
+        found.map(|(pre, _)| *pre).ok_or_else(|| {
+            let supported = PRE_NAMES.iter().flat_map(|(_, names)| *names).copied().collect::<Vec<_>>().join(", ");
+            TokenizerError::UnsupportedPre { found: name.to_owned(), supported }
+        })
+    }
+
+    /// The name to write.
+    pub fn name(self) -> &'static str {
+        PRE_NAMES.iter().find(|(pre, _)| *pre == self).map_or("default", |(_, names)| names[0])
+    }
+
+    fn composes(self) -> bool {
+        self == Pre::Olmo
+    }
+
+    fn ignores_merges(self) -> bool {
+        self == Pre::LlamaBpe
+    }
+
+    /// The `pre_tokenizer` of a tokenizer.json.
+    fn json(self) -> Value {
+        let split = |expression: &str| json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false});
+        let sequence = |mut steps: Vec<Value>, use_regex: bool| {
+            steps.push(byte_level(use_regex));
+            json!({"type": "Sequence", "pretokenizers": steps})
+        };
+        match self {
+            Pre::Gpt2 | Pre::Olmo => byte_level(true),
+            Pre::Smollm => sequence(vec![json!({"type": "Digits", "individual_digits": true})], true),
+            Pre::Dbrx | Pre::LlamaBpe => sequence(vec![split(CL100K)], false),
+            Pre::Qwen2 => sequence(vec![split(CL100K_SINGLE_DIGITS)], false),
+            Pre::Default => {
+                let words = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
+                let steps = [r"[\p{P}\$\+<=>\^~\|]+", words, r"\p{N}+", "[0-9][0-9][0-9]"];
+                sequence(steps.map(split).to_vec(), false)
+            }
+        }
+    }
+
+    fn of(definition: &Definition) -> Option<Pre> {
+        let found = match (definition.words(), definition.composes()?) {
+            (Some(Words::Gpt2), true) => Pre::Olmo,
+            (Some(Words::Gpt2), false) => Pre::Gpt2,
+            (Some(Words::SingleDigits), false) => Pre::Smollm,
+            (Some(Words::Cl100k { digits: 1 }), false) => Pre::Qwen2,
+            (Some(Words::Cl100k { .. }), false) if definition.ignores_merges() => Pre::LlamaBpe,
+            (Some(Words::Cl100k { .. }), false) => Pre::Dbrx,
+            (None, false) if definition.pre_tokenizer == Pre::Default.json() => Pre::Default,
+            _ => return None,
+        };
+        (found.ignores_merges() == definition.ignores_merges()).then_some(found)
+    }
+}
+
+fn byte_level(use_regex: bool) -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
+}
+
+/// The text of a row of the embeddings that no token has.
+fn padding(id: usize) -> String {
+    format!("[PAD{id}]")
+}
+
+impl Tokenizer {
+    /// A tokenizer of what a GGUF file holds. Rows of the embeddings that no token has (unused, `[PAD…]`) are left out.
+    pub fn from_vocabulary(vocabulary: &Vocabulary) -> Result<Tokenizer, TokenizerError> {
+        let Vocabulary { model, pre, tokens, kinds, merges, .. } = vocabulary;
+        if model != "gpt2" {
+            return Err(TokenizerError::UnsupportedModel { found: model.clone() });
+        }
+        if tokens.len() > MAX_TOKENS {
+            return Err(TokenizerError::TooManyRows { rows: tokens.len(), limit: MAX_TOKENS });
+        }
+        if !kinds.is_empty() && kinds.len() != tokens.len() {
+            return Err(TokenizerError::Lengths { what: "token types", found: kinds.len(), tokens: tokens.len() });
+        }
+        let mut vocab = serde_json::Map::new();
+        let mut added = Vec::new();
+        for (id, text) in tokens.iter().enumerate() {
+            let kind = kinds.get(id).copied().unwrap_or(TokenKind::Normal);
+            if kind == TokenKind::Unused && *text == padding(id) {
+                continue;
+            }
+            if let Some(other) = vocab.insert(text.clone(), id.into()) {
+                let first = other.as_u64().unwrap_or(0) as u32;
+                return Err(TokenizerError::SameText { first, second: id as u32, text: text.clone() });
+            }
+            let special = matches!(kind, TokenKind::Control | TokenKind::Unknown);
+            if special || kind == TokenKind::UserDefined {
+                added.push(json!({
+                    "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": pre.composes() && !special, "special": special,
+                }));
+            }
+        }
+        let pairs = merges.iter().enumerate().map(|(index, text)| {
+            // Some vocabularies have merges of spaces: the space between the parts is not the first character.
+            let first = text.chars().next().map_or(0, char::len_utf8);
+            let space = text.get(first..).and_then(|rest| rest.find(' ')).map(|at| at + first);
+            let syntax = || TokenizerError::MergeSyntax { index, text: text.clone() };
+            let (a, b) = text.split_at(space.ok_or_else(syntax)?);
+            if b.len() < 2 { Err(syntax()) } else { Ok(json!([a, b[1..]])) }
+        });
+        let normalizer = if pre.composes() { json!({"type": "NFC"}) } else { Value::Null };
+        let document = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer,
+            "pre_tokenizer": pre.json(), "post_processor": byte_level(true), "decoder": byte_level(true),
+            "model": {
+                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                "ignore_merges": pre.ignores_merges(), "vocab": vocab,
+                "merges": pairs.collect::<Result<Vec<_>, _>>()?,
+            },
+        });
+        Tokenizer::from_vec(document.to_string().into_bytes())
+    }
+
+    /// What a GGUF file holds of this tokenizer, for a model with so many rows of embeddings. Rows beyond the tokens are
+    /// unused ones, `[PAD…]`. `add_bos` is false and there is no chat template: fill them in as needed.
+    pub fn to_vocabulary(&self, rows: usize, special: &SpecialTokens) -> Result<Vocabulary, TokenizerError> {
+        if rows > MAX_TOKENS {
+            return Err(TokenizerError::TooManyRows { rows, limit: MAX_TOKENS });
+        }
+        if rows < self.size() {
+            return Err(TokenizerError::TooFewRows { size: self.size(), rows });
+        }
+        let unknown = |reason: &str| TokenizerError::NotAVocabulary { reason: reason.to_owned() };
+        let definition = Definition::read(&self.json)?;
+        if definition.byte_level().is_none() && definition.pre_tokenizer != Pre::Default.json() {
+            return Err(unknown("it is not byte-level BPE with words cut in a way that GGUF files can name"));
+        }
+        let pre = Pre::of(&definition)
+            .ok_or_else(|| unknown("no `tokenizer.ggml.pre` stands for its normaliser and its way to cut words"))?;
+        let mut kinds = vec![TokenKind::Unused; rows];
+        let mut tokens: Vec<String> = (0..rows).map(padding).collect();
+        for (id, (token, kind)) in tokens.iter_mut().zip(&mut kinds).enumerate() {
+            if let Some(text) = self.token(id as u32) {
+                (*token, *kind) = (text.to_owned(), TokenKind::Normal);
+            }
+        }
+        for added in &definition.added {
+            // As the usual converter does: what looks like a control token is one.
+            let looks = added.content.starts_with("<|") && added.content.ends_with("|>");
+            if let Some(kind) = kinds.get_mut(added.id as usize) {
+                *kind = if added.special || looks { TokenKind::Control } else { TokenKind::UserDefined };
+            }
+        }
+        let merges = definition.bpe.map(|bpe| bpe.merges).unwrap_or_default();
+        let merges = merges.into_iter().map(|Merge(a, b)| format!("{a} {b}")).collect();
+        Ok(Vocabulary {
+            model: "gpt2".to_owned(),
+            pre,
+            tokens,
+            kinds,
+            merges,
+            bos: special.bos,
+            eos: special.eos,
+            pad: special.pad,
+            unk: special.unk,
+            add_bos: false,
+            chat_template: None,
+        })
+    }
+}

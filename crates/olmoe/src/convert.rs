@@ -1,0 +1,204 @@
+//! `olmoe convert`
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::convert::{Conversion, Step, Target, Written};
+use olmoe_checkpoint::gguf::mix::Mix;
+use olmoe_checkpoint::huggingface::Experts;
+use olmoe_checkpoint::weights::Weights;
+use olmoe_tensor::dtype::DType;
+
+use crate::arguments::{Threads, input};
+use crate::progress::Progress;
+
+/// Convert a checkpoint between Hugging Face, OLMo and GGUF
+///
+/// Reads any of the formats, a training checkpoint too, and writes one of them. Without --dtype no number changes; with it
+/// each is rounded once. Tokenizer, chat template and generation settings travel along. The result is read back and every
+/// tensor compared before it gets its name, so a result that is there is right. Memory: the largest matrix and a few
+/// megabytes.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe convert OLMoE-1B-7B-0924 olmoe.gguf --to gguf
+  olmoe convert step1200000-unsharded OLMoE-hf --to hf --dtype bf16 --tokenizer tokenizer.json
+  olmoe convert allenai/OLMoE-1B-7B-0924 OLMoE-native --to olmo
+
+Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
+pub(crate) struct ConvertArgs {
+    /// A checkpoint: a folder, a GGUF file, or a model of the hub (REPO[@REVISION])
+    #[arg(value_name = "IN")]
+    input: String,
+
+    /// Folder (hf, olmo) or file (gguf) to write; must not exist yet
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+
+    /// Format to write
+    #[arg(long, value_enum)]
+    to: To,
+
+    /// Type of the numbers to write [default: that of each tensor]
+    ///
+    /// Needed for quantised weights; f32 holds them exactly.
+    #[arg(long, value_enum)]
+    dtype: Option<Number>,
+
+    /// How Hugging Face files store experts
+    #[arg(long, value_enum, default_value = "separate")]
+    experts: ExpertsArg,
+
+    #[command(flatten)]
+    beside: Beside,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What goes beside the weights.
+#[derive(Args)]
+pub(crate) struct Beside {
+    /// A tokenizer.json to use instead of the checkpoint's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+
+    /// Keep an end-of-text id of 0
+    ///
+    /// OLMoE's training files say 0, but their tokenizer ends documents with 50279; without this flag that is corrected.
+    #[arg(long)]
+    pub(crate) keep_eos: bool,
+}
+
+/// How results are written.
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    /// Replace OUT: a file, or the folder of a checkpoint
+    #[arg(long)]
+    force: bool,
+
+    /// Use files of the hub downloaded before; an error if one is missing
+    #[arg(long)]
+    pub(crate) offline: bool,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// No progress and no summary
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+/// A format to write.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum To {
+    /// A folder that transformers loads
+    Hf,
+    /// An unsharded checkpoint of OLMo's trainer
+    Olmo,
+    /// A file that llama.cpp loads
+    Gguf,
+}
+
+/// A type of plain numbers.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Number {
+    /// 4 bytes
+    F32,
+    /// 2 bytes, the range of f32
+    Bf16,
+    /// 2 bytes, more digits
+    F16,
+}
+
+impl Number {
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Number::F32 => DType::F32,
+            Number::Bf16 => DType::Bf16,
+            Number::F16 => DType::F16,
+        }
+    }
+
+    fn mix(self) -> Mix {
+        match self {
+            Number::F32 => Mix::F32,
+            Number::Bf16 => Mix::Bf16,
+            Number::F16 => Mix::F16,
+        }
+    }
+}
+
+/// How experts are stored.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExpertsArg {
+    /// Three matrices for each expert, as in published files
+    Separate,
+    /// Two stacks for each layer, as in the memory of transformers 5
+    Fused,
+}
+
+impl To {
+    /// What to write of this format.
+    pub(crate) fn target(self, dtype: Option<Number>, experts: ExpertsArg) -> Target {
+        let experts = match experts {
+            ExpertsArg::Separate => Experts::Separate,
+            ExpertsArg::Fused => Experts::Fused,
+        };
+        match self {
+            To::Hf => Target::HuggingFace { experts, dtype: dtype.map(Number::dtype) },
+            To::Olmo => Target::Olmo { dtype: dtype.map(Number::dtype) },
+            To::Gguf => Target::Gguf { mix: dtype.map(Number::mix) },
+        }
+    }
+}
+
+pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(&input(&args.input, args.run.offline)?)?;
+    let companions = Companions::of(&checkpoint, args.beside.tokenizer.as_deref(), args.beside.keep_eos)?;
+    let notices = checkpoint.contents().notices.iter().chain(&companions.notices);
+    notices.for_each(|notice| eprintln!("note: {notice}"));
+    let target = args.to.target(args.dtype, args.experts);
+    let written = args.run.write(&checkpoint, &companions, target, &args.output)?;
+    if !args.run.quiet {
+        println!("{}: {}", args.output.display(), summary(&written));
+    }
+    Ok(())
+}
+
+impl RunArgs {
+    /// Writes the weights, with progress.
+    pub(crate) fn write(
+        &self,
+        source: &dyn Weights,
+        companions: &Companions,
+        target: Target,
+        output: &std::path::Path,
+    ) -> anyhow::Result<Written> {
+        self.threads.apply();
+        let conversion = Conversion::plan(source, companions, target)?;
+        let writing = Progress::new("writing", conversion.bytes(), self.quiet);
+        let comparing = std::sync::OnceLock::new();
+        let total = conversion.bytes();
+        let written = conversion.run(output, self.force, &|step| match step {
+            Step::Written(bytes) => writing.advance(bytes),
+            Step::Compared(bytes) => {
+                comparing.get_or_init(|| Progress::new("comparing", total, self.quiet)).advance(bytes);
+            }
+        });
+        Ok(written?)
+    }
+}
+
+fn summary(written: &Written) -> String {
+    let changed: Vec<_> = written.kinds.values().filter(|kind| kind.squared_error > 0.0).collect();
+    let all = format!("{} tensors, {} bytes, read back and compared", written.tensors, written.bytes);
+    if changed.is_empty() {
+        return format!("{all}; no number changed");
+    }
+    let (error, squares) =
+        changed.iter().fold((0.0, 0.0), |sum, kind| (sum.0 + kind.squared_error, sum.1 + kind.squares));
+    format!("{all}; rounding changed numbers by {:.1e} of their size (root mean square)", (error / squares).sqrt())
+}

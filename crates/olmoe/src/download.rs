@@ -1,0 +1,160 @@
+//! `olmoe download`
+
+use std::cell::{Cell, RefCell};
+use std::io::{IsTerminal, Write, stderr};
+
+use clap::Args;
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use olmoe_checkpoint::hub::{Hub, ModelRef, Progress, RevisionKind};
+
+/// Download a model from the Hugging Face hub
+///
+/// Files go to the cache that Python's huggingface_hub uses, and those that are there already are not downloaded again.
+/// What a broken connection, a full disk or Ctrl-C left is continued by the next call. Every file is checked against
+/// its hash before it gets its name. The folder with the files is printed.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe download allenai/OLMoE-1B-7B-0924
+  olmoe download allenai/OLMoE-1B-7B-0924 --list-revisions
+  olmoe download allenai/OLMoE-1B-7B-0924 --revision step5000-tokens20B --include '*.json' --include '*.safetensors'
+
+Environment:
+  HF_HOME                   folder for the cache and the token [default: ~/.cache/huggingface]
+  HF_HUB_CACHE              folder for the cache alone [default: $HF_HOME/hub]
+  HF_TOKEN                  token for private and gated models [default: the content of $HF_HOME/token]
+  HF_ENDPOINT               another hub [default: https://huggingface.co]
+  HF_HUB_OFFLINE=1          as --offline
+  HTTPS_PROXY, NO_PROXY     proxy, and the hosts to reach without it
+
+Exit status: 0 if all files are there, 1 if one is not, 2 for wrong usage.")]
+pub(crate) struct DownloadArgs {
+    /// The model, and a branch, tag or commit of it [default: main]
+    #[arg(value_name = "REPO[@REVISION]")]
+    model: ModelRef,
+
+    /// Branch, tag or commit
+    #[arg(long)]
+    revision: Option<String>,
+
+    /// Print the branches and tags: name, kind, commit
+    #[arg(long, conflicts_with_all = ["revision", "include"])]
+    list_revisions: bool,
+
+    /// Files to download [default: all]
+    ///
+    /// * is any text, slashes too, ? one character, [a-c] one of a set, [!a-c] one outside it. Can be given several
+    /// times.
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+
+    /// Use the files downloaded before; an error if one is missing
+    #[arg(long)]
+    offline: bool,
+}
+
+pub(crate) fn run(args: &DownloadArgs) -> anyhow::Result<()> {
+    let hub = Hub::from_environment()?.or_offline(args.offline);
+    let progress = Terminal::new();
+    let repo = &args.model.repo;
+    if args.list_revisions {
+        for revision in hub.revisions(repo, &progress)? {
+            let kind = match revision.kind {
+                RevisionKind::Branch => "branch",
+                RevisionKind::Tag => "tag",
+            };
+            println!("{:<40} {kind:<6} {}", revision.name, revision.commit);
+        }
+        return Ok(());
+    }
+    let revision = match (&args.model.revision, &args.revision) {
+        (Some(one), Some(other)) if one != other => {
+            anyhow::bail!("two revisions, {one} after the @ and {other} after --revision; give one")
+        }
+        (_, Some(revision)) => revision,
+        _ => args.model.revision(),
+    };
+    let include: Vec<&str> = args.include.iter().map(String::as_str).collect();
+    let folder = hub.download(repo, revision, &include, &progress)?;
+    println!("{}", folder.display());
+    Ok(())
+}
+
+/// Shows a download on standard error: a bar on a terminal, plain lines elsewhere.
+pub(crate) struct Terminal {
+    bar: RefCell<Option<ProgressBar>>,
+    bars: bool,
+    size: Cell<Option<u64>>,
+    /// Tenths of the file that have been reported.
+    tenths: Cell<u64>,
+}
+
+/// Files below this size need no line for every tenth.
+const LARGE: u64 = 100_000_000;
+
+impl Terminal {
+    pub(crate) fn new() -> Terminal {
+        Terminal { bar: RefCell::new(None), bars: stderr().is_terminal(), size: Cell::new(None), tenths: Cell::new(0) }
+    }
+
+    /// A line. If nobody reads it the download goes on all the same.
+    fn line(&self, text: &str) {
+        let write = || {
+            let _ = writeln!(stderr(), "{text}");
+        };
+        match &*self.bar.borrow() {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+}
+
+impl Progress for Terminal {
+    fn note(&self, text: &str) {
+        self.line(text);
+    }
+
+    fn begin(&self, number: usize, count: usize, file: &str, size: Option<u64>) {
+        let prefix = format!("[{number}/{count}] {file}");
+        self.size.set(size);
+        self.tenths.set(0);
+        if !self.bars {
+            let size = size.map(|size| format!(" ({})", HumanBytes(size))).unwrap_or_default();
+            self.line(&format!("{prefix}{size}"));
+            return;
+        }
+        let (bar, template) = match size {
+            Some(size) => (
+                ProgressBar::new(size),
+                "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}",
+            ),
+            None => (ProgressBar::no_length(), "{prefix} {binary_bytes} {binary_bytes_per_sec}"),
+        };
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        *self.bar.borrow_mut() = Some(bar.with_style(style).with_prefix(prefix));
+    }
+
+    fn position(&self, bytes: u64) {
+        if let Some(bar) = &*self.bar.borrow() {
+            // What an earlier call left says nothing about the speed of this one.
+            if bar.position() == 0 && bytes > 0 {
+                bar.set_position(bytes);
+                bar.reset_eta();
+            } else {
+                bar.set_position(bytes);
+            }
+        } else if let Some(size) = self.size.get().filter(|&size| size >= LARGE) {
+            let tenths = bytes / (size / 10);
+            if tenths > self.tenths.get() && bytes < size {
+                self.line(&format!("  {} of {}", HumanBytes(bytes), HumanBytes(size)));
+            }
+            self.tenths.set(tenths);
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = self.bar.borrow_mut().take() {
+            bar.finish();
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `olmoe init`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::weights::Random;
+use olmoe_model::config::ModelConfig;
+
+use crate::convert::{ExpertsArg, Number, RunArgs, To};
+
+/// Write a checkpoint with fresh random weights
+///
+/// The weights are drawn as the configuration's `init` says, from the seed alone: the same bits on every machine, and the
+/// start of a training run with that seed. Useful to try full-size work without downloading weights.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe init --config configs/tiny.yml --seed 1 tiny
+  olmoe init --config configs/olmoe-1b-7b.yml --seed 1 random.gguf --to gguf --tokenizer tokenizer.json
+
+Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
+pub(crate) struct InitArgs {
+    /// Configuration: an OLMo YAML, a Hugging Face config.json, or this program's own JSON
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Seed of the draws
+    #[arg(long, value_name = "N")]
+    seed: u64,
+
+    /// Folder (hf, olmo) or file (gguf) to write; must not exist yet
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+
+    /// Format to write
+    #[arg(long, value_enum, default_value = "hf")]
+    to: To,
+
+    /// Type of the numbers to write
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: Number,
+
+    /// How Hugging Face files store experts
+    #[arg(long, value_enum, default_value = "separate")]
+    experts: ExpertsArg,
+
+    /// A tokenizer.json to put beside the weights
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
+    let loaded = ModelConfig::read(&args.config)?;
+    loaded.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let name = args.config.file_stem().map_or("model".into(), |name| name.to_string_lossy().into_owned());
+    let companions = match &args.tokenizer {
+        None => Companions::named(name),
+        Some(path) => Companions::with_tokenizer(name, path, &loaded.config)?,
+    };
+    companions.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let random = Random::new(loaded.config, args.seed, args.dtype.dtype());
+    let target = args.to.target(Some(args.dtype), args.experts);
+    let written = args.run.write(&random, &companions, target, &args.output)?;
+    if !args.run.quiet {
+        println!("{}: {} tensors, {} bytes", args.output.display(), written.tensors, written.bytes);
+    }
+    Ok(())
+}

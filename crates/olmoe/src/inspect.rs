@@ -1,0 +1,207 @@
+//! `olmoe inspect`
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use olmoe_checkpoint::companions;
+use olmoe_checkpoint::open::{Contents, Stored};
+use olmoe_model::config::ModelConfig;
+use olmoe_model::parameters::ParameterCount;
+use serde::Serialize;
+
+use crate::arguments::input;
+
+/// Show what a checkpoint, a file of one, or a configuration holds
+///
+/// Tensors that differ only in numbers of their names (layers, experts) share a line; --tensors lists each. Nothing but
+/// headers is read.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe inspect OLMoE-1B-7B-0924
+  olmoe inspect olmoe-q4_0.gguf --json
+  olmoe inspect configs/olmoe-1b-7b.yml
+
+Exit status: 0 if it could be read, 1 if not, 2 for wrong usage.")]
+pub(crate) struct InspectArgs {
+    /// A folder, a file, or a model of the hub (REPO[@REVISION])
+    #[arg(value_name = "PATH")]
+    path: String,
+
+    /// A line for every tensor
+    #[arg(long)]
+    tensors: bool,
+
+    /// Print one JSON object: format, config, tokenizer, metadata, tensors, parameters_total, parameters_active
+    #[arg(long)]
+    json: bool,
+
+    /// Use files of the hub downloaded before; an error if one is missing
+    #[arg(long)]
+    offline: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    path: String,
+    format: &'static str,
+    config: Option<&'a ModelConfig>,
+    parameters_total: Option<u64>,
+    parameters_active: Option<u64>,
+    tokenizer: Option<TokenizerReport>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<&'a str, String>,
+    tensors: Vec<TensorReport<'a>>,
+    bytes: u64,
+    notices: &'a [String],
+}
+
+#[derive(Serialize)]
+struct TokenizerReport {
+    /// Number of tokens, or why it cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct TensorReport<'a> {
+    name: &'a str,
+    dtype: &'a str,
+    shape: &'a [usize],
+    bytes: u64,
+}
+
+pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    let contents = Contents::read(&input(&args.path, args.offline)?)?;
+    let config = contents.config.as_ref().map(|loaded| &loaded.config);
+    let count = config.map(ParameterCount::of).transpose()?;
+    let report = Report {
+        path: contents.path.display().to_string(),
+        format: contents.format.name(),
+        config,
+        parameters_total: count.map(|count| count.total),
+        parameters_active: count.map(|count| count.active),
+        // A tokenizer that cannot be used is no reason to show nothing.
+        tokenizer: match companions::tokenizer(&contents) {
+            Ok(tokenizer) => tokenizer.map(|tokenizer| TokenizerReport { size: Some(tokenizer.size()), error: None }),
+            Err(error) => Some(TokenizerReport { size: None, error: Some(error.to_string()) }),
+        },
+        metadata: match &contents.gguf {
+            Some(header) => header.metadata.iter().map(|(key, value)| (key, value.to_string())).collect(),
+            None => BTreeMap::new(),
+        },
+        tensors: contents.tensors.iter().map(tensor).collect(),
+        bytes: contents.tensors.iter().map(|tensor| tensor.bytes).sum(),
+        notices: &contents.notices,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report, args.tensors);
+    }
+    Ok(())
+}
+
+fn tensor(stored: &Stored) -> TensorReport<'_> {
+    TensorReport { name: &stored.name, dtype: stored.kind.name(), shape: &stored.shape, bytes: stored.bytes }
+}
+
+fn print(report: &Report<'_>, each: bool) {
+    println!("{}: {}", report.path, report.format);
+    if let Some(config) = report.config {
+        println!(
+            "model: {} layers, width {}, {} heads of {} ({} for keys and values), {} rows of vocabulary, context {}",
+            config.n_layers,
+            config.d_model,
+            config.n_heads,
+            config.head_dim,
+            config.n_kv_heads,
+            config.embedding_size,
+            config.max_sequence_length
+        );
+        match config.moe() {
+            Some(moe) => {
+                println!("experts: {} of width {}, {} a token", moe.num_experts, moe.expert.width, moe.top_k);
+            }
+            None => println!("experts: none, the model is dense"),
+        }
+    }
+    if let (Some(total), Some(active)) = (report.parameters_total, report.parameters_active) {
+        println!("parameters: {total}, {active} of them active for a token");
+    }
+    match &report.tokenizer {
+        None => {}
+        Some(TokenizerReport { size: Some(size), .. }) => println!("tokenizer: {size} tokens"),
+        Some(TokenizerReport { error, .. }) => println!("tokenizer: {}", error.as_deref().unwrap_or("unreadable")),
+    }
+    for (key, value) in &report.metadata {
+        println!("{key} = {value}");
+    }
+    report.notices.iter().for_each(|notice| println!("note: {notice}"));
+    if report.tensors.is_empty() {
+        return;
+    }
+    println!("tensors: {}, {} bytes", report.tensors.len(), report.bytes);
+    if each {
+        for tensor in &report.tensors {
+            println!(
+                "  {:<56} {:<6} {:<18} {}",
+                tensor.name,
+                tensor.dtype,
+                format!("{:?}", tensor.shape),
+                tensor.bytes
+            );
+        }
+        return;
+    }
+    for (Line { name, dtype, shape }, (count, bytes)) in lines(&report.tensors) {
+        println!("  {count:>5} × {name:<52} {dtype:<6} {:<18} {bytes}", format!("{shape:?}"));
+    }
+}
+
+/// Tensors that share a line.
+#[derive(PartialEq, Eq, Hash, Clone)]
+struct Line<'a> {
+    name: String,
+    dtype: &'a str,
+    shape: &'a [usize],
+}
+
+/// Lines in the order of their first tensor, with how many tensors and bytes.
+fn lines<'a>(tensors: &[TensorReport<'a>]) -> Vec<(Line<'a>, (usize, u64))> {
+    let mut lines: Vec<(Line<'_>, (usize, u64))> = Vec::new();
+    let mut places = std::collections::HashMap::new();
+    for tensor in tensors {
+        let numbered = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let name = tensor.name.split('.').map(|part| if numbered(part) { "*" } else { part });
+        let line = Line { name: name.collect::<Vec<_>>().join("."), dtype: tensor.dtype, shape: tensor.shape };
+        let place = *places.entry(line.clone()).or_insert_with(|| {
+            lines.push((line, (0, 0)));
+            lines.len() - 1
+        });
+        lines[place].1.0 += 1;
+        lines[place].1.1 += tensor.bytes;
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_and_experts_share_lines() {
+        let tensor = |name, dtype| TensorReport { name, dtype, shape: &[2, 3], bytes: 12 };
+        let tensors = [
+            tensor("a.0.e.10.w", "bf16"),
+            tensor("b", "bf16"),
+            tensor("a.1.e.2.w", "bf16"),
+            tensor("a.2.e.2.w", "f32"),
+        ];
+        let lines = lines(&tensors);
+        let shown: Vec<_> = lines.iter().map(|(line, counts)| (line.name.as_str(), line.dtype, *counts)).collect();
+        assert_eq!(shown, [("a.*.e.*.w", "bf16", (2, 24)), ("b", "bf16", (1, 12)), ("a.*.e.*.w", "f32", (1, 12))]);
+    }
+}

@@ -1,0 +1,151 @@
+//! `olmoe logits`
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::companions;
+use olmoe_checkpoint::safetensors::{SafeType, Spec, Writer};
+use olmoe_model::batch::Batch;
+use olmoe_model::model::{Activations, Keep};
+use olmoe_tensor::tensor::Tensor;
+
+use crate::arguments::{ModelArg, OnePrecision, Threads};
+use crate::progress::Progress;
+
+/// Tokens whose logits are computed at once.
+const ROWS: usize = 256;
+
+/// Write the logits of a text, to compare with another implementation
+///
+/// Runs the model once over the tokens and writes a safetensors file: `logits` [T, V], `logprobs` [T-1] of the tokens
+/// given (the first has none), `ids` [T], and with --routing `routing.ids` and `routing.probs` [L, T, K]: the chosen
+/// experts of each token in each layer, and their probabilities. The text is taken as it is: no token is put before it.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe logits -m OLMoE-1B-7B-0924 --text 'Bitcoin is' --out logits.safetensors
+  olmoe logits -m tiny --ids 5,17,42 --out logits.safetensors --routing --precision fp32
+
+Exit status: 0 if the file was written, 1 if not, 2 for wrong usage.")]
+#[command(group(clap::ArgGroup::new("tokens").required(true).args(["ids", "text", "file"])))]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    model: ModelArg,
+
+    /// Token ids
+    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    ids: Vec<u32>,
+
+    /// A text
+    #[arg(long)]
+    text: Option<String>,
+
+    /// A file with a text
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+
+    /// Write the experts of each token, too
+    #[arg(long)]
+    routing: bool,
+
+    /// Precision of the matrix products
+    #[arg(long, value_enum, default_value = "fp32")]
+    precision: OnePrecision,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// No progress and no summary
+    #[arg(long)]
+    quiet: bool,
+}
+
+pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
+    args.threads.apply();
+    let checkpoint = Checkpoint::open(&args.model.resolve()?)?;
+    checkpoint.contents().notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let ids = tokens(args, &checkpoint)?;
+    if ids.is_empty() {
+        bail!("there are no tokens; give at least one");
+    }
+    if args.routing && olmoe_checkpoint::weights::Weights::config(&checkpoint).moe().is_none() {
+        bail!("--routing: this model is dense, it has no router");
+    }
+    let loading = Progress::new("loading", checkpoint.bytes(), args.quiet);
+    let model = checkpoint.load(args.precision.into(), &|bytes| loading.advance(bytes))?;
+    drop(loading);
+    let mut activations = Activations::new(Keep::Nothing);
+    model.forward(&Batch::uniform(&ids, ids.len())?, &mut activations)?;
+
+    let (num_tokens, rows) = (ids.len(), model.config().embedding_size);
+    let mut specs = vec![
+        Spec::new("ids", SafeType::I32, [num_tokens]),
+        Spec::new("logits", SafeType::F32, [num_tokens, rows]),
+        Spec::new("logprobs", SafeType::F32, [num_tokens - 1]),
+    ];
+    let layers = &activations.routing.layers;
+    if args.routing {
+        let shape = [layers.len(), num_tokens, model.config().moe().map_or(0, |moe| moe.top_k)];
+        specs.push(Spec::new("routing.ids", SafeType::I32, shape));
+        specs.push(Spec::new("routing.probs", SafeType::F32, shape));
+    }
+    let write = || -> anyhow::Result<()> {
+        let file = BufWriter::new(File::create(&args.out)?);
+        let mut writer = Writer::new(file, &specs, &BTreeMap::new())?;
+        writer.write(&bytes(ids.iter().map(|id| id.to_le_bytes())))?;
+        let hidden_td = activations.hidden();
+        for first in (0..num_tokens).step_by(ROWS) {
+            let count = ROWS.min(num_tokens - first);
+            let some = Tensor::new(hidden_td.row_range(first..first + count), &[count, hidden_td.cols()]);
+            writer.write(&bytes(model.logits_of(&some).iter().map(|x| x.to_le_bytes())))?;
+        }
+        // The last token has no next one; any id stands for it, and is left out.
+        let targets: Vec<u32> = ids[1..].iter().copied().chain([ids[0]]).collect();
+        let log_probs = model.log_probs(&activations, &targets)?;
+        writer.write(&bytes(log_probs.logp_t[..num_tokens - 1].iter().map(|x| x.to_le_bytes())))?;
+        if args.routing {
+            for layer in layers {
+                writer.write(&bytes(layer.routing.ids_tk.iter().map(|id| id.to_le_bytes())))?;
+            }
+            for layer in layers {
+                let routing = &layer.routing;
+                for token in 0..num_tokens {
+                    let probs = routing.ids_tk.row(token).iter().map(|&id| routing.probs_te.row(token)[id as usize]);
+                    writer.write(&bytes(probs.map(f32::to_le_bytes)))?;
+                }
+            }
+        }
+        writer.finish()?.flush()?;
+        Ok(())
+    };
+    write().with_context(|| format!("{}: could not be written", args.out.display()))?;
+    if !args.quiet {
+        println!("{}: {num_tokens} tokens, {rows} logits each", args.out.display());
+    }
+    Ok(())
+}
+
+fn bytes(numbers: impl Iterator<Item = [u8; 4]>) -> Vec<u8> {
+    numbers.flatten().collect()
+}
+
+fn tokens(args: &LogitsArgs, checkpoint: &Checkpoint) -> anyhow::Result<Vec<u32>> {
+    let text = match (&args.text, &args.file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?,
+        (None, None) => return Ok(args.ids.clone()),
+    };
+    let Some(tokenizer) = companions::tokenizer(checkpoint.contents())? else {
+        bail!("{}: no tokenizer is with this model; give --ids", checkpoint.contents().path.display());
+    };
+    Ok(tokenizer.encode(&text)?)
+}

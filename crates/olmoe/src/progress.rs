@@ -1,0 +1,53 @@
+//! How far long work has come: a bar on a terminal, plain lines elsewhere, on standard error.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+/// Work below this many bytes needs no line for every tenth.
+const LARGE: u64 = 100_000_000;
+
+/// The progress of work on so many bytes.
+pub(crate) struct Progress {
+    what: &'static str,
+    total: u64,
+    done: AtomicU64,
+    bar: Option<ProgressBar>,
+    quiet: bool,
+}
+
+impl Progress {
+    /// Begins; a `quiet` one says nothing.
+    pub(crate) fn new(what: &'static str, total: u64, quiet: bool) -> Progress {
+        let bar = (!quiet && stderr().is_terminal()).then(|| {
+            let template = "{prefix:<10} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total).with_style(style).with_prefix(what)
+        });
+        Progress { what, total, done: AtomicU64::new(0), bar, quiet }
+    }
+
+    /// So many bytes more are done.
+    pub(crate) fn advance(&self, bytes: u64) {
+        let before = self.done.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        } else if !self.quiet && self.total >= LARGE {
+            let tenth = |done: u64| done / (self.total / 10);
+            if tenth(before) < tenth(before + bytes) {
+                // If nobody reads it the work goes on all the same.
+                let (done, total) = (HumanBytes(before + bytes), HumanBytes(self.total));
+                let _ = writeln!(stderr(), "{}: {done} of {total}", self.what);
+            }
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
