@@ -11,6 +11,7 @@ use olmoe_tensor::memory::{Buffer, available_bytes};
 
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
+use crate::huggingface::Experts;
 use crate::layout::{Layout, Row, Transform, slabs};
 use crate::open::{Contents, Format, Stored, StoredType};
 use crate::read_at::ReadAt;
@@ -58,33 +59,30 @@ impl Checkpoint {
             return Err(CheckpointError::Unrecognised { path: path.clone(), found });
         }
         let config = loaded.config.clone();
-        let specs = parameters(&config);
         let joined = !contents.tensors.iter().any(|tensor| tensor.name == olmo::SEPARATE_QUERY);
-        let layout = Layout::new(&rows(contents.format, &config, joined), &specs)
-            .map_err(|parameter| CheckpointError::NoPlace { format: contents.format.name(), parameter })?;
-        let mut by_name: HashMap<&str, usize> =
+        let rows = rows(contents.format, &config, joined);
+        let by_name: HashMap<&str, usize> =
             contents.tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.as_str(), at)).collect();
-        let mut stored = Vec::with_capacity(layout.tensors.len());
+        let lay_out = |specs: &[ParameterSpec]| {
+            let layout = Layout::new(&rows, specs)
+                .map_err(|parameter| CheckpointError::NoPlace { format: contents.format.name(), parameter })?;
+            let stored = find(&contents, &by_name, &layout)?;
+            Ok::<_, CheckpointError>((layout, stored))
+        };
+        // A configuration may ask for far more than the files have. What is small is looked for first, in one layer more
+        // than there can be, so that nothing is laid out for layers and experts whose routers are not there.
+        let most = contents.tensors.len().saturating_add(1);
+        let mut specs = parameters(&ModelConfig { n_layers: config.n_layers.min(most), ..config.clone() });
+        let small: Vec<ParameterSpec> = specs.iter().filter(|spec| spec.shape.len() < 3).cloned().collect();
+        lay_out(&small)?;
+        if contents.format == Format::HuggingFace(Experts::Separate) {
+            let stacks = specs.iter_mut().filter(|spec| spec.shape.len() == 3);
+            stacks.for_each(|spec| spec.shape[0] = spec.shape[0].min(most));
+        }
+        let (layout, stored) = lay_out(&specs)?;
+        let mut by_name = by_name;
         for tensor in &layout.tensors {
-            let missing = || CheckpointError::Missing {
-                path: path.clone(),
-                tensor: tensor.name.clone(),
-                expected: tensor.shape.clone(),
-            };
-            let at = by_name.remove(tensor.name.as_str()).ok_or_else(missing)?;
-            let found = &contents.tensors[at];
-            if found.shape != tensor.shape {
-                return Err(CheckpointError::Shape {
-                    path: contents.files[found.file].0.clone(),
-                    tensor: tensor.name.clone(),
-                    found: found.shape.clone(),
-                    expected: tensor.shape.clone(),
-                });
-            }
-            stored.push((
-                at,
-                encoding(&contents, found, &tensor.pieces.iter().map(|p| p.transform).collect::<Vec<_>>())?,
-            ));
+            by_name.remove(tensor.name.as_str());
         }
         // A tied head that is stored all the same is the embedding once more.
         let tied_head = |name: &str| config.tie_embeddings && name == "lm_head.weight";
@@ -204,6 +202,35 @@ impl Checkpoint {
         file.read_at(tensor.offset + skip as u64, &mut bytes).map_err(CheckpointError::io(path))?;
         Ok(bytes)
     }
+}
+
+/// The tensors of a layout: index in the contents, and how each is encoded.
+fn find(
+    contents: &Contents,
+    by_name: &HashMap<&str, usize>,
+    layout: &Layout,
+) -> Result<Vec<(usize, Encoding)>, CheckpointError> {
+    let mut stored = Vec::with_capacity(layout.tensors.len());
+    for tensor in &layout.tensors {
+        let missing = || CheckpointError::Missing {
+            path: contents.path.clone(),
+            tensor: tensor.name.clone(),
+            expected: tensor.shape.clone(),
+        };
+        let at = *by_name.get(tensor.name.as_str()).ok_or_else(missing)?;
+        let found = &contents.tensors[at];
+        if found.shape != tensor.shape {
+            return Err(CheckpointError::Shape {
+                path: contents.files[found.file].0.clone(),
+                tensor: tensor.name.clone(),
+                found: found.shape.clone(),
+                expected: tensor.shape.clone(),
+            });
+        }
+        let transforms: Vec<Transform> = tensor.pieces.iter().map(|piece| piece.transform).collect();
+        stored.push((at, encoding(contents, found, &transforms)?));
+    }
+    Ok(stored)
 }
 
 /// How a tensor is encoded, if its numbers can be read and turned.

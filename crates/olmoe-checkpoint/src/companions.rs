@@ -12,7 +12,10 @@ use crate::error::CheckpointError;
 use crate::gguf;
 use crate::open::{Contents, Format, read_bounded};
 
-const TOKENIZER: &str = "tokenizer.json";
+/// File of a tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// Files of a model that say how text becomes tokens.
+pub const TOKENIZER_FILES: &[&str] = &["tokenizer*.json", "config.json", "generation_config.json"];
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";

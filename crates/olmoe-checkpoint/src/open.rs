@@ -14,7 +14,7 @@ use crate::gguf::{self, types};
 use crate::huggingface::{self, Experts};
 use crate::read_at::ReadAt;
 use crate::safetensors::{INDEX_FILE, SafeType, ShardIndex, read_header};
-use crate::save::{self, MANIFEST_FILE};
+use crate::save::{self, MANIFEST_FILE, SaveError};
 use crate::torch::{self, TorchType};
 use crate::{olmo, olmo_keys};
 
@@ -186,7 +186,7 @@ impl Contents {
 
     fn file(&mut self, path: &Path) -> Result<(), CheckpointError> {
         let mut magic = [0; 4];
-        let mut file = File::open(path).map_err(CheckpointError::io(path))?;
+        let mut file = open_file(path)?;
         let mut filled = 0;
         while filled < magic.len() {
             match file.read(&mut magic[filled..]).map_err(CheckpointError::io(path))? {
@@ -273,6 +273,9 @@ impl Contents {
 
     fn training(&mut self) -> Result<(), CheckpointError> {
         let manifest = save::verify(&self.path)?;
+        if manifest.file(HF_CONFIG).is_none() {
+            return Err(SaveError::NotThere { path: self.path.clone(), name: HF_CONFIG.to_owned() }.into());
+        }
         self.config = Some(ModelConfig::read(self.path.join(HF_CONFIG))?);
         let shards = manifest.groups.get(MODEL_GROUP).cloned().unwrap_or_default();
         for name in shards {
@@ -283,7 +286,7 @@ impl Contents {
     }
 
     fn safetensors(&mut self, path: &Path) -> Result<(), CheckpointError> {
-        let file = File::open(path).map_err(CheckpointError::io(path))?;
+        let file = open_file(path)?;
         let header =
             read_header(&file).map_err(|source| CheckpointError::Safetensors { path: path.to_owned(), source })?;
         self.tensors.extend(header.entries.into_iter().map(|entry| Stored {
@@ -304,7 +307,7 @@ impl Contents {
     }
 
     fn torch(&mut self, path: &Path) -> Result<(), CheckpointError> {
-        let file = File::open(path).map_err(CheckpointError::io(path))?;
+        let file = open_file(path)?;
         let dict =
             torch::read_from(&file).map_err(|source| CheckpointError::Torch { path: path.to_owned(), source })?;
         self.tensors.extend(dict.tensors.into_iter().map(|tensor| Stored {
@@ -327,7 +330,7 @@ impl Contents {
     }
 
     fn gguf(&mut self, path: &Path) -> Result<(), CheckpointError> {
-        let file = File::open(path).map_err(CheckpointError::io(path))?;
+        let file = open_file(path)?;
         let header =
             gguf::container::read(&file).map_err(|source| CheckpointError::Gguf { path: path.to_owned(), source })?;
         self.format = Format::Gguf;
@@ -372,9 +375,19 @@ impl Contents {
     }
 }
 
+/// Opens a file to read it.
+fn open_file(path: &Path) -> Result<File, CheckpointError> {
+    // Looked at before it is opened: opening a pipe waits for its other end, and devices need not end at all.
+    if !std::fs::metadata(path).map_err(CheckpointError::io(path))?.is_file() {
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "a folder, pipe or device, expected a file");
+        return Err(CheckpointError::Io { path: path.to_owned(), source });
+    }
+    File::open(path).map_err(CheckpointError::io(path))
+}
+
 /// All bytes of a small file.
 pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>, CheckpointError> {
-    let file = File::open(path).map_err(CheckpointError::io(path))?;
+    let file = open_file(path)?;
     let length = ReadAt::len(&file).map_err(CheckpointError::io(path))?;
     if length > limit as u64 {
         let source = std::io::Error::new(

@@ -25,18 +25,20 @@ pub(crate) struct ModelArg {
 impl ModelArg {
     /// Where its files are.
     pub(crate) fn resolve(&self) -> anyhow::Result<PathBuf> {
-        input(&self.model, self.offline)
+        input(&self.model, MODEL_FILES, self.offline)
     }
 }
 
 /// Where the files of a model are: an existing path as it is, else the folder of a download.
-pub(crate) fn input(model: &str, offline: bool) -> anyhow::Result<PathBuf> {
+///
+/// Of a model of the hub, `files` are downloaded: name patterns.
+pub(crate) fn input(model: &str, files: &[&str], offline: bool) -> anyhow::Result<PathBuf> {
     let found = match locate(model)? {
         Location::Path(path) => return Ok(path),
         Location::Hub(found) => found,
     };
     let hub = Hub::from_environment()?.or_offline(offline);
-    hub.download(&found.repo, found.revision(), MODEL_FILES, &Terminal::new())
+    hub.download(&found.repo, found.revision(), files, &Terminal::new())
         .with_context(|| format!("there is no file or folder {model}, and as a model of the hub"))
 }
 

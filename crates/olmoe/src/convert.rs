@@ -7,6 +7,7 @@ use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::convert::{Conversion, Step, Target, Written};
 use olmoe_checkpoint::gguf::mix::Mix;
+use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::huggingface::Experts;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_tensor::dtype::DType;
@@ -156,7 +157,7 @@ impl To {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(&input(&args.input, args.run.offline)?)?;
+    let checkpoint = Checkpoint::open(&input(&args.input, MODEL_FILES, args.run.offline)?)?;
     let companions = Companions::of(&checkpoint, args.beside.tokenizer.as_deref(), args.beside.keep_eos)?;
     let notices = checkpoint.contents().notices.iter().chain(&companions.notices);
     notices.for_each(|notice| eprintln!("note: {notice}"));

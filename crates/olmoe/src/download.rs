@@ -43,8 +43,8 @@ pub(crate) struct DownloadArgs {
 
     /// Files to download [default: all]
     ///
-    /// * is any text, slashes too, ? one character, [a-c] one of a set, [!a-c] one outside it. Can be given several
-    /// times.
+    /// In a pattern * is any text, slashes too, ? one character, [a-c] one of a set, [!a-c] one outside it. Can be given
+    /// several times.
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
 

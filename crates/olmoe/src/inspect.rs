@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use olmoe_checkpoint::companions;
+use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::open::{Contents, Stored};
 use olmoe_model::config::ModelConfig;
 use olmoe_model::parameters::ParameterCount;
@@ -74,7 +75,7 @@ struct TensorReport<'a> {
 }
 
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    let contents = Contents::read(&input(&args.path, args.offline)?)?;
+    let contents = Contents::read(&input(&args.path, MODEL_FILES, args.offline)?)?;
     let config = contents.config.as_ref().map(|loaded| &loaded.config);
     let count = config.map(ParameterCount::of).transpose()?;
     let report = Report {

@@ -14,6 +14,7 @@ mod inspect;
 mod logits;
 mod progress;
 mod quantize;
+mod tokens;
 mod verify;
 
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     Init(init::InitArgs),
     Logits(logits::LogitsArgs),
+    Tokens(tokens::TokensArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
 }
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => done(quantize::run(args)),
         Command::Init(args) => done(init::run(args)),
         Command::Logits(args) => done(logits::run(args)),
+        Command::Tokens(args) => done(tokens::run(args)),
         Command::Bench(args) => done(bench::run(args)),
     };
     done.unwrap_or_else(|error| {

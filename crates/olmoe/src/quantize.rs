@@ -6,6 +6,7 @@ use clap::Args;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::convert::Target;
 use olmoe_checkpoint::gguf::mix::Mix;
+use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_checkpoint::{Checkpoint, CheckpointError};
 
@@ -56,7 +57,7 @@ fn mix(name: &str) -> Result<Mix, String> {
 }
 
 pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(&input(&args.input, args.run.offline)?)?;
+    let checkpoint = Checkpoint::open(&input(&args.input, MODEL_FILES, args.run.offline)?)?;
     let found = checkpoint.main_encoding();
     if found.is_quantized() && !args.allow_requantize {
         return Err(CheckpointError::Requantize { path: checkpoint.origin().to_owned(), found: found.name() }.into());

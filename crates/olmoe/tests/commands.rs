@@ -3,29 +3,22 @@
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use assert_cmd::Command;
+mod program;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_olmoe");
-
-struct Done {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn olmoe(arguments: &[&str], environment: &[(&str, &str)]) -> Done {
-    let mut command = Command::new(PROGRAM);
-    command.args(arguments).env_remove("OLMOE_ISA").envs(environment.iter().copied());
-    let done = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Done { code: done.status.code().unwrap(), out: text(done.stdout), err: text(done.stderr) }
-}
+use program::{PROGRAM, olmoe};
 
 #[test]
 fn help_has_examples_and_exit_statuses() {
     for (arguments, expected) in [
         (&["--help"][..], "Exit status: 0 done, 1 failed, 2 wrong usage"),
         (&["verify", "--help"], "olmoe verify --golden tests/golden --json"),
+        (&["download", "--help"], "olmoe download allenai/OLMoE-1B-7B-0924"),
+        (&["inspect", "--help"], "olmoe inspect olmoe-q4_0.gguf --json"),
+        (&["convert", "--help"], "olmoe convert OLMoE-1B-7B-0924 olmoe.gguf --to gguf"),
+        (&["quantize", "--help"], "--type q4_k_m"),
+        (&["init", "--help"], "olmoe init --config configs/tiny.yml --seed 1 tiny"),
+        (&["logits", "--help"], "--ids 5,17,42"),
+        (&["tokens", "--help"], "olmoe tokens -m OLMoE-1B-7B-0924 --file notes.txt --json"),
         (&["bench", "gemm", "--help"], "olmoe bench gemm --precision amp_bf16"),
         (&["bench", "train", "--help"], "olmoe bench train --config small"),
     ] {
@@ -45,7 +38,16 @@ fn wrong_usage_is_status_2() {
         (&["verify", "--golde", "x"], "--golden"),
         (&["verify", "--threads", "0"], "from 1 to 1024"),
         (&["verify", "--threads", "many"], "from 1 to 1024"),
-        (&["verify", "--precision", "bf16"], "amp_bf16"),
+        (&["verify", "--precision", "f16"], "amp_bf16"),
+        (&["convert", "a", "b"], "--to <TO>"),
+        (&["convert", "a", "b", "--to", "onnx"], "hf, olmo, gguf"),
+        (&["quantize", "a", "b", "--type", "q3_k"], "q4_k_m"),
+        (&["init", "out", "--config", "c.yml"], "--seed"),
+        (&["logits", "-m", "a", "--out", "b"], "--ids"),
+        (&["logits", "-m", "a", "--out", "b", "--ids", "1", "--text", "x"], "cannot be used with"),
+        (&["logits", "-m", "a", "--out", "b", "--ids", "1,x"], "invalid"),
+        (&["tokens", "hello"], "--tokenizer"),
+        (&["download", "a/b/c"], "a/b/c"),
         (&["verify", "--json", "--quiet"], "cannot be used with"),
         (&["bench"], "Usage: olmoe bench"),
         (&["bench", "train", "--steps", "0"], "above 0"),

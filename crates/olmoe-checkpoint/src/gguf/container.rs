@@ -24,11 +24,13 @@ const MAX_ENTRIES: u64 = 1 << 16;
 /// Most tensors.
 const MAX_TENSORS: u64 = 1 << 20;
 /// Longest key or name, in bytes.
-const MAX_NAME: u64 = 1 << 16;
+const MAX_NAME: u64 = 1 << 10;
 /// Longest text, in bytes.
 const MAX_TEXT: u64 = 1 << 26;
-/// Most elements of one array.
-const MAX_ARRAY: u64 = 1 << 24;
+/// Most elements of all arrays together: in memory each takes several times its bytes.
+const MAX_ELEMENTS: u64 = 1 << 23;
+/// Longest header, in bytes.
+const MAX_HEADER: u64 = 1 << 28;
 /// Bytes that are read at once while the header is walked.
 const WINDOW: usize = 1 << 16;
 
@@ -149,7 +151,7 @@ pub struct Header {
 /// [`GgufError`].
 pub fn read(file: &(impl ReadAt + ?Sized)) -> Result<Header, GgufError> {
     let length = file.len()?;
-    let mut cursor = Cursor { file, at: 0, length, window: Vec::new(), window_at: 0 };
+    let mut cursor = Cursor { file, at: 0, length, window: Vec::new(), window_at: 0, elements_left: MAX_ELEMENTS };
     let magic = cursor.take(4, || "the magic number".to_owned())?;
     if magic != MAGIC {
         return Err(GgufError::Magic { found: String::from_utf8_lossy(&magic).into_owned() });
@@ -160,12 +162,13 @@ pub fn read(file: &(impl ReadAt + ?Sized)) -> Result<Header, GgufError> {
         _ if matches!(version.swap_bytes(), 1..=3) => return Err(GgufError::BigEndian),
         found => return Err(GgufError::Version { found }),
     }
-    let num_tensors = cursor.count("the number of tensors", MAX_TENSORS)?;
-    let num_entries = cursor.count("the number of metadata entries", MAX_ENTRIES)?;
+    let num_tensors = cursor.count(|| "the number of tensors".to_owned(), MAX_TENSORS)?;
+    let num_entries = cursor.count(|| "the number of metadata entries".to_owned(), MAX_ENTRIES)?;
     let mut metadata = Metadata::default();
     for _ in 0..num_entries {
         let key = cursor.text("a key", MAX_NAME)?;
-        let value = cursor.value(&key)?;
+        // As it is shown in messages.
+        let value = cursor.value(&key.escape_debug().to_string())?;
         if !metadata.insert(key.clone(), value) {
             return Err(GgufError::Duplicate { what: "key", name: key });
         }
@@ -228,6 +231,8 @@ struct Cursor<'f, F: ?Sized> {
     length: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// Elements that arrays may still have.
+    elements_left: u64,
 }
 
 impl<F: ReadAt + ?Sized> Cursor<'_, F> {
@@ -237,7 +242,11 @@ impl<F: ReadAt + ?Sized> Cursor<'_, F> {
         if self.length.saturating_sub(self.at) < count {
             return Err(truncated(self.at, self.length));
         }
-        let count = usize::try_from(count).map_err(|_| truncated(self.at, self.length))?;
+        let end = self.at + count;
+        if end > MAX_HEADER {
+            return Err(GgufError::Limit { at: self.at, what: "the header".to_owned(), found: end, limit: MAX_HEADER });
+        }
+        let count = count as usize;
         let within = |cursor: &Self| {
             let start = usize::try_from(cursor.at.checked_sub(cursor.window_at)?).ok()?;
             cursor.window.get(start..start.checked_add(count)?).map(<[u8]>::to_vec)
@@ -270,17 +279,18 @@ impl<F: ReadAt + ?Sized> Cursor<'_, F> {
         Ok(u32::from_le_bytes(self.fixed(what)?))
     }
 
-    fn count(&mut self, what: &str, limit: u64) -> Result<u64, GgufError> {
+    fn count(&mut self, what: impl Fn() -> String, limit: u64) -> Result<u64, GgufError> {
         let at = self.at;
-        let found = u64::from_le_bytes(self.fixed(what)?);
+        let bytes = self.take(8, &what)?;
+        let found = u64::from_le_bytes(bytes.try_into().unwrap_or([0; 8]));
         if found > limit {
-            return Err(GgufError::Limit { at, what: what.to_owned(), found, limit });
+            return Err(GgufError::Limit { at, what: what(), found, limit });
         }
         Ok(found)
     }
 
     fn text(&mut self, what: &str, limit: u64) -> Result<String, GgufError> {
-        let count = self.count(&format!("the length of {what}"), limit)?;
+        let count = self.count(|| format!("the length of {what}"), limit)?;
         let at = self.at;
         let bytes = self.take(count, || what.to_owned())?;
         String::from_utf8(bytes).map_err(|_| GgufError::NotUtf8 { at, what: what.to_owned() })
@@ -299,12 +309,13 @@ impl<F: ReadAt + ?Sized> Cursor<'_, F> {
                 if kind == Kind::Array {
                     return Err(GgufError::ValueType { at: self.at, key: key.to_owned(), found: Kind::Array as u32 });
                 }
-                let count = self.count(&format!("the length of {key}"), MAX_ARRAY)?;
+                let count = self.count(|| format!("the length of {key}"), self.elements_left)?;
                 // Each element takes bytes of the file, so a length beyond it is found before anything is allocated.
                 let least = count.saturating_mul(kind.min_bytes());
                 if least > self.length.saturating_sub(self.at) {
                     return Err(GgufError::Truncated { at: self.at, what: key.to_owned(), length: self.length });
                 }
+                self.elements_left -= count;
                 let mut values = Vec::with_capacity(count as usize);
                 for _ in 0..count {
                     values.push(self.scalar(kind, key)?);
@@ -335,17 +346,18 @@ impl<F: ReadAt + ?Sized> Cursor<'_, F> {
     fn tensor(&mut self) -> Result<TensorInfo, GgufError> {
         let name = self.text("a tensor's name", MAX_NAME)?;
         let problem = |problem: String| GgufError::Tensor { name: name.clone(), problem };
-        let rank = self.u32(&name)?;
+        let shown = name.escape_debug().to_string();
+        let rank = self.u32(&shown)?;
         if rank > 4 {
             return Err(problem(format!("it has {rank} dimensions, the limit is 4")));
         }
         let mut shape = Vec::new();
         for _ in 0..rank {
-            let extent = u64::from_le_bytes(self.fixed(&name)?);
+            let extent = u64::from_le_bytes(self.fixed(&shown)?);
             shape.push(usize::try_from(extent).map_err(|_| problem(format!("extent {extent} is too large")))?);
         }
-        let kind = self.u32(&name)?;
-        let offset = u64::from_le_bytes(self.fixed(&name)?);
+        let kind = self.u32(&shown)?;
+        let offset = u64::from_le_bytes(self.fixed(&shown)?);
         let unit = types::unit(kind).ok_or_else(|| problem(format!("type {kind} is unknown; is the file newer?")))?;
         let columns = shape.first().copied().unwrap_or(1) as u64;
         if !columns.is_multiple_of(unit.0) {

@@ -4,6 +4,7 @@ use olmoe_model::config::{Activation, ConfigError, FeedForward, Loaded, Mlp, Mod
 
 use super::container::{Header, TensorInfo};
 use super::value::{Metadata, Value};
+use super::vocabulary::{BOS, EOS, PAD};
 use crate::layout::{FileTensor, Layout};
 
 /// Why metadata is no model that can be run.
@@ -174,9 +175,9 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
         }
         inside.then_some(id as u32)
     };
-    config.pad_token_id = token("tokenizer.ggml.padding_token_id");
-    config.bos_token_id = token("tokenizer.ggml.bos_token_id");
-    config.eos_token_id = token("tokenizer.ggml.eos_token_id");
+    config.pad_token_id = token(PAD);
+    config.bos_token_id = token(BOS);
+    config.eos_token_id = token(EOS);
     config.validate()?;
     Ok(Loaded { config, notices })
 }
@@ -228,6 +229,11 @@ pub(crate) fn write(config: &ModelConfig, metadata: &mut Metadata) {
     }
     put("rope.dimension_count", size(config.head_dim));
     put("vocab_size", size(config.embedding_size));
+    for (key, id) in [(BOS, config.bos_token_id), (EOS, config.eos_token_id), (PAD, config.pad_token_id)] {
+        if let Some(id) = id {
+            metadata.insert(key, Value::U32(id));
+        }
+    }
 }
 
 /// Checks that the metadata, with the tensors of a layout, says all of the configuration.

@@ -27,9 +27,9 @@ const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const KINDS: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
-const BOS: &str = "tokenizer.ggml.bos_token_id";
-const EOS: &str = "tokenizer.ggml.eos_token_id";
-const PAD: &str = "tokenizer.ggml.padding_token_id";
+pub(super) const BOS: &str = "tokenizer.ggml.bos_token_id";
+pub(super) const EOS: &str = "tokenizer.ggml.eos_token_id";
+pub(super) const PAD: &str = "tokenizer.ggml.padding_token_id";
 const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const TEMPLATE: &str = "tokenizer.chat_template";
@@ -94,7 +94,7 @@ pub(crate) fn read(metadata: &Metadata) -> Result<Option<Vocabulary>, GgufVocabu
     }))
 }
 
-/// Appends a vocabulary, or that there is none.
+/// Appends a vocabulary, or that there is none. The special tokens that a model has too are written with it.
 pub(crate) fn write(vocabulary: Option<&Vocabulary>, metadata: &mut Metadata) {
     let mut put = |key: &str, value: Value| {
         metadata.insert(key, value);
@@ -111,10 +111,8 @@ pub(crate) fn write(vocabulary: Option<&Vocabulary>, metadata: &mut Metadata) {
         put(KINDS, Value::Array(Kind::I32, kinds));
     }
     put(MERGES, Value::texts(&vocabulary.merges));
-    for (key, id) in [(BOS, vocabulary.bos), (EOS, vocabulary.eos), (PAD, vocabulary.pad), (UNKNOWN, vocabulary.unk)] {
-        if let Some(id) = id {
-            put(key, Value::U32(id));
-        }
+    if let Some(id) = vocabulary.unk {
+        put(UNKNOWN, Value::U32(id));
     }
     put(ADD_BOS, Value::Bool(vocabulary.add_bos));
     if let Some(template) = &vocabulary.chat_template {

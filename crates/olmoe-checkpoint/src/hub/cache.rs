@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -185,17 +186,22 @@ impl RepoCache {
         let blob = self.blob(etag);
         let folder = pointer.parent().unwrap_or(&pointer);
         fs::create_dir_all(folder).map_err(disk("create", folder))?;
-        match fs::remove_file(&pointer) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(disk("replace", &pointer)(error)),
-            _ => {}
+        let target = PathBuf::from(format!("{}blobs/{etag}", "../".repeat(2 + name.matches('/').count())));
+        if fs::read_link(&pointer).is_ok_and(|there| there == target) {
+            return Ok(());
         }
-        let up = "../".repeat(2 + name.matches('/').count());
-        match symlink(&PathBuf::from(format!("{up}blobs/{etag}")), &pointer) {
+        // Somebody may be reading the file that is replaced: it is there at every moment.
+        let temporary = temporary_beside(&pointer);
+        match symlink(&target, &temporary) {
             // A file system without links: the file itself goes there.
             Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) => {
                 fs::rename(&blob, &pointer).map_err(disk("rename to", &pointer))
             }
-            done => done.map_err(disk("create", &pointer)),
+            Err(error) => Err(disk("create", &pointer)(error)),
+            Ok(()) => fs::rename(&temporary, &pointer).map_err(|error| {
+                let _ = fs::remove_file(&temporary);
+                disk("create", &pointer)(error)
+            }),
         }
     }
 }
@@ -227,9 +233,7 @@ pub(super) fn read_bounded(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HubError> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).map_err(disk("create", folder))?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
+    let temporary = temporary_beside(path);
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -239,6 +243,14 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HubError> {
         let _ = fs::remove_file(&temporary);
         disk("write", path)(error)
     })
+}
+
+/// A path in the same folder that nobody else uses: processes differ in their number, threads in the count.
+fn temporary_beside(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    path.with_file_name(name)
 }
 
 /// Makes a rename in a folder last through a power cut, where the system can.

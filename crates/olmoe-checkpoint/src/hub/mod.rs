@@ -17,6 +17,7 @@ pub use client::{MAX_REDIRECTS, MAX_WAIT, WAITS};
 pub use error::HubError;
 pub use names::{Location, MAX_NAME, MAX_NAME_PART, MAX_REPO_PART, ModelRef, RepoId, locate};
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,17 +123,21 @@ impl Hub {
 
     /// The hub and cache that these variables of the environment name, as for Python's `huggingface_hub`:
     ///
-    /// - `HF_ENDPOINT`: address of the hub [`https://huggingface.co`];
-    /// - `HF_HOME`: folder for everything [`huggingface` in `XDG_CACHE_HOME` or in `~/.cache`];
-    /// - `HF_HUB_CACHE` (or `HUGGINGFACE_HUB_CACHE`): folder of the cache [`$HF_HOME/hub`];
-    /// - `HF_TOKEN` (or `HUGGING_FACE_HUB_TOKEN`): the token, else the content of the file `HF_TOKEN_PATH`
-    ///   [`$HF_HOME/token`], if there is one;
+    /// - `HF_ENDPOINT`: address of the hub (default [`DEFAULT_ENDPOINT`]);
+    /// - `HF_HOME`: folder for everything (default `huggingface` in `XDG_CACHE_HOME` or in `~/.cache`);
+    /// - `HF_HUB_CACHE` or `HUGGINGFACE_HUB_CACHE`: folder of the cache (default `$HF_HOME/hub`);
+    /// - `HF_TOKEN` or `HUGGING_FACE_HUB_TOKEN`: the token; without them the content of the file `HF_TOKEN_PATH`
+    ///   (default `$HF_HOME/token`), if there is one;
     /// - `HF_HUB_OFFLINE`: `1`, `on`, `yes` or `true` to use the cache only.
     ///
     /// # Errors
     /// If there is no home directory and none of the folders is given, or the token is no token.
     pub fn from_environment() -> Result<Hub, HubError> {
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        Hub::from_variables(|name| std::env::var_os(name))
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Hub, HubError> {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let folder = |name: &str| variable(name).map(|value| in_home(PathBuf::from(value)));
         let home = folder("HF_HOME")
             .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
@@ -199,16 +204,6 @@ impl Hub {
     pub fn sleep(mut self, sleep: impl Fn(Duration) + Send + Sync + 'static) -> Hub {
         self.sleep = Arc::new(sleep);
         self
-    }
-
-    /// The folder of the cache.
-    pub fn cache(&self) -> &Path {
-        &self.cache
-    }
-
-    /// Whether only the cache is used.
-    pub fn is_offline(&self) -> bool {
-        self.offline
     }
 
     fn client(&self) -> Result<Client, HubError> {
@@ -312,11 +307,15 @@ struct Wanted<'a> {
 impl Wanted<'_> {
     /// The files that fit.
     fn fitting<'f>(&self, files: &'f [RepoFile]) -> Result<Vec<&'f RepoFile>, HubError> {
-        let fits = |file: &&RepoFile| {
-            self.include.is_empty() || self.include.iter().any(|pattern| pattern::matches(pattern, &file.name))
+        let fits = |pattern: &str, file: &RepoFile| pattern::matches(pattern, &file.name);
+        let any = |file: &&RepoFile| self.include.is_empty() || self.include.iter().any(|pattern| fits(pattern, file));
+        let fitting: Vec<_> = files.iter().filter(any).collect();
+        // A pattern may fit nothing, a name may not; and something has to fit.
+        let unknown: Vec<&str> = match fitting.is_empty() {
+            true => self.include.to_vec(),
+            false => self.in_full().filter(|name| !files.iter().any(|file| fits(name, file))).collect(),
         };
-        let fitting: Vec<_> = files.iter().filter(fits).collect();
-        if fitting.is_empty() && !self.include.is_empty() {
+        if !unknown.is_empty() {
             let mut sample: Vec<_> = files.iter().take(5).map(|file| shown(&file.name)).collect();
             if sample.is_empty() {
                 sample.push("none".to_owned());
@@ -324,12 +323,17 @@ impl Wanted<'_> {
             return Err(HubError::NothingMatches {
                 repo: self.repo.to_string(),
                 revision: self.revision.to_owned(),
-                patterns: self.include.join(", "),
+                patterns: unknown.join(", "),
                 count: files.len(),
                 sample: sample.join(", "),
             });
         }
         Ok(fitting)
+    }
+
+    /// The files that are named, not described.
+    fn in_full(&self) -> impl Iterator<Item = &str> {
+        self.include.iter().copied().filter(|name| !name.contains(['*', '?', '[']) && !name.ends_with('/'))
     }
 
     /// The folder, if everything wanted is in it. Without a stored listing only files named in full can be missed.
@@ -345,11 +349,7 @@ impl Wanted<'_> {
                 let missing = self.fitting(&files)?.into_iter().filter(|file| !self.cache.has(&commit, file));
                 missing.map(|file| file.name.clone()).collect()
             }
-            None => {
-                let in_full =
-                    self.include.iter().filter(|name| !name.contains(['*', '?', '[']) && !name.ends_with('/'));
-                in_full.filter(|name| !folder.join(name).is_file()).map(|&name| name.to_owned()).collect()
-            }
+            None => self.in_full().filter(|name| !folder.join(name).is_file()).map(str::to_owned).collect(),
         };
         if missing.is_empty() {
             return Ok(folder);
@@ -424,5 +424,48 @@ fn in_home(path: PathBuf) -> PathBuf {
     match (path.strip_prefix("~"), home_directory()) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub(variables: &[(&str, &str)]) -> Result<Hub, HubError> {
+        let find = |name: &str| variables.iter().find(|(there, _)| *there == name).map(|(_, value)| value.into());
+        Hub::from_variables(find)
+    }
+
+    #[test]
+    fn the_environment_names_folders() {
+        let cache = |variables: &[(&str, &str)]| hub(variables).unwrap().cache;
+        assert_eq!(cache(&[("HF_HOME", "/h")]), Path::new("/h/hub"));
+        assert_eq!(cache(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "")]), Path::new("/x/huggingface/hub"));
+        assert_eq!(cache(&[("HF_HOME", "/h"), ("HUGGINGFACE_HUB_CACHE", "/old")]), Path::new("/old"));
+        assert_eq!(cache(&[("HF_HUB_CACHE", "/c"), ("HUGGINGFACE_HUB_CACHE", "/old")]), Path::new("/c"));
+        if let Some(home) = home_directory() {
+            assert_eq!(cache(&[]), home.join(".cache/huggingface/hub"));
+            assert_eq!(cache(&[("HF_HOME", "~/h")]), home.join("h/hub"));
+        }
+    }
+
+    #[test]
+    fn the_environment_names_hub_and_token() {
+        let plain = hub(&[("HF_HOME", "/nowhere")]).unwrap();
+        assert_eq!((plain.endpoint.as_str(), plain.token, plain.offline), (DEFAULT_ENDPOINT, None, false));
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().to_str().unwrap();
+        std::fs::write(folder.path().join("token"), "hf_file\n").unwrap();
+        let token = |variables: &[(&str, &str)]| hub(&[&[("HF_HOME", home)], variables].concat()).map(|hub| hub.token);
+        assert_eq!(token(&[]).unwrap().unwrap(), "hf_file");
+        assert_eq!(token(&[("HF_TOKEN", " hf_own ")]).unwrap().unwrap(), "hf_own");
+        assert_eq!(token(&[("HUGGING_FACE_HUB_TOKEN", "hf_old")]).unwrap().unwrap(), "hf_old");
+        assert_eq!(token(&[("HF_TOKEN_PATH", "/nowhere")]).unwrap(), None);
+        assert!(token(&[("HF_TOKEN", "hf_\u{1b}")]).is_err());
+        std::fs::write(folder.path().join("token"), vec![b'x'; MAX_TOKEN_BYTES + 1]).unwrap();
+        assert!(token(&[]).unwrap_err().to_string().contains("longer than"));
+        for (value, expected) in [("1", true), ("TRUE", true), ("0", false), ("", false)] {
+            assert_eq!(hub(&[("HF_HOME", "/h"), ("HF_HUB_OFFLINE", value)]).unwrap().offline, expected, "{value}");
+        }
     }
 }

@@ -12,7 +12,7 @@ pub const MAX_REPO_PART: usize = 96;
 /// Longest revision or file name, in bytes.
 pub const MAX_NAME: usize = 1024;
 /// Longest part of either between slashes, in bytes: what file systems take, less room for endings.
-pub const MAX_NAME_PART: usize = 240;
+pub const MAX_NAME_PART: usize = 200;
 
 /// A model repository of the hub: `org/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -157,7 +157,7 @@ fn relative(path: &str) -> Result<(), &'static str> {
     }
     for part in path.split('/') {
         if part.is_empty() || part.len() > MAX_NAME_PART {
-            return Err("it has 1 to 240 bytes between slashes, and none at its ends");
+            return Err("it has 1 to 200 bytes between slashes, and none at its ends");
         }
         if part == "." || part == ".." {
             return Err("no part of it is `.` or `..`");

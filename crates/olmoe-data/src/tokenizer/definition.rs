@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use ahash::AHashMap;
-use serde::de::{SeqAccess, Visitor};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -53,6 +53,8 @@ pub(super) struct Added {
 struct ModelType {
     #[serde(rename = "type")]
     kind: Option<String>,
+    /// Only BPE has them.
+    merges: Option<IgnoredAny>,
 }
 
 /// A model of the type BPE.
@@ -87,7 +89,7 @@ impl<'de> Deserialize<'de> for Merge {
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Merge, A::Error> {
                 let mut part = |n| parts.next_element()?.ok_or_else(|| serde::de::Error::invalid_length(n, &self));
                 let merge = Merge(part(0)?, part(1)?);
-                match parts.next_element::<serde::de::IgnoredAny>()? {
+                match parts.next_element::<IgnoredAny>()? {
                     None => Ok(merge),
                     Some(_) => Err(serde::de::Error::invalid_length(3, &self)),
                 }
@@ -120,7 +122,10 @@ impl Definition {
         }
         let model: ModelType = serde_json::from_str(document.model.get()).map_err(in_model)?;
         let bpe = match model.kind.as_deref() {
-            Some("BPE") => Some(serde_json::from_str::<Bpe>(document.model.get()).map_err(in_model)?),
+            // Older files leave the type out.
+            kind if kind == Some("BPE") || kind.is_none() && model.merges.is_some() => {
+                Some(serde_json::from_str::<Bpe>(document.model.get()).map_err(in_model)?)
+            }
             _ => None,
         };
         let Document { added_tokens: added, normalizer, pre_tokenizer, decoder, .. } = document;
@@ -238,7 +243,12 @@ impl Definition {
         }
         let mut tokens = [0; 256];
         for (byte, token) in (0..=255u8).zip(&mut tokens) {
-            *token = *bpe.vocab.get(bytes::letter(byte).encode_utf8(&mut [0; 4]) as &str)?;
+            match bpe.vocab.get(bytes::letter(byte).encode_utf8(&mut [0; 4]) as &str) {
+                Some(id) => *token = *id,
+                // No text has these bytes; the vocabulary of GPT-NeoX leaves them out.
+                None if matches!(byte, 0xC0 | 0xC1 | 0xF5..) => {}
+                None => return None,
+            }
         }
         let mut pairs = AHashMap::with_capacity(bpe.merges.len());
         let mut merged = String::new();

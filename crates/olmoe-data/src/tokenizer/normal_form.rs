@@ -62,7 +62,7 @@ mod tests {
                     assert!(decomposed.starts_with(mark), "{letter:?} is a mark");
                     let pair = format!("{letter}{mark}");
                     let decomposed: String = pair.as_str().nfd().map(|(letter, _)| letter).collect();
-                    assert!(decomposed.ends_with(mark), "{letter:?} is a mark");
+                    assert!(!decomposed.starts_with(mark), "{letter:?} is a mark");
                 }
             }
         }

@@ -3,16 +3,17 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
 use serde_json::{Value, json};
 
 /// The two real tokenizers: the name in the golden files, and the file.
-pub const REAL: [(&str, &str); 2] =
+pub(crate) const REAL: [(&str, &str); 2] =
     [("olmoe", "allenai_gpt-neox-olmo-dolma-v1_5.json"), ("dolma2", "allenai_dolma2.json")];
 
 /// A file of the shared data, or nothing and a line about it.
-pub fn data(path: &str) -> Option<PathBuf> {
+pub(crate) fn data(path: &str) -> Option<PathBuf> {
     let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data")).join(path);
     if !file.exists() {
         println!("skipped: {} is missing", file.display());
@@ -21,24 +22,26 @@ pub fn data(path: &str) -> Option<PathBuf> {
     Some(file)
 }
 
-/// A real tokenizer, and the library's own of the same file.
-pub fn real(file: &str) -> Option<(Tokenizer, tokenizers::Tokenizer)> {
+/// A real tokenizer, and the library's own of the same file; each is read once.
+pub(crate) fn real(file: &str) -> Option<&'static (Tokenizer, tokenizers::Tokenizer)> {
+    static READ: [OnceLock<(Tokenizer, tokenizers::Tokenizer)>; 2] = [OnceLock::new(), OnceLock::new()];
     let path = data(&format!("tokenizers/{file}"))?;
-    Some((Tokenizer::from_file(&path).unwrap(), tokenizers::Tokenizer::from_file(&path).unwrap()))
+    let read = || (Tokenizer::from_file(&path).unwrap(), tokenizers::Tokenizer::from_file(&path).unwrap());
+    Some(READ[usize::from(file == REAL[1].1)].get_or_init(read))
 }
 
 /// The rows of the golden encodings.
-pub fn golden() -> Option<Vec<Value>> {
+pub(crate) fn golden() -> Option<Vec<Value>> {
     let text = std::fs::read_to_string(data("tokenizers/golden_encodings.jsonl")?).unwrap();
     Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
-pub fn ids(value: &Value) -> Vec<u32> {
+pub(crate) fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 /// The texts of a file of documents.
-pub fn documents(path: &Path) -> Vec<String> {
+pub(crate) fn documents(path: &Path) -> Vec<String> {
     let mut text = String::new();
     flate2::read::MultiGzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
     let document = |line| serde_json::from_str::<Value>(line).unwrap()["text"].as_str().unwrap().to_owned();
@@ -46,7 +49,7 @@ pub fn documents(path: &Path) -> Vec<String> {
 }
 
 /// The byte-level letters, by byte; written down here a second time.
-pub fn letters() -> Vec<String> {
+pub(crate) fn letters() -> Vec<String> {
     let mut next = 255;
     (0..=255u32)
         .map(|byte| {
@@ -58,7 +61,7 @@ pub fn letters() -> Vec<String> {
 }
 
 /// A vocabulary of the bytes, six merges, a run of spaces and an end of text.
-pub fn tiny_vocabulary(pre: Pre) -> Vocabulary {
+pub(crate) fn tiny_vocabulary(pre: Pre) -> Vocabulary {
     let mut tokens = letters();
     let merges = ["t h", "th e", "Ġ the", "l o", "lo w", "Ġ Ġ"];
     tokens.extend(["th", "the", "Ġthe", "lo", "low", "ĠĠ", "   ", "<|endoftext|>"].map(str::to_owned));
@@ -81,7 +84,7 @@ pub fn tiny_vocabulary(pre: Pre) -> Vocabulary {
 }
 
 /// The same as a tokenizer.json, with the pre-tokenizer of GPT-2.
-pub fn tiny_json() -> Value {
+pub(crate) fn tiny_json() -> Value {
     let Vocabulary { tokens, merges, .. } = tiny_vocabulary(Pre::Gpt2);
     let vocab: serde_json::Map<String, Value> = tokens.into_iter().zip(0..).map(|(t, id)| (t, json!(id))).collect();
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
@@ -99,6 +102,6 @@ pub fn tiny_json() -> Value {
     })
 }
 
-pub fn tiny() -> Tokenizer {
+pub(crate) fn tiny() -> Tokenizer {
     Tokenizer::from_json(tiny_json().to_string().as_bytes()).unwrap()
 }

@@ -1,0 +1,159 @@
+//! Tokenizers that are read: other kinds than OLMoE's, files and folders, and what is wrong with them.
+
+mod shared;
+
+use olmoe_data::{MAX_JSON_BYTES, Tokenizer};
+use serde_json::{Value, json};
+use shared::{data, tiny_json};
+
+fn error_of(json: &[u8]) -> String {
+    match Tokenizer::from_json(json) {
+        Ok(_) => "no error".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn bad_files_are_errors() {
+    type Edit = fn(&mut Value);
+    let cases: [(&str, Edit, &str); 18] = [
+        ("a list", |j| *j = json!([1, 2]), "not valid JSON"),
+        ("version", |j| j["version"] = "2.0".into(), "its version is \"2.0\""),
+        ("no model", |j| drop(j.as_object_mut().unwrap().remove("model")), "missing field `model`"),
+        ("model of the wrong type", |j| j["model"] = json!(7), "in `model`: invalid type"),
+        ("model of an unknown type", |j| j["model"]["type"] = "NGRAM".into(), "cannot be built"),
+        ("no merges", |j| drop(j["model"].as_object_mut().unwrap().remove("merges")), "missing field `merges`"),
+        ("vocab is a list", |j| j["model"]["vocab"] = json!(["a"]), "expected a map"),
+        ("negative id", |j| j["model"]["vocab"]["a"] = json!(-1), "expected u32"),
+        ("id of 64 bits", |j| j["model"]["vocab"]["a"] = json!(1u64 << 40), "expected u32"),
+        (
+            "huge id",
+            |j| j["model"]["vocab"]["a"] = json!(u32::MAX),
+            "\"a\" has the id 4294967295; ids must be below 2097152",
+        ),
+        ("one id twice", |j| j["model"]["vocab"]["a"] = json!(98), "\"a\" and \"b\" have the same id 98"),
+        ("huge added id", |j| j["added_tokens"][0]["id"] = json!(1 << 30), "ids must be below"),
+        ("added id of another", |j| j["added_tokens"][0]["id"] = json!(5), "says it has the id 5, but"),
+        ("added token misnumbered", |j| j["added_tokens"][0]["content"] = "xyz".into(), "gives it 264"),
+        ("merge of three", |j| j["model"]["merges"][0] = json!(["a", "b", "c"]), "a merge: \"a b\" or"),
+        ("merge of one", |j| j["model"]["merges"][0] = json!("ab"), "a merge: \"a b\" or"),
+        (
+            "merge without a result",
+            |j| j["model"]["merges"][0] = json!(["a", "b"]),
+            "merge 0 (\"a\" with \"b\") needs the token \"ab\"",
+        ),
+        // The library would write beyond its buffer's end here and panic.
+        (
+            "prefix longer than the part",
+            |j| j["model"]["continuing_subword_prefix"] = "##".into(),
+            "needs the token \"h\"",
+        ),
+    ];
+    for (name, edit, expected) in cases {
+        let mut json = tiny_json();
+        edit(&mut json);
+        let error = error_of(json.to_string().as_bytes());
+        assert!(error.contains(expected), "{name}: {error}");
+    }
+    let whole = tiny_json().to_string();
+    for (name, bytes, expected) in [
+        ("empty", Vec::new(), "EOF"),
+        ("not UTF-8", vec![b'"', 0xFF, b'"'], "not valid JSON"),
+        ("deep", [vec![b'['; 100_000], vec![b']'; 100_000]].concat(), "not valid JSON"),
+        (
+            "deep inside",
+            format!("{{\"normalizer\":{}{}", "[".repeat(100_000), &whole[1..]).into_bytes(),
+            "recursion limit",
+        ),
+        ("too long", vec![b' '; MAX_JSON_BYTES + 1], "more than 67108864 bytes"),
+    ] {
+        let error = error_of(&bytes);
+        assert!(error.contains(expected), "{name}: {error}");
+    }
+}
+
+#[test]
+fn truncated_and_damaged_files_do_not_panic() {
+    let whole = tiny_json().to_string().into_bytes();
+    for end in (0..whole.len()).step_by(37) {
+        assert!(error_of(&whole[..end]).contains("not valid JSON"), "{end} bytes");
+    }
+    let mut read = 0;
+    for at in (0..whole.len()).step_by(11) {
+        for byte in [b'0', b'"', b'}', 0xC3] {
+            let mut damaged = whole.clone();
+            damaged[at] = byte;
+            if let Ok(tokenizer) = Tokenizer::from_json(&damaged) {
+                let _ = tokenizer.encode("the low   <|endoftext|> é").map(|ids| tokenizer.decode(&ids, true));
+                read += 1;
+            }
+        }
+    }
+    assert!(read > 10, "{read} were read");
+}
+
+#[test]
+fn settings_of_whoever_saved_the_file_have_no_effect() {
+    let mut json = tiny_json();
+    json["truncation"] = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    json["padding"] = json!({"strategy": {"Fixed": 50}, "direction": "Left", "pad_to_multiple_of": null, "pad_id": 0,
+                             "pad_type_id": 0, "pad_token": "!"});
+    for byte_level in [true, false] {
+        // With dropout the library does the work.
+        json["model"]["dropout"] = if byte_level { Value::Null } else { json!(1e-9) };
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("the the low").unwrap(), [257, 258, 32, 260], "byte level: {byte_level}");
+        assert_eq!(tokenizer.json(), json.to_string().as_bytes());
+    }
+}
+
+#[test]
+fn older_files_do_not_name_the_type_of_the_model() {
+    let mut json = tiny_json();
+    json["model"].as_object_mut().unwrap().remove("type");
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+    assert_eq!(tokenizer.encode("the low").unwrap(), [257, 32, 260]);
+    json["model"]["merges"][0] = json!(["a", "b"]);
+    assert!(error_of(json.to_string().as_bytes()).contains("needs the token \"ab\""));
+}
+
+#[test]
+fn files_and_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let message =
+        |path: &std::path::Path| Tokenizer::from_file(path).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(message(folder.path()).contains("holds no tokenizer.json"));
+    assert!(message(&folder.path().join("none.json")).contains("cannot read the tokenizer"));
+    let file = folder.path().join("tokenizer.json");
+    std::fs::write(&file, "{").unwrap();
+    assert!(message(folder.path()).contains("tokenizer.json: the tokenizer is not valid JSON"));
+    std::fs::write(&file, tiny_json().to_string()).unwrap();
+    for path in [folder.path(), &file] {
+        assert_eq!(Tokenizer::from_file(path).unwrap().encode("the").unwrap(), [257]);
+    }
+}
+
+#[test]
+fn other_kinds_run_in_the_library() {
+    let json = json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": {"the": 0, "low": 1}, "unk_token": "none"},
+    });
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+    assert_eq!(tokenizer.encode("the low the").unwrap(), [0, 1, 0]);
+    assert_eq!(tokenizer.decode(&[0, 1], false).unwrap(), "the low");
+    let error = tokenizer.encode("other").unwrap_err().to_string();
+    assert!(error.contains("cannot encode this text"), "{error}");
+    assert!(tokenizer.to_vocabulary(2, &Default::default()).unwrap_err().to_string().contains("cannot be written"));
+    let mut stream = tokenizer.stream(false);
+    let text: String = [0, 1, 0].map(|id| stream.push(id)).concat();
+    assert_eq!(text + &stream.finish(), "the low the");
+    // A character-level tokenizer of a small real model.
+    let Some(path) = data("models/glassllm-en/en.tokenizer.json") else { return };
+    let Ok(tokenizer) = Tokenizer::from_file(&path) else { return };
+    let ids = tokenizer.encode("Once upon a time").unwrap();
+    let mut stream = tokenizer.stream(false);
+    let text: String = ids.iter().map(|id| stream.push(*id)).collect();
+    assert_eq!(text + &stream.finish(), tokenizer.decode(&ids, false).unwrap());
+}

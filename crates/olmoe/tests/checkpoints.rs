@@ -1,0 +1,235 @@
+//! Checkpoints on the command line: made, looked at, converted, quantised, run.
+
+mod program;
+
+use std::path::{Path, PathBuf};
+
+use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
+use program::{Done, olmoe};
+use serde_json::Value;
+
+/// A folder for one test, with a configuration and a tokenizer in it.
+struct Desk(tempfile::TempDir);
+
+const CONFIG: &str = r#"{"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "hidden_size": 64, "vocab_size": 300,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 32, "num_experts": 8,
+    "num_experts_per_tok": 2, "max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 0}"#;
+
+impl Desk {
+    fn new() -> Desk {
+        let desk = Desk(tempfile::tempdir().unwrap());
+        std::fs::write(desk.path("config.json"), CONFIG).unwrap();
+        std::fs::write(desk.path("tokenizer.json"), tokenizer().json()).unwrap();
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs the program; words that begin with `@` are paths in the folder.
+    fn run(&self, words: &str) -> Done {
+        let words: Vec<String> = words
+            .split(' ')
+            .map(|word| match word.strip_prefix('@') {
+                Some(name) => self.path(name).to_str().unwrap().to_owned(),
+                None => word.to_owned(),
+            })
+            .collect();
+        olmoe(&words.iter().map(String::as_str).collect::<Vec<_>>(), &[])
+    }
+
+    fn done(&self, words: &str) -> String {
+        let done = self.run(words);
+        assert_eq!(done.code, 0, "{words}: {}", done.err);
+        done.out
+    }
+
+    fn failed(&self, words: &str) -> String {
+        let done = self.run(words);
+        assert_eq!((done.code, done.out.as_str()), (1, ""), "{words}: {}", done.err);
+        assert!(done.err.starts_with("error: ") || done.err.contains("\nerror: "), "{words}: {}", done.err);
+        done.err
+    }
+
+    fn init(&self) {
+        self.done("init --config @config.json --seed 1 @hf --tokenizer @tokenizer.json");
+    }
+}
+
+/// The bytes, two merges, a masked address as token 0 and an end of text.
+fn tokenizer() -> Tokenizer {
+    let mut next = 255;
+    let letters = (0..=255u32).map(|byte| {
+        let printed = (33..127).contains(&byte) || (161..=255).contains(&byte) && byte != 173;
+        next += u32::from(!printed);
+        char::from_u32(if printed { byte } else { next }).unwrap().to_string()
+    });
+    let mut tokens = vec!["|||IP_ADDRESS|||".to_owned(), "<|padding|>".to_owned()];
+    tokens.extend(letters);
+    tokens.extend(["th", "the", "<|endoftext|>"].map(str::to_owned));
+    let mut kinds = vec![TokenKind::Normal; tokens.len()];
+    kinds[0] = TokenKind::UserDefined;
+    (kinds[1], kinds[260]) = (TokenKind::Control, TokenKind::Control);
+    let vocabulary = Vocabulary {
+        model: "gpt2".into(),
+        pre: Pre::Olmo,
+        tokens,
+        kinds,
+        merges: vec!["t h".into(), "th e".into()],
+        bos: None,
+        eos: Some(260),
+        pad: Some(1),
+        unk: None,
+        add_bos: false,
+        chat_template: None,
+    };
+    Tokenizer::from_vocabulary(&vocabulary).unwrap()
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// The tensors of a safetensors file by name.
+fn tensors(path: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let bytes = std::fs::read(path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = json(std::str::from_utf8(&bytes[8..8 + length]).unwrap());
+    let tensors = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
+    let place = |entry: &Value, at: usize| 8 + length + entry["data_offsets"][at].as_u64().unwrap() as usize;
+    tensors.map(|(name, entry)| (name.clone(), bytes[place(entry, 0)..place(entry, 1)].to_vec())).collect()
+}
+
+#[test]
+fn from_init_through_all_formats_to_the_same_logits() {
+    let desk = Desk::new();
+    desk.init();
+    desk.done("convert @hf @olmo --to olmo");
+    desk.done("convert @olmo @olmo.gguf --to gguf");
+    let said = desk.done("convert @olmo.gguf @back --to hf");
+    assert!(said.contains("no number changed"), "{said}");
+    assert!(tensors(&desk.path("hf/model.safetensors")) == tensors(&desk.path("back/model.safetensors")));
+    // The tokenizer came along through every format, and the wrong end-of-text id of the configuration was corrected.
+    for (name, key) in [("back/config.json", "eos_token_id"), ("olmo/generation_config.json", "eos_token_id")] {
+        assert_eq!(json(&std::fs::read_to_string(desk.path(name)).unwrap())[key], 260, "{name}");
+    }
+    let ids = json(&desk.done("tokens -m @olmo.gguf --json the<|endoftext|>"))["ids"].clone();
+    assert_eq!(ids, serde_json::json!([259, 260]));
+
+    let mut all = Vec::new();
+    for model in ["hf", "olmo", "olmo.gguf", "back"] {
+        desk.done(&format!("logits -m @{model} --text the_cat --out @{model}.logits --routing"));
+        all.push(tensors(&desk.path(&format!("{model}.logits"))));
+    }
+    assert!(all.iter().all(|tensors| *tensors == all[0]), "every format gives the same bits");
+    let sizes: Vec<(&str, usize)> = all[0].iter().map(|(name, bytes)| (name.as_str(), bytes.len() / 4)).collect();
+    let tokens = 1 + "_cat".len();
+    assert_eq!(
+        sizes,
+        [
+            ("ids", tokens),
+            ("logits", tokens * 300),
+            ("logprobs", tokens - 1),
+            ("routing.ids", 2 * tokens * 2),
+            ("routing.probs", 2 * tokens * 2),
+        ]
+    );
+    let logits: Vec<f32> = all[0]["logits"].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let ids: Vec<u32> = all[0]["ids"].as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    for (at, bytes) in all[0]["logprobs"].as_chunks::<4>().0.iter().enumerate() {
+        let row = &logits[at * 300..(at + 1) * 300];
+        let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+        let expected = f64::from(row[ids[at + 1] as usize]) - sum.ln();
+        assert!((f64::from(f32::from_le_bytes(*bytes)) - expected).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn inspecting_shows_what_is_there() {
+    let desk = Desk::new();
+    desk.init();
+    desk.done("quantize @hf @q.gguf --type q4_k_m");
+    let report = json(&desk.done("inspect @hf --json"));
+    assert_eq!((&report["format"], &report["tokenizer"]["size"]), (&"huggingface".into(), &261.into()));
+    assert_eq!(report["parameters_total"], 2 * 300 * 64 + 64 + 2 * (4 * 64 * 64 + 4 * 64 + 8 * 64 + 8 * 3 * 64 * 32));
+    assert_eq!(report["config"]["d_model"], 64);
+    let tensor = |report: &Value, name: &str| {
+        report["tensors"].as_array().unwrap().iter().find(|tensor| tensor["name"] == name).unwrap().clone()
+    };
+    let gate = tensor(&report, "model.layers.1.mlp.experts.7.gate_proj.weight");
+    assert_eq!(gate, serde_json::json!({"name": gate["name"], "dtype": "bf16", "shape": [32, 64], "bytes": 4096}));
+    let report = json(&desk.done("inspect @q.gguf --json"));
+    assert_eq!(tensor(&report, "blk.0.ffn_gate_inp.weight")["dtype"], "f32");
+    // 64 numbers in a row are no whole block of 256.
+    assert_eq!(tensor(&report, "blk.0.ffn_gate_exps.weight")["dtype"], "q5_0");
+    assert_eq!(report["metadata"]["general.architecture"], "\"olmoe\"");
+    assert_eq!(report["metadata"]["tokenizer.ggml.eos_token_id"], "260");
+    let text = desk.done("inspect @hf");
+    assert!(text.contains("16 × model.layers.*.mlp.experts.*.up_proj.weight"), "{text}");
+    assert_eq!(desk.done("inspect @hf --tensors").lines().count(), 6 + 3 + 2 * (9 + 24));
+    assert!(desk.done("inspect @config.json").contains("experts: 8 of width 32, 2 a token"));
+}
+
+#[test]
+fn quantising_says_what_it_did() {
+    let desk = Desk::new();
+    desk.init();
+    let said = desk.done("quantize @hf @q.gguf --type Q8_0 --threads 3");
+    assert!(
+        said.contains("moe.experts.up_proj") && said.contains("q8_0×2") && said.contains("bits a number"),
+        "{said}"
+    );
+    let refused = desk.failed("quantize @q.gguf @q2.gguf --type q4_0");
+    assert!(refused.contains("--allow-requantize"), "{refused}");
+    desk.done("quantize @q.gguf @q2.gguf --type q4_0 --allow-requantize --quiet");
+    let refused = desk.failed("convert @q.gguf @out --to hf");
+    assert!(refused.contains("--dtype f32"), "{refused}");
+    assert_eq!(desk.done("convert @q.gguf @out --to hf --dtype f32 --quiet"), "");
+}
+
+#[test]
+fn results_replace_nothing_unless_forced() {
+    let desk = Desk::new();
+    desk.init();
+    let before = std::fs::read(desk.path("hf/model.safetensors")).unwrap();
+    assert!(desk.failed("init --config @config.json --seed 2 @hf").contains("--force"));
+    assert_eq!(std::fs::read(desk.path("hf/model.safetensors")).unwrap(), before);
+    desk.done("init --config @config.json --seed 2 @hf --force");
+    assert!(std::fs::read(desk.path("hf/model.safetensors")).unwrap() != before);
+    // A folder with anything else in it stays.
+    std::fs::create_dir(desk.path("hf/letters")).unwrap();
+    desk.failed("init --config @config.json --seed 3 @hf --force");
+    let mut names: Vec<_> = std::fs::read_dir(desk.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "hf", "tokenizer.json"], "nothing is left half done");
+}
+
+#[test]
+fn what_is_wrong_is_said_in_one_line() {
+    let desk = Desk::new();
+    desk.init();
+    std::fs::write(desk.path("broken.gguf"), "GGUF").unwrap();
+    std::fs::create_dir(desk.path("empty")).unwrap();
+    for (words, expected) in [
+        ("inspect @nothing", "nothing"),
+        ("inspect @broken.gguf", "truncated"),
+        ("inspect @empty", "an empty folder"),
+        ("convert @config.json @x --to hf", "configuration without weights"),
+        ("convert @hf/model.safetensors @x --to hf", "folder of the whole checkpoint"),
+        ("logits -m @hf --ids 1,300 --out @x", "300"),
+        ("logits -m @hf --ids 1 --out @no/such/folder", "could not be written"),
+        ("logits -m @hf --file @nothing --out @x", "nothing"),
+        ("tokens --tokenizer @config.json x", "config.json"),
+        ("tokens -m @empty x", "an empty folder"),
+        ("init --config @tokenizer.json --seed 1 @x", "tokenizer.json"),
+        ("init --config @config.json --seed 1 @x --tokenizer @config.json", "config.json"),
+        ("inspect no-such-org/no-such-model --offline", "offline"),
+    ] {
+        let error = desk.failed(words);
+        assert!(error.contains(expected), "{words}: {error}");
+        assert_eq!(error.lines().filter(|line| line.starts_with("error:")).count(), 1, "{words}: {error}");
+        assert!(!error.contains("panicked"), "{words}: {error}");
+    }
+    assert!(!desk.path("x").exists());
+}
