@@ -16,6 +16,7 @@ use crate::checkpoint::{Checkpoint, rows};
 use crate::companions::Companions;
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
+use crate::fidelity::{Fidelity, Recorder};
 use crate::gguf::mix::{Context, Mix};
 use crate::gguf::{self, value::Metadata, value::Value};
 use crate::huggingface::Experts;
@@ -60,37 +61,6 @@ impl Target {
             Target::Olmo { .. } => Format::Olmo,
             Target::Gguf { .. } => Format::Gguf,
         }
-    }
-}
-
-/// How far tensors of one kind are from what they were.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Fidelity {
-    /// Numbers.
-    pub numbers: u64,
-    /// Bytes before.
-    pub bytes_before: u64,
-    /// Bytes after.
-    pub bytes_after: u64,
-    /// Tensors by encoding.
-    pub encodings: BTreeMap<&'static str, usize>,
-    /// Sum of squared differences.
-    pub squared_error: f64,
-    /// Sum of squares before.
-    pub squares: f64,
-    /// Largest difference.
-    pub max_error: f64,
-}
-
-impl Fidelity {
-    /// Root of the mean squared difference.
-    pub fn rmse(&self) -> f64 {
-        (self.squared_error / (self.numbers as f64).max(1.0)).sqrt()
-    }
-
-    /// Root of the summed squared differences over that of the squares; 0 where nothing changed.
-    pub fn relative(&self) -> f64 {
-        if self.squared_error == 0.0 { 0.0 } else { (self.squared_error / self.squares).sqrt() }
     }
 }
 
@@ -319,76 +289,6 @@ impl<'s> Conversion<'s> {
                 write(&laid_out)?;
             }
             progress(Step::Written(converted.len() as u64));
-        }
-        Ok(())
-    }
-}
-
-/// The hash of every slab as it was written, and how far it is from what it was.
-struct Recorder<'s> {
-    source: &'s dyn Weights,
-    hashes: Vec<Vec<Option<blake3::Hash>>>,
-    kinds: BTreeMap<String, Fidelity>,
-}
-
-impl<'s> Recorder<'s> {
-    fn new(source: &'s dyn Weights) -> Self {
-        let hashes = source.parameters().iter().map(|spec| vec![None; slabs(&spec.shape).0]).collect();
-        Self { source, hashes, kinds: BTreeMap::new() }
-    }
-
-    fn record(
-        &mut self,
-        (parameter, slab): (usize, usize),
-        (from, before): (Encoding, &[u8]),
-        (to, after): (Encoding, &[u8]),
-        numbers: usize,
-    ) {
-        self.hashes[parameter][slab] = Some(blake3::hash(after));
-        let spec = &self.source.parameters()[parameter];
-        // `layers.3.attention.q_proj.weight` is of the kind `attention.q_proj`.
-        let name = spec.name.rsplit_once('.').map_or(spec.name.as_str(), |(module, _)| module);
-        let kind = match spec.layer {
-            Some(_) => name.splitn(3, '.').nth(2).unwrap_or(name),
-            None => name,
-        };
-        let kind = self.kinds.entry(kind.to_owned()).or_default();
-        kind.numbers += numbers as u64;
-        kind.bytes_before += before.len() as u64;
-        kind.bytes_after += after.len() as u64;
-        if slab == 0 {
-            *kind.encodings.entry(to.name()).or_default() += 1;
-        }
-        if from != to {
-            let (mut x, mut y) = (Buffer::<f32>::scratch(numbers), Buffer::<f32>::scratch(numbers));
-            from.convert(before, Encoding::F32, bytemuck::cast_slice_mut(&mut x));
-            to.convert(after, Encoding::F32, bytemuck::cast_slice_mut(&mut y));
-            for (x, y) in x.iter().zip(&y[..]) {
-                let (x, error) = (f64::from(*x), f64::from(*x) - f64::from(*y));
-                kind.squares += x * x;
-                kind.squared_error += error * error;
-                kind.max_error = kind.max_error.max(error.abs());
-            }
-        }
-    }
-
-    /// Reads the result as anybody would, and compares every slab with what was written.
-    fn compare(
-        &self,
-        result: &Checkpoint,
-        path: &Path,
-        progress: &(dyn Fn(Step) + Sync),
-    ) -> Result<(), CheckpointError> {
-        self.source.config().same_function(result.config())?;
-        for (parameter, hashes) in self.hashes.iter().enumerate() {
-            for (slab, hash) in hashes.iter().enumerate() {
-                let bytes = result.read(parameter, slab)?;
-                if Some(blake3::hash(&bytes)) != *hash {
-                    let parameter = self.source.parameters()[parameter].name.clone();
-                    return Err(CheckpointError::ReadBack { path: path.to_owned(), parameter, slab });
-                }
-                progress(Step::Compared(bytes.len() as u64));
-            }
         }
         Ok(())
     }

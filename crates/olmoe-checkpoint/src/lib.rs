@@ -5,6 +5,7 @@
 //! | [`open`] | what a path holds: format, configuration, tensors |
 //! | [`checkpoint`] | a checkpoint matched with its model: read by canonical parameter, loaded into a model |
 //! | [`convert`] | writing weights as Hugging Face, OLMo or GGUF, with proof |
+//! | [`fidelity`] | the proof: hashes of what was written against what is read, and the error of rounding |
 //! | [`weights`] | weights by canonical parameter: of a checkpoint, or fresh |
 //! | [`companions`] | what lies beside the weights: tokenizer, chat template, settings for generation |
 //! | [`encoding`] | numbers as bytes: plain or in quantised blocks |
@@ -23,6 +24,7 @@ pub mod convert;
 pub mod disk;
 pub mod encoding;
 mod error;
+pub mod fidelity;
 pub mod file_name;
 pub mod gguf;
 pub mod hub;

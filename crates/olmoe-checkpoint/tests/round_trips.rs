@@ -306,3 +306,37 @@ fn numbers_that_are_none_are_kept_but_neither_quantised_nor_loaded() {
         assert!(error.contains("layers.1.moe.experts.down_proj.weight: number 10 of matrix 0"), "{error}");
     }
 }
+
+#[test]
+fn a_training_checkpoint_is_read_like_any_other() {
+    use olmoe_checkpoint::safetensors::{SafeType, Spec};
+    use olmoe_checkpoint::save::Checkpoints;
+    let desk = Desk::new();
+    let random = Random::new(mixture(), 11, DType::F32);
+    let run = desk.folder.path().join("run");
+    let checkpoints = Checkpoints::open(&run).unwrap();
+    let mut writer = checkpoints.begin(5).unwrap();
+    let specs: Vec<Spec> =
+        random.parameters().iter().map(|spec| Spec::new(&spec.name, SafeType::F32, spec.shape.clone())).collect();
+    writer
+        .tensors("model", &specs, 20_000, |index, out| {
+            let groups = if specs[index].shape.len() == 3 { specs[index].shape[0] } else { 1 };
+            (0..groups).try_for_each(|slab| out.write_all(&random.read(index, slab).unwrap()))
+        })
+        .unwrap();
+    writer.json("config.json", random.config()).unwrap();
+    let saved = writer.commit().unwrap();
+    // The checkpoint, or the run that it is the newest of.
+    for path in [saved.path.as_path(), &run] {
+        let there = Checkpoint::open(path).unwrap();
+        assert_eq!(there.contents().format.name(), "training");
+        assert_same(&random, &there);
+    }
+    assert_same(&random, &desk.write(&Checkpoint::open(&run).unwrap(), HF));
+    let shard = Checkpoint::open(&run).unwrap().contents().files[0].0.clone();
+    let mut bytes = std::fs::read(&shard).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let error = Checkpoint::open(&run).map(drop).unwrap_err().to_string();
+    assert!(error.contains("model-00001-of"), "{error}");
+}
