@@ -95,6 +95,8 @@ pub struct Conversion<'s> {
     encodings: Vec<Encoding>,
     config_text: String,
     metadata: Metadata,
+    /// What the user should know before relying on the result.
+    pub notices: Vec<String>,
 }
 
 impl<'s> Conversion<'s> {
@@ -115,18 +117,21 @@ impl<'s> Conversion<'s> {
         for tensor in &layout.tensors {
             encodings.push(encoding(source, target, tensor)?);
         }
-        let (mut config_text, mut metadata) = (String::new(), Metadata::default());
+        let (mut config_text, mut metadata, mut notices) = (String::new(), Metadata::default(), Vec::new());
         match target {
             Target::HuggingFace { .. } => config_text = config.to_hf_json(dtype_name(&layout, &encodings))?,
             Target::Olmo { .. } => config_text = config.to_olmo_yaml()?,
             Target::Gguf { mix } => {
                 let file_type = mix.unwrap_or_else(|| mix_of(source.main_encoding()));
                 metadata = gguf_metadata(&config, companions, file_type)?;
-                gguf::model::check(&config, &metadata, &layout)
-                    .map_err(|source| CheckpointError::GgufModel { path: "result".into(), source })?;
+                gguf::model::check(&config, &metadata, &layout).map_err(|source| CheckpointError::GgufModel {
+                    path: "the result".into(),
+                    source: Box::new(source),
+                })?;
+                notices.extend(gguf::model::not_loaded_by_llama_cpp(&config));
             }
         }
-        Ok(Conversion { source, companions, config, target, layout, encodings, config_text, metadata })
+        Ok(Conversion { source, companions, config, target, layout, encodings, config_text, metadata, notices })
     }
 
     /// Bytes of the tensors that will be written.

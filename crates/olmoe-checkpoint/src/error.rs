@@ -101,7 +101,7 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: GgufModelError,
+        source: Box<GgufModelError>,
     },
     /// A GGUF file with a bad tokenizer.
     #[error("{}: {source}", path.display())]
@@ -235,7 +235,12 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// Not enough room for the result.
-    #[error("{}: {needed} bytes are needed, {free} are free on that disk; make room or write elsewhere", path.display())]
+    #[error(
+        "{}: {:.1} GB are needed, {:.1} GB are free on that disk; make room or write elsewhere",
+        path.display(),
+        *needed as f64 / 1e9,
+        *free as f64 / 1e9
+    )]
     NoSpace {
         /// The result.
         path: PathBuf,
@@ -260,8 +265,10 @@ pub enum CheckpointError {
     },
     /// Not enough memory for the model.
     #[error(
-        "the model needs {needed} bytes of memory at {precision}, {available} are available; use bf16, a smaller model, \
-         or a machine with more memory"
+        "the model needs {:.1} GB of memory at {precision}, {:.1} GB are available; use bf16, a smaller model, or a \
+         machine with more memory",
+        *needed as f64 / 1e9,
+        *available as f64 / 1e9
     )]
     Memory {
         /// Bytes of the parameters, packed.

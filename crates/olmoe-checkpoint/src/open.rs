@@ -348,7 +348,7 @@ impl Contents {
         // A file may hold a vocabulary alone; then there is no model to configure.
         if !header.tensors.is_empty() {
             let loaded = gguf::model::read(&header)
-                .map_err(|source| CheckpointError::GgufModel { path: path.to_owned(), source })?;
+                .map_err(|source| CheckpointError::GgufModel { path: path.to_owned(), source: Box::new(source) })?;
             self.config = Some(loaded);
         }
         self.gguf = Some(header);

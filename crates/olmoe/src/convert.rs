@@ -180,6 +180,7 @@ impl RunArgs {
     ) -> anyhow::Result<Written> {
         self.threads.apply();
         let conversion = Conversion::plan(source, companions, target)?;
+        conversion.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
         let writing = Progress::new("writing", conversion.bytes(), self.quiet);
         let comparing = std::sync::OnceLock::new();
         let total = conversion.bytes();

@@ -28,7 +28,7 @@ const MAX_NAME: u64 = 1 << 10;
 /// Longest text, in bytes.
 const MAX_TEXT: u64 = 1 << 26;
 /// Most elements of all arrays together: in memory each takes several times its bytes.
-const MAX_ELEMENTS: u64 = 1 << 23;
+const MAX_ELEMENTS: u64 = 1 << 22;
 /// Longest header, in bytes.
 const MAX_HEADER: u64 = 1 << 28;
 /// Bytes that are read at once while the header is walked.
@@ -151,7 +151,7 @@ pub struct Header {
 /// [`GgufError`].
 pub fn read(file: &(impl ReadAt + ?Sized)) -> Result<Header, GgufError> {
     let length = file.len()?;
-    let mut cursor = Cursor { file, at: 0, length, window: Vec::new(), window_at: 0, elements_left: MAX_ELEMENTS };
+    let mut cursor = Cursor { file, at: 0, length, window: Vec::new(), window_at: 0, elements: 0 };
     let magic = cursor.take(4, || "the magic number".to_owned())?;
     if magic != MAGIC {
         return Err(GgufError::Magic { found: String::from_utf8_lossy(&magic).into_owned() });
@@ -231,8 +231,8 @@ struct Cursor<'f, F: ?Sized> {
     length: u64,
     window: Vec<u8>,
     window_at: u64,
-    /// Elements that arrays may still have.
-    elements_left: u64,
+    /// Elements of all arrays so far.
+    elements: u64,
 }
 
 impl<F: ReadAt + ?Sized> Cursor<'_, F> {
@@ -309,13 +309,18 @@ impl<F: ReadAt + ?Sized> Cursor<'_, F> {
                 if kind == Kind::Array {
                     return Err(GgufError::ValueType { at: self.at, key: key.to_owned(), found: Kind::Array as u32 });
                 }
-                let count = self.count(|| format!("the length of {key}"), self.elements_left)?;
+                let at = self.at;
+                let count = self.count(|| format!("the length of {key}"), MAX_ELEMENTS)?;
                 // Each element takes bytes of the file, so a length beyond it is found before anything is allocated.
                 let least = count.saturating_mul(kind.min_bytes());
                 if least > self.length.saturating_sub(self.at) {
                     return Err(GgufError::Truncated { at: self.at, what: key.to_owned(), length: self.length });
                 }
-                self.elements_left -= count;
+                self.elements += count;
+                if self.elements > MAX_ELEMENTS {
+                    let what = "the number of all arrays' elements".to_owned();
+                    return Err(GgufError::Limit { at, what, found: self.elements, limit: MAX_ELEMENTS });
+                }
                 let mut values = Vec::with_capacity(count as usize);
                 for _ in 0..count {
                     values.push(self.scalar(kind, key)?);

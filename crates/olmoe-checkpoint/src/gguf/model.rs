@@ -250,3 +250,13 @@ pub(crate) fn check(config: &ModelConfig, metadata: &Metadata, layout: &Layout) 
     let architecture = architecture(config);
     config.same_function(&back.config).map_err(|source| GgufModelError::NotExpressible { architecture, source })
 }
+
+/// Why llama.cpp refuses a file that is well-formed and that this crate reads; none if it does not.
+pub(crate) fn not_loaded_by_llama_cpp(config: &ModelConfig) -> Option<String> {
+    let missing = match config.moe() {
+        Some(_) if config.n_kv_heads != config.n_heads => "grouped key and value heads",
+        Some(_) if config.attention_bias => "biases of its attention",
+        _ => return None,
+    };
+    Some(format!("llama.cpp will not load this file, its olmoe has no {missing}; this program does"))
+}
