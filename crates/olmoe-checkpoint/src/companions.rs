@@ -156,6 +156,11 @@ impl Companions {
         keep_eos: bool,
     ) -> Result<(), CheckpointError> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
+        if tokenizer.size() > config.embedding_size {
+            let (size, rows) = (tokenizer.size(), config.embedding_size);
+            self.notices
+                .push(format!("the tokenizer has {size} tokens, the model {rows} rows: it is not the model's own"));
+        }
         let ids = json!({
             "pad_token_id": config.pad_token_id,
             "bos_token_id": config.bos_token_id,

@@ -23,7 +23,7 @@ use crate::read_at::ReadAt;
 use crate::zip::{self, Entry, ZipError};
 
 /// Most tensors and other entries of a state dict.
-pub const MAX_ENTRIES: usize = 1 << 16;
+pub const MAX_ENTRIES: usize = 1 << 14;
 /// Most dicts inside each other.
 pub const MAX_NESTING: usize = 32;
 /// Most bytes of a name, the dots between nested keys included.

@@ -161,8 +161,10 @@ fn the_release_takes_two_bytes_a_parameter() {
     let config = ModelConfig::release();
     let (embedding, routers, norms) = (50304 * 2048, 16 * 64 * 2048, (16 * 4 + 1) * 2048);
     let matrices = 6_919_161_856 - embedding - routers - norms;
-    assert_eq!(config.inference_bytes(Precision::AmpBf16), 2 * matrices + 4 * (embedding + routers + norms));
-    assert_eq!(config.inference_bytes(Precision::Fp32), 4 * 6_919_161_856);
+    // Cosines and sines of 4096 positions, 64 each.
+    let rope = 4096 * 128 * 4;
+    assert_eq!(config.inference_bytes(Precision::AmpBf16), rope + 2 * matrices + 4 * (embedding + routers + norms));
+    assert_eq!(config.inference_bytes(Precision::Fp32), rope + 4 * 6_919_161_856);
 }
 
 #[test]

@@ -131,10 +131,6 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
         // With no heads, validation stops before it looks at this.
         None => d_model.checked_div(n_heads).unwrap_or(0),
     };
-    for key in ["attention.value_length", "rope.dimension_count"] {
-        let reason = "every head has one width for keys, values and rotation, d_model / n_heads";
-        keys.refuse(key, reason, |value| value.as_u64() == Some(head_dim as u64))?;
-    }
     let expert = Mlp { width: keys.size("feed_forward_length")?, activation: Activation::SwiGlu };
     let mut config = ModelConfig::release();
     let eps = keys.optional_number("attention.layer_norm_rms_epsilon")?;
@@ -179,6 +175,10 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
     config.bos_token_id = token(BOS);
     config.eos_token_id = token(EOS);
     config.validate()?;
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        let reason = "every head has one width for keys, values and rotation, d_model / n_heads";
+        keys.refuse(key, reason, |value| value.as_u64() == Some(head_dim as u64))?;
+    }
     Ok(Loaded { config, notices })
 }
 

@@ -414,6 +414,14 @@ impl ModelConfig {
         let in_file = |source| ConfigError::InFile { path: path.into(), source: Box::new(source) };
         let unreadable = |source| ConfigError::Unreadable { path: path.into(), source };
         let mut bytes = Vec::new();
+        // A pipe or a device would never end.
+        let metadata = std::fs::metadata(path).map_err(unreadable)?;
+        if !metadata.is_file() {
+            return Err(unreadable(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+        }
+        if metadata.len() > MAX_CONFIG_BYTES as u64 {
+            return Err(in_file(ConfigError::TooLong { limit: MAX_CONFIG_BYTES }));
+        }
         let file = std::fs::File::open(path).map_err(unreadable)?;
         file.take(MAX_CONFIG_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() > MAX_CONFIG_BYTES {

@@ -117,11 +117,18 @@ enum Block {
     Moe,
 }
 
+/// Most values that aliases of a YAML stand for together.
+const MAX_REPLAYED: usize = 10_000;
+
 /// Parses and validates a training YAML or its model section.
 pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
     validate::length(text)?;
     // Other sections may hold any YAML; only the model section is looked at, where `.inf` is no size and no number.
-    let options = serde_saphyr::options! { non_finite_float_policy: NonFiniteFloatPolicy::AsString };
+    // Aliases of aliases must not grow a small file into a large one.
+    let options = serde_saphyr::options! {
+        non_finite_float_policy: NonFiniteFloatPolicy::AsString,
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPLAYED },
+    };
     let file: Value = serde_saphyr::from_str_with_options(text, options)
         .map_err(|error| ConfigError::Syntax { format: "YAML", message: error.without_snippet().to_string() })?;
     let top = Section::new(&file, "the YAML")?;

@@ -181,7 +181,7 @@ impl ModelConfig {
             let packed = form.packed.map_or(0, |operand| strips(&spec).packed_bytes(operand, false));
             numbers.saturating_add(packed)
         });
-        bytes.fold(0, u64::saturating_add)
+        bytes.fold(Rope::table_bytes(self.head_dim, self.max_sequence_length), u64::saturating_add)
     }
 }
 
@@ -356,10 +356,11 @@ impl Model {
         }
     }
 
-    /// Bytes in parameters and packed factors.
+    /// Bytes in parameters, packed factors and tables of the rotary embedding.
     pub fn bytes(&self) -> usize {
         let packed: usize = self.packed.iter().flatten().map(PackedWeight::bytes).sum();
-        packed + self.values.iter().flatten().map(|value| size_of_val(&value[..])).sum::<usize>()
+        let rope = Rope::table_bytes(self.config.head_dim, self.config.max_sequence_length) as usize;
+        rope + packed + self.values.iter().flatten().map(|value| size_of_val(&value[..])).sum::<usize>()
     }
 
     pub(super) fn packed(&self, id: ParameterId) -> &PackedWeight {

@@ -35,6 +35,11 @@ kernel! {
 }
 
 impl Rope {
+    /// Bytes that the tables of [`Rope::new`] take.
+    pub fn table_bytes(head_dim: usize, max_positions: usize) -> u64 {
+        (max_positions as u64).saturating_mul(head_dim as u64).saturating_mul(size_of::<f32>() as u64)
+    }
+
     /// Tables for the positions below `max_positions`, in heads `head_dim` wide with base `theta`.
     ///
     /// # Panics
