@@ -25,7 +25,7 @@ Examples:
 
 Exit status: 0 if it could be read, 1 if not, 2 for wrong usage.")]
 pub(crate) struct InspectArgs {
-    /// A folder, a file, or a model of the hub (REPO[@REVISION])
+    /// A folder, a file, or a model of the hub (REPO or REPO@REVISION)
     #[arg(value_name = "PATH")]
     path: String,
 

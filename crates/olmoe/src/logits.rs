@@ -22,8 +22,8 @@ const ROWS: usize = 256;
 
 /// Write the logits of a text, to compare with another implementation
 ///
-/// Runs the model once over the tokens and writes a safetensors file: `logits` [T, V], `logprobs` [T-1] of the tokens
-/// given (the first has none), `ids` [T], and with --routing `routing.ids` and `routing.probs` [L, T, K]: the chosen
+/// Runs the model once over the tokens and writes a safetensors file: `logits` (T x V), `logprobs` (T-1) of the tokens
+/// given (the first has none), `ids` (T), and with --routing `routing.ids` and `routing.probs` (L x T x K): the chosen
 /// experts of each token in each layer, and their probabilities. The text is taken as it is: no token is put before it.
 #[derive(Args)]
 #[command(after_long_help = "\

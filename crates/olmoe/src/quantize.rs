@@ -26,7 +26,7 @@ Examples:
 
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct QuantizeArgs {
-    /// A checkpoint: a folder, a GGUF file, or a model of the hub (REPO[@REVISION])
+    /// A checkpoint: a folder, a GGUF file, or a model of the hub (REPO or REPO@REVISION)
     #[arg(value_name = "IN")]
     input: String,
 

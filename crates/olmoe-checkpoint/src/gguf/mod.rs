@@ -5,8 +5,8 @@
 //! | [`container`] | the header and the data of any GGUF file |
 //! | [`value`] | typed metadata |
 //! | [`types`] | ggml's tensor types |
-//! | [`model`] | metadata of a model and its configuration |
-//! | [`vocabulary`] | metadata of a tokenizer and its vocabulary |
+//! | `model` | metadata of a model and its configuration |
+//! | `vocabulary` | metadata of a tokenizer and its vocabulary |
 //! | [`mix`] | which tensor gets which encoding |
 //!
 //! Experts are stacked, everything else is as in Hugging Face's files; only `llama` has the rows of its query and key
