@@ -1,6 +1,7 @@
 //! A checkpoint of any format, its tensors matched with the parameters of its model.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -8,6 +9,7 @@ use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Model, Precision};
 use olmoe_model::parameters::{ParameterSpec, parameters};
 use olmoe_tensor::memory::{Buffer, available_bytes};
+use olmoe_tensor::quant::BlockFormat;
 
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
@@ -114,17 +116,35 @@ impl Checkpoint {
 
     /// Loads the weights into a model made for inference, on all threads. `advance` hears of the bytes read.
     ///
+    /// With `keep_blocks` quantised matrices stay quantised, and products with them round the other factor to eight bits;
+    /// without, they become the numbers that they stand for.
+    ///
     /// # Errors
     /// Too little memory, numbers that are not finite, and what the system says.
-    pub fn load(&self, precision: Precision, advance: &(dyn Fn(u64) + Sync)) -> Result<Model, CheckpointError> {
-        let needed = self.config.inference_bytes(precision);
+    pub fn load(
+        &self,
+        precision: Precision,
+        keep_blocks: bool,
+        advance: &(dyn Fn(u64) + Sync),
+    ) -> Result<Model, CheckpointError> {
+        let blocks: Vec<Option<BlockFormat>> = match keep_blocks {
+            true => (0..self.specs.len()).map(|parameter| self.blocks(parameter)).collect(),
+            false => Vec::new(),
+        };
+        let needed = self.config.inference_bytes(precision, &blocks);
         if let Some(available) = available_bytes()
             && needed > available
         {
             return Err(CheckpointError::Memory { needed, available, precision: precision.name() });
         }
-        let mut model = Model::new(self.config.clone(), precision, false)?;
+        let mut model = Model::quantized(self.config.clone(), precision, &blocks)?;
         for parameter in 0..self.specs.len() {
+            if model.block_format(parameter).is_some() {
+                model.fill_blocks(parameter, |range| self.read_blocks(parameter, range, advance))?;
+                if model.value(parameter).is_none() {
+                    continue;
+                }
+            }
             let slab_numbers = slab_len(&self.specs[parameter]);
             // Slabs that have to be turned are decoded whole; one for each thread at most.
             let turned: Mutex<Vec<(usize, Buffer<f32>)>> = Mutex::new(Vec::new());
@@ -164,6 +184,45 @@ impl Checkpoint {
             })?;
         }
         Ok(model)
+    }
+
+    /// The format of a parameter whose slabs are all quantised alike.
+    fn blocks(&self, parameter: usize) -> Option<BlockFormat> {
+        let encoding = |slab| Weights::encoding(self, parameter, slab);
+        let (slabs, ..) = slabs(&self.specs[parameter].shape);
+        match encoding(0) {
+            Encoding::Blocks(format) if (1..slabs).all(|slab| encoding(slab) == encoding(0)) => Some(format),
+            _ => None,
+        }
+    }
+
+    /// The blocks of a range of a parameter's numbers: whole rows.
+    fn read_blocks(
+        &self,
+        parameter: usize,
+        range: Range<usize>,
+        advance: &(dyn Fn(u64) + Sync),
+    ) -> Result<Buffer<u8>, CheckpointError> {
+        let encoding = Weights::encoding(self, parameter, 0);
+        let bytes_of = |numbers: usize| numbers / encoding.unit() * encoding.unit_bytes();
+        let mut out = Buffer::scratch(bytes_of(range.len()));
+        let slab_numbers = slab_len(&self.specs[parameter]);
+        let mut at = range.start;
+        while at < range.end {
+            let slab = at / slab_numbers;
+            let (within, len) = (at - slab * slab_numbers, ((slab + 1) * slab_numbers).min(range.end) - at);
+            let place = self.layout.place(parameter, slab);
+            let part = match place.transform {
+                Transform::Same => self.read_bytes(self.stored[place.tensor].0, encoding, place.start + within, len)?,
+                _ => Buffer::copy_of(&self.read(parameter, slab)?[bytes_of(within)..bytes_of(within + len)]),
+            };
+            self.check_finite(&part, encoding, parameter, slab, within)?;
+            let start = bytes_of(at - range.start);
+            out[start..start + part.len()].copy_from_slice(&part);
+            at += len;
+        }
+        advance(out.len() as u64);
+        Ok(out)
     }
 
     fn check_finite(

@@ -75,7 +75,7 @@ fn every_form_computes_what_transformers_computes() {
     let ids = whole("ids");
     for (name, _, numbers_of, _) in FORMS {
         let checkpoint = Checkpoint::open(&folder().join(name)).unwrap();
-        let model = checkpoint.load(Precision::Fp32, &|_| {}).unwrap();
+        let model = checkpoint.load(Precision::Fp32, false, &|_| {}).unwrap();
         let mut activations = Activations::new(Keep::Nothing);
         model.forward(&Batch::uniform(&ids, ids.len()).unwrap(), &mut activations).unwrap();
         let logits = model.logits_of(activations.hidden());

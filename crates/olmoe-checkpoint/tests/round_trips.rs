@@ -246,7 +246,7 @@ fn loading_gives_the_model_that_was_drawn() {
             let there = desk.write(&random, target);
             let read = std::sync::atomic::AtomicU64::new(0);
             let model = there
-                .load(Precision::Fp32, &|bytes| {
+                .load(Precision::Fp32, false, &|bytes| {
                     read.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
                 })
                 .unwrap();
@@ -302,7 +302,7 @@ fn numbers_that_are_none_are_kept_but_neither_quantised_nor_loaded() {
     for target in [HF, OLMO, GGUF] {
         let there = desk.write(&broken, target);
         assert_same(&broken, &there);
-        let error = there.load(Precision::Fp32, &|_| {}).map(drop).unwrap_err().to_string();
+        let error = there.load(Precision::Fp32, false, &|_| {}).map(drop).unwrap_err().to_string();
         assert!(error.contains("layers.1.moe.experts.down_proj.weight: number 10 of matrix 0"), "{error}");
     }
 }

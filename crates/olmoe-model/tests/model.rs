@@ -148,7 +148,7 @@ fn a_model_made_for_inference_computes_the_same_from_its_packed_form_alone() {
             let expected = logits(&full);
             for model in [&drawn, &set, &filled] {
                 assert_eq!(logits(model)[..], expected[..], "{precision:?} tied: {tied}");
-                assert_eq!(model.bytes() as u64, config.inference_bytes(precision), "{precision:?} tied: {tied}");
+                assert_eq!(model.bytes() as u64, config.inference_bytes(precision, &[]), "{precision:?} tied: {tied}");
             }
             assert!(drawn.bytes() < full.bytes() / 2);
         }
@@ -163,8 +163,11 @@ fn the_release_takes_two_bytes_a_parameter() {
     let matrices = 6_919_161_856 - embedding - routers - norms;
     // Cosines and sines of 4096 positions, 64 each.
     let rope = 4096 * 128 * 4;
-    assert_eq!(config.inference_bytes(Precision::AmpBf16), rope + 2 * matrices + 4 * (embedding + routers + norms));
-    assert_eq!(config.inference_bytes(Precision::Fp32), rope + 4 * 6_919_161_856);
+    assert_eq!(
+        config.inference_bytes(Precision::AmpBf16, &[]),
+        rope + 2 * matrices + 4 * (embedding + routers + norms)
+    );
+    assert_eq!(config.inference_bytes(Precision::Fp32, &[]), rope + 4 * 6_919_161_856);
 }
 
 #[test]

@@ -37,6 +37,24 @@ kernel! {
 }
 
 kernel! {
+    /// `rounds` times 28 independent vectors of four byte products a lane, in registers.
+    fn byte_multiply_adds[s: S](rounds: usize, seed: i32) -> f32 {
+        let mut sums = [s.splat_int(seed); CHAINS];
+        let (u, a) = (s.splat_int(seed & 0x3f3f_3f3f), s.splat_int(seed & 0x1f1f_1f1f));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = s.byte_dot::<false>(u, a, *sum);
+            }
+        }
+        let mut total = s.zero();
+        for sum in sums {
+            total = s.add(total, s.to_f32(sum));
+        }
+        s.reduce_add(total)
+    }
+}
+
+kernel! {
     /// The sum of a slice, as fast as it can be read.
     fn read[s: S](x: &[f32]) -> f32 {
         let mut sums = [s.zero(); 8];
@@ -59,6 +77,16 @@ pub fn peak_flops(operand: Operand, time: Duration) -> f64 {
         Operand::F32 => 1.0,
         Operand::Bf16 => 2.0,
     };
+    2.0 * products * peak_lanes(time, |rounds| multiply_adds(rounds, operand, black_box(1e-3)))
+}
+
+/// The same of whole numbers of eight bits, summed in 32.
+pub fn peak_int8(time: Duration) -> f64 {
+    8.0 * peak_lanes(time, |rounds| byte_multiply_adds(rounds, black_box(0x0102_0301)))
+}
+
+/// Lanes per second of a kernel that computes on 28 vectors in each round.
+fn peak_lanes(time: Duration, kernel: impl Fn(usize) -> f32 + Sync) -> f64 {
     let threads = num_threads();
     let mut rounds = 10_000;
     let mut best = 0.0f64;
@@ -66,10 +94,10 @@ pub fn peak_flops(operand: Operand, time: Duration) -> f64 {
     while Instant::now() < end {
         let start = Instant::now();
         parallel(threads, |_| {
-            black_box(multiply_adds(black_box(rounds), operand, black_box(1e-3)));
+            black_box(kernel(black_box(rounds)));
         });
         let seconds = start.elapsed().as_secs_f64();
-        best = best.max((threads * rounds * CHAINS * 16) as f64 * products * 2.0 / seconds);
+        best = best.max((threads * rounds * CHAINS * 16) as f64 / seconds);
         if seconds < 0.01 {
             rounds *= 2;
         }

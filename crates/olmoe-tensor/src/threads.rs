@@ -116,6 +116,13 @@ impl<T> Shared<T> {
         Shared { start: x.as_mut_ptr(), len: x.len() }
     }
 
+    /// Where `len` numbers from `start` on lie, for tasks that own places between those of others.
+    pub fn pointer(&self, start: usize, len: usize) -> *mut T {
+        assert!(start <= self.len && len <= self.len - start, "{len} from {start} on of {}", self.len);
+        // SAFETY: inside the slice.
+        unsafe { self.start.add(start) }
+    }
+
     /// The part of the slice that this task owns.
     ///
     /// # Safety

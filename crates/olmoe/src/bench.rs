@@ -1,10 +1,13 @@
 //! `olmoe bench`
 
 mod gemm;
+mod inference;
+mod quantized;
 mod train;
 
 use clap::{Args, Subcommand, ValueEnum};
 use olmoe_model::model::{Keep, Precision};
+use olmoe_tensor::quant::BlockFormat;
 
 use crate::arguments::{OnePrecision, Precisions, Threads, positive};
 
@@ -22,7 +25,10 @@ pub(crate) struct BenchArgs {
 #[derive(Subcommand)]
 enum BenchCommand {
     Gemm(GemmArgs),
+    Quantized(QuantizedArgs),
     Train(TrainArgs),
+    Decode(inference::DecodeArgs),
+    Prefill(inference::PrefillArgs),
 }
 
 /// Measure matrix products
@@ -50,6 +56,40 @@ impl GemmArgs {
     fn precisions(&self) -> Vec<Precision> {
         self.precision.list()
     }
+}
+
+/// Measure products of quantised weights
+///
+/// With activations of eight bits: one row and many, dense and by a layer's experts.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe bench quantized
+  olmoe bench quantized --format q4_k --format q6_k --threads 1 --json")]
+pub(crate) struct QuantizedArgs {
+    /// Format of the weights; may be given several times [default: all]
+    #[arg(long, value_name = "FORMAT", value_parser = block_format)]
+    format: Vec<BlockFormat>,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl QuantizedArgs {
+    fn formats(&self) -> Vec<BlockFormat> {
+        if self.format.is_empty() { BlockFormat::ALL.to_vec() } else { self.format.clone() }
+    }
+}
+
+fn block_format(name: &str) -> Result<BlockFormat, String> {
+    BlockFormat::by_name(name).ok_or_else(|| {
+        let names: Vec<_> = BlockFormat::ALL.iter().map(|format| format.name()).collect();
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 /// Measure training steps
@@ -129,6 +169,13 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
             args.threads.apply();
             gemm::run(args)
         }
+        BenchCommand::Quantized(args) => {
+            args.threads.apply();
+            quantized::run(args);
+            Ok(())
+        }
+        BenchCommand::Decode(args) => inference::decode(args),
+        BenchCommand::Prefill(args) => inference::prefill(args),
         BenchCommand::Train(args) => {
             args.threads.apply();
             train::run(args)

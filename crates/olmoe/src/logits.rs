@@ -81,7 +81,7 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
         bail!("--routing: this model is dense, it has no router");
     }
     let loading = Progress::new("loading", checkpoint.bytes(), args.quiet);
-    let model = checkpoint.load(args.precision.into(), &|bytes| loading.advance(bytes))?;
+    let model = checkpoint.load(args.precision.into(), false, &|bytes| loading.advance(bytes))?;
     drop(loading);
     let mut activations = Activations::new(Keep::Nothing);
     model.forward(&Batch::uniform(&ids, ids.len())?, &mut activations)?;

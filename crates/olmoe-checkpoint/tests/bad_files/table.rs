@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) fn whole(path: &Path) -> Result<(), CheckpointError> {
     let checkpoint = Checkpoint::open(path)?;
     Companions::of(&checkpoint, None, false)?;
-    checkpoint.load(Precision::Fp32, &|_| ())?;
+    checkpoint.load(Precision::Fp32, false, &|_| ())?;
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! Self-attention: projections, clip, query and key norm, rotary embedding, attention, output projection.
 
-use olmoe_tensor::gemm::{Left, Store};
+use olmoe_tensor::gemm::Store;
 use olmoe_tensor::ops::attention::{self, Cache, Heads};
-use olmoe_tensor::ops::linear::{self, pack_input, pack_saved};
+use olmoe_tensor::ops::linear::{self, Input, pack_saved};
 use olmoe_tensor::ops::norm;
 use olmoe_tensor::ops::{add, clip};
 use olmoe_tensor::tensor::Tensor;
@@ -82,8 +82,8 @@ fn heads(model: &Model) -> Heads {
     Heads { query: config.n_heads, key_value: config.n_kv_heads, dim: config.head_dim }
 }
 
-fn project(model: &Model, x: &Left, linear: &Linear) -> Tensor {
-    let mut y = linear::forward(x, model.packed(linear.weight));
+fn project(model: &Model, x: &Input<'_>, linear: &Linear) -> Tensor {
+    let mut y = x.times(model.weight(linear.weight));
     if let Some(bias) = model.optional(linear.bias) {
         add::add_bias(&mut y, bias);
     }
@@ -116,8 +116,8 @@ fn clip_all(model: &Model, order: ClipOrder, [q, k, v]: [&mut Tensor; 3]) -> Opt
 
 /// Queries, keys and values as attention reads them.
 fn qkv(model: &Model, module: &AttentionModule, x_td: &Tensor, batch: &Batch) -> ([Tensor; 3], Projected) {
-    let left = pack_input(x_td, model.precision.operand());
-    let [mut q, mut k, mut v] = [module.q, module.k, module.v].map(|linear| project(model, &left, &linear));
+    let x = Input::new(x_td);
+    let [mut q, mut k, mut v] = [module.q, module.k, module.v].map(|linear| project(model, &x, &linear));
     let before = clip_all(model, ClipOrder::BeforeNorm, [&mut q, &mut k, &mut v]);
     let (mut q, q_norm) = normed(model, module.q_norm, q);
     let (mut k, k_norm) = normed(model, module.k_norm, k);
@@ -128,7 +128,7 @@ fn qkv(model: &Model, module: &AttentionModule, x_td: &Tensor, batch: &Batch) ->
 }
 
 fn output(model: &Model, module: &AttentionModule, o_td: &Tensor) -> Tensor {
-    project(model, &pack_input(o_td, model.precision.operand()), &module.o)
+    project(model, &Input::new(o_td), &module.o)
 }
 
 /// `y [T, D]` of `x [T, D]`.

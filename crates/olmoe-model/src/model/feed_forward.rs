@@ -1,7 +1,7 @@
 //! The feed-forward layer: one MLP, or a router, its experts and perhaps a shared one.
 
 use olmoe_tensor::gemm::{Operand, Store};
-use olmoe_tensor::ops::linear::{self, pack_input, pack_saved};
+use olmoe_tensor::ops::linear::{self, Input, pack_saved};
 use olmoe_tensor::ops::router::{self, Assignment, DROPPED};
 use olmoe_tensor::ops::{add, mlp};
 use olmoe_tensor::tensor::Tensor;
@@ -50,7 +50,7 @@ pub(super) fn forward(
         }
         FeedForwardModule::Moe(module) => {
             let moe = model.config.moe().expect("a mixture module comes from a mixture configuration");
-            let logits_te = linear::forward(&pack_input(x_td, Operand::F32), model.packed(module.router));
+            let logits_te = Input::new(x_td).times(model.weight(module.router));
             let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
             let assignment = router::assign(&routing, capacity(moe, x_td.rows()));
             record.push(LayerRouting { routing, load_e: assignment.load_e.clone() });

@@ -9,6 +9,7 @@
 
 mod attention;
 mod feed_forward;
+mod forms;
 mod gradients;
 mod modules;
 mod objective;

@@ -10,13 +10,15 @@ use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::activation;
 use olmoe_tensor::ops::cross_entropy::Head;
-use olmoe_tensor::ops::linear::{PackedWeight, Strips};
+use olmoe_tensor::ops::linear::{PackedWeight, Weight};
 use olmoe_tensor::ops::mlp;
 use olmoe_tensor::ops::norm::{Norm, NormKind};
 use olmoe_tensor::ops::rope::Rope;
+use olmoe_tensor::quant::BlockFormat;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::{Shared, parallel};
 
+use super::forms::{Factor, Form, strips};
 use super::modules::{Linear, MlpModule, Modules, NormModule, ParameterId};
 use crate::config::{self, ConfigError, ModelConfig};
 use crate::init::{CHUNK, initialize_chunk};
@@ -140,50 +142,8 @@ pub enum ModelError {
     },
 }
 
-/// The forms in which a model holds a parameter: at least one.
-#[derive(Clone, Copy)]
-struct Form {
-    /// As f32 numbers.
-    numbers: bool,
-    /// As a packed factor of products.
-    packed: Option<Operand>,
-}
-
-impl Form {
-    fn of(spec: &ParameterSpec, config: &ModelConfig, precision: Precision, trainable: bool) -> Form {
-        let (looked_up, packed) = match spec.kind {
-            // The router decides in f32 at every precision.
-            ParameterKind::Router => (false, Some(Operand::F32)),
-            ParameterKind::Linear | ParameterKind::Expert => (false, Some(precision.operand())),
-            ParameterKind::Embedding => (true, config.tie_embeddings.then(|| precision.operand())),
-            ParameterKind::Norm | ParameterKind::Bias => (false, None),
-        };
-        Form { numbers: trainable || looked_up || packed.is_none(), packed }
-    }
-}
-
-/// The strips in which a parameter is filled; a vector is one.
-fn strips(spec: &ParameterSpec) -> Strips {
-    match spec.shape[..] {
-        [groups, out, input] => Strips { groups, out, input },
-        [out, input] => Strips { groups: 1, out, input },
-        _ => Strips { groups: 1, out: 1, input: spec.num_elements() },
-    }
-}
-
-impl ModelConfig {
-    /// Bytes that the parameters of this model take when it is made for inference: [`Model::bytes`] without making it,
-    /// to be held against the memory there is before anything is loaded. Caches and activations come on top.
-    pub fn inference_bytes(&self, precision: Precision) -> u64 {
-        let bytes = parameters(self).into_iter().map(|spec| {
-            let form = Form::of(&spec, self, precision, false);
-            let numbers = if form.numbers { spec.num_elements() as u64 * size_of::<f32>() as u64 } else { 0 };
-            let packed = form.packed.map_or(0, |operand| strips(&spec).packed_bytes(operand, false));
-            numbers.saturating_add(packed)
-        });
-        bytes.fold(Rope::table_bytes(self.head_dim, self.max_sequence_length), u64::saturating_add)
-    }
-}
+/// Strips read at once by [`Model::fill_blocks`]: a few megabytes.
+const STRIPS_AT_ONCE: usize = 64;
 
 /// Numbers drawn at once by [`Model::initialize`]: enough chunks for every thread, and little beside a model.
 const DRAWN_AT_ONCE: usize = 64 * CHUNK;
@@ -197,7 +157,7 @@ pub struct Model {
     pub(super) precision: Precision,
     specs: Vec<ParameterSpec>,
     values: Vec<Option<Tensor>>,
-    packed: Vec<Option<PackedWeight>>,
+    factors: Vec<Option<Factor>>,
     pub(super) modules: Modules,
     pub(super) rope: Rope,
 }
@@ -209,19 +169,38 @@ impl Model {
     /// # Errors
     /// [`ModelError::Config`].
     pub fn new(config: ModelConfig, precision: Precision, trainable: bool) -> Result<Model, ModelError> {
+        Self::with_blocks(config, precision, trainable, &[])
+    }
+
+    /// A model made for inference that holds matrices as quantised blocks: those with a format in `blocks`, in canonical
+    /// order, that take part in products and whose rows are whole blocks (of the matrices of an MLP all or none);
+    /// [`Model::block_format`] tells which. They are filled by [`Model::fill_blocks`].
+    ///
+    /// # Errors
+    /// [`ModelError::Config`].
+    pub fn quantized(
+        config: ModelConfig,
+        precision: Precision,
+        blocks: &[Option<BlockFormat>],
+    ) -> Result<Model, ModelError> {
+        Self::with_blocks(config, precision, false, blocks)
+    }
+
+    fn with_blocks(
+        config: ModelConfig,
+        precision: Precision,
+        trainable: bool,
+        blocks: &[Option<BlockFormat>],
+    ) -> Result<Model, ModelError> {
         config.validate()?;
         let specs = parameters(&config);
         let modules = Modules::new(&config, &specs);
-        let forms: Vec<Form> = specs.iter().map(|spec| Form::of(spec, &config, precision, trainable)).collect();
-        let packed = specs.iter().zip(&forms).map(|(spec, form)| {
-            let Strips { groups, out, input } = strips(spec);
-            form.packed.map(|operand| PackedWeight::new(groups, out, input, operand, trainable))
-        });
-        let packed = packed.collect();
+        let forms = Form::all(&specs, &config, precision, trainable, blocks);
+        let factors = specs.iter().zip(&forms).map(|(spec, form)| form.factor(spec, trainable)).collect();
         let values = specs.iter().zip(&forms).map(|(spec, form)| form.numbers.then(|| Tensor::zeros(&spec.shape)));
         let values = values.collect();
         let rope = Rope::new(config.head_dim, config.rope.theta, config.max_sequence_length);
-        Ok(Model { config, precision, specs, values, packed, modules, rope })
+        Ok(Model { config, precision, specs, values, factors, modules, rope })
     }
 
     /// The configuration.
@@ -299,6 +278,40 @@ impl Model {
         failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
     }
 
+    /// The format of a parameter's blocks, if it is held quantised.
+    pub fn block_format(&self, id: ParameterId) -> Option<BlockFormat> {
+        match &self.factors[id] {
+            Some(Factor::Quantized(weight)) => Some(weight.format()),
+            _ => None,
+        }
+    }
+
+    /// Fills a parameter that is held quantised. `read` gives the bytes of a range of its numbers, whole rows, as blocks
+    /// of [`Model::block_format`]; the ranges come in order and cover all of them. One that is also looked up by rows, a
+    /// tied embedding, is filled by [`Model::fill`] besides.
+    ///
+    /// # Errors
+    /// The first of `read`; the parameter is then arbitrary.
+    ///
+    /// # Panics
+    /// When the parameter is not held quantised.
+    pub fn fill_blocks<E>(
+        &mut self,
+        id: ParameterId,
+        mut read: impl FnMut(Range<usize>) -> Result<Buffer<u8>, E>,
+    ) -> Result<(), E> {
+        let Some(Factor::Quantized(weight)) = &mut self.factors[id] else {
+            panic!("`Model::block_format` tells which parameters are held quantised")
+        };
+        let strips = weight.strips();
+        for first in (0..strips.count()).step_by(STRIPS_AT_ONCE) {
+            let some = first..(first + STRIPS_AT_ONCE).min(strips.count());
+            let numbers = strips.numbers(some.start).start..strips.numbers(some.end - 1).end;
+            weight.pack(some, &read(numbers)?);
+        }
+        Ok(())
+    }
+
     /// Draws every parameter afresh, as the configuration's `init` says.
     pub fn initialize(&mut self, seed: u64) {
         for id in 0..self.specs.len() {
@@ -342,9 +355,9 @@ impl Model {
     fn change(&mut self, id: ParameterId, some: Range<usize>, change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
         let strips = strips(&self.specs[id]);
         let value = self.values[id].as_deref_mut();
-        match (&mut self.packed[id], value) {
-            (Some(packed), value) => packed.update(value, some, change),
-            (None, Some(value)) => {
+        match (&mut self.factors[id], value) {
+            (Some(Factor::Packed(packed)), value) => packed.update(value, some, change),
+            (None | Some(Factor::Quantized(_)), Some(value)) => {
                 let shared = Shared::new(value);
                 parallel(some.len(), |task| {
                     let range = strips.numbers(some.start + task);
@@ -352,19 +365,38 @@ impl Model {
                     change(range.clone(), unsafe { shared.range(range) });
                 });
             }
+            (Some(Factor::Quantized(_)), None) => panic!("blocks are filled by `Model::fill_blocks`"),
             (None, None) => unreachable!("every parameter has a form"),
         }
     }
 
     /// Bytes in parameters, packed factors and tables of the rotary embedding.
     pub fn bytes(&self) -> usize {
-        let packed: usize = self.packed.iter().flatten().map(PackedWeight::bytes).sum();
+        let packed: usize = self.factors.iter().flatten().map(Factor::bytes).sum();
         let rope = Rope::table_bytes(self.config.head_dim, self.config.max_sequence_length) as usize;
         rope + packed + self.values.iter().flatten().map(|value| size_of_val(&value[..])).sum::<usize>()
     }
 
+    /// Bytes of the weights that one token reads: all but those of the experts that it is not routed to.
+    pub fn bytes_per_token(&self) -> u64 {
+        let read = |(id, factor): (usize, &Option<Factor>)| {
+            let bytes = factor.as_ref().map_or(0, |factor| factor.bytes() as u64);
+            match (self.specs[id].kind, self.config.moe()) {
+                (ParameterKind::Expert, Some(moe)) => bytes / moe.num_experts as u64 * moe.top_k as u64,
+                _ => bytes,
+            }
+        };
+        self.factors.iter().enumerate().map(read).sum()
+    }
+
+    pub(super) fn weight(&self, id: ParameterId) -> Weight<'_> {
+        let factor = self.factors[id].as_ref();
+        factor.expect("every matrix that takes part in a product was given a form").weight()
+    }
+
+    /// The weights of a model made for training.
     pub(super) fn packed(&self, id: ParameterId) -> &PackedWeight {
-        self.packed[id].as_ref().expect("every matrix that takes part in a product was packed by `Model::new`")
+        self.weight(id).packed()
     }
 
     pub(super) fn optional(&self, id: Option<ParameterId>) -> Option<&[f32]> {
@@ -395,9 +427,9 @@ impl Model {
     pub(super) fn mlp(&self, module: &MlpModule) -> mlp::Mlp<'_> {
         let bias = |linear: Option<Linear>| linear.and_then(|linear| self.optional(linear.bias));
         mlp::Mlp {
-            gate: module.gate.map(|gate| self.packed(gate.weight)),
-            up: self.packed(module.up.weight),
-            down: self.packed(module.down.weight),
+            gate: module.gate.map(|gate| self.weight(gate.weight)),
+            up: self.weight(module.up.weight),
+            down: self.weight(module.down.weight),
             activation: match module.config.activation {
                 config::Activation::SwiGlu | config::Activation::Silu => activation::Activation::Silu,
                 config::Activation::Gelu => activation::Activation::Gelu,
@@ -409,7 +441,7 @@ impl Model {
 
     pub(super) fn head(&self) -> Head<'_> {
         let scale = if self.config.scale_logits { (self.config.d_model as f32).sqrt().recip() } else { 1.0 };
-        Head { weight: self.packed(self.modules.head.weight), bias: self.optional(self.modules.head.bias), scale }
+        Head { weight: self.weight(self.modules.head.weight), bias: self.optional(self.modules.head.bias), scale }
     }
 
     /// Checks that all ids are rows of the embedding and all positions in the rotary tables.

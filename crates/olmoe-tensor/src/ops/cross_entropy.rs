@@ -18,7 +18,8 @@ use crate::gemm::{
 use crate::memory::Buffer;
 use crate::ops::add::{add_assign, scale};
 use crate::ops::lanes::lanes;
-use crate::ops::linear::{PackedWeight, pack_input, pack_saved};
+use crate::ops::linear::{Weight, pack_input, pack_saved};
+use crate::quant::product::{QuantizedInput, product};
 use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
@@ -52,7 +53,7 @@ const SLABS: usize = 16;
 #[derive(Clone, Copy)]
 pub struct Head<'a> {
     /// `[V, D]`
-    pub weight: &'a PackedWeight,
+    pub weight: Weight<'a>,
     /// `[V]`
     pub bias: Option<&'a [f32]>,
     /// The constant `c`: 1, or 1/√D where the model scales its logits.
@@ -82,7 +83,7 @@ pub struct Gradients<'a> {
 
 impl Head<'_> {
     fn words(&self) -> usize {
-        self.weight.forward().rows()
+        self.weight.strips().out
     }
 }
 
@@ -150,8 +151,14 @@ struct Tiles {
 /// Logits `[T, V]`, and what their tiles say.
 fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32]) -> Tiles {
     let (tokens, v) = (x_td.rows(), head.words());
-    let left = pack_input(x_td, head.weight.operand());
-    let (panels, right) = (panel_count(tokens), head.weight.forward().group(0));
+    let packed = match head.weight {
+        Weight::Packed(weight) => Some((pack_input(x_td, weight.operand()), weight.forward().group(0))),
+        Weight::Quantized(weight) => {
+            product(&QuantizedInput::pack(x_td, x_td.cols(), weight.format()), weight, logits, Store::Overwrite);
+            None
+        }
+    };
+    let panels = panel_count(tokens);
     let (token_tiles, word_tiles) = (tokens.div_ceil(TILE_TOKENS), v.div_ceil(TILE_WORDS));
     let mut tiles =
         Tiles { largest: Tensor::scratch(&[tokens, word_tiles]), sum: Tensor::scratch(&[tokens, word_tiles]) };
@@ -165,9 +172,11 @@ fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32]) -> Tiles {
         let words = j * TILE_WORDS..((j + 1) * TILE_WORDS).min(v);
         // SAFETY: each task writes another tile.
         unsafe {
-            let c = logits.range(0..tokens * v).as_mut_ptr();
-            let columns = j * TILE_PANELS..words.end.div_ceil(PANEL_COLS);
-            block(left.panels(), own, right, columns, c, v, Store::Overwrite);
+            if let Some((left, right)) = &packed {
+                let c = logits.range(0..tokens * v).as_mut_ptr();
+                let columns = j * TILE_PANELS..words.end.div_ceil(PANEL_COLS);
+                block(left.panels(), own, *right, columns, c, v, Store::Overwrite);
+            }
             for t in rows {
                 let row = logits.range(t * v + words.start..t * v + words.end);
                 if let Some(bias) = head.bias {
@@ -252,7 +261,7 @@ struct Outputs {
 impl Chunk<'_> {
     fn backward(&self, dweight: Option<&mut [f32]>, dbias: Option<&mut [f32]>, dx: &mut [f32]) {
         let (tokens, d, v) = (self.targets.len(), self.x.cols(), self.head.words());
-        let x = dweight.is_some().then(|| pack_saved(self.x, self.head.weight.operand()));
+        let x = dweight.is_some().then(|| pack_saved(self.x, self.head.weight.packed().operand()));
         let size = block_size(d);
         let blocks = v.div_ceil(size);
         let slabs = SLABS.min(blocks);
@@ -288,7 +297,7 @@ impl Chunk<'_> {
         outputs: &Outputs,
     ) {
         let (tokens, d, v, operand) =
-            (self.targets.len(), self.x.cols(), self.head.words(), self.head.weight.operand());
+            (self.targets.len(), self.x.cols(), self.head.words(), self.head.weight.packed().operand());
         let mut by_token = Left::scratch(rows.len(), words.len(), operand);
         let mut by_word = x.map(|_| Left::scratch(words.len(), rows.len(), operand));
         let mut strip = Buffer::<f32>::scratch(STRIP_TOKENS.min(rows.len()) * words.len());
@@ -327,7 +336,7 @@ impl Chunk<'_> {
         let from = (slab * tokens + rows.start) * d;
         // SAFETY: by the caller's promise.
         let dx = unsafe { outputs.dx.range(from..from + rows.len() * d) };
-        gemm_here(by_token.panels(), self.head.weight.backward().group(0).span(words.clone()), dx, store);
+        gemm_here(by_token.panels(), self.head.weight.packed().backward().group(0).span(words.clone()), dx, store);
         if let (Some(by_word), Some(x), Some(dweight)) = (&by_word, x, &outputs.dweight) {
             // SAFETY: by the caller's promise.
             let dweight = unsafe { dweight.range(words.start * d..words.end * d) };
@@ -382,6 +391,7 @@ fn sum_slabs(partial: &Tensor, dx: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::gemm::Operand;
+    use crate::ops::linear::PackedWeight;
     use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
 
     /// `Σ_t g_t·logp_t + z/2·lse_t²` over the tokens that have a target.
@@ -410,7 +420,7 @@ mod tests {
             let got = on_every_isa(|| {
                 let mut weight = PackedWeight::new(1, v, d, Operand::F32, true);
                 weight.pack(&w);
-                let head = Head { weight: &weight, bias: Some(&b), scale: c };
+                let head = Head { weight: Weight::Packed(&weight), bias: Some(&b), scale: c };
                 let (mut dw, mut db) = (vec![0.0; v * d], vec![0.0; v]);
                 let x = Tensor::new(&x, &[t, d]);
                 let gradients = Gradients { dlogp_t: &g, z, dweight: Some(&mut dw), dbias: Some(&mut db) };
@@ -450,7 +460,7 @@ mod tests {
             let targets: Vec<u32> = (0..t).map(|i| (i * 997 % v) as u32).collect();
             let mut weight = PackedWeight::new(1, v, d, operand, true);
             weight.pack(&w);
-            let head = Head { weight: &weight, bias: None, scale: 1.0 };
+            let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0 };
             let g = vec![-0.01; t];
             let run = |range: Range<usize>| {
                 let mut dw = vec![0.0; v * d];
@@ -482,7 +492,7 @@ mod tests {
         let g = numbers(3, t);
         let mut weight = PackedWeight::new(1, v, d, Operand::F32, true);
         weight.pack(&w);
-        let head = Head { weight: &weight, bias: None, scale: 1.0 };
+        let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0 };
         let mut dw = vec![0.0; v * d];
         let gradients = Gradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None };
         let (_, dx) = forward_backward(&Tensor::new(&x, &[t, d]), head, &targets, gradients);
@@ -509,7 +519,7 @@ mod tests {
     fn nothing_in_nothing_out() {
         let mut weight = PackedWeight::new(1, 5, 3, Operand::F32, true);
         weight.pack(&numbers(1, 15));
-        let head = Head { weight: &weight, bias: None, scale: 1.0 };
+        let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0 };
         assert!(forward(&Tensor::zeros(&[0, 3]), head, &[]).logp_t.is_empty());
         let nan = forward(&Tensor::new(&[f32::NAN, 0.0, 0.0], &[1, 3]), head, &[2]);
         assert!(nan.logp_t[0].is_nan());

@@ -4,10 +4,12 @@
 //! The factors arrive packed, because one packed `x` serves several weights (query, key, value), and one packed weight
 //! serves every call until the next update.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
 use crate::gemm::{Left, Operand, PANEL_COLS, Right, Source, Store, gemm};
 use crate::memory::Buffer;
+use crate::quant::product::{QuantizedInput, QuantizedWeight, product};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel};
 
@@ -156,6 +158,69 @@ impl PackedWeight {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.forward.bytes() + self.backward.as_ref().map_or(0, Right::bytes)
+    }
+}
+
+/// The weights of a forward product: packed numbers, or quantised blocks, which have no way back.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    /// f32 or bf16.
+    Packed(&'a PackedWeight),
+    /// Blocks; the other factor is rounded to eight bits.
+    Quantized(&'a QuantizedWeight),
+}
+
+impl<'a> Weight<'a> {
+    /// The shape of the weights, in strips.
+    pub fn strips(self) -> Strips {
+        match self {
+            Weight::Packed(weight) => weight.strips(),
+            Weight::Quantized(weight) => weight.strips(),
+        }
+    }
+
+    /// The packed weights.
+    ///
+    /// # Panics
+    /// When they are quantised.
+    pub fn packed(self) -> &'a PackedWeight {
+        match self {
+            Weight::Packed(weight) => weight,
+            Weight::Quantized(_) => panic!("quantised weights take part in forward products only"),
+        }
+    }
+}
+
+/// The input of several products, packed once for each kind of weight that asks.
+pub struct Input<'x> {
+    x: &'x Tensor,
+    packed: [OnceCell<Left>; 2],
+    quantized: [OnceCell<QuantizedInput>; 2],
+}
+
+impl<'x> Input<'x> {
+    /// Of `x [T, in]`.
+    pub fn new(x: &'x Tensor) -> Input<'x> {
+        Input { x, packed: Default::default(), quantized: Default::default() }
+    }
+
+    /// `y [T, out] = x·Wᵀ`.
+    pub fn times(&self, weight: Weight<'_>) -> Tensor {
+        match weight {
+            Weight::Packed(weight) => {
+                let operand = weight.operand();
+                let x = self.packed[usize::from(operand == Operand::Bf16)].get_or_init(|| pack_input(self.x, operand));
+                forward(x, weight)
+            }
+            Weight::Quantized(weight) => {
+                let format = weight.format();
+                let x = self.quantized[usize::from(format.block_len() > 32)]
+                    .get_or_init(|| QuantizedInput::pack(self.x, self.x.cols(), format));
+                let mut y = Tensor::scratch(&[self.x.rows(), weight.strips().out]);
+                product(x, weight, &mut y, Store::Overwrite);
+                y
+            }
+        }
     }
 }
 

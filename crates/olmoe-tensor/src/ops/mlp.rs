@@ -10,14 +10,17 @@
 //! A task takes a block of one expert's slots through all of it while the block is in the cache. A dense layer is the
 //! case of one expert that takes every token with weight one.
 
+use std::ops::Range;
+
 use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward};
-use crate::ops::add::{add_assign, scale};
+use crate::ops::add::{add_assign, add_bias as add_bias_rows, scale};
 use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, Product, blocks};
 use crate::ops::lanes::lanes;
-use crate::ops::linear::PackedWeight;
+use crate::ops::linear::Weight;
 use crate::ops::router::{Assignment, DROPPED};
+use crate::quant::product::{Factor, QuantizedInput, QuantizedWeight, Rows, products};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
@@ -26,11 +29,11 @@ use crate::threads::{Shared, parallel, parallel_ranges};
 #[derive(Clone, Copy)]
 pub struct Mlp<'a> {
     /// `[E, I, D]`; none for a layer without a gate.
-    pub gate: Option<&'a PackedWeight>,
+    pub gate: Option<Weight<'a>>,
     /// `[E, I, D]`
-    pub up: &'a PackedWeight,
+    pub up: Weight<'a>,
     /// `[E, D, I]`
-    pub down: &'a PackedWeight,
+    pub down: Weight<'a>,
     /// The function `f`; SiLU on the gate when there is one.
     pub activation: Activation,
     /// Biases of a dense layer.
@@ -81,8 +84,11 @@ fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
 
 /// `y [T, D]` from `x [T, D]`.
 pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
-    let (d, width, slots) = (x_td.cols(), mlp.up.forward().rows(), assignment.slots());
-    let operand = mlp.up.operand();
+    if let (Weight::Quantized(up), Weight::Quantized(down)) = (mlp.up, mlp.down) {
+        return forward_quantized(x_td, mlp, (up, down), assignment);
+    }
+    let (d, width, slots) = (x_td.cols(), mlp.up.strips().out, assignment.slots());
+    let operand = mlp.up.packed().operand();
     let mut saved =
         Saved { gate_si: mlp.gate.map(|_| Tensor::scratch(&[slots, width])), up_si: Tensor::scratch(&[slots, width]) };
     let mut out_sd = Tensor::scratch(&[slots, d]);
@@ -98,14 +104,14 @@ pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
             let inner = slots.start * width..slots.end * width;
             // SAFETY: each block is another range of slots.
             let up = unsafe { up_si.range(inner.clone()) };
-            gemm_here(left.panels(), mlp.up.forward().group(e), up, Store::Overwrite);
+            gemm_here(left.panels(), mlp.up.packed().forward().group(e), up, Store::Overwrite);
             add_bias(up, mlp.biases.up);
             let mut act = block_scratch(inner.len(), width);
             match (mlp.gate, &gate_si) {
                 (Some(weight), Some(gate_si)) => {
                     // SAFETY: as above.
                     let gate = unsafe { gate_si.range(inner) };
-                    gemm_here(left.panels(), weight.forward().group(e), gate, Store::Overwrite);
+                    gemm_here(left.panels(), weight.packed().forward().group(e), gate, Store::Overwrite);
                     add_bias(gate, mlp.biases.gate);
                     swiglu(gate, up, &mut act);
                 }
@@ -115,11 +121,71 @@ pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
             left.repack_rows(Source::new(&act, width));
             // SAFETY: as above.
             let out = unsafe { out_sd.range(slots.start * d..slots.end * d) };
-            gemm_here(left.panels(), mlp.down.forward().group(e), out, Store::Overwrite);
+            gemm_here(left.panels(), mlp.down.packed().forward().group(e), out, Store::Overwrite);
             add_bias(out, mlp.biases.down);
         });
     }
     (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+}
+
+/// The same with quantised weights: each product of all experts at once, so that a single token keeps all threads busy.
+fn forward_quantized(
+    x_td: &Tensor,
+    mlp: &Mlp<'_>,
+    (up, down): (&QuantizedWeight, &QuantizedWeight),
+    assignment: &Assignment,
+) -> (Tensor, Saved) {
+    let (d, width, slots) = (x_td.cols(), up.strips().out, assignment.slots());
+    let rows = Rows { index: Some(&assignment.token_s), offsets: &assignment.offsets_e };
+    let mut up_si = Tensor::scratch(&[slots, width]);
+    let mut act_si = Tensor::scratch(&[slots, width]);
+    let x = QuantizedInput::pack(x_td, d, up.format());
+    let gate = mlp.gate.map(|gate| match gate {
+        Weight::Quantized(gate) => gate,
+        Weight::Packed(_) => panic!("the weights of a layer are quantised all or none"),
+    });
+    let biased = |rows: &mut Tensor, bias: Option<&[f32]>| {
+        if let Some(bias) = bias {
+            add_bias_rows(rows, bias);
+        }
+    };
+    if let Some(gate) = gate {
+        let mut gate_si = Tensor::scratch(&[slots, width]);
+        let factors = [Factor { weight: gate, y: &mut gate_si }, Factor { weight: up, y: &mut up_si }];
+        if gate.format().block_len() == up.format().block_len() {
+            products(&x, rows, factors, Store::Overwrite);
+        } else {
+            let [gate, up] = factors;
+            products(&QuantizedInput::pack(x_td, d, gate.weight.format()), rows, [gate], Store::Overwrite);
+            products(&x, rows, [up], Store::Overwrite);
+        }
+        biased(&mut gate_si, mlp.biases.gate);
+        biased(&mut up_si, mlp.biases.up);
+        each_slot(&mut act_si, |range, act| swiglu(&gate_si[range.clone()], &up_si[range], act));
+    } else {
+        products(&x, rows, [Factor { weight: up, y: &mut up_si }], Store::Overwrite);
+        biased(&mut up_si, mlp.biases.up);
+        each_slot(&mut act_si, |range, act| activate(mlp.activation, &up_si[range], act));
+    }
+    let mut out_sd = Tensor::scratch(&[slots, d]);
+    let act = QuantizedInput::pack(&act_si, width, down.format());
+    let rows = Rows { index: None, offsets: &assignment.offsets_e };
+    products(&act, rows, [Factor { weight: down, y: &mut out_sd }], Store::Overwrite);
+    biased(&mut out_sd, mlp.biases.down);
+    // Nothing is kept: quantised weights have no way back.
+    let saved = Saved { gate_si: None, up_si: Tensor::scratch(&[0, width]) };
+    (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+}
+
+/// Runs over the rows of `y` on all threads, with the range of its numbers.
+fn each_slot(y: &mut Tensor, run: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+    let (rows, width) = (y.rows(), y.cols());
+    let shared = Shared::new(y);
+    parallel_ranges(rows, 8, |rows| {
+        let range = rows.start * width..rows.end * width;
+        // SAFETY: the ranges of a parallel loop are disjoint.
+        run(range.clone(), unsafe { shared.range(range) });
+    });
 }
 
 /// `y_t = Σ_k w_s·out_s` over the slots `s` of token `t` in the order of its choices; without weights, their sum.
@@ -171,7 +237,7 @@ pub fn backward(
     dy_td: &Tensor,
     gradients: Gradients<'_>,
 ) -> (Tensor, Buffer<f32>) {
-    let (d, width, slots, operand) = (x_td.cols(), mlp.up.forward().rows(), assignment.slots(), mlp.up.operand());
+    let (d, width, slots, operand) = (x_td.cols(), mlp.up.strips().out, assignment.slots(), mlp.up.packed().operand());
     // The factors of the weights' gradients, packed block by block.
     let contraction = Contraction::new(&assignment.offsets_e, operand);
     let mut dgate_factors = mlp.gate.map(|_| contraction.left(width));
@@ -199,7 +265,7 @@ pub fn backward(
             let mut left = Left::scratch_of(BLOCK_ROWS, count, d, operand);
             left.repack_rows(dy);
             let mut dact = block_scratch(inner, width);
-            gemm_here(left.panels(), mlp.down.backward().group(e), &mut dact, Store::Overwrite);
+            gemm_here(left.panels(), mlp.down.packed().backward().group(e), &mut dact, Store::Overwrite);
 
             // SAFETY: each block is another range of slots.
             let dweight = unsafe { dweight_s.range(slots.clone()) };
@@ -228,10 +294,10 @@ pub fn backward(
             let dx = unsafe { dx_sd.range(slots.start * d..slots.end * d) };
             let mut left = Left::scratch_of(BLOCK_ROWS, count, width, operand);
             left.repack_rows(Source::new(&dup, width));
-            gemm_here(left.panels(), mlp.up.backward().group(e), dx, Store::Overwrite);
+            gemm_here(left.panels(), mlp.up.packed().backward().group(e), dx, Store::Overwrite);
             if let Some(gate) = mlp.gate {
                 left.repack_rows(Source::new(&dgate, width));
-                gemm_here(left.panels(), gate.backward().group(e), dx, Store::Accumulate);
+                gemm_here(left.panels(), gate.packed().backward().group(e), dx, Store::Accumulate);
             }
 
             // SAFETY: each task packs another block.
@@ -286,6 +352,7 @@ mod tests {
 
     use super::*;
     use crate::gemm::Operand;
+    use crate::ops::linear::PackedWeight;
     use crate::ops::router;
     use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
 
@@ -326,9 +393,9 @@ mod tests {
             let (up, down) = (pack(&wu, i, d), pack(&wd, d, i));
             let gate = self.gated.then(|| pack(&wg, i, d));
             let mlp = Mlp {
-                gate: gate.as_ref(),
-                up: &up,
-                down: &down,
+                gate: gate.as_ref().map(Weight::Packed),
+                up: Weight::Packed(&up),
+                down: Weight::Packed(&down),
                 activation: self.activation,
                 biases: Biases::default(),
             };
@@ -452,7 +519,13 @@ mod tests {
         };
         let (gate, up, down) = (pack(&wg, 4, 3), pack(&wu, 4, 3), pack(&wd, 3, 4));
         let biases = Biases::default();
-        let mlp = Mlp { gate: Some(&gate), up: &up, down: &down, activation: Activation::Silu, biases };
+        let mlp = Mlp {
+            gate: Some(Weight::Packed(&gate)),
+            up: Weight::Packed(&up),
+            down: Weight::Packed(&down),
+            activation: Activation::Silu,
+            biases,
+        };
         let x = Tensor::new(&numbers(4, 12), &[4, 3]);
         let (all, _) = forward(&x, &mlp, &router::assign(&case.routing, None));
         let (some, _) = forward(&x, &mlp, &router::assign(&case.routing, Some(3)));

@@ -40,7 +40,7 @@ const Q6_PARTS: usize = 16;
 
 /// The scales and the minima of the eight parts.
 #[inline(always)]
-fn unpack_scales(bytes: &[u8]) -> [(u8, u8); PARTS] {
+pub(super) fn unpack_scales(bytes: &[u8]) -> [(u8, u8); PARTS] {
     std::array::from_fn(|j| match j {
         0..4 => (bytes[j] & 63, bytes[j + 4] & 63),
         _ => (bytes[j + 4] & 15 | bytes[j - 4] >> 6 << 4, bytes[j + 4] >> 4 | bytes[j] >> 6 << 4),
@@ -57,19 +57,32 @@ fn pack_scales(parts: &[(u8, u8); PARTS], bytes: &mut [u8]) {
     }
 }
 
-/// Q4_K and Q5_K; the fifth bits are given as 32 bytes.
+/// The quants of Q4_K and Q5_K; the fifth bits are given as 32 bytes.
 #[inline(always)]
-fn read_affine(head: &[u8], fifth: &[u8; 32], quants: &[u8], out: &mut [f32; LEN]) {
-    let (d, dmin, parts) = (half_at(head, 0), half_at(head, 2), unpack_scales(&head[4..16]));
-    let pairs = out.as_chunks_mut::<64>().0.iter_mut().zip(quants.as_chunks::<32>().0);
-    for (g, (out, quants)) in pairs.enumerate() {
-        let [low, high] =
-            [parts[2 * g], parts[2 * g + 1]].map(|(scale, m)| (d * f32::from(scale), dmin * f32::from(m)));
-        let (first, second) = out.split_at_mut(32);
+pub(super) fn affine_quants(fifth: &[u8], bytes: &[u8], quants: &mut [u8; LEN]) {
+    let fifth = &fifth[..32];
+    let pairs = quants.as_chunks_mut::<64>().0.iter_mut().zip(bytes.as_chunks::<32>().0);
+    for (g, (quants, bytes)) in pairs.enumerate() {
+        let (first, second) = quants.split_at_mut(32);
         for i in 0..32 {
             let fifth = fifth[i] >> (2 * g);
-            first[i] = low.0 * f32::from(quants[i] & 15 | (fifth & 1) << 4) - low.1;
-            second[i] = high.0 * f32::from(quants[i] >> 4 | (fifth & 2) << 3) - high.1;
+            first[i] = bytes[i] & 15 | (fifth & 1) << 4;
+            second[i] = bytes[i] >> 4 | (fifth & 2) << 3;
+        }
+    }
+}
+
+/// Q4_K and Q5_K; the fifth bits are given as 32 bytes.
+#[inline(always)]
+fn read_affine(head: &[u8], fifth: &[u8; 32], bytes: &[u8], out: &mut [f32; LEN]) {
+    let (d, dmin, parts) = (half_at(head, 0), half_at(head, 2), unpack_scales(&head[4..16]));
+    let mut quants = [0; LEN];
+    affine_quants(fifth, bytes, &mut quants);
+    let pairs = out.as_chunks_mut::<32>().0.iter_mut().zip(quants.as_chunks::<32>().0);
+    for ((out, quants), (scale, minimum)) in pairs.zip(parts) {
+        let (scale, minimum) = (d * f32::from(scale), dmin * f32::from(minimum));
+        for i in 0..32 {
+            out[i] = scale * f32::from(quants[i]) - minimum;
         }
     }
 }
@@ -86,18 +99,30 @@ pub(super) fn read_q5(block: &[u8; Q5_BYTES], out: &mut [f32; LEN]) {
     read_affine(&block[..16], &fifth, &block[48..], out);
 }
 
+/// The quants of Q6_K, 32 more than what they stand for.
+#[inline(always)]
+pub(super) fn q6_quants(block: &[u8], quants: &mut [u8; LEN]) {
+    for (h, quants) in quants.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+        let (low, high) = (&block[64 * h..][..64], &block[128 + 32 * h..][..32]);
+        for (part, quants) in quants.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (low, high) = (&low[16 * (part % 4)..][..16], &high[16 * (part % 2)..][..16]);
+            for i in 0..16 {
+                quants[i] = low[i] >> (part / 4 * 4) & 15 | (high[i] >> (part / 2 * 2) & 3) << 4;
+            }
+        }
+    }
+}
+
 #[inline(always)]
 pub(super) fn read_q6(block: &[u8; Q6_BYTES], out: &mut [f32; LEN]) {
     let d = half_at(block, Q6_SCALE);
-    for (h, out) in out.as_chunks_mut::<128>().0.iter_mut().enumerate() {
-        let (low, high) = (&block[64 * h..][..64], &block[128 + 32 * h..][..32]);
-        for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let scale = d * f32::from(block[192 + 8 * h + part] as i8);
-            let (low, high) = (&low[16 * (part % 4)..][..16], &high[16 * (part % 2)..][..16]);
-            for i in 0..16 {
-                let q = low[i] >> (part / 4 * 4) & 15 | (high[i] >> (part / 2 * 2) & 3) << 4;
-                out[i] = scale * f32::from(q as i8 - 32);
-            }
+    let mut quants = [0; LEN];
+    q6_quants(block, &mut quants);
+    let parts = out.as_chunks_mut::<16>().0.iter_mut().zip(quants.as_chunks::<16>().0);
+    for (part, (out, quants)) in parts.enumerate() {
+        let scale = d * f32::from(block[192 + part] as i8);
+        for i in 0..16 {
+            out[i] = scale * f32::from(quants[i] as i8 - 32);
         }
     }
 }

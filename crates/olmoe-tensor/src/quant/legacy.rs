@@ -28,7 +28,7 @@ pub(super) const Q8_0_BYTES: usize = 34;
 
 /// The four low bits of the 32 quants.
 #[inline(always)]
-fn low_bits(bytes: &[u8]) -> [u8; LEN] {
+pub(super) fn low_bits(bytes: &[u8]) -> [u8; LEN] {
     let mut q = [0; LEN];
     for i in 0..LEN / 2 {
         q[i] = bytes[i] & 15;
@@ -39,7 +39,7 @@ fn low_bits(bytes: &[u8]) -> [u8; LEN] {
 
 /// All five bits.
 #[inline(always)]
-fn five_bits(fifth: &[u8], bytes: &[u8]) -> [u8; LEN] {
+pub(super) fn five_bits(fifth: &[u8], bytes: &[u8]) -> [u8; LEN] {
     let fifth = u32::from_le_bytes([fifth[0], fifth[1], fifth[2], fifth[3]]);
     let mut q = low_bits(bytes);
     for i in 0..LEN {

@@ -5,6 +5,7 @@
 //! | `legacy` | Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 | 32 numbers, an f16 scale, with `_1` an f16 minimum |
 //! | `k` | Q4_K Q5_K Q6_K | 256 numbers, f16 scales of the small whole scales of its parts |
 //! | `search` | | the search for the scales with the least squared error |
+//! | [`product`] | all | products with activations of eight bits |
 //!
 //! Reading gives the bits that the reference implementation (gguf for Python) gives. Writing looks for the least squared
 //! error, and is the same on every instruction set. Blocks are bytes as they lie in a file: little-endian, not aligned.
@@ -13,6 +14,7 @@
 
 mod k;
 mod legacy;
+pub mod product;
 mod search;
 
 use half::f16;

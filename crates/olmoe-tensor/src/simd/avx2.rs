@@ -1,16 +1,18 @@
-//! AVX2 and FMA: a vector is two registers.
+//! AVX2, FMA and F16C: a vector is two registers.
 
 use std::arch::x86_64::*;
 
 use super::{LANES, Simd};
 
-/// Proof that the processor has AVX2 and FMA.
+/// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Avx2> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
+        let has =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        has.then_some(Avx2(()))
     }
 
     /// # Safety
@@ -23,6 +25,10 @@ impl Avx2 {
 /// Lanes 0..8 and 8..16.
 #[derive(Clone, Copy)]
 pub struct Pair(__m256, __m256);
+
+/// Lanes 0..8 and 8..16 of whole numbers or bytes.
+#[derive(Clone, Copy)]
+pub struct Bytes(__m256i, __m256i);
 
 /// All ones in the lanes below `n`.
 #[inline(always)]
@@ -105,6 +111,7 @@ unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
     type V = Pair;
+    type B = Bytes;
 
     #[inline(always)]
     fn zero(self) -> Pair {
@@ -259,5 +266,78 @@ impl Simd for Avx2 {
                 rows[8 + i] = Pair(b[i], d[i]);
             }
         }
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Bytes {
+        unsafe { Bytes(_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> Bytes {
+        unsafe { Bytes(_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn splat_bytes(self, p: *const u8) -> Bytes {
+        self.splat_int(unsafe { p.cast::<i32>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> Pair {
+        let half = |p: *const u8| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) };
+        Pair(half(p), half(p.wrapping_add(16)))
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, p: *const u8) -> Pair {
+        let half = |p: *const u8| unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) };
+        Pair(half(p), half(p.wrapping_add(8)))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> Pair {
+        let half = |p: *const u8| unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) };
+        Pair(half(p), half(p.wrapping_add(8)))
+    }
+    #[inline(always)]
+    fn store_i8(self, v: Pair, y: &mut [i8; LANES]) {
+        let half = |v: __m256| unsafe {
+            let v = _mm256_cvtps_epi32(v);
+            _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))
+        };
+        unsafe { _mm_storeu_si128(y.as_mut_ptr().cast(), _mm_packs_epi16(half(v.0), half(v.1))) }
+    }
+    #[inline(always)]
+    fn and(self, a: Bytes, b: Bytes) -> Bytes {
+        unsafe { Bytes(_mm256_and_si256(a.0, b.0), _mm256_and_si256(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn or(self, a: Bytes, b: Bytes) -> Bytes {
+        unsafe { Bytes(_mm256_or_si256(a.0, b.0), _mm256_or_si256(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn shift_left(self, a: Bytes, n: u32) -> Bytes {
+        let half = |a| unsafe { _mm256_sllv_epi32(a, _mm256_set1_epi32(n as i32)) };
+        Bytes(half(a.0), half(a.1))
+    }
+    #[inline(always)]
+    fn shift_right(self, a: Bytes, n: u32) -> Bytes {
+        let half = |a| unsafe { _mm256_srlv_epi32(a, _mm256_set1_epi32(n as i32)) };
+        Bytes(half(a.0), half(a.1))
+    }
+    #[inline(always)]
+    fn byte_dot<const WIDE: bool>(self, u: Bytes, a: Bytes, sum: Bytes) -> Bytes {
+        let half = |u, a, sum| unsafe {
+            let pairs = |u| _mm256_madd_epi16(_mm256_maddubs_epi16(u, a), _mm256_set1_epi16(1));
+            if WIDE {
+                // Two products of eight bits do not fit sixteen: those of even and of odd bytes one by one.
+                let even = _mm256_set1_epi16(0xff);
+                let sum = _mm256_add_epi32(sum, pairs(_mm256_and_si256(u, even)));
+                _mm256_add_epi32(sum, pairs(_mm256_andnot_si256(even, u)))
+            } else {
+                _mm256_add_epi32(sum, pairs(u))
+            }
+        };
+        Bytes(half(u.0, a.0, sum.0), half(u.1, a.1, sum.1))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: Bytes) -> Pair {
+        unsafe { Pair(_mm256_cvtepi32_ps(a.0), _mm256_cvtepi32_ps(a.1)) }
     }
 }

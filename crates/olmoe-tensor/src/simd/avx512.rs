@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{LANES, Simd};
 
-/// Proof that the processor has AVX-512 F, BW, VL, DQ and BF16.
+/// Proof that the processor has AVX-512 F, BW, VL, DQ, BF16 and VNNI.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(());
 
@@ -15,6 +15,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("fma");
         has.then_some(Avx512(()))
     }
@@ -44,6 +45,7 @@ fn halves(a: __m512) -> (__m256, __m256) {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx512 {
     type V = __m512;
+    type B = __m512i;
 
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -215,5 +217,58 @@ impl Simd for Avx512 {
                 rows[12 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_odd, cd_odd);
             }
         }
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_bytes(self, p: *const u8) -> __m512i {
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    fn store_i8(self, v: __m512, y: &mut [i8; LANES]) {
+        unsafe { _mm_storeu_si128(y.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+    #[inline(always)]
+    fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn shift_left(self, a: __m512i, n: u32) -> __m512i {
+        unsafe { _mm512_sllv_epi32(a, _mm512_set1_epi32(n as i32)) }
+    }
+    #[inline(always)]
+    fn shift_right(self, a: __m512i, n: u32) -> __m512i {
+        unsafe { _mm512_srlv_epi32(a, _mm512_set1_epi32(n as i32)) }
+    }
+    #[inline(always)]
+    fn byte_dot<const WIDE: bool>(self, u: __m512i, a: __m512i, sum: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, u, a) }
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(a) }
     }
 }

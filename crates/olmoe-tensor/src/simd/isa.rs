@@ -9,9 +9,9 @@ use super::{Avx2, Avx512, Scalar};
 pub enum Isa {
     /// Plain Rust: the oracle.
     Scalar(Scalar),
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2(Avx2),
-    /// AVX-512 F, BW, VL, DQ and BF16.
+    /// AVX-512 F, BW, VL, DQ, BF16 and VNNI.
     Avx512(Avx512),
 }
 

@@ -27,6 +27,8 @@ pub const LANES: usize = 16;
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
     type V: Copy;
+    /// Sixteen lanes of 32 bits that are whole numbers or groups of four bytes.
+    type B: Copy;
 
     /// All lanes zero.
     fn zero(self) -> Self::V;
@@ -95,6 +97,49 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Transposes a 16 × 16 block: lane `j` of vector `i` becomes lane `i` of vector `j`.
     fn transpose(self, rows: &mut [Self::V; LANES]);
+
+    /// All lanes the whole number `x`.
+    fn splat_int(self, x: i32) -> Self::B;
+    /// 64 bytes.
+    ///
+    /// # Safety
+    /// 64 readable bytes at `p`.
+    unsafe fn load_bytes(self, p: *const u8) -> Self::B;
+    /// All lanes the four bytes at `p`.
+    ///
+    /// # Safety
+    /// 4 readable bytes at `p`.
+    unsafe fn splat_bytes(self, p: *const u8) -> Self::B;
+    /// 16 numbers of f16.
+    ///
+    /// # Safety
+    /// 32 readable bytes at `p`.
+    unsafe fn load_f16(self, p: *const u8) -> Self::V;
+    /// 16 whole numbers of one byte without a sign.
+    ///
+    /// # Safety
+    /// 16 readable bytes at `p`.
+    unsafe fn load_u8(self, p: *const u8) -> Self::V;
+    /// 16 whole numbers of one byte with a sign.
+    ///
+    /// # Safety
+    /// 16 readable bytes at `p`.
+    unsafe fn load_i8(self, p: *const u8) -> Self::V;
+    /// Writes the lanes, rounded to the nearest whole number, ties to even; they lie in −128..=127.
+    fn store_i8(self, v: Self::V, y: &mut [i8; LANES]);
+    /// `a & b`, bit by bit.
+    fn and(self, a: Self::B, b: Self::B) -> Self::B;
+    /// `a | b`, bit by bit.
+    fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Each lane moved up by `n` bits; zeros come in.
+    fn shift_left(self, a: Self::B, n: u32) -> Self::B;
+    /// Each lane moved down by `n` bits; zeros come in.
+    fn shift_right(self, a: Self::B, n: u32) -> Self::B;
+    /// Four products a lane: `sum + Σ u·a` of bytes `u` without a sign and `a` with one, `|a| < 128`. Exact: bytes `u` of
+    /// more than seven bits have to be announced as `WIDE`.
+    fn byte_dot<const WIDE: bool>(self, u: Self::B, a: Self::B, sum: Self::B) -> Self::B;
+    /// Whole numbers to the nearest f32, ties to even.
+    fn to_f32(self, a: Self::B) -> Self::V;
 }
 
 /// Declares a kernel: one body, generic over the instruction set, compiled for each and picked by [`Isa::current`].
@@ -113,11 +158,11 @@ macro_rules! kernel {
             fn body<$S: $crate::simd::Simd>($s: $S, $($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2(s: $crate::simd::Avx2, $($arg: $ty),*) $(-> $ret)? { body(s, $($arg),*) }
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma")]
             fn avx512(s: $crate::simd::Avx512, $($arg: $ty),*) $(-> $ret)? { body(s, $($arg),*) }
 
             match $crate::simd::Isa::current() {

@@ -1,5 +1,7 @@
 //! The oracle: each operation as its definition reads.
 
+use half::f16;
+
 use super::{LANES, Simd};
 
 /// Plain Rust, on every processor.
@@ -16,6 +18,11 @@ impl Scalar {
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub struct Lanes([f32; LANES]);
+
+/// Sixteen lanes of whole numbers or bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Words([u32; LANES]);
 
 #[inline(always)]
 fn map(a: Lanes, f: impl Fn(f32) -> f32) -> Lanes {
@@ -49,6 +56,7 @@ fn even(unit: f32) -> f32 {
 
 impl Simd for Scalar {
     type V = Lanes;
+    type B = Words;
 
     #[inline(always)]
     fn zero(self) -> Lanes {
@@ -182,5 +190,67 @@ impl Simd for Scalar {
                 rows[j].0[i] = old[i].0[j];
             }
         }
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Words {
+        Words([x as u32; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> Words {
+        // SAFETY: the caller's promise.
+        Words(unsafe { p.cast::<[u32; LANES]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn splat_bytes(self, p: *const u8) -> Words {
+        // SAFETY: the caller's promise.
+        Words([unsafe { p.cast::<u32>().read_unaligned() }; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> Lanes {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        Lanes(bits.map(|bits| f16::from_bits(bits).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, p: *const u8) -> Lanes {
+        // SAFETY: the caller's promise.
+        Lanes(unsafe { p.cast::<[u8; LANES]>().read() }.map(f32::from))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> Lanes {
+        // SAFETY: the caller's promise.
+        Lanes(unsafe { p.cast::<[i8; LANES]>().read() }.map(f32::from))
+    }
+    #[inline(always)]
+    fn store_i8(self, v: Lanes, y: &mut [i8; LANES]) {
+        *y = v.0.map(|x| x.round_ties_even() as i8);
+    }
+    #[inline(always)]
+    fn and(self, a: Words, b: Words) -> Words {
+        Words(std::array::from_fn(|i| a.0[i] & b.0[i]))
+    }
+    #[inline(always)]
+    fn or(self, a: Words, b: Words) -> Words {
+        Words(std::array::from_fn(|i| a.0[i] | b.0[i]))
+    }
+    #[inline(always)]
+    fn shift_left(self, a: Words, n: u32) -> Words {
+        Words(a.0.map(|a| a << n))
+    }
+    #[inline(always)]
+    fn shift_right(self, a: Words, n: u32) -> Words {
+        Words(a.0.map(|a| a >> n))
+    }
+    #[inline(always)]
+    fn byte_dot<const WIDE: bool>(self, u: Words, a: Words, sum: Words) -> Words {
+        Words(std::array::from_fn(|i| {
+            let (u, a) = (u.0[i].to_le_bytes(), a.0[i].to_le_bytes());
+            (0..4).fold(sum.0[i] as i32, |sum, b| sum + i32::from(u[b]) * i32::from(a[b] as i8)) as u32
+        }))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: Words) -> Lanes {
+        Lanes(a.0.map(|a| a as i32 as f32))
     }
 }

@@ -81,6 +81,62 @@ fn all_sets_agree_bit_for_bit() {
 }
 
 kernel! {
+    /// Every operation on bytes and whole numbers: 64 bytes without a sign, 64 with one, 64 more, 16 numbers.
+    fn byte_operations[s: S](u: &[u8; 64], a: &[u8; 64], c: &[u8; 64], x: &[f32], out: &mut Vec<f32>) {
+        // SAFETY: 64 bytes each.
+        let (u, a, c, half, bytes, signed, word) = unsafe {
+            let first = (s.load_f16(u.as_ptr()), s.load_u8(u.as_ptr()), s.load_i8(u.as_ptr()));
+            (s.load_bytes(u.as_ptr()), s.load_bytes(a.as_ptr()), s.load_bytes(c.as_ptr()), first.0, first.1, first.2, s.splat_bytes(u.as_ptr().add(8)))
+        };
+        let narrow = s.and(u, s.splat_int(0x7f7f_7f7f));
+        let mut whole = vec![
+            s.and(u, c), s.or(u, c), word, s.splat_int(-77), s.byte_dot::<true>(u, a, c), s.byte_dot::<false>(narrow, a, c),
+        ];
+        for n in [0, 1, 4, 6, 31] {
+            whole.extend([s.shift_left(u, n), s.shift_right(u, n)]);
+        }
+        let mut lanes = [0.0; LANES];
+        for v in whole.iter().map(|v| s.to_f32(*v)).chain([half, bytes, signed]) {
+            s.store(v, &mut lanes);
+            out.extend(lanes);
+        }
+        let mut rounded = [0; LANES];
+        s.store_i8(s.load(x), &mut rounded);
+        out.extend(rounded.map(f32::from));
+    }
+}
+
+#[test]
+fn operations_on_bytes_agree() {
+    let bytes = |seed: u32, f: fn(u8) -> u8| -> [u8; 64] {
+        let x = numbers(seed, 64);
+        std::array::from_fn(|i| f((x[i].to_bits() >> 7) as u8))
+    };
+    for seed in 0..200 {
+        // Now and then all bytes are as far from zero as they may be.
+        let (u, a) = match seed {
+            0 => ([255; 64], [127; 64]),
+            1 => ([255; 64], [0x81; 64]),
+            _ => (bytes(seed, |b| b), bytes(seed + 1000, |b| b.max(129).wrapping_add(b & 127))),
+        };
+        let a = a.map(|a| if a == 0x80 { 0 } else { a });
+        let c = bytes(seed + 2000, |b| b);
+        let x: Vec<f32> = numbers(seed, LANES).iter().map(|x| (x * 1e3).clamp(-127.5, 127.0)).collect();
+        crate::testing::on_every_isa(|| {
+            let mut out = Vec::new();
+            byte_operations(&u, &a, &c, &x, &mut out);
+            out
+        });
+    }
+    let ties: Vec<f32> = (0..16).map(|i| i as f32 - 7.5).collect();
+    let mut out = Vec::new();
+    byte_operations(&[255; 64], &[127; 64], &[0; 64], &ties, &mut out);
+    assert_eq!(out[4 * LANES], 255.0 * 127.0 * 4.0);
+    assert_eq!(out[5 * LANES], 127.0 * 127.0 * 4.0);
+    assert_eq!(out[out.len() - LANES..], [-8., -6., -6., -4., -4., -2., -2., 0., 0., 2., 2., 4., 4., 6., 6., 8.]);
+}
+
+kernel! {
     fn exp_each[s: S](x: &[f32], y: &mut [f32]) {
         for (x, y) in x.chunks(LANES).zip(y.chunks_mut(LANES)) {
             s.store_partial(exp(s, s.load_partial(x)), y);

@@ -1,0 +1,139 @@
+//! The forms in which a model holds its parameters.
+
+use olmoe_tensor::gemm::Operand;
+use olmoe_tensor::ops::linear::{PackedWeight, Strips, Weight};
+use olmoe_tensor::ops::rope::Rope;
+use olmoe_tensor::quant::BlockFormat;
+use olmoe_tensor::quant::product::{QuantizedWeight, packed_bytes};
+
+use super::weights::Precision;
+use crate::config::ModelConfig;
+use crate::parameters::{ParameterKind, ParameterSpec, parameters};
+
+/// The forms of a parameter: at least one.
+#[derive(Clone, Copy)]
+pub(super) struct Form {
+    /// As f32 numbers.
+    pub(super) numbers: bool,
+    /// As a factor of products.
+    factor: Option<FactorForm>,
+}
+
+#[derive(Clone, Copy)]
+enum FactorForm {
+    Packed(Operand),
+    Quantized(BlockFormat),
+}
+
+/// A factor of products.
+pub(super) enum Factor {
+    Packed(PackedWeight),
+    Quantized(QuantizedWeight),
+}
+
+impl Form {
+    fn of(
+        spec: &ParameterSpec,
+        config: &ModelConfig,
+        precision: Precision,
+        trainable: bool,
+        blocks: Option<BlockFormat>,
+    ) -> Form {
+        let matrix = || match blocks {
+            Some(format) => FactorForm::Quantized(format),
+            None => FactorForm::Packed(precision.operand()),
+        };
+        let (looked_up, factor) = match spec.kind {
+            // The router decides in f32 at every precision.
+            ParameterKind::Router => (false, Some(FactorForm::Packed(Operand::F32))),
+            ParameterKind::Linear | ParameterKind::Expert => (false, Some(matrix())),
+            ParameterKind::Embedding => (true, config.tie_embeddings.then(matrix)),
+            ParameterKind::Norm | ParameterKind::Bias => (false, None),
+        };
+        Form { numbers: trainable || looked_up || factor.is_none(), factor }
+    }
+
+    /// The forms of all parameters, in canonical order.
+    pub(super) fn all(
+        specs: &[ParameterSpec],
+        config: &ModelConfig,
+        precision: Precision,
+        trainable: bool,
+        blocks: &[Option<BlockFormat>],
+    ) -> Vec<Form> {
+        let format = |index: usize| {
+            let own = blocks.get(index).copied().flatten()?;
+            let columns = specs[index].shape.last().copied().unwrap_or(0);
+            // The matrices of an MLP are quantised all or none: its products run over all of them at once.
+            let module = specs[index].name.strip_suffix("_proj.weight").and_then(|name| name.rsplit_once('.'));
+            let is_mlp = |name: &str| name.contains(".mlp.") || name.contains(".moe.");
+            let whole = module.filter(|_| is_mlp(&specs[index].name)).is_none_or(|(module, _)| {
+                let mut siblings = specs.iter().zip(blocks).filter(|(spec, _)| {
+                    let rest = spec.name.strip_prefix(module);
+                    rest.is_some_and(|rest| rest.ends_with("_proj.weight") && rest.matches('.').count() == 2)
+                });
+                siblings.all(|(_, format)| format.is_some())
+            });
+            (whole && columns.is_multiple_of(own.block_len())).then_some(own)
+        };
+        let form = |(index, spec)| Form::of(spec, config, precision, trainable, format(index));
+        specs.iter().enumerate().map(form).collect()
+    }
+
+    /// Room for the factor.
+    pub(super) fn factor(self, spec: &ParameterSpec, trainable: bool) -> Option<Factor> {
+        let Strips { groups, out, input } = strips(spec);
+        Some(match self.factor? {
+            FactorForm::Packed(operand) => Factor::Packed(PackedWeight::new(groups, out, input, operand, trainable)),
+            FactorForm::Quantized(format) => Factor::Quantized(QuantizedWeight::new(format, groups, out, input)),
+        })
+    }
+
+    /// Bytes of all forms of a parameter of a model made for inference.
+    fn bytes(self, spec: &ParameterSpec) -> u64 {
+        let numbers = if self.numbers { spec.num_elements() as u64 * size_of::<f32>() as u64 } else { 0 };
+        numbers.saturating_add(match self.factor {
+            None => 0,
+            Some(FactorForm::Packed(operand)) => strips(spec).packed_bytes(operand, false),
+            Some(FactorForm::Quantized(format)) => packed_bytes(format, strips(spec)),
+        })
+    }
+}
+
+impl Factor {
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Factor::Packed(weight) => weight.bytes(),
+            Factor::Quantized(weight) => weight.bytes(),
+        }
+    }
+
+    pub(super) fn weight(&self) -> Weight<'_> {
+        match self {
+            Factor::Packed(weight) => Weight::Packed(weight),
+            Factor::Quantized(weight) => Weight::Quantized(weight),
+        }
+    }
+}
+
+/// The strips in which a parameter is filled; a vector is one.
+pub(super) fn strips(spec: &ParameterSpec) -> Strips {
+    match spec.shape[..] {
+        [groups, out, input] => Strips { groups, out, input },
+        [out, input] => Strips { groups: 1, out, input },
+        _ => Strips { groups: 1, out: 1, input: spec.num_elements() },
+    }
+}
+
+impl ModelConfig {
+    /// Bytes that the parameters of this model take when it is made for inference: `Model::bytes` without making it, to
+    /// be held against the memory there is before anything is loaded. `blocks` are the formats of quantised parameters,
+    /// in canonical order, as for [`Model::quantized`](super::Model::quantized); empty for none. Caches and activations
+    /// come on top.
+    pub fn inference_bytes(&self, precision: Precision, blocks: &[Option<BlockFormat>]) -> u64 {
+        let specs = parameters(self);
+        let forms = Form::all(&specs, self, precision, false, blocks);
+        let bytes = specs.iter().zip(forms).map(|(spec, form)| form.bytes(spec));
+        bytes.fold(Rope::table_bytes(self.head_dim, self.max_sequence_length), u64::saturating_add)
+    }
+}
