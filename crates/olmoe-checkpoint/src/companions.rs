@@ -184,6 +184,21 @@ impl Companions {
         Ok(())
     }
 
+    /// The tokenizer, if there is one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The special tokens that were decided; none without a tokenizer.
+    pub fn special_tokens(&self) -> Option<&SpecialTokens> {
+        self.special.as_ref()
+    }
+
+    /// The token that the model wants before every text; OLMoE wants none.
+    pub fn begins_text(&self) -> Option<u32> {
+        self.special.as_ref().filter(|_| self.add_bos)?.bos
+    }
+
     /// The model's name.
     pub(crate) fn name(&self) -> &str {
         &self.name

@@ -76,6 +76,17 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number to add to the logit of a token: `ID=X`, or `ID+X` and `ID-X`, as llama.cpp has it.
+pub(crate) fn bias(text: &str) -> Result<(u32, f32), String> {
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (id, number) = text.split_at(digits);
+    let number = number.strip_prefix('=').unwrap_or(number);
+    match (id.parse(), number.parse()) {
+        (Ok(id), Ok(number)) => Ok((id, number)),
+        _ => Err("expected a token id, = and a number, such as 42=-1.5 or 42=-inf".to_owned()),
+    }
+}
+
 /// One precision of the matrix products.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -129,6 +140,17 @@ mod tests {
     struct Program {
         #[command(flatten)]
         model: ModelArg,
+    }
+
+    #[test]
+    fn biases_are_an_id_and_a_number() {
+        assert_eq!(bias("42=-1.5"), Ok((42, -1.5)));
+        assert_eq!(bias("42-1"), Ok((42, -1.0)));
+        assert_eq!(bias("0+2.5"), Ok((0, 2.5)));
+        assert_eq!(bias("7=-inf"), Ok((7, f32::NEG_INFINITY)));
+        for bad in ["", "42", "=1", "x=1", "42=", "42=x", "-1=2", "99999999999=1"] {
+            assert!(bias(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod output;
 mod bench;
 mod convert;
 mod download;
+mod generate;
 mod init;
 mod inspect;
 mod logits;
@@ -43,6 +44,7 @@ enum Command {
     Convert(convert::ConvertArgs),
     Quantize(quantize::QuantizeArgs),
     Init(init::InitArgs),
+    Generate(generate::GenerateArgs),
     Logits(logits::LogitsArgs),
     Tokens(tokens::TokensArgs),
     Verify(verify::VerifyArgs),
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
     let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     let done = match &cli.command {
         Command::Verify(args) => verify::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Download(args) => done(download::run(args)),
         Command::Inspect(args) => done(inspect::run(args)),
         Command::Convert(args) => done(convert::run(args)),

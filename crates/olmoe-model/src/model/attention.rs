@@ -46,6 +46,15 @@ impl KvCache {
         self.layers.iter_mut().for_each(|cache| cache.truncate(len));
     }
 
+    /// A cache with room for `capacity` tokens that holds the first `len` of this one: its keys and values serve every
+    /// sequence that begins with the same tokens.
+    ///
+    /// # Panics
+    /// When this one holds fewer than `len`, or `capacity` is below it.
+    pub fn prefix(&self, len: usize, capacity: usize) -> KvCache {
+        KvCache { layers: self.layers.iter().map(|cache| cache.prefix(len, capacity)).collect() }
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(Cache::bytes).sum()

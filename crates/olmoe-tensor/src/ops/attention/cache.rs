@@ -84,6 +84,11 @@ impl Cache {
         if len >= self.len {
             return;
         }
+        self.cut(len);
+    }
+
+    /// Ends after the first `len` tokens, whatever is behind them.
+    fn cut(&mut self, len: usize) {
         self.len = len;
         if self.layout.operand == Operand::Bf16 && len % 2 == 1 {
             // The value that shares a unit with the last one is read, with weight zero.
@@ -95,6 +100,33 @@ impl Cache {
                 }
             }
         }
+    }
+
+    /// A cache with room for `capacity` tokens that holds the first `len` of this one.
+    ///
+    /// # Panics
+    /// When this one holds fewer, or there is no room.
+    pub fn prefix(&self, len: usize, capacity: usize) -> Cache {
+        assert!(len <= self.len && len <= capacity, "the first {len} of {} tokens in a cache of {capacity}", self.len);
+        let mut copy = Cache::new(self.heads, capacity, self.layout.operand);
+        let (from, to) = (self.layout, copy.layout);
+        let [numbers, copied] = [&self.data, &copy.data].map(|data| data.len() / self.heads.key_value);
+        let data = Shared::new(&mut copy.data);
+        parallel(self.heads.key_value, |head| {
+            let (keys, values) = self.data[head * numbers..(head + 1) * numbers].split_at(from.len_by_row());
+            // SAFETY: each task writes the part of its head.
+            let part = unsafe { data.range(head * copied..(head + 1) * copied) };
+            let (to_keys, to_values) = part.split_at_mut(to.len_by_row());
+            let panels = from.panel_by_row(len.next_multiple_of(PANEL_COLS));
+            to_keys[..panels].copy_from_slice(&keys[..panels]);
+            let rows = from.operand.units(len) * PANEL_COLS;
+            for panel in 0..from.wide() / PANEL_COLS {
+                let (source, target) = (from.panel_by_column(panel, 0), to.panel_by_column(panel, 0));
+                to_values[target..target + rows].copy_from_slice(&values[source..source + rows]);
+            }
+        });
+        copy.cut(len);
+        copy
     }
 
     /// What head `head` holds.

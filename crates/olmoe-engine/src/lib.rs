@@ -1,0 +1,51 @@
+//! Batched generation.
+//!
+//! [`Engine`] runs many requests at once over one model. Requests come and go between any two steps; a step takes one
+//! token of every sequence that is generating, then pieces of prompts, up to a budget. Keys and values that are already
+//! there serve every request that begins alike. What a request gets depends on the model and on the request alone: not
+//! on the requests beside it, the pieces in which its prompt was read, what was reused, or the threads.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let model: olmoe_model::model::Model = todo();
+//! # fn todo<T>() -> T { std::process::exit(0) }
+//! use olmoe_engine::{Engine, EngineConfig, EventKind, Request};
+//!
+//! let mut engine = Engine::new(&model, None, EngineConfig::default())?;
+//! engine.submit(Request { max_tokens: Some(16), ..Request::new(vec![12871, 9669, 310]) })?;
+//! while !engine.is_idle() {
+//!     for event in engine.step() {
+//!         match event.kind {
+//!             EventKind::Token(token) => println!("{}", token.id),
+//!             EventKind::Finished(finished) => println!("{:?}", finished.reason),
+//!         }
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`engine`] | [`Engine`]: submit, step, cancel |
+//! | [`request`] | what can be asked for, and why it is refused |
+//! | [`event`] | what comes back |
+//! | [`sampling`] | from logits to a token: the settings and the order in which they act |
+//! | `sequence` | one sample of a request on its way |
+//! | `prefix` | keys and values kept for requests that begin alike |
+//! | `text` | text from tokens, up to a stop string |
+//! | `log_probs` | log-probabilities of the model's distribution |
+
+pub mod engine;
+pub mod event;
+mod log_probs;
+mod prefix;
+pub mod request;
+pub mod sampling;
+mod sequence;
+mod text;
+
+pub use engine::{Engine, EngineConfig, EngineError, Load};
+pub use event::{Alternative, Event, EventKind, FinishReason, Finished, GenerationError, Stop, Token, Usage};
+pub use request::{Request, RequestId, SubmitError};
+pub use sampling::{Sampling, SamplingError};

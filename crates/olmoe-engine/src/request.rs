@@ -1,0 +1,214 @@
+//! What can be asked of the engine, and why it is refused.
+
+use olmoe_model::config::ModelConfig;
+
+use crate::engine::EngineConfig;
+use crate::sampling::{Sampling, SamplingError};
+
+/// Most stop strings of a request.
+pub const MAX_STOPS: usize = 64;
+/// Most bytes of a stop string.
+pub const MAX_STOP_BYTES: usize = 4096;
+
+/// The name of a request in its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// A prompt and what to make of it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Token ids, taken as they are; at least one.
+    pub prompt: Vec<u32>,
+    /// Most tokens to generate; without it, and never beyond, what the model's context has room for.
+    pub max_tokens: Option<usize>,
+    /// Before so many tokens neither a stop token nor a stop string ends a sample, and stop tokens are not chosen.
+    pub min_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Seed of the draws. Without one it is made of the engine's seed and the number of the request.
+    pub seed: Option<u64>,
+    /// Samples to generate from the prompt, each with draws of its own.
+    pub samples: usize,
+    /// Texts that end a sample, across the borders of tokens; they are not part of its text. The one that ends first
+    /// counts, of two that end together the longer.
+    pub stop: Vec<String>,
+    /// Tokens that end a sample, beside those of the engine.
+    pub stop_ids: Vec<u32>,
+    /// The tokens of [`EngineConfig::ends`] are tokens like others.
+    pub ignore_eos: bool,
+    /// Log-probability of each token, and of so many likeliest alternatives (0 for none of these). They are those of the
+    /// model's own distribution, before bias, penalties, filters and temperature.
+    pub logprobs: Option<usize>,
+    /// The experts of each token: those chosen, in each layer, in the pass whose outcome the token is. (That pass reads
+    /// the token before it.)
+    pub experts: bool,
+    /// The text has the texts of special tokens.
+    pub special: bool,
+}
+
+impl Request {
+    /// One sample of the model's own distribution, until an end-of-text token or the end of the context.
+    pub fn new(prompt: Vec<u32>) -> Request {
+        Request {
+            prompt,
+            max_tokens: None,
+            min_tokens: 0,
+            sampling: Sampling::default(),
+            seed: None,
+            samples: 1,
+            stop: Vec::new(),
+            stop_ids: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            experts: false,
+            special: false,
+        }
+    }
+
+    /// Whether the model can do this; returns the most tokens that a sample generates.
+    pub(crate) fn check(
+        &self,
+        model: &ModelConfig,
+        engine: &EngineConfig,
+        has_text: bool,
+    ) -> Result<usize, SubmitError> {
+        let (context, rows) = (model.max_sequence_length, model.embedding_size);
+        if self.prompt.is_empty() {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if self.prompt.len() >= context {
+            return Err(SubmitError::PromptTooLong { tokens: self.prompt.len(), context });
+        }
+        let outside = |ids: &[u32]| ids.iter().position(|id| *id as usize >= rows);
+        if let Some(at) = outside(&self.prompt) {
+            return Err(SubmitError::PromptId { at, id: self.prompt[at], rows });
+        }
+        if let Some(at) = outside(&self.stop_ids) {
+            return Err(SubmitError::StopId { id: self.stop_ids[at], rows });
+        }
+        let room = context - self.prompt.len();
+        let tokens = match self.max_tokens {
+            Some(0) => return Err(SubmitError::NoTokens),
+            Some(tokens) => tokens.min(room),
+            None => room,
+        };
+        if self.max_tokens.is_some_and(|most| self.min_tokens > most) {
+            return Err(SubmitError::MinAboveMax { min: self.min_tokens, max: tokens });
+        }
+        if self.samples == 0 {
+            return Err(SubmitError::NoSamples);
+        }
+        self.sampling.check(rows)?;
+        if self.stop.len() > MAX_STOPS {
+            return Err(SubmitError::TooManyStops { found: self.stop.len() });
+        }
+        if let Some(stop) = self.stop.iter().find(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
+            return Err(SubmitError::StopLength { bytes: stop.len() });
+        }
+        if !self.stop.is_empty() && !has_text {
+            return Err(SubmitError::NoText);
+        }
+        if self.experts && model.moe().is_none() {
+            return Err(SubmitError::NoExperts);
+        }
+        let needed = self.prompt.len() + tokens;
+        if needed > engine.cache_tokens {
+            return Err(SubmitError::CacheTooSmall { needed, room: engine.cache_tokens });
+        }
+        Ok(tokens)
+    }
+}
+
+/// Why a request is refused. The engine is as before.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// No prompt.
+    #[error("the prompt has no tokens; give at least one, such as the token that begins or ends a text")]
+    EmptyPrompt,
+    /// No room for the prompt and a token.
+    #[error(
+        "the prompt has {tokens} tokens, but the model's context is {context} for the prompt and the text after it; shorten the prompt to at most {}",
+        context - 1
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// `max_sequence_length`.
+        context: usize,
+    },
+    /// An id outside the vocabulary.
+    #[error(
+        "prompt token {at}: id {id} is outside the model's vocabulary of {rows}; check that the tokenizer is the model's"
+    )]
+    PromptId {
+        /// Place in the prompt.
+        at: usize,
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// A stop id outside the vocabulary.
+    #[error("stop id {id} is outside the model's vocabulary of {rows}; it would never come, leave it out")]
+    StopId {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// Nothing to generate.
+    #[error("max_tokens is 0; ask for at least one token")]
+    NoTokens,
+    /// Less allowed than asked for.
+    #[error("min_tokens is {min}, above max_tokens, {max}; lower the one or raise the other")]
+    MinAboveMax {
+        /// `min_tokens`.
+        min: usize,
+        /// `max_tokens`.
+        max: usize,
+    },
+    /// No sample.
+    #[error("samples is 0; ask for at least one")]
+    NoSamples,
+    /// A setting of the sampling.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// Too many stop strings.
+    #[error("{found} stop strings, expected at most {MAX_STOPS}")]
+    TooManyStops {
+        /// How many.
+        found: usize,
+    },
+    /// A stop string of no length, or of too much.
+    #[error("a stop string has {bytes} bytes, expected 1 to {MAX_STOP_BYTES}")]
+    StopLength {
+        /// Its bytes.
+        bytes: usize,
+    },
+    /// Stop strings without text.
+    #[error("stop strings need text, and this engine has no tokenizer; use stop_ids")]
+    NoText,
+    /// Experts of a dense model.
+    #[error("experts were asked for, but this model is dense: it has no router")]
+    NoExperts,
+    /// Would never run.
+    #[error(
+        "prompt and text may have {needed} tokens, but the engine's caches have room for {room}; lower max_tokens or raise cache_tokens"
+    )]
+    CacheTooSmall {
+        /// Tokens that a sample may come to.
+        needed: usize,
+        /// `cache_tokens`.
+        room: usize,
+    },
+    /// Too much waits already.
+    #[error("the queue is full: {waiting} samples wait, {asked} more do not fit its {room}; try again later")]
+    QueueFull {
+        /// Samples that wait.
+        waiting: usize,
+        /// Samples of the request.
+        asked: usize,
+        /// `queue`.
+        room: usize,
+    },
+}

@@ -1,0 +1,160 @@
+//! One sample of a request on its way.
+
+use std::sync::Arc;
+
+use olmoe_data::Tokenizer;
+use olmoe_model::model::{KvCache, RoutingRecord};
+
+use crate::event::{Event, EventKind, FinishReason, Finished, GenerationError, Stop, Token, Usage};
+use crate::log_probs::{largest, likeliest, log_sum_exp};
+use crate::request::{Request, RequestId};
+use crate::sampling::random::Stream;
+use crate::sampling::{Candidates, History};
+use crate::text::Text;
+
+/// What all samples of a request share.
+pub(crate) struct Task {
+    pub(crate) id: RequestId,
+    pub(crate) request: Request,
+    /// Tokens that end a sample.
+    pub(crate) ends: Vec<u32>,
+    /// Most tokens to generate.
+    pub(crate) max_tokens: usize,
+    /// Seed of the draws.
+    pub(crate) seed: u64,
+}
+
+impl Task {
+    /// Tokens that a sample may come to.
+    pub(crate) fn most(&self) -> usize {
+        self.request.prompt.len() + self.max_tokens
+    }
+}
+
+/// A sample.
+pub(crate) struct Sequence<'t> {
+    pub(crate) task: Arc<Task>,
+    pub(crate) sample: usize,
+    /// Prompt and text.
+    pub(crate) ids: Vec<u32>,
+    /// Keys and values of the first of them; none while it waits.
+    pub(crate) cache: Option<KvCache>,
+    pub(crate) reused: usize,
+    stream: Stream,
+    history: History,
+    text: Text<'t>,
+}
+
+impl<'t> Sequence<'t> {
+    pub(crate) fn new(task: Arc<Task>, sample: usize, tokenizer: Option<&'t Tokenizer>) -> Sequence<'t> {
+        Sequence {
+            sample,
+            ids: Vec::new(),
+            cache: None,
+            reused: 0,
+            stream: Stream::new(task.seed, sample as u64),
+            history: History::default(),
+            text: Text::new(tokenizer, task.request.special, task.request.stop.clone()),
+            task,
+        }
+    }
+
+    /// Begins, with a cache that may hold tokens of the prompt already.
+    pub(crate) fn start(&mut self, cache: KvCache) {
+        self.ids.reserve_exact(self.task.most());
+        self.ids.extend_from_slice(&self.task.request.prompt);
+        if self.task.request.sampling.penalizes() {
+            self.history = History::new(&self.ids);
+        }
+        self.reused = cache.len();
+        self.cache = Some(cache);
+    }
+
+    /// Tokens whose keys and values are there.
+    pub(crate) fn held(&self) -> usize {
+        self.cache.as_ref().map_or(0, KvCache::len)
+    }
+
+    /// Tokens that are still to be read before the next one can be chosen.
+    pub(crate) fn pending(&self) -> usize {
+        self.ids.len() - self.held()
+    }
+
+    fn generated(&self) -> usize {
+        self.ids.len().saturating_sub(self.task.request.prompt.len())
+    }
+
+    /// Whether stop tokens and stop strings count.
+    fn may_stop(&self, generated: usize) -> bool {
+        generated >= self.task.request.min_tokens
+    }
+
+    /// Chooses the next token from the logits after the last one, whose row in `routing` is `row`. Returns the token, and
+    /// the end if this is the last.
+    pub(crate) fn advance(
+        &mut self,
+        logits: &[f32],
+        (routing, row): (&RoutingRecord, usize),
+        left: &mut Candidates,
+    ) -> (Option<EventKind>, Option<EventKind>) {
+        let task = self.task.clone();
+        let request = &task.request;
+        if largest(logits).is_none() {
+            let nan = logits.iter().any(|logit| logit.is_nan());
+            let error = GenerationError::NotFinite { tokens: self.ids.len(), nan };
+            return (None, Some(self.finished(FinishReason::Error(error))));
+        }
+        let early = !self.may_stop(self.generated() + 1);
+        let excluded: &[u32] = if early { &task.ends } else { &[] };
+        let chosen = request.sampling.choose(logits, &self.history, excluded, &mut self.stream, left);
+        let Some(id) = chosen else {
+            let error = GenerationError::NothingLeft { tokens: self.ids.len() };
+            return (None, Some(self.finished(FinishReason::Error(error))));
+        };
+        self.ids.push(id);
+        if request.sampling.penalizes() {
+            self.history.add(id);
+        }
+        let mut token = Token { id, text: String::new(), logprob: None, alternatives: Vec::new(), experts: Vec::new() };
+        if let Some((count, lse)) = request.logprobs.zip(log_sum_exp(logits)) {
+            token.logprob = Some(f64::from(logits[id as usize]) - lse);
+            token.alternatives = likeliest(logits, lse, count);
+        }
+        if request.experts {
+            token.experts = routing.layers.iter().map(|layer| layer.routing.ids_tk.row(row).to_vec()).collect();
+        }
+        let reason = if task.ends.contains(&id) {
+            Some(FinishReason::Stop(Stop::Id(id)))
+        } else {
+            let piece = self.text.push(id, !early);
+            token.text = piece.text;
+            let length = (self.generated() >= task.max_tokens).then_some(FinishReason::Length);
+            piece.stop.map(|stop| FinishReason::Stop(Stop::Text(stop))).or(length)
+        };
+        (Some(EventKind::Token(token)), reason.map(|reason| self.finished(reason)))
+    }
+
+    /// Its end; what was held back of the text comes with it, unless a stop string ended it.
+    pub(crate) fn finished(&mut self, mut reason: FinishReason) -> EventKind {
+        let usage = Usage {
+            prompt_tokens: self.task.request.prompt.len(),
+            reused_tokens: self.reused,
+            completion_tokens: self.generated(),
+        };
+        let mut text = String::new();
+        if !matches!(reason, FinishReason::Stop(Stop::Text(_))) {
+            // Half a character at the end may complete a stop string.
+            let piece = self.text.finish(self.may_stop(self.generated()));
+            text = piece.text;
+            if let (Some(stop), FinishReason::Length) = (piece.stop, &reason) {
+                reason = FinishReason::Stop(Stop::Text(stop));
+            }
+        }
+        EventKind::Finished(Finished { reason, text, usage })
+    }
+
+    /// As an event of this sample.
+    pub(crate) fn event(&self, kind: EventKind) -> Event {
+        Event { request: self.task.id, sample: self.sample, kind }
+    }
+}

@@ -1,0 +1,133 @@
+//! A small random model, and what the tests do with it.
+
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+
+use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
+use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Finished, Request, RequestId, Token};
+use olmoe_model::config::ModelConfig;
+use olmoe_model::model::{Model, Precision};
+
+/// Numbers in a row of the embedding; its heads have 40, more than fit a panel of the cache.
+pub(crate) const WIDTH: usize = 80;
+/// Rows of the embedding.
+pub(crate) const ROWS: usize = 300;
+/// Most tokens of prompt and text.
+pub(crate) const CONTEXT: usize = 160;
+
+pub(crate) fn config() -> ModelConfig {
+    let json = format!(
+        r#"{{
+        "model_type": "olmoe", "vocab_size": {ROWS}, "hidden_size": {WIDTH}, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 8, "num_experts_per_tok": 2,
+        "max_position_embeddings": {CONTEXT}, "pad_token_id": 1, "eos_token_id": 0, "initializer_range": 0.3
+    }}"#
+    );
+    ModelConfig::from_hf_json(&json).expect("a good configuration").config
+}
+
+pub(crate) fn model(precision: Precision) -> Model {
+    let mut model = Model::new(config(), precision, false).expect("a model");
+    model.initialize(7);
+    model
+}
+
+/// The bytes, then an end of text.
+pub(crate) fn tokenizer() -> Tokenizer {
+    let mut next = 255;
+    let letters = (0..=255u32).map(|byte| {
+        let printed = (33..127).contains(&byte) || (161..=255).contains(&byte) && byte != 173;
+        next += u32::from(!printed);
+        char::from_u32(if printed { byte } else { next }).expect("a letter").to_string()
+    });
+    let mut tokens: Vec<String> = letters.collect();
+    tokens.push("<|endoftext|>".to_owned());
+    let mut kinds = vec![TokenKind::Normal; tokens.len()];
+    kinds[256] = TokenKind::Control;
+    let vocabulary = Vocabulary {
+        model: "gpt2".into(),
+        pre: Pre::Olmo,
+        tokens,
+        kinds,
+        merges: vec![],
+        bos: None,
+        eos: Some(256),
+        pad: None,
+        unk: None,
+        add_bos: false,
+        chat_template: None,
+    };
+    Tokenizer::from_vocabulary(&vocabulary).expect("a tokenizer")
+}
+
+/// Some ids, the same for the same seed.
+pub(crate) fn ids(len: usize, seed: usize) -> Vec<u32> {
+    (0..len).map(|i| ((i * 17 + seed * 129 + i * i * seed) % ROWS) as u32).collect()
+}
+
+/// All that came of a sample.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) end: Option<Finished>,
+}
+
+impl Outcome {
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|token| token.id).collect()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let end = self.end.iter().map(|end| end.text.as_str());
+        self.tokens.iter().map(|token| token.text.as_str()).chain(end).collect()
+    }
+
+    pub(crate) fn reason(&self) -> &FinishReason {
+        &self.end.as_ref().expect("it has ended").reason
+    }
+
+    /// Without the one number that other requests have a part in.
+    pub(crate) fn without_reuse(mut self) -> Outcome {
+        if let Some(end) = &mut self.end {
+            end.usage.reused_tokens = 0;
+        }
+        self
+    }
+}
+
+/// Outcomes by request and sample.
+pub(crate) type Outcomes = BTreeMap<(RequestId, usize), Outcome>;
+
+/// Takes a step and notes what happened.
+pub(crate) fn step(engine: &mut Engine<'_>, outcomes: &mut Outcomes) {
+    for event in engine.step() {
+        let outcome = outcomes.entry((event.request, event.sample)).or_default();
+        assert!(outcome.end.is_none(), "something happened after the end: {event:?}");
+        match event.kind {
+            EventKind::Token(token) => outcome.tokens.push(token),
+            EventKind::Finished(end) => outcome.end = Some(end),
+        }
+    }
+}
+
+/// Steps until nothing is left.
+pub(crate) fn drain(engine: &mut Engine<'_>) -> Outcomes {
+    let mut outcomes = Outcomes::new();
+    let mut steps = 0;
+    while !engine.is_idle() {
+        step(engine, &mut outcomes);
+        steps += 1;
+        assert!(steps < 100_000, "the engine does not come to an end");
+    }
+    outcomes
+}
+
+/// One request alone in an engine of its own, its prompt read at once.
+pub(crate) fn alone(model: &Model, tokenizer: Option<&Tokenizer>, request: &Request) -> Vec<Outcome> {
+    let config =
+        EngineConfig { max_running: 1, step_tokens: 4096, kept_tokens: 0, ends: vec![256], ..EngineConfig::default() };
+    let mut engine = Engine::new(model, tokenizer, config).expect("an engine");
+    engine.submit(request.clone()).expect("a good request");
+    drain(&mut engine).into_values().map(Outcome::without_reuse).collect()
+}

@@ -1,0 +1,409 @@
+//! `olmoe generate`
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::companions::Companions;
+use olmoe_data::Tokenizer;
+use olmoe_engine::{Engine, EngineConfig, EventKind, Request, RequestId, SubmitError};
+use olmoe_model::model::Model;
+use olmoe_tensor::memory::available_bytes;
+
+use crate::arguments::{ModelArg, OnePrecision, Threads, positive};
+use crate::progress::Progress;
+
+mod report;
+mod settings;
+
+use report::Report;
+use settings::{Line, Prompt, Settings};
+
+/// Exit status after an interrupt, as shells have it.
+const INTERRUPTED: u8 = 130;
+/// Tokens of finished texts that a batch keeps for prompts that begin alike.
+const KEPT_TOKENS: usize = 8192;
+
+/// Continue a text
+///
+/// The prompt is taken as it is: no template, and no token before it unless the model's tokenizer asks for one. The text
+/// that follows goes to standard output as it comes. Settings act in the order of llama.cpp: bias, penalties, top-k,
+/// typical-p, top-p, min-p, temperature; the defaults are its own, too. Texts are the same for the same seed, whatever
+/// the number of threads and whatever else is in the batch.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe generate -m OLMoE-1B-7B-0924 -p 'Bitcoin is' -n 64
+  olmoe generate -m OLMoE-1B-7B-0924 -f notes.txt --temp 0 --stop '\\n\\n' --json --logprobs 5
+  olmoe generate -m OLMoE-1B-7B-0924 --batch prompts.jsonl --samples 4 --seed 1 > texts.jsonl
+
+A line of a batch is an object with `prompt`, a text or an array of ids, and what differs from the flags: max_tokens,
+min_tokens, temperature, top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty, presence_penalty,
+logit_bias {\"ID\": X}, seed, stop, stop_ids, ignore_eos, samples, logprobs, experts. `id` comes back as it is.
+
+Exit status: 0 done, 1 failed, or a prompt of a batch did, 2 for wrong usage, 130 after an interrupt.")]
+#[command(group(clap::ArgGroup::new("source").args(["prompt", "file", "ids", "batch"])))]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelArg,
+
+    /// The text to continue [default: standard input]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+
+    /// A file with the text; the line break at its end is left out, as it is of standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Token ids to continue
+    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    ids: Option<Vec<u32>>,
+
+    /// A file of JSON objects, one a line, each with a `prompt`; - for standard input. Prints one object a line, in order
+    #[arg(long, value_name = "FILE")]
+    batch: Option<PathBuf>,
+
+    #[command(flatten)]
+    settings: Settings,
+
+    /// Most texts that are generated at once
+    #[arg(long, value_name = "N", default_value = "16", value_parser = positive)]
+    parallel: usize,
+
+    /// Print one JSON object: `samples` with `text`, `ids`, `finish_reason`, `usage` and what was asked for
+    #[arg(long)]
+    json: bool,
+
+    /// Precision of the matrix products
+    ///
+    /// With bf16 quantised weights stay quantised, and what they are multiplied with is rounded to eight bits; with fp32
+    /// they become the numbers that they stand for.
+    #[arg(long, value_enum, default_value = "bf16")]
+    precision: OnePrecision,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// No progress and no summary
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// A prompt that is to be run.
+struct Job {
+    report: Report,
+    request: Request,
+}
+
+pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
+    args.threads.apply();
+    if args.settings.needs_json() && !args.json && args.batch.is_none() {
+        bail!("--logprobs and --experts are shown with --json only; add it");
+    }
+    let checkpoint = Checkpoint::open(&args.model.resolve()?)?;
+    checkpoint.contents().notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let companions = Companions::of(&checkpoint, None, false)?;
+    companions.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let seed = args.settings.seed();
+    let jobs = jobs(args, &companions, seed)?;
+
+    let loading = Progress::new("loading", checkpoint.bytes(), args.quiet);
+    let model = checkpoint
+        .load(args.precision.into(), args.precision == OnePrecision::AmpBf16, &|bytes| loading.advance(bytes))?;
+    drop(loading);
+    let interrupted = interrupts()?;
+    let engine = Engine::new(&model, companions.tokenizer(), limits(args, &model, &companions))?;
+    let printer = match args.json || args.batch.is_some() {
+        true => Printer::Json,
+        false => Printer::plain(args.settings.samples),
+    };
+    let run = Run {
+        engine,
+        tokenizer: companions.tokenizer(),
+        printer,
+        interrupted,
+        waiting: jobs,
+        running: BTreeMap::new(),
+    };
+    run.finish(args, seed)
+}
+
+/// A flag that the first interrupt sets; the second one ends the program.
+fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let shutdown = signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), flag.clone());
+        let set = shutdown.and_then(|_| signal_hook::flag::register(signal, flag.clone()));
+        set.context("cannot listen for interrupts")?;
+    }
+    Ok(flag)
+}
+
+/// The limits of the engine on this machine.
+fn limits(args: &GenerateArgs, model: &Model, companions: &Companions) -> EngineConfig {
+    let mut ends = Vec::new();
+    match companions.special_tokens() {
+        Some(special) => ends.extend(special.eos.iter().chain(&special.stops)),
+        None => ends.extend(model.config().eos_token_id),
+    }
+    let defaults = EngineConfig::default();
+    // Caches take half of the memory there is at most, but a whole context always has room: it is used as it fills.
+    let per_token = Engine::cache_bytes_per_token(model).max(1) as u64;
+    let room = available_bytes().map_or(defaults.cache_tokens, |bytes| (bytes / 2 / per_token) as usize);
+    EngineConfig {
+        max_running: args.parallel,
+        step_tokens: defaults.step_tokens.max(args.parallel),
+        cache_tokens: room.max(model.config().max_sequence_length),
+        kept_tokens: if args.batch.is_some() { KEPT_TOKENS.min(room / 4) } else { 0 },
+        queue: defaults.queue.max(args.settings.samples),
+        ends,
+        ..defaults
+    }
+}
+
+/// The prompts that the arguments ask for.
+fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Result<VecDeque<Job>> {
+    let tokenizer = companions.tokenizer();
+    let tokens = tokenizer.map(Tokenizer::size);
+    let encode = |text: &str| -> anyhow::Result<Vec<u32>> {
+        let tokenizer = tokenizer.context("this model comes without a tokenizer; give token ids")?;
+        let mut ids: Vec<u32> = companions.begins_text().into_iter().collect();
+        ids.extend(tokenizer.encode(text)?);
+        Ok(ids)
+    };
+    let Some(path) = &args.batch else {
+        let (text, ids) = match &args.ids {
+            Some(ids) => (None, ids.clone()),
+            None => {
+                let text = text(args)?;
+                let ids = encode(&text)?;
+                (Some(text), ids)
+            }
+        };
+        let request = args.settings.request(ids, tokens, seed);
+        return Ok([Job { report: Report::new(None, None, text, &request), request }].into());
+    };
+    let name = path.display();
+    let reader: Box<dyn BufRead> = match path.as_os_str() == "-" {
+        true => Box::new(BufReader::new(stdin())),
+        false => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {name}"))?)),
+    };
+    let mut jobs = VecDeque::new();
+    for (at, line) in reader.lines().enumerate() {
+        let place = || format!("{name}, line {}", at + 1);
+        let line = line.with_context(place)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let line: Line = serde_json::from_str(&line).with_context(place)?;
+        let index = jobs.len();
+        let (text, ids) = match &line.prompt {
+            Prompt::Text(text) => (Some(text.clone()), encode(text).with_context(place)?),
+            Prompt::Ids(ids) => (None, ids.clone()),
+        };
+        let mut request = args.settings.request(ids, tokens, seed.wrapping_add(index as u64));
+        line.apply(&mut request);
+        jobs.push_back(Job { report: Report::new(Some(index), line.id, text, &request), request });
+    }
+    Ok(jobs)
+}
+
+/// The text to continue.
+fn text(args: &GenerateArgs) -> anyhow::Result<String> {
+    let mut text = match (&args.prompt, &args.file) {
+        (Some(text), _) => return Ok(text.clone()),
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
+        (None, None) => {
+            if stdin().is_terminal() && !args.quiet {
+                eprintln!("note: the prompt is read from the terminal; end it with Ctrl-D, or give --prompt");
+            }
+            let mut text = String::new();
+            stdin().lock().read_to_string(&mut text).context("cannot read standard input")?;
+            text
+        }
+    };
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(text)
+}
+
+/// Prompts on their way through the engine.
+struct Run<'a> {
+    engine: Engine<'a>,
+    tokenizer: Option<&'a Tokenizer>,
+    printer: Printer,
+    interrupted: Arc<AtomicBool>,
+    waiting: VecDeque<Job>,
+    /// Those that were submitted or refused, in the order in which they came, until they are printed.
+    running: BTreeMap<usize, (Option<RequestId>, Report)>,
+}
+
+impl Run<'_> {
+    fn finish(mut self, args: &GenerateArgs, seed: u64) -> anyhow::Result<ExitCode> {
+        let (start, mut first, mut next) = (Instant::now(), None, 0);
+        let (mut prompts, mut read, mut made, mut failure, mut failures) = (0, 0, 0usize, None, 0);
+        let mut by_request = BTreeMap::new();
+        let mut cancelled = false;
+        loop {
+            if self.interrupted.load(Ordering::Relaxed) && !cancelled {
+                cancelled = true;
+                self.waiting.clear();
+                by_request.keys().for_each(|id| _ = self.engine.cancel(*id));
+            }
+            while let Some(mut job) = self.waiting.pop_front() {
+                let id = match self.engine.submit(job.request.clone()) {
+                    Ok(id) => {
+                        job.report.accepted(job.request.samples);
+                        by_request.insert(id, prompts);
+                        Some(id)
+                    }
+                    Err(SubmitError::QueueFull { waiting, .. }) if waiting > 0 => {
+                        self.waiting.push_front(job);
+                        break;
+                    }
+                    Err(error) => {
+                        job.report.error = Some(error.to_string());
+                        None
+                    }
+                };
+                self.running.insert(prompts, (id, job.report));
+                prompts += 1;
+            }
+            for event in self.engine.step() {
+                let Some((_, report)) = by_request.get(&event.request).and_then(|at| self.running.get_mut(at)) else {
+                    continue;
+                };
+                match &event.kind {
+                    EventKind::Token(token) => {
+                        first.get_or_insert_with(Instant::now);
+                        made += 1;
+                        report.token(event.sample, token, self.tokenizer);
+                        match self.tokenizer {
+                            Some(_) => self.printer.text(event.sample, &token.text)?,
+                            None => self.printer.text(event.sample, &format!("{} ", token.id))?,
+                        }
+                    }
+                    EventKind::Finished(end) => {
+                        read += end.usage.prompt_tokens - end.usage.reused_tokens;
+                        report.end(event.sample, end);
+                        self.printer.text(event.sample, &end.text)?;
+                        self.printer.end(event.sample)?;
+                    }
+                }
+            }
+            while let Some((id, report)) = self.running.get(&next)
+                && report.is_complete()
+            {
+                if let Some(id) = id {
+                    by_request.remove(id);
+                }
+                if let Some(error) = report.failure() {
+                    failures += 1;
+                    failure.get_or_insert_with(|| error.to_owned());
+                }
+                self.printer.report(report)?;
+                self.running.remove(&next);
+                next += 1;
+            }
+            if self.engine.is_idle() && self.waiting.is_empty() {
+                break;
+            }
+        }
+        if !args.quiet {
+            let (total, reading) =
+                (start.elapsed().as_secs_f64(), first.map_or(0.0, |first| (first - start).as_secs_f64()));
+            // If nobody reads it, the text is there all the same.
+            let _ = match prompts {
+                1 => {
+                    let speed = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
+                    let after = made.saturating_sub(args.settings.samples);
+                    let (reads, writes) = (speed(read, reading), speed(after, total - reading));
+                    writeln!(
+                        stderr(),
+                        "{read} tokens read, {reads:.1} tokens/s; {made} generated, {writes:.1} tokens/s; seed {seed}"
+                    )
+                }
+                _ => writeln!(
+                    stderr(),
+                    "{prompts} prompts, {read} tokens read, {made} generated in {total:.1} s, {:.1} tokens/s; seed {seed}",
+                    made as f64 / total.max(1e-9)
+                ),
+            };
+        }
+        match failure {
+            _ if cancelled => Ok(ExitCode::from(INTERRUPTED)),
+            Some(error) if args.batch.is_none() => bail!("{error}"),
+            Some(error) => bail!("{failures} of {prompts} prompts failed, the first of them: {error}"),
+            None => Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// Writes to standard output. Ends the program quietly when nobody reads any more.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        done => done.context("standard output"),
+    }
+}
+
+/// How results are shown.
+enum Printer {
+    /// An object for each prompt.
+    Json,
+    /// The texts of one prompt, one after the other, each as it comes.
+    Plain {
+        /// Of the samples after the present one: their text so far.
+        texts: Vec<String>,
+        ended: Vec<bool>,
+        present: usize,
+    },
+}
+
+impl Printer {
+    fn plain(samples: usize) -> Printer {
+        Printer::Plain { texts: vec![String::new(); samples], ended: vec![false; samples], present: 0 }
+    }
+
+    fn text(&mut self, sample: usize, text: &str) -> anyhow::Result<()> {
+        let Printer::Plain { texts, present, .. } = self else { return Ok(()) };
+        if sample != *present {
+            texts[sample].push_str(text);
+            return Ok(());
+        }
+        if text.is_empty() { Ok(()) } else { print(text) }
+    }
+
+    fn end(&mut self, sample: usize) -> anyhow::Result<()> {
+        let Printer::Plain { texts, ended, present } = self else { return Ok(()) };
+        ended[sample] = true;
+        while *present < ended.len() && ended[*present] {
+            print("\n")?;
+            *present += 1;
+            if *present < ended.len() {
+                print(&format!("\n--- sample {}\n{}", *present + 1, texts[*present]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, report: &Report) -> anyhow::Result<()> {
+        match self {
+            Printer::Json => print(&format!("{}\n", serde_json::to_string(report)?)),
+            Printer::Plain { .. } => Ok(()),
+        }
+    }
+}
