@@ -130,10 +130,9 @@ impl Companions {
             }
         }
         self.chat_template = self.file(CHAT_TEMPLATE).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        if self.chat_template.is_none()
-            && let Some(config) = self.json(&contents.path, TOKENIZER_CONFIG)?
-        {
-            self.chat_template = config.get("chat_template").and_then(Value::as_str).map(str::to_owned);
+        if let Some(config) = self.json(&contents.path, TOKENIZER_CONFIG)? {
+            let inside = config.get("chat_template").and_then(Value::as_str).map(str::to_owned);
+            self.chat_template = self.chat_template.take().or(inside);
             self.add_bos = config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
         }
         Ok(())
