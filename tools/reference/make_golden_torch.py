@@ -26,7 +26,7 @@ TYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
-    "Bool": torch.bool,
+    "BOOL": torch.bool,
 }
 
 

@@ -38,13 +38,22 @@ const MAX_FILE: usize = 64 << 20;
 /// # Errors
 /// A tokenizer that cannot be used.
 pub fn tokenizer(contents: &Contents) -> Result<Option<Tokenizer>, CheckpointError> {
-    if let Some(header) = &contents.gguf {
-        let bad = |source| CheckpointError::GgufVocabulary { path: contents.path.clone(), source };
-        let Some(vocabulary) = gguf::vocabulary::read(&header.metadata).map_err(bad)? else { return Ok(None) };
-        return Tokenizer::from_vocabulary(&vocabulary).map(Some).map_err(in_file(&contents.path));
+    if contents.gguf.is_some() {
+        return vocabulary(contents)?.map(|found| of_vocabulary(contents, &found)).transpose();
     }
     let path = contents.path.join(TOKENIZER);
     if path.is_file() { Tokenizer::from_file(&path).map(Some).map_err(in_file(&path)) } else { Ok(None) }
+}
+
+/// The vocabulary of a GGUF file.
+fn vocabulary(contents: &Contents) -> Result<Option<Vocabulary>, CheckpointError> {
+    let Some(header) = &contents.gguf else { return Ok(None) };
+    let bad = |source| CheckpointError::GgufVocabulary { path: contents.path.clone(), source };
+    gguf::vocabulary::read(&header.metadata).map_err(bad)
+}
+
+fn of_vocabulary(contents: &Contents, vocabulary: &Vocabulary) -> Result<Tokenizer, CheckpointError> {
+    Tokenizer::from_vocabulary(vocabulary).map_err(in_file(&contents.path))
 }
 
 fn in_file(path: &Path) -> impl FnOnce(TokenizerError) -> CheckpointError {
@@ -88,16 +97,15 @@ impl Companions {
         };
         let mut companions = Self::named(name.map_or("model".into(), |name| name.to_string_lossy().into_owned()));
         companions.read_files(contents, replacement)?;
-        companions.tokenizer = match replacement {
-            Some(path) => Some(Tokenizer::from_file(path).map_err(in_file(path))?),
-            None => tokenizer(contents)?,
+        let vocabulary = vocabulary(contents)?;
+        companions.tokenizer = match (replacement, &vocabulary) {
+            (Some(path), _) => Some(Tokenizer::from_file(path).map_err(in_file(path))?),
+            (None, Some(vocabulary)) => Some(of_vocabulary(contents, vocabulary)?),
+            (None, None) => tokenizer(contents)?,
         };
-        if let Some(header) = &contents.gguf {
-            let bad = |source| CheckpointError::GgufVocabulary { path: contents.path.clone(), source };
-            if let Some(vocabulary) = gguf::vocabulary::read(&header.metadata).map_err(bad)? {
-                companions.chat_template = vocabulary.chat_template;
-                companions.add_bos = vocabulary.add_bos;
-            }
+        if let Some(vocabulary) = vocabulary {
+            companions.chat_template = vocabulary.chat_template;
+            companions.add_bos = vocabulary.add_bos;
         }
         companions.decide_special_tokens(&contents.path, crate::weights::Weights::config(checkpoint), keep_eos)?;
         Ok(companions)

@@ -15,7 +15,7 @@ use crate::huggingface::{self, Experts};
 use crate::read_at::ReadAt;
 use crate::safetensors::{INDEX_FILE, SafeType, ShardIndex, read_header};
 use crate::save::{self, MANIFEST_FILE, SaveError};
-use crate::torch::{self, TorchType};
+use crate::torch;
 use crate::{olmo, olmo_keys};
 
 /// File names of the formats.
@@ -75,6 +75,15 @@ impl StoredType {
             StoredType::Known(encoding) => encoding.name(),
             StoredType::Other(name) => name,
         }
+    }
+}
+
+fn stored_type(dtype: SafeType) -> StoredType {
+    match dtype {
+        SafeType::F32 => StoredType::Known(Encoding::F32),
+        SafeType::F16 => StoredType::Known(Encoding::F16),
+        SafeType::BF16 => StoredType::Known(Encoding::BF16),
+        other => StoredType::Other(other.name().to_lowercase()),
     }
 }
 
@@ -290,12 +299,7 @@ impl Contents {
         let header =
             read_header(&file).map_err(|source| CheckpointError::Safetensors { path: path.to_owned(), source })?;
         self.tensors.extend(header.entries.into_iter().map(|entry| Stored {
-            kind: match entry.dtype {
-                SafeType::F32 => StoredType::Known(Encoding::F32),
-                SafeType::F16 => StoredType::Known(Encoding::F16),
-                SafeType::BF16 => StoredType::Known(Encoding::BF16),
-                other => StoredType::Other(other.name().to_lowercase()),
-            },
+            kind: stored_type(entry.dtype),
             name: entry.name,
             shape: entry.shape,
             file: self.files.len(),
@@ -311,12 +315,7 @@ impl Contents {
         let dict =
             torch::read_from(&file).map_err(|source| CheckpointError::Torch { path: path.to_owned(), source })?;
         self.tensors.extend(dict.tensors.into_iter().map(|tensor| Stored {
-            kind: match tensor.dtype {
-                TorchType::F32 => StoredType::Known(Encoding::F32),
-                TorchType::F16 => StoredType::Known(Encoding::F16),
-                TorchType::BF16 => StoredType::Known(Encoding::BF16),
-                other => StoredType::Other(format!("{other:?}").to_lowercase()),
-            },
+            kind: stored_type(tensor.dtype),
             name: tensor.name,
             shape: tensor.shape,
             file: self.files.len(),

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::pickle::{self, Id, Pickle, PickleError, Value, shortened};
 use crate::read_at::ReadAt;
+use crate::safetensors::SafeType;
 use crate::zip::{self, Entry, ZipError};
 
 /// Most tensors and other entries of a state dict.
@@ -31,48 +32,21 @@ pub const MAX_NAME: usize = 1024;
 /// Most axes of a tensor.
 pub const MAX_AXES: usize = 16;
 
-/// The type of a tensor's numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum TorchType {
-    F64,
-    F32,
-    F16,
-    BF16,
-    I64,
-    I32,
-    I16,
-    I8,
-    U8,
-    Bool,
-}
-
-impl TorchType {
-    /// Bytes of one number.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::BF16 | Self::I16 => 2,
-            Self::I8 | Self::U8 | Self::Bool => 1,
-        }
-    }
-
-    fn of_storage(name: &str) -> Option<Self> {
-        Some(match name {
-            "DoubleStorage" => Self::F64,
-            "FloatStorage" => Self::F32,
-            "HalfStorage" => Self::F16,
-            "BFloat16Storage" => Self::BF16,
-            "LongStorage" => Self::I64,
-            "IntStorage" => Self::I32,
-            "ShortStorage" => Self::I16,
-            "CharStorage" => Self::I8,
-            "ByteStorage" => Self::U8,
-            "BoolStorage" => Self::Bool,
-            _ => return None,
-        })
-    }
+/// The type of a storage's numbers, by the name of its class.
+fn of_storage(name: &str) -> Option<SafeType> {
+    Some(match name {
+        "DoubleStorage" => SafeType::F64,
+        "FloatStorage" => SafeType::F32,
+        "HalfStorage" => SafeType::F16,
+        "BFloat16Storage" => SafeType::BF16,
+        "LongStorage" => SafeType::I64,
+        "IntStorage" => SafeType::I32,
+        "ShortStorage" => SafeType::I16,
+        "CharStorage" => SafeType::I8,
+        "ByteStorage" => SafeType::U8,
+        "BoolStorage" => SafeType::BOOL,
+        _ => return None,
+    })
 }
 
 /// A tensor: little-endian, row-major, without gaps.
@@ -81,7 +55,7 @@ pub struct TorchTensor {
     /// Its key; the keys of nested dicts are joined by dots.
     pub name: String,
     /// The type of its numbers.
-    pub dtype: TorchType,
+    pub dtype: SafeType,
     /// Extents, outermost first.
     pub shape: Vec<usize>,
     /// Where its first byte lies in the file; not necessarily a multiple of the type's size.
@@ -463,7 +437,7 @@ impl Reader<'_> {
     }
 
     /// The type of a storage, its elements, and its bytes, which are enough for them.
-    fn storage(&self, name: &str, id: Id) -> Result<(TorchType, u64, Entry)> {
+    fn storage(&self, name: &str, id: Id) -> Result<(SafeType, u64, Entry)> {
         const EXPECTED: &str = "a storage (\"storage\", type, key, location, elements)";
         let wrong_storage = |found: &Value| wrong(name, EXPECTED, found.kind());
         let Value::Persistent(id) = *self.pickle.value(id) else { return Err(wrong_storage(self.pickle.value(id))) };
@@ -474,7 +448,7 @@ impl Reader<'_> {
             return Err(wrong_storage(self.pickle.value(tag)));
         }
         let dtype = match self.pickle.value(storage) {
-            Value::Global(global) => TorchType::of_storage(global.name),
+            Value::Global(global) => of_storage(global.name),
             _ => None,
         };
         let dtype = dtype.ok_or_else(|| wrong_storage(self.pickle.value(storage)))?;

@@ -5,7 +5,8 @@ mod archive;
 use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::read_at::ReadAt;
-use olmoe_checkpoint::torch::{StateDict, TorchError, TorchType, read, read_from};
+use olmoe_checkpoint::safetensors::SafeType;
+use olmoe_checkpoint::torch::{StateDict, TorchError, read, read_from};
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -72,7 +73,7 @@ fn all_types_views_and_protocols() {
         let find = |name: &str| dict.tensors.iter().find(|tensor| tensor.name == name).unwrap();
         assert_eq!(find("tied.a").offset, find("tied.b").offset);
         assert_eq!(find("slice.rows").offset, find("tied.a").offset + 24);
-        assert_eq!(find("nested.3").dtype, TorchType::I64);
+        assert_eq!(find("nested.3").dtype, SafeType::I64);
     }
 }
 

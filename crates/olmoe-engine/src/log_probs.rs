@@ -1,7 +1,7 @@
 //! Log-probabilities of the model's distribution.
 
 use crate::event::Alternative;
-use crate::sampling::elementary::{exp, ln};
+use olmoe_tensor::elementary::{exp, ln};
 
 /// Sums side by side: part of the definition of the result, as is their order.
 const LANES: usize = 8;

@@ -6,11 +6,12 @@
 //!
 //! Normal draws use Marsaglia's polar method in f64: for `u`, `v` uniform in (-1, 1) with `0 < s = u² + v² < 1`, both
 //! `u·f` and `v·f` with `f = sqrt(-2·ln(s)/s)` are standard normal. It takes only additions, products, quotients, a
-//! square root and the logarithm below, all of which round alike on every machine; so the bits are the same everywhere.
+//! square root and the logarithm of [`olmoe_tensor::elementary`], all of which round alike on every machine; so the bits are the same everywhere.
 //!
 //! Truncation repeats draws until one lies within the cutoff, which gives the distribution of PyTorch's
 //! `trunc_normal_`: `std` stays that of the normal before truncation (at a cutoff of 3 the result has 0.9866 of it).
 
+use olmoe_tensor::elementary::ln;
 use rand_core::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 
@@ -128,27 +129,6 @@ fn mix(mut x: u64) -> u64 {
 /// The 64-bit FNV-1a hash.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-/// Natural logarithm of a positive normal number, with the same bits on every machine (the system's `ln` may differ in
-/// the last one). `x = m·2^e` with `m` in [√½, √2); `ln m = 2·atanh(t)`, `t = (m - 1)/(m + 1)`, by its series up to
-/// `t^21`, whose remainder is below 1e-17.
-fn ln(x: f64) -> f64 {
-    const MANTISSA: u64 = (1 << 52) - 1;
-    let bits = x.to_bits();
-    let mut exponent = ((bits >> 52) as i64 - 1023) as f64;
-    let mut m = f64::from_bits((bits & MANTISSA) | (1023 << 52));
-    if m >= std::f64::consts::SQRT_2 {
-        m *= 0.5;
-        exponent += 1.0;
-    }
-    let t = (m - 1.0) / (m + 1.0);
-    let square = t * t;
-    let mut series = 1.0 / 21.0;
-    for divisor in [19.0, 17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
-        series = series * square + 1.0 / divisor;
-    }
-    exponent * std::f64::consts::LN_2 + 2.0 * t * series
 }
 
 #[cfg(test)]

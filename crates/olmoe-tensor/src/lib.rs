@@ -9,6 +9,7 @@
 //! | [`simd`] | sixteen lanes on three instruction sets |
 //! | [`gemm`] | packed matrix products |
 //! | [`ops`] | the operations, forward and backward, one file each |
+//! | [`elementary`] | exponential and logarithm in f64, alike on every machine |
 //! | [`quant`] | weights in blocks that share a scale, as GGUF files hold them |
 //! | [`limits`] | what the machine can do at most, measured |
 //!
@@ -21,6 +22,7 @@
 //! K choices, V vocabulary; `x_td` is `[T, D]`.
 
 pub mod dtype;
+pub mod elementary;
 pub mod gemm;
 pub mod limits;
 pub mod memory;

@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering;
 
-use super::elementary::{exp, ln};
 use super::{Candidate, largest, weigh};
+use olmoe_tensor::elementary::{exp, ln};
 
 /// How many of the likeliest tokens are put in order at first; four times as many each time that they are too few.
 const SORTED: usize = 64;

@@ -17,15 +17,14 @@
 //! 10. **The draw**: the first token, in the order of ids, at which the sum of probabilities exceeds a uniform number.
 //!
 //! Every filter leaves at least one token; ties go to the lower id. All of it is f64 with functions of its own
-//! (`elementary`), and the uniform numbers come from a generator that never changes ([`random`]), so a token depends on
+//! ([`olmoe_tensor::elementary`]), and the uniform numbers come from a generator that never changes ([`random`]), so a token depends on
 //! logits, settings, history and seed, on every machine alike.
 
-pub(crate) mod elementary;
 mod filters;
 mod penalties;
 pub mod random;
 
-use elementary::exp;
+use olmoe_tensor::elementary::exp;
 pub(crate) use penalties::History;
 use random::Stream;
 

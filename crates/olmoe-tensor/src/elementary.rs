@@ -25,7 +25,7 @@ const LOWEST: f64 = -708.0;
 /// `eˣ` for `x ≤ 0`; 0 below −708. `x = k·ln 2 + r` with `|r| ≤ ln 2 / 2`, `eʳ` by its series up to `r¹³`, whose remainder
 /// is below 1e-17.
 #[inline]
-pub(crate) fn exp(x: f64) -> f64 {
+pub fn exp(x: f64) -> f64 {
     let inside = x.max(LOWEST);
     // The low bits of it are those of the whole number k.
     let shifted = inside * LOG2_E + ROUNDS;
@@ -41,7 +41,7 @@ pub(crate) fn exp(x: f64) -> f64 {
 
 /// Natural logarithm of a positive normal number. `x = m·2ᵉ` with `m` in [√½, √2); `ln m = 2·atanh t`, `t = (m − 1)/(m + 1)`,
 /// by its series up to `t²¹`, whose remainder is below 1e-17.
-pub(crate) fn ln(x: f64) -> f64 {
+pub fn ln(x: f64) -> f64 {
     const MANTISSA: u64 = (1 << 52) - 1;
     let bits = x.to_bits();
     let mut exponent = ((bits >> 52) as i64 - 1023) as f64;
