@@ -64,13 +64,23 @@ pub(crate) struct ConvertArgs {
 pub(crate) struct Beside {
     /// A tokenizer.json to use instead of the checkpoint's own
     #[arg(long, value_name = "FILE")]
-    pub(crate) tokenizer: Option<PathBuf>,
+    tokenizer: Option<PathBuf>,
 
     /// Keep an end-of-text id of 0
     ///
     /// OLMoE's training files say 0, but their tokenizer ends documents with 50279; without this flag that is corrected.
     #[arg(long)]
-    pub(crate) keep_eos: bool,
+    keep_eos: bool,
+}
+
+impl Beside {
+    /// What goes beside the weights of a checkpoint. The user is told what is remarkable about either.
+    pub(crate) fn companions(&self, checkpoint: &Checkpoint) -> anyhow::Result<Companions> {
+        let companions = Companions::of(checkpoint, self.tokenizer.as_deref(), self.keep_eos)?;
+        let notices = checkpoint.contents().notices.iter().chain(&companions.notices);
+        notices.for_each(|notice| eprintln!("note: {notice}"));
+        Ok(companions)
+    }
 }
 
 /// How results are written.
@@ -158,9 +168,7 @@ impl To {
 
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&input(&args.input, MODEL_FILES, args.run.offline)?)?;
-    let companions = Companions::of(&checkpoint, args.beside.tokenizer.as_deref(), args.beside.keep_eos)?;
-    let notices = checkpoint.contents().notices.iter().chain(&companions.notices);
-    notices.for_each(|notice| eprintln!("note: {notice}"));
+    let companions = args.beside.companions(&checkpoint)?;
     let target = args.to.target(args.dtype, args.experts);
     let written = args.run.write(&checkpoint, &companions, target, &args.output)?;
     if !args.run.quiet {

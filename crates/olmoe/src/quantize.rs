@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::convert::Target;
 use olmoe_checkpoint::gguf::mix::Mix;
 use olmoe_checkpoint::hub::MODEL_FILES;
@@ -62,9 +61,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     if found.is_quantized() && !args.allow_requantize {
         return Err(CheckpointError::Requantize { path: checkpoint.origin().to_owned(), found: found.name() }.into());
     }
-    let companions = Companions::of(&checkpoint, args.beside.tokenizer.as_deref(), args.beside.keep_eos)?;
-    let notices = checkpoint.contents().notices.iter().chain(&companions.notices);
-    notices.for_each(|notice| eprintln!("note: {notice}"));
+    let companions = args.beside.companions(&checkpoint)?;
     let target = Target::Gguf { mix: Some(args.mix) };
     let written = args.run.write(&checkpoint, &companions, target, &args.output)?;
     if args.run.quiet {
