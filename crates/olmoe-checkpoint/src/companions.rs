@@ -139,11 +139,31 @@ impl Companions {
         }
         self.chat_template = self.file(CHAT_TEMPLATE).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
         if let Some(config) = self.json(&contents.path, TOKENIZER_CONFIG)? {
-            let inside = config.get("chat_template").and_then(Value::as_str).map(str::to_owned);
-            self.chat_template = self.chat_template.take().or(inside);
+            if self.chat_template.is_none() {
+                self.chat_template = self.template_in(&config);
+            }
             self.add_bos = config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
         }
         Ok(())
+    }
+
+    /// The chat template of a tokenizer's settings: a text, or one of several that have names.
+    fn template_in(&mut self, config: &Value) -> Option<String> {
+        let text = |template: &Value| template.as_str().map(str::to_owned);
+        let found = match config.get("chat_template")? {
+            Value::Null => return None,
+            Value::Array(named) => {
+                let default = named.iter().find(|template| template["name"] == "default");
+                let only = named.first().filter(|_| named.len() == 1);
+                default.or(only).and_then(|template| text(&template["template"]))
+            }
+            one => text(one),
+        };
+        if found.is_none() {
+            let expected = "expected a text, or a list of templates with one that is named default";
+            self.notices.push(format!("`chat_template` in {TOKENIZER_CONFIG} is left out: {expected}"));
+        }
+        found
     }
 
     fn file(&self, name: &str) -> Option<&[u8]> {
@@ -204,6 +224,11 @@ impl Companions {
     /// The token that the model wants before every text; OLMoE wants none.
     pub fn begins_text(&self) -> Option<u32> {
         self.special.as_ref().filter(|_| self.add_bos)?.bos
+    }
+
+    /// The Jinja template that makes a text of a conversation, if the model has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
     }
 
     /// The model's name.

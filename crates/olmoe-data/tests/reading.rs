@@ -157,3 +157,61 @@ fn other_kinds_run_in_the_library() {
     let text: String = ids.iter().map(|id| stream.push(*id)).collect();
     assert_eq!(text + &stream.finish(), tokenizer.decode(&ids, false).unwrap());
 }
+
+/// What a stream that begins behind tokens makes of others.
+fn after(tokenizer: &Tokenizer, before: &[u32], ids: &[u32], skip_special: bool) -> String {
+    let mut stream = tokenizer.stream_after(before, skip_special);
+    let text: String = ids.iter().map(|id| stream.push(*id)).collect();
+    text + &stream.finish()
+}
+
+#[test]
+fn a_stream_behind_other_tokens_gives_what_they_do_not() {
+    let vocab = json!({
+        "▁Hi": 0, "▁there": 1, "!": 2, "▁you": 3, "<s>": 4, "<0xE7>": 5, "<0x9C>": 6, "<0x9F>": 7, "▁": 8, "\n": 9,
+    });
+    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+    let llama = json!({"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]});
+    for decoder in [metaspace, llama] {
+        let special = json!({"id": 4, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true});
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": decoder,
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "!"},
+        });
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+        for ids in [&[0, 1, 2][..], &[4, 0, 1, 3, 2], &[0, 9, 1, 4, 3], &[4, 1], &[8, 0, 8, 8, 1], &[0, 5, 6, 7, 1]] {
+            for skip in [false, true] {
+                let whole = tokenizer.decode(ids, skip).unwrap();
+                for at in 0..=ids.len() {
+                    let begin = tokenizer.decode(&ids[..at], skip).unwrap();
+                    // Half a character shows as U+FFFD until it is whole.
+                    let same = whole.char_indices().zip(begin.chars()).take_while(|((_, a), b)| a == b).count();
+                    let rest: String = whole.chars().skip(same).collect();
+                    assert_eq!(after(&tokenizer, &ids[..at], &ids[at..], skip), rest, "{ids:?} {at} {skip} {whole:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_behind_half_a_character_gives_the_whole_of_it() {
+    // The ids of the tiny vocabulary are the bytes.
+    let tokenizer = Tokenizer::from_json(tiny_json().to_string().as_bytes()).unwrap();
+    for (before, ids, expected) in [
+        (&[0x61, 0xE7, 0x9C][..], &[0x9F, 0x62][..], "真b"),
+        (&[0x61, 0xE7, 0x9C], &[0x62], "b"),
+        (&[0x61, 0xE7, 0x9C], &[], ""),
+        (&[0xE7], &[0x9C], ""),
+        (&[0xE7], &[0x9C, 0xFF, 0x62], "\u{fffd}b"),
+        (&[0x61], &[0x62, 0xE7], "b\u{fffd}"),
+        (&[], &[0x20, 0x61], " a"),
+    ] {
+        assert_eq!(after(&tokenizer, before, ids, true), expected, "{before:?} {ids:?}");
+    }
+}

@@ -174,6 +174,14 @@ impl<'a> Engine<'a> {
         KvCache::new(model, TOKENS).bytes() / TOKENS
     }
 
+    /// Whether a request can be run, were there room in the queue.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        request.check(self.model.config(), &self.config, self.tokenizer.is_some()).map(drop)
+    }
+
     /// Takes a request into the queue. Its samples run as soon as there is room, in the order in which they came.
     ///
     /// # Errors

@@ -54,7 +54,7 @@ impl<'t> Sequence<'t> {
             reused: 0,
             stream: Stream::new(task.seed, sample as u64),
             history: History::default(),
-            text: Text::new(tokenizer, task.request.special, task.request.stop.clone()),
+            text: Text::new(tokenizer, &task.request.prompt, task.request.special, task.request.stop.clone()),
             task,
         }
     }

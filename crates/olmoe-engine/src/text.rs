@@ -23,8 +23,9 @@ pub(crate) struct Piece {
 }
 
 impl<'t> Text<'t> {
-    pub(crate) fn new(tokenizer: Option<&'t Tokenizer>, special: bool, stops: Vec<String>) -> Text<'t> {
-        let stream = tokenizer.map(|tokenizer| tokenizer.stream(!special));
+    /// For what comes after the tokens `before`.
+    pub(crate) fn new(tokenizer: Option<&'t Tokenizer>, before: &[u32], special: bool, stops: Vec<String>) -> Text<'t> {
+        let stream = tokenizer.map(|tokenizer| tokenizer.stream_after(before, !special));
         Text { stream, stops, held: String::new(), searched: 0 }
     }
 
@@ -78,7 +79,7 @@ mod tests {
 
     /// Feeds pieces, as tokens would bring them.
     fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, Option<String>) {
-        let mut text = Text::new(None, false, stops.iter().map(|stop| (*stop).to_owned()).collect());
+        let mut text = Text::new(None, &[], false, stops.iter().map(|stop| (*stop).to_owned()).collect());
         let mut out = Vec::new();
         for piece in pieces {
             let piece = text.add(piece, true);
@@ -143,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_stop_string_that_comes_too_early_is_text() {
-        let mut text = Text::new(None, false, vec!["END".into()]);
+        let mut text = Text::new(None, &[], false, vec!["END".into()]);
         assert_eq!(text.add("END", false), Piece { text: "END".into(), stop: None });
         assert_eq!(text.add("E", true), Piece { text: "".into(), stop: None });
         assert_eq!(text.add("ND", true).stop.as_deref(), Some("END"));

@@ -238,3 +238,23 @@ fn a_long_prompt_does_not_hold_up_those_that_generate() {
     // 16 tokens a step, one of them the other's.
     assert_eq!(steps, 100usize.div_ceil(15));
 }
+
+#[test]
+fn text_follows_the_prompt() {
+    let (model, tokenizer) = (model(Precision::Fp32), tokenizer());
+    let engine = &mut engine(&model, Some(&tokenizer));
+    // The ids are the bytes: the answer completes a character that the prompt begins.
+    let prompt = vec![b'a'.into(), 0xE7, 0x9C];
+    let request = Request { sampling: only(0x9F), max_tokens: Some(1), ..Request::new(prompt) };
+    assert_eq!(one(engine, request.clone()).text(), "真");
+    assert_eq!(one(engine, Request { sampling: only(b'b'.into()), ..request }).text(), "b");
+}
+
+#[test]
+fn a_check_says_what_submitting_would() {
+    let model = model(Precision::Fp32);
+    let engine = engine(&model, None);
+    assert_eq!(engine.check(&Request::new(vec![1])), Ok(()));
+    assert_eq!(engine.check(&Request::new(vec![])), Err(SubmitError::EmptyPrompt));
+    assert!(engine.is_idle());
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write, stderr, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,24 +11,21 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_data::Tokenizer;
 use olmoe_engine::{Engine, EngineConfig, EventKind, Request, RequestId, SubmitError};
 use olmoe_model::model::Model;
-use olmoe_tensor::memory::available_bytes;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::arguments::{ModelArg, OnePrecision, Threads, positive};
-use crate::progress::Progress;
+use crate::arguments::positive;
+use crate::generator::{Generator, INTERRUPTED, interrupts, limits};
+use crate::output::print;
+use crate::settings::{Line, Prompt, Settings};
 
 mod report;
-mod settings;
 
 use report::Report;
-use settings::{Line, Prompt, Settings};
 
-/// Exit status after an interrupt, as shells have it.
-const INTERRUPTED: u8 = 130;
 /// Tokens of finished texts that a batch keeps for prompts that begin alike.
 const KEPT_TOKENS: usize = 8192;
 
@@ -53,7 +50,7 @@ Exit status: 0 done, 1 failed, or a prompt of a batch did, 2 for wrong usage, 13
 #[command(group(clap::ArgGroup::new("source").args(["prompt", "file", "ids", "batch"])))]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
-    model: ModelArg,
+    generator: Generator,
 
     /// The text to continue [default: standard input]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -74,6 +71,22 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     settings: Settings,
 
+    /// Samples to generate from each prompt
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
+    samples: usize,
+
+    /// With --json: the log-probability of each token, and of K alternatives
+    ///
+    /// Of the model's own distribution: before bias, penalties, filters and temperature.
+    #[arg(long, value_name = "K", num_args = 0..=1, default_missing_value = "0")]
+    logprobs: Option<usize>,
+
+    /// With --json: the experts of each token, by layer
+    ///
+    /// Those of the pass whose outcome the token is; it reads the token before it.
+    #[arg(long)]
+    experts: bool,
+
     /// Most texts that are generated at once
     #[arg(long, value_name = "N", default_value = "16", value_parser = positive)]
     parallel: usize,
@@ -81,20 +94,6 @@ pub(crate) struct GenerateArgs {
     /// Print one JSON object: `samples` with `text`, `ids`, `finish_reason`, `usage` and what was asked for
     #[arg(long)]
     json: bool,
-
-    /// Precision of the matrix products
-    ///
-    /// With bf16 quantised weights stay quantised, and what they are multiplied with is rounded to eight bits; with fp32
-    /// they become the numbers that they stand for.
-    #[arg(long, value_enum, default_value = "bf16")]
-    precision: OnePrecision,
-
-    #[command(flatten)]
-    threads: Threads,
-
-    /// No progress and no summary
-    #[arg(long)]
-    quiet: bool,
 }
 
 /// A prompt that is to be run.
@@ -104,26 +103,19 @@ struct Job {
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
-    args.threads.apply();
-    if args.settings.needs_json() && !args.json && args.batch.is_none() {
+    if (args.logprobs.is_some() || args.experts) && !args.json && args.batch.is_none() {
         bail!("--logprobs and --experts are shown with --json only; add it");
     }
-    let checkpoint = Checkpoint::open(&args.model.resolve()?)?;
-    checkpoint.contents().notices.iter().for_each(|notice| eprintln!("note: {notice}"));
-    let companions = Companions::of(&checkpoint, None, false)?;
-    companions.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let (checkpoint, companions) = args.generator.open()?;
     let seed = args.settings.seed();
     let jobs = jobs(args, &companions, seed)?;
 
-    let loading = Progress::new("loading", checkpoint.bytes(), args.quiet);
-    let model = checkpoint
-        .load(args.precision.into(), args.precision == OnePrecision::AmpBf16, &|bytes| loading.advance(bytes))?;
-    drop(loading);
-    let interrupted = interrupts()?;
-    let engine = Engine::new(&model, companions.tokenizer(), limits(args, &model, &companions))?;
+    let model = args.generator.load(&checkpoint)?;
+    let interrupted = interrupts(&[SIGINT, SIGTERM])?;
+    let engine = Engine::new(&model, companions.tokenizer(), engine_config(args, &model, &companions))?;
     let printer = match args.json || args.batch.is_some() {
         true => Printer::Json,
-        false => Printer::plain(args.settings.samples),
+        false => Printer::plain(args.samples),
     };
     let run = Run {
         engine,
@@ -136,37 +128,15 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     run.finish(args, seed)
 }
 
-/// A flag that the first interrupt sets; the second one ends the program.
-fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        let shutdown = signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), flag.clone());
-        let set = shutdown.and_then(|_| signal_hook::flag::register(signal, flag.clone()));
-        set.context("cannot listen for interrupts")?;
-    }
-    Ok(flag)
-}
-
-/// The limits of the engine on this machine.
-fn limits(args: &GenerateArgs, model: &Model, companions: &Companions) -> EngineConfig {
-    let mut ends = Vec::new();
-    match companions.special_tokens() {
-        Some(special) => ends.extend(special.eos.iter().chain(&special.stops)),
-        None => ends.extend(model.config().eos_token_id),
-    }
-    let defaults = EngineConfig::default();
-    // Caches take half of the memory there is at most, but a whole context always has room: it is used as it fills.
-    let per_token = Engine::cache_bytes_per_token(model).max(1) as u64;
-    let room = available_bytes().map_or(defaults.cache_tokens, |bytes| (bytes / 2 / per_token) as usize);
+/// The limits of the engine for these arguments.
+fn engine_config(args: &GenerateArgs, model: &Model, companions: &Companions) -> EngineConfig {
+    let limits = limits(model, companions);
     EngineConfig {
         max_running: args.parallel,
-        step_tokens: defaults.step_tokens.max(args.parallel),
-        cache_tokens: room.max(model.config().max_sequence_length),
-        kept_tokens: if args.batch.is_some() { KEPT_TOKENS.min(room / 4) } else { 0 },
-        queue: defaults.queue.max(args.settings.samples),
-        ends,
-        ..defaults
+        step_tokens: limits.step_tokens.max(args.parallel),
+        kept_tokens: if args.batch.is_some() { KEPT_TOKENS.min(limits.cache_tokens / 4) } else { 0 },
+        queue: limits.queue.max(args.samples),
+        ..limits
     }
 }
 
@@ -174,6 +144,12 @@ fn limits(args: &GenerateArgs, model: &Model, companions: &Companions) -> Engine
 fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Result<VecDeque<Job>> {
     let tokenizer = companions.tokenizer();
     let tokens = tokenizer.map(Tokenizer::size);
+    let request = |ids: Vec<u32>, seed: u64| Request {
+        samples: args.samples,
+        logprobs: args.logprobs,
+        experts: args.experts,
+        ..args.settings.request(ids, tokens, seed)
+    };
     let encode = |text: &str| -> anyhow::Result<Vec<u32>> {
         let tokenizer = tokenizer.context("this model comes without a tokenizer; give token ids")?;
         let mut ids: Vec<u32> = companions.begins_text().into_iter().collect();
@@ -189,7 +165,7 @@ fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Resu
                 (Some(text), ids)
             }
         };
-        let request = args.settings.request(ids, tokens, seed);
+        let request = request(ids, seed);
         return Ok([Job { report: Report::new(None, None, text, &request), request }].into());
     };
     let name = path.display();
@@ -210,7 +186,7 @@ fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Resu
             Prompt::Text(text) => (Some(text.clone()), encode(text).with_context(place)?),
             Prompt::Ids(ids) => (None, ids.clone()),
         };
-        let mut request = args.settings.request(ids, tokens, seed.wrapping_add(index as u64));
+        let mut request = request(ids, seed.wrapping_add(index as u64));
         line.apply(&mut request);
         jobs.push_back(Job { report: Report::new(Some(index), line.id, text, &request), request });
     }
@@ -225,7 +201,7 @@ fn text(args: &GenerateArgs) -> anyhow::Result<String> {
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
         }
         (None, None) => {
-            if stdin().is_terminal() && !args.quiet {
+            if stdin().is_terminal() && !args.generator.quiet {
                 eprintln!("note: the prompt is read from the terminal; end it with Ctrl-D, or give --prompt");
             }
             let mut text = String::new();
@@ -321,14 +297,14 @@ impl Run<'_> {
                 break;
             }
         }
-        if !args.quiet {
+        if !args.generator.quiet {
             let (total, reading) =
                 (start.elapsed().as_secs_f64(), first.map_or(0.0, |first| (first - start).as_secs_f64()));
             // If nobody reads it, the text is there all the same.
             let _ = match prompts {
                 1 => {
                     let speed = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
-                    let after = made.saturating_sub(args.settings.samples);
+                    let after = made.saturating_sub(args.samples);
                     let (reads, writes) = (speed(read, reading), speed(after, total - reading));
                     writeln!(
                         stderr(),
@@ -348,15 +324,6 @@ impl Run<'_> {
             Some(error) => bail!("{failures} of {prompts} prompts failed, the first of them: {error}"),
             None => Ok(ExitCode::SUCCESS),
         }
-    }
-}
-
-/// Writes to standard output. Ends the program quietly when nobody reads any more.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
-        done => done.context("standard output"),
     }
 }
 

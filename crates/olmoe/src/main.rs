@@ -7,14 +7,17 @@ mod arguments;
 mod output;
 
 mod bench;
+mod chat;
 mod convert;
 mod download;
 mod generate;
+mod generator;
 mod init;
 mod inspect;
 mod logits;
 mod progress;
 mod quantize;
+mod settings;
 mod tokens;
 mod verify;
 
@@ -45,6 +48,7 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     Init(init::InitArgs),
     Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
     Logits(logits::LogitsArgs),
     Tokens(tokens::TokensArgs),
     Verify(verify::VerifyArgs),
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Verify(args) => verify::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Download(args) => done(download::run(args)),
         Command::Inspect(args) => done(inspect::run(args)),
         Command::Convert(args) => done(convert::run(args)),

@@ -3,86 +3,14 @@
 mod program;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
-use program::{Done, PROGRAM};
+use program::desk::Desk;
 use serde_json::{Value, json};
-
-const CONFIG: &str = r#"{"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "hidden_size": 32, "vocab_size": 260,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 16, "num_experts": 8,
-    "num_experts_per_tok": 2, "max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 256,
-    "initializer_range": 0.3}"#;
-
-/// A folder with a model in it.
-struct Desk(tempfile::TempDir);
-
-impl Desk {
-    fn new() -> Desk {
-        let desk = Desk(tempfile::tempdir().unwrap());
-        std::fs::write(desk.path("config.json"), CONFIG).unwrap();
-        std::fs::write(desk.path("tokenizer.json"), tokenizer().json()).unwrap();
-        let paths = ["config.json", "hf", "tokenizer.json"].map(|name| desk.path(name).to_str().unwrap().to_owned());
-        let [config, hf, tokenizer] = paths.each_ref().map(String::as_str);
-        let done = program::olmoe(&["init", "--config", config, "--seed", "1", hf, "--tokenizer", tokenizer], &[]);
-        assert_eq!(done.code, 0, "{}", done.err);
-        desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
-        command.args(["generate", "-m"]).arg(self.path("hf")).args(words).env_remove("OLMOE_ISA");
-        command
-    }
-
-    fn run(&self, words: &[&str], input: &str) -> Done {
-        let mut command = self.command(words);
-        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = piped.spawn().unwrap();
-        // It may end without reading.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        let done = child.wait_with_output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Done { code: done.status.code().unwrap(), out: text(done.stdout), err: text(done.stderr) }
-    }
-
-    fn done(&self, words: &[&str]) -> String {
-        let done = self.run(words, "");
-        assert_eq!(done.code, 0, "{words:?}: {}", done.err);
-        done.out
-    }
-
-    fn json(&self, words: &[&str]) -> Value {
-        serde_json::from_str(&self.done(words)).unwrap()
-    }
-}
-
-/// The bytes, then an end of text.
-fn tokenizer() -> Tokenizer {
-    let mut next = 255;
-    let letters = (0..=255u32).map(|byte| {
-        let printed = (33..127).contains(&byte) || (161..=255).contains(&byte) && byte != 173;
-        next += u32::from(!printed);
-        char::from_u32(if printed { byte } else { next }).unwrap().to_string()
-    });
-    let mut tokens: Vec<String> = letters.collect();
-    tokens.push("<|endoftext|>".to_owned());
-    let mut kinds = vec![TokenKind::Normal; tokens.len()];
-    kinds[256] = TokenKind::Control;
-    let (model, pre, merges) = ("gpt2".into(), Pre::Olmo, vec![]);
-    let (bos, eos, pad, unk, add_bos, chat_template) = (None, Some(256), Some(1), None, false, None);
-    let vocabulary = Vocabulary { model, pre, tokens, kinds, merges, bos, eos, pad, unk, add_bos, chat_template };
-    Tokenizer::from_vocabulary(&vocabulary).unwrap()
-}
 
 #[test]
 fn the_same_text_however_it_is_asked_for() {
-    let desk = Desk::new();
+    let desk = Desk::new("generate", 64);
     let settings = ["-n", "20", "--seed", "5", "--ignore-eos"];
     let with = |more: &[&str], input: &str| {
         let done = desk.run(&[&settings[..], more].concat(), input);
@@ -114,7 +42,7 @@ fn the_same_text_however_it_is_asked_for() {
 
 #[test]
 fn settings_and_stops() {
-    let desk = Desk::new();
+    let desk = Desk::new("generate", 64);
     let text = |words: &[&str]| desk.done(&[&["-p", "x", "--temp", "0", "--quiet", "-n", "6"], words].concat());
     assert_eq!(text(&["--logit-bias", "97=1e9"]), "aaaaaa\n");
     assert_eq!(text(&["--logit-bias", "97=1e9", "--stop", "zz", "--stop", "aaaa"]), "\n");
@@ -132,7 +60,7 @@ fn settings_and_stops() {
 
 #[test]
 fn json_shows_log_probabilities_and_experts() {
-    let desk = Desk::new();
+    let desk = Desk::new("generate", 64);
     let report = desk.json(&[
         "-p",
         "abc",
@@ -169,7 +97,7 @@ fn json_shows_log_probabilities_and_experts() {
 
 #[test]
 fn batches_keep_their_order_and_say_what_failed() {
-    let desk = Desk::new();
+    let desk = Desk::new("generate", 64);
     let lines = [
         json!({"prompt": "one long beginning", "max_tokens": 12, "id": "first"}),
         json!({"prompt": [97, 98], "max_tokens": 1, "id": {"any": 1}}),
@@ -228,7 +156,7 @@ fn batches_keep_their_order_and_say_what_failed() {
 
 #[test]
 fn what_is_wrong_is_said_in_one_line() {
-    let desk = Desk::new();
+    let desk = Desk::new("generate", 64);
     let long = "x".repeat(64);
     for (words, expected) in [
         (&["-p", ""][..], "the prompt has no tokens"),
@@ -256,7 +184,7 @@ fn what_is_wrong_is_said_in_one_line() {
 
 #[test]
 fn a_reader_that_leaves_ends_it_quietly() {
-    let desk = Desk::new();
+    let desk = Desk::new("generate", 64);
     let words = ["--batch", "-", "-n", "30", "--ignore-eos", "--quiet"];
     let mut child =
         desk.command(&words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -273,7 +201,7 @@ fn a_reader_that_leaves_ends_it_quietly() {
 #[cfg(target_os = "linux")]
 #[test]
 fn an_interrupt_ends_it_with_what_there_is() {
-    let desk = Desk::new();
+    let desk = Desk::new("generate", 64);
     let words = ["--batch", "-", "-n", "50", "--ignore-eos", "--parallel", "1"];
     let piped = |command: &mut Command| {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

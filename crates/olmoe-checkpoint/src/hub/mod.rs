@@ -36,7 +36,7 @@ pub const DEFAULT_REVISION: &str = "main";
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// Patterns of the files that make up a model: configuration, tokenizer, weights. Other formats of the weights, such as
 /// GGUF, have to be named.
-pub const MODEL_FILES: &[&str] = &["*.json", "*.safetensors", "*.txt", "*.yaml"];
+pub const MODEL_FILES: &[&str] = &["*.json", "*.jinja", "*.safetensors", "*.txt", "*.yaml"];
 /// Longest listing that is accepted, in bytes.
 pub const MAX_LISTING_BYTES: usize = 32 << 20;
 /// Most files, or branches and tags, that are accepted in a repository.

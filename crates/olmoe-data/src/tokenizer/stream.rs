@@ -3,7 +3,7 @@
 use super::{Kind, Tokenizer, guarded};
 
 /// Makes text of tokens as they come: never half a character, and all together what [`Tokenizer::decode`] gives for all
-/// of the tokens.
+/// of the tokens, without what it gives for those that came before the stream began.
 pub struct DecodeStream<'t> {
     tokenizer: &'t Tokenizer,
     skip_special: bool,
@@ -13,17 +13,34 @@ pub struct DecodeStream<'t> {
     ids: Vec<u32>,
     prefix: String,
     prefix_index: usize,
+    /// U+FFFD that stand for the half character at the end of what came before; it may become whole.
+    halves: usize,
 }
 
 impl<'t> DecodeStream<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> DecodeStream<'t> {
+    pub(super) fn new(tokenizer: &'t Tokenizer, before: &[u32], skip_special: bool) -> DecodeStream<'t> {
         let (bytes, ids, prefix) = Default::default();
-        DecodeStream { tokenizer, skip_special, bytes, ids, prefix, prefix_index: 0 }
+        let mut stream =
+            DecodeStream { tokenizer, skip_special, bytes, ids, prefix, prefix_index: before.len(), halves: 0 };
+        match &tokenizer.kind {
+            Kind::ByteLevel(_) => {
+                before.iter().for_each(|id| _ = stream.push(*id));
+                stream.halves = usize::from(!stream.bytes.is_empty());
+            }
+            Kind::Library(_) => {
+                let text = tokenizer.decode(before, skip_special).unwrap_or_default();
+                let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+                stream.halves = text[whole.len()..].chars().count();
+                stream.prefix = whole.to_owned();
+                stream.ids = before.to_vec();
+            }
+        }
+        stream
     }
 
     /// Takes a token; returns the text that is complete now, often empty. What can never become a character is U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
-        match &self.tokenizer.kind {
+        let text = match &self.tokenizer.kind {
             Kind::ByteLevel(_) => {
                 if let Some(bytes) = self.tokenizer.table.decoded(id, self.skip_special) {
                     self.bytes.extend_from_slice(bytes);
@@ -37,18 +54,32 @@ impl<'t> DecodeStream<'t> {
                 };
                 guarded("decode", step).ok().flatten().unwrap_or_default()
             }
-        }
+        };
+        self.without_halves(text)
     }
 
     /// The text of what is left: U+FFFD for a character that was never completed.
-    pub fn finish(self) -> String {
-        match &self.tokenizer.kind {
+    pub fn finish(mut self) -> String {
+        let text = match &self.tokenizer.kind {
             Kind::ByteLevel(_) => String::from_utf8_lossy(&self.bytes).into_owned(),
             Kind::Library(_) => {
                 let rest = self.tokenizer.decode(&self.ids, self.skip_special).unwrap_or_default();
                 rest.strip_prefix(&self.prefix).unwrap_or("").to_owned()
             }
+        };
+        self.without_halves(text)
+    }
+
+    /// The first text, without what stands for a half character that came before and has not become whole.
+    fn without_halves(&mut self, text: String) -> String {
+        if self.halves == 0 || text.is_empty() {
+            return text;
         }
+        let mut rest = text.as_str();
+        for _ in 0..std::mem::take(&mut self.halves) {
+            rest = rest.strip_prefix(char::REPLACEMENT_CHARACTER).unwrap_or(rest);
+        }
+        rest.to_owned()
     }
 
     fn take_complete(&mut self) -> String {

@@ -14,6 +14,7 @@ mod section;
 mod validate;
 
 pub use error::{ConfigError, Notice};
+pub use section::closest;
 pub use validate::{
     MAX_CONFIG_BYTES, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_PARAMETERS, MAX_SEQUENCE_LENGTH, MAX_VOCABULARY,
     MAX_WIDTH,

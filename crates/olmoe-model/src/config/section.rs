@@ -170,8 +170,8 @@ pub(super) fn shorten(text: &str) -> String {
     short
 }
 
-/// The known key with the fewest edits, if they are at most a third of the key.
-fn closest(key: &str, known: &[&'static str]) -> Option<&'static str> {
+/// The known key with the fewest edits, if they are at most a third of the key: what may have been meant.
+pub fn closest(key: &str, known: &[&'static str]) -> Option<&'static str> {
     let key: Vec<char> = key.chars().take(MAX_QUOTED + 1).collect();
     let limit = (key.len() / 3).max(1);
     known

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub(crate) mod desk;
+
 use assert_cmd::Command;
 
 /// Its path.

@@ -1,7 +1,9 @@
-//! How to generate: flags, and the settings of a line of a batch, under the names that llama.cpp and vLLM use.
+//! How to generate: flags, the settings of a line of a batch, and those that a chat changes by name, under the names that
+//! llama.cpp and vLLM use.
 
 use std::collections::BTreeMap;
 
+use anyhow::{anyhow, bail};
 use clap::Args;
 use olmoe_engine::{Request, Sampling};
 use serde::Deserialize;
@@ -11,7 +13,7 @@ use crate::arguments::{bias, positive};
 
 /// How to generate.
 #[derive(Args)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     /// Most tokens to generate [default: until an end-of-text token or the end of the model's context]
     #[arg(short = 'n', long, visible_aliases = ["n-predict", "predict"], value_name = "N", value_parser = positive)]
     max_tokens: Option<usize>,
@@ -76,8 +78,8 @@ pub(super) struct Settings {
 
     /// Seed of the draws [default: another one each time, told at the end]
     ///
-    /// The same seed gives the same text, for any number of threads, beside any other prompts. Line i of a batch, from 0,
-    /// has this seed plus i unless it has its own.
+    /// The same seed gives the same text, for any number of threads, beside any other prompts. Line i of a batch and turn
+    /// i of a chat, from 0, has this seed plus i unless it has its own.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
@@ -89,37 +91,15 @@ pub(super) struct Settings {
     #[arg(long)]
     ignore_eos: bool,
 
-    /// Samples to generate from each prompt
-    #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
-    pub(super) samples: usize,
-
-    /// With --json: the log-probability of each token, and of K alternatives
-    ///
-    /// Of the model's own distribution: before bias, penalties, filters and temperature.
-    #[arg(long, value_name = "K", num_args = 0..=1, default_missing_value = "0")]
-    logprobs: Option<usize>,
-
-    /// With --json: the experts of each token, by layer
-    ///
-    /// Those of the pass whose outcome the token is; it reads the token before it.
-    #[arg(long)]
-    experts: bool,
-
     /// Show the texts of special tokens
     #[arg(long)]
     special: bool,
 }
 
 impl Settings {
-    /// Whether something is asked for that only JSON shows.
-    pub(super) fn needs_json(&self) -> bool {
-        self.logprobs.is_some() || self.experts
-    }
-
     /// The request for a prompt. `tokens` is how many the tokenizer has; `seed` is for when none was given.
-    pub(super) fn request(&self, prompt: Vec<u32>, tokens: Option<usize>, seed: u64) -> Request {
+    pub(crate) fn request(&self, prompt: Vec<u32>, tokens: Option<usize>, seed: u64) -> Request {
         Request {
-            prompt,
             max_tokens: self.max_tokens,
             min_tokens: self.min_tokens,
             sampling: Sampling {
@@ -135,18 +115,15 @@ impl Settings {
                 below: tokens.filter(|_| self.mask_padding).and_then(|tokens| u32::try_from(tokens).ok()),
             },
             seed: Some(seed),
-            samples: self.samples,
             stop: self.stop.clone(),
-            stop_ids: Vec::new(),
             ignore_eos: self.ignore_eos,
-            logprobs: self.logprobs,
-            experts: self.experts,
             special: self.special,
+            ..Request::new(prompt)
         }
     }
 
     /// The seed given, else another one each time: of 32 bits, so that it is easily typed.
-    pub(super) fn seed(&self) -> u64 {
+    pub(crate) fn seed(&self) -> u64 {
         use std::hash::{BuildHasher, RandomState};
         self.seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32)
     }
@@ -155,10 +132,10 @@ impl Settings {
 /// A line of a batch.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// Comes back with the result.
-    pub(super) id: Option<Value>,
-    pub(super) prompt: Prompt,
+    pub(crate) id: Option<Value>,
+    pub(crate) prompt: Prompt,
     #[serde(alias = "n_predict")]
     max_tokens: Option<usize>,
     min_tokens: Option<usize>,
@@ -186,7 +163,7 @@ pub(super) struct Line {
 /// A text, or token ids as they are.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a text or an array of token ids")]
-pub(super) enum Prompt {
+pub(crate) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
 }
@@ -206,7 +183,7 @@ enum Stops {
 
 impl Line {
     /// Changes what the line says.
-    pub(super) fn apply(&self, request: &mut Request) {
+    pub(crate) fn apply(&self, request: &mut Request) {
         fn set<T: Clone>(to: &mut T, from: &Option<T>) {
             if let Some(from) = from {
                 to.clone_from(from);
@@ -236,6 +213,128 @@ impl Line {
             Some(Stops::One(stop)) => request.stop = vec![stop.clone()],
             Some(Stops::Several(stops)) => request.stop.clone_from(stops),
             None => {}
+        }
+    }
+}
+
+/// The settings that [`set`] changes.
+pub(crate) const NAMES: [&str; 15] = [
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "seed",
+    "stop",
+    "stop_ids",
+    "ignore_eos",
+];
+/// For settings that may be without a value.
+const NONE: &str = "none";
+
+/// Changes one setting of a request, as a line of a batch does.
+///
+/// The value is JSON, or a text where a text is meant; biases are as on the command line, several with spaces between.
+pub(crate) fn set(request: &mut Request, name: &str, value: &str) -> anyhow::Result<()> {
+    let name = match name {
+        "temp" => "temperature",
+        "n_predict" => "max_tokens",
+        "repeat_penalty" => "repetition_penalty",
+        name => name,
+    };
+    if !NAMES.contains(&name) {
+        let meant = olmoe_model::config::closest(name, &NAMES).map(|name| format!("; did you mean {name}?"));
+        bail!("there is no setting {name}{}; /set lists them", meant.unwrap_or_default());
+    }
+    match (name, value) {
+        ("max_tokens", NONE) => request.max_tokens = None,
+        ("stop", NONE) => request.stop.clear(),
+        ("stop_ids", NONE) => request.stop_ids.clear(),
+        ("logit_bias", NONE) => request.sampling.logit_bias.clear(),
+        ("logit_bias", _) => {
+            let biases = value.split_whitespace().map(bias).collect::<Result<_, _>>();
+            request.sampling.logit_bias = biases.map_err(|error| anyhow!("logit_bias: {error}"))?;
+        }
+        _ => {
+            let text = || Value::String(value.to_owned());
+            let value = serde_json::from_str(value).unwrap_or_else(|_| text());
+            let line = serde_json::json!({ "prompt": [], name: value });
+            let line: Line = serde_json::from_value(line).map_err(|error| anyhow!("{name}: {error}"))?;
+            line.apply(request);
+        }
+    }
+    Ok(())
+}
+
+/// The value of every setting of [`NAMES`], as [`set`] takes it.
+pub(crate) fn values(request: &Request) -> [(&'static str, String); NAMES.len()] {
+    let sampling = &request.sampling;
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.to_owned());
+    let list = |value: Value| or_none(value.as_array().is_some_and(|list| !list.is_empty()).then(|| value.to_string()));
+    let biases: Vec<String> = sampling.logit_bias.iter().map(|(id, bias)| format!("{id}={bias}")).collect();
+    let mut names = NAMES.into_iter();
+    [
+        or_none(request.max_tokens.map(|tokens| tokens.to_string())),
+        request.min_tokens.to_string(),
+        sampling.temperature.to_string(),
+        sampling.top_k.to_string(),
+        sampling.top_p.to_string(),
+        sampling.min_p.to_string(),
+        sampling.typical_p.to_string(),
+        sampling.repetition_penalty.to_string(),
+        sampling.frequency_penalty.to_string(),
+        sampling.presence_penalty.to_string(),
+        or_none((!biases.is_empty()).then(|| biases.join(" "))),
+        or_none(request.seed.map(|seed| seed.to_string())),
+        list(request.stop.clone().into()),
+        list(request.stop_ids.clone().into()),
+        request.ignore_eos.to_string(),
+    ]
+    .map(|value| (names.next().unwrap_or_default(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_can_be_set_to_what_is_shown() {
+        let mut request = Request::new(Vec::new());
+        for (name, value, shown) in [
+            ("max_tokens", "7", "7"),
+            ("min_tokens", "3", "3"),
+            ("temp", "0.5", "0.5"),
+            ("top_k", "9", "9"),
+            ("top_p", "0.25", "0.25"),
+            ("min_p", "0.125", "0.125"),
+            ("typical_p", "0.75", "0.75"),
+            ("repeat_penalty", "1.5", "1.5"),
+            ("frequency_penalty", "-1", "-1"),
+            ("presence_penalty", "2", "2"),
+            ("logit_bias", "5=1.5 6=-inf", "5=1.5 6=-inf"),
+            ("seed", "11", "11"),
+            ("stop", "two words", "[\"two words\"]"),
+            ("stop_ids", "[1,2]", "[1,2]"),
+            ("ignore_eos", "true", "true"),
+        ] {
+            set(&mut request, name, value).unwrap();
+            let now = values(&request);
+            assert!(now.iter().any(|(_, value)| value == shown), "{name}: {now:?}");
+        }
+        let mut again = Request::new(Vec::new());
+        for (name, value) in values(&request) {
+            set(&mut again, name, &value).unwrap();
+        }
+        assert_eq!(values(&again), values(&request));
+        for name in ["max_tokens", "stop", "stop_ids", "logit_bias"] {
+            set(&mut again, name, NONE).unwrap();
+            assert!(values(&again).contains(&(name, NONE.to_owned())), "{name}");
         }
     }
 }

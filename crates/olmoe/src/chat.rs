@@ -1,0 +1,383 @@
+//! `olmoe chat`
+
+use std::fs::File;
+use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use olmoe_checkpoint::companions::Companions;
+use olmoe_data::{ChatTemplate, ChatTokens, MAX_TEMPLATE_BYTES, TULU};
+use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Finished, Request, Stop};
+use olmoe_model::config::closest;
+use olmoe_model::model::Model;
+use signal_hook::consts::SIGINT;
+
+use crate::generator::{Generator, interrupts, limits};
+use crate::output::print;
+use crate::settings::{self, Settings};
+
+mod conversation;
+mod experts;
+mod input;
+
+use conversation::{Conversation, Prompt};
+use experts::Experts;
+use input::{Input, Source};
+
+/// Tokens of a prompt that are read between two looks at whether it was interrupted.
+const STEP_TOKENS: usize = 256;
+/// Tokens of the context that are left for an answer when turns are dropped.
+const ANSWER_TOKENS: usize = 256;
+
+const COMMANDS: [&str; 9] = ["/help", "/reset", "/save", "/load", "/system", "/set", "/experts", "/exit", "/quit"];
+
+const HELP: &str = "\
+/help             this list
+/reset            begin anew; the system message stays
+/save FILE        write the messages into a JSON file
+/load FILE        go on with the messages of such a file
+/system [TEXT]    set the system message; show it; take it out with none
+/set [NAME VALUE] change how answers are generated; list the settings
+/experts          which experts spoke the most in the last answer, by layer
+/exit             end; so does Ctrl-D
+
+A line that ends in \\ goes on with the next one. A message that begins with \"\"\" goes on to the line that ends with
+\"\"\"; it is never a command. Ctrl-C stops an answer, or clears the line.
+";
+
+/// Talk with a model
+///
+/// Each line is a message, and the model's answer follows as it comes. The conversation is turned into a text by the chat
+/// template that comes with the model, or by that of OLMoE's fine-tuning, tulu, if it has none. What was read and said
+/// before is not read again. When the conversation outgrows the model's context, its oldest turns are dropped, which is
+/// said; the system message stays.
+///
+/// A line that ends in \ goes on with the next one. A message that begins with """ goes on to the line that ends with """.
+/// Lines that begin with / are commands; /help lists them. Ctrl-C stops an answer, which stays in the conversation as far
+/// as it went, or clears the line. Ctrl-D or /exit ends.
+///
+/// If standard input is no terminal, every line is a turn all the same: answers go to standard output, everything else to
+/// standard error.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe chat -m allenai/OLMoE-1B-7B-0924-Instruct
+  olmoe chat -m model.gguf --system 'Answer in one sentence.' --temp 0 -n 200
+  printf '%s\\n' 'What is a mixture of experts?' 'And a router?' /experts | olmoe chat -m model.gguf --quiet
+
+A file of /save and /load holds a list of messages: [{\"role\": \"user\", \"content\": \"…\"}, …], with the roles system
+(the first one only), user and assistant. If the last message is the user's, it is answered at once.
+
+Turn i, from 0, has the seed of the settings plus i, so the same messages with the same seed get the same answers.
+
+Exit status: 0 done, 1 failed, or a line did that did not come from a terminal, 2 for wrong usage, 130 after an interrupt
+between two answers.")]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    generator: Generator,
+
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    system: Option<String>,
+
+    /// A file with a Jinja template to use instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
+    let (checkpoint, companions) = args.generator.open()?;
+    let no_tokenizer = "this model comes without a tokenizer, and a chat is made of text; convert it with --tokenizer";
+    let tokenizer = companions.tokenizer().context(no_tokenizer)?;
+    let (template, is_tulu) = template(args, &companions)?;
+    let special = companions.special_tokens();
+    let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
+    let tokens = ChatTokens {
+        bos: text_of(special.and_then(|special| if is_tulu { special.begins_conversation() } else { special.bos })),
+        eos: text_of(special.and_then(|special| special.eos)),
+    };
+    let mut conversation = Conversation::new(&template, tokens, tokenizer);
+    conversation.check(&[])?;
+    conversation.set_system(args.system.as_deref())?;
+
+    let interactive = stdin().is_terminal() && stdout().is_terminal();
+    let source = if interactive { Source::terminal()? } else { Source::plain() };
+    let model = args.generator.load(&checkpoint)?;
+    let interrupted = interrupts(&[SIGINT])?;
+    // Between answers an interrupt ends the program; a terminal that is being read gives a key instead.
+    interrupted.store(true, Ordering::Relaxed);
+    let context = model.config().max_sequence_length;
+    let config =
+        EngineConfig { max_running: 1, step_tokens: STEP_TOKENS, kept_tokens: context, ..limits(&model, &companions) };
+    let mut request = args.settings.request(vec![0], Some(tokenizer.size()), args.settings.seed());
+    request.experts = model.config().moe().is_some();
+    let engine = Engine::new(&model, Some(tokenizer), config)?;
+    engine.check(&request)?;
+    if interactive && !args.generator.quiet {
+        eprintln!("/help lists the commands; Ctrl-D ends.");
+    }
+    let ends_answer = conversation.ends_answer();
+    let quiet = args.generator.quiet;
+    let chat = Chat { model: &model, engine, conversation, request, ends_answer, experts: None, interrupted, quiet };
+    chat.talk(source, interactive)
+}
+
+/// The template of the arguments, of the model or of OLMoE's fine-tuning, and whether it is the last of these.
+fn template(args: &ChatArgs, companions: &Companions) -> anyhow::Result<(ChatTemplate, bool)> {
+    if let Some(path) = &args.chat_template {
+        let name = path.display();
+        let mut bytes = Vec::new();
+        let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+        let read = file.take(MAX_TEMPLATE_BYTES as u64 + 1).read_to_end(&mut bytes);
+        read.with_context(|| format!("cannot read {name}"))?;
+        let source = String::from_utf8(bytes).with_context(|| format!("{name} is not UTF-8 text"))?;
+        return Ok((ChatTemplate::new(&source).with_context(|| name.to_string())?, false));
+    }
+    let advice = "give another one with --chat-template";
+    match companions.chat_template() {
+        Some(source) => Ok((
+            ChatTemplate::new(source).with_context(|| format!("the model's own template cannot be used; {advice}"))?,
+            false,
+        )),
+        None => {
+            if !args.generator.quiet {
+                eprintln!("note: this model comes without a chat template; that of OLMoE's fine-tuning, tulu, is used");
+            }
+            Ok((ChatTemplate::new(TULU)?, true))
+        }
+    }
+}
+
+/// A conversation with a model.
+struct Chat<'a> {
+    model: &'a Model,
+    engine: Engine<'a>,
+    conversation: Conversation<'a>,
+    /// How answers are generated; its prompt is no one's.
+    request: Request,
+    /// The token that ends an answer in this template.
+    ends_answer: Option<u32>,
+    /// Those of the last answer.
+    experts: Option<Experts>,
+    interrupted: Arc<AtomicBool>,
+    quiet: bool,
+}
+
+impl Chat<'_> {
+    /// Goes on until the user ends it.
+    fn talk(mut self, mut source: Source, interactive: bool) -> anyhow::Result<ExitCode> {
+        let mut failed = false;
+        loop {
+            let input = source.next()?;
+            match self.turn(input) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    failed = true;
+                    let _ = writeln!(stderr(), "error: {}", crate::with_causes(&error));
+                }
+            }
+        }
+        Ok(ExitCode::from(u8::from(failed && !interactive)))
+    }
+
+    /// Does what was typed. False if that was to end.
+    fn turn(&mut self, input: Input) -> anyhow::Result<bool> {
+        match input {
+            Input::Nothing => {}
+            Input::Bad(problem) => bail!("{problem}"),
+            Input::End => return Ok(false),
+            Input::Message(text) => {
+                self.conversation.ask(text);
+                self.answer()?;
+            }
+            Input::Command(line) => return self.command(&line),
+        }
+        Ok(true)
+    }
+
+    /// Says something that is no answer.
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            // If nobody reads it, all goes on.
+            let _ = writeln!(stderr(), "note: {text}");
+        }
+    }
+
+    fn command(&mut self, line: &str) -> anyhow::Result<bool> {
+        let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let rest = rest.trim();
+        let file = || match rest {
+            "" => bail!("{name} needs the name of a file"),
+            path => Ok(Path::new(path)),
+        };
+        if matches!(name, "/help" | "/reset" | "/experts" | "/exit" | "/quit") {
+            ensure!(rest.is_empty(), "{name} takes nothing behind it, found {rest:?}");
+        }
+        match name {
+            "/help" => print(HELP)?,
+            "/exit" | "/quit" => return Ok(false),
+            "/reset" => {
+                self.conversation.reset();
+                self.experts = None;
+                self.note("the conversation begins anew");
+            }
+            "/save" => {
+                let messages = self.conversation.save(file()?)?;
+                self.note(&format!("{rest} holds {messages} messages"));
+            }
+            "/load" => {
+                let messages = self.conversation.load(file()?)?;
+                self.experts = None;
+                self.note(&format!("{messages} messages of {rest}"));
+                if self.conversation.waits() {
+                    self.answer()?;
+                }
+            }
+            "/system" => match rest {
+                "" => print(&format!("{}\n", self.conversation.system().unwrap_or("none")))?,
+                "none" => self.conversation.set_system(None)?,
+                text => self.conversation.set_system(Some(text))?,
+            },
+            "/set" => self.set(rest)?,
+            "/experts" => {
+                ensure!(self.model.config().moe().is_some(), "this model is dense: it has no experts");
+                let table = self.experts.as_ref().and_then(Experts::table);
+                print(&table.context("there is no answer yet whose experts could be shown")?)?;
+            }
+            _ => {
+                let meant = closest(name, &COMMANDS).map(|name| format!(", did you mean {name}?")).unwrap_or_default();
+                bail!("there is no command {name}{meant} (/help lists them; a block in \"\"\" is never a command)");
+            }
+        }
+        Ok(true)
+    }
+
+    /// Lists the settings, or changes one.
+    fn set(&mut self, rest: &str) -> anyhow::Result<()> {
+        if rest.is_empty() {
+            let lines = settings::values(&self.request).map(|(name, value)| format!("{name:<20} {value}\n"));
+            return print(&lines.concat());
+        }
+        let Some((name, value)) = rest.split_once(char::is_whitespace) else {
+            bail!("/set takes a name and a value, such as /set temperature 0.5; alone it lists them")
+        };
+        let mut request = self.request.clone();
+        settings::set(&mut request, name, value.trim())?;
+        self.engine.check(&request)?;
+        self.request = request;
+        Ok(())
+    }
+
+    /// Answers the user's last message; if that cannot be done, takes it back.
+    fn answer(&mut self) -> anyhow::Result<()> {
+        let answered = self.prompt().and_then(|prompt| self.generate(prompt));
+        if answered.is_err() && self.conversation.waits() {
+            self.conversation.take_back();
+        }
+        answered
+    }
+
+    /// What the model is to read, with room for an answer: the oldest turns are dropped until there is.
+    fn prompt(&mut self) -> anyhow::Result<Prompt> {
+        let context = self.model.config().max_sequence_length;
+        let room = self.request.max_tokens.unwrap_or(ANSWER_TOKENS).min(context / 4).max(1);
+        let mut dropped = 0;
+        let prompt = loop {
+            let prompt = self.conversation.prompt()?;
+            if prompt.ids.len() + room <= context {
+                break prompt;
+            }
+            match self.conversation.drop_oldest() {
+                0 if prompt.ids.len() < context => break prompt,
+                0 => bail!(
+                    "this message and what belongs to it have {} tokens, but the model's context is {context} for the \
+                     messages and the answer; make it shorter",
+                    prompt.ids.len()
+                ),
+                messages => dropped += messages,
+            }
+        };
+        if dropped > 0 {
+            // Said even if quiet: the model no longer knows what the user still sees.
+            eprintln!(
+                "note: the conversation has outgrown the model's context of {context} tokens; its {dropped} oldest \
+                 messages are dropped"
+            );
+        }
+        Ok(prompt)
+    }
+
+    /// Generates an answer and shows it as it comes.
+    fn generate(&mut self, prompt: Prompt) -> anyhow::Result<()> {
+        let seed = self.request.seed.map(|seed| seed.wrapping_add(self.conversation.turns()));
+        let mut request = Request { prompt: prompt.ids.clone(), seed, ..self.request.clone() };
+        request.stop_ids.extend(self.ends_answer.filter(|_| !request.ignore_eos));
+        let id = self.engine.submit(request)?;
+        self.interrupted.store(false, Ordering::Relaxed);
+        let (start, mut first) = (Instant::now(), None);
+        let (mut text, mut ids, mut end, mut shown) = (String::new(), Vec::new(), None, Ok(()));
+        let mut experts = Experts::new(self.model.config().moe().map_or(0, |moe| moe.num_experts));
+        while end.is_none() && !self.engine.is_idle() {
+            if self.interrupted.load(Ordering::Relaxed) || shown.is_err() {
+                self.engine.cancel(id);
+            }
+            for event in self.engine.step() {
+                let piece = match event.kind {
+                    EventKind::Token(token) => {
+                        first.get_or_insert_with(Instant::now);
+                        ids.push(token.id);
+                        experts.add(&token);
+                        token.text
+                    }
+                    EventKind::Finished(finished) => end.insert(finished).text.clone(),
+                };
+                text.push_str(&piece);
+                if !piece.is_empty() && shown.is_ok() {
+                    shown = print(&piece);
+                }
+            }
+        }
+        self.interrupted.store(true, Ordering::Relaxed);
+        shown.and_then(|()| print("\n"))?;
+        let Finished { reason, usage, .. } = end.context("the engine left without an answer")?;
+        let whole = match &reason {
+            FinishReason::Error(error) => bail!("{error}"),
+            FinishReason::Stop(Stop::Text(_)) => None,
+            FinishReason::Stop(Stop::Id(_)) => Some(&ids[..ids.len().saturating_sub(1)]),
+            FinishReason::Length | FinishReason::Cancelled => Some(&ids[..]),
+        };
+        self.conversation.answered(prompt, text, whole);
+        self.experts = Some(experts);
+        match reason {
+            FinishReason::Cancelled => self.note("the answer was stopped"),
+            FinishReason::Length if self.request.max_tokens.is_none_or(|most| usage.completion_tokens < most) => {
+                self.note("the model's context is full; the answer ends here");
+            }
+            FinishReason::Length => self.note("the answer has reached max_tokens"),
+            _ => {}
+        }
+        if !self.quiet {
+            let reading = first.map_or(start.elapsed(), |first| first - start).as_secs_f64();
+            let writing = start.elapsed().as_secs_f64() - reading;
+            // If nobody reads it, the answer is there all the same.
+            let _ = writeln!(
+                stderr(),
+                "{} tokens read, {} known; {} generated, {:.1} tokens/s",
+                usage.prompt_tokens - usage.reused_tokens,
+                usage.reused_tokens,
+                usage.completion_tokens,
+                usage.completion_tokens.saturating_sub(1) as f64 / writing.max(1e-9)
+            );
+        }
+        Ok(())
+    }
+}
