@@ -15,10 +15,10 @@ use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_data::Tokenizer;
 use olmoe_engine::{Engine, EngineConfig, EventKind, Request, RequestId, SubmitError};
-use olmoe_model::model::Model;
+use olmoe_model::model::{KvCache, Model};
 use olmoe_tensor::memory::available_bytes;
 
-use crate::arguments::{ModelArg, OnePrecision, Threads, positive};
+use crate::arguments::{CacheArg, ModelArg, OnePrecision, Threads, positive};
 use crate::progress::Progress;
 
 mod report;
@@ -90,6 +90,9 @@ pub(crate) struct GenerateArgs {
     precision: OnePrecision,
 
     #[command(flatten)]
+    cache: CacheArg,
+
+    #[command(flatten)]
     threads: Threads,
 
     /// No progress and no summary
@@ -157,13 +160,17 @@ fn limits(args: &GenerateArgs, model: &Model, companions: &Companions) -> Engine
     }
     let defaults = EngineConfig::default();
     // Caches take half of the memory there is at most, but a whole context always has room: it is used as it fills.
-    let per_token = Engine::cache_bytes_per_token(model).max(1) as u64;
-    let room = available_bytes().map_or(defaults.cache_tokens, |bytes| (bytes / 2 / per_token) as usize);
+    let per_token = Engine::cache_bytes_per_token(model, args.cache.cache_type).max(1) as u64;
+    let tokens = |bytes: u64| (bytes / 2 / per_token) as usize;
+    // Each has memory for a few tokens more than it has room for.
+    let unused = args.parallel.saturating_mul(KvCache::GRAIN - 1);
+    let room = available_bytes().map_or(defaults.cache_tokens, |bytes| tokens(bytes).saturating_sub(unused));
     EngineConfig {
         max_running: args.parallel,
         step_tokens: defaults.step_tokens.max(args.parallel),
         cache_tokens: room.max(model.config().max_sequence_length),
         kept_tokens: if args.batch.is_some() { KEPT_TOKENS.min(room / 4) } else { 0 },
+        cache_type: args.cache.cache_type,
         queue: defaults.queue.max(args.settings.samples),
         ends,
         ..defaults

@@ -51,6 +51,7 @@ fn wrong_usage_is_status_2() {
         (&["verify", "--json", "--quiet"], "cannot be used with"),
         (&["bench"], "Usage: olmoe bench"),
         (&["bench", "train", "--steps", "0"], "above 0"),
+        (&["bench", "decode", "-m", "a", "--cache-type", "q4_0"], "f32, bf16, q8_0"),
         (&["bench", "train", "--precision", "all"], "fp32, amp_bf16"),
     ] {
         let done = olmoe(arguments, &[]);

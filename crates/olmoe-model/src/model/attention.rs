@@ -1,7 +1,7 @@
 //! Self-attention: projections, clip, query and key norm, rotary embedding, attention, output projection.
 
 use olmoe_tensor::gemm::Store;
-use olmoe_tensor::ops::attention::{self, Cache, Heads};
+use olmoe_tensor::ops::attention::{self, Cache, CacheType, Heads};
 use olmoe_tensor::ops::linear::{self, Input, pack_saved};
 use olmoe_tensor::ops::norm;
 use olmoe_tensor::ops::{add, clip};
@@ -20,10 +20,28 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `capacity` tokens.
+    /// Memory is for a multiple of so many tokens.
+    pub const GRAIN: usize = Cache::GRAIN;
+
+    /// Room for `capacity` tokens, of the type in which they give the bits of [`Model::forward`].
     pub fn new(model: &Model, capacity: usize) -> KvCache {
-        let cache = || Cache::new(heads(model), capacity, model.precision.operand());
-        KvCache { layers: (0..model.config.n_layers).map(|_| cache()).collect() }
+        KvCache::of_type(model, capacity, KvCache::default_type(model))
+    }
+
+    /// Room for `capacity` tokens, kept as `kind`.
+    pub fn of_type(model: &Model, capacity: usize, kind: CacheType) -> KvCache {
+        KvCache { layers: (0..model.config.n_layers).map(|_| Cache::new(heads(model), capacity, kind)).collect() }
+    }
+
+    /// The type that keeps keys and values as the model's precision has them.
+    pub fn default_type(model: &Model) -> CacheType {
+        model.precision.operand().into()
+    }
+
+    /// Bytes of a cache with room for `capacity` tokens, kept as `kind`; exact, and the same for each token of a multiple of
+    /// [`KvCache::GRAIN`].
+    pub fn bytes_of(model: &Model, capacity: usize, kind: CacheType) -> usize {
+        model.config.n_layers * Cache::bytes_of(heads(model), capacity, kind)
     }
 
     /// Tokens held.

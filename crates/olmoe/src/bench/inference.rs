@@ -15,7 +15,7 @@ use olmoe_tensor::threads::num_threads;
 use serde_json::json;
 
 use super::median;
-use crate::arguments::{ModelArg, OnePrecision, Threads, positive};
+use crate::arguments::{CacheArg, ModelArg, OnePrecision, Threads, positive};
 use crate::progress::Progress;
 
 const LIMIT_TIME: Duration = Duration::from_millis(300);
@@ -46,6 +46,9 @@ pub(crate) struct InferenceArgs {
     rounds: usize,
 
     #[command(flatten)]
+    cache: CacheArg,
+
+    #[command(flatten)]
     threads: Threads,
 
     /// Print one JSON object
@@ -59,6 +62,11 @@ impl InferenceArgs {
         let checkpoint = Checkpoint::open(&self.model.resolve()?)?;
         let loading = Progress::new("loading", checkpoint.bytes(), self.json);
         Ok(checkpoint.load(self.precision.into(), true, &|bytes| loading.advance(bytes))?)
+    }
+
+    /// A cache of the type asked for.
+    fn cache(&self, model: &Model, capacity: usize) -> KvCache {
+        KvCache::of_type(model, capacity, self.cache.cache_type.unwrap_or(KvCache::default_type(model)))
     }
 }
 
@@ -133,7 +141,7 @@ pub(super) fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
     check_length(&model, length)?;
     let ids = ids(&model, length);
     let mut activations = Activations::new(Keep::Nothing);
-    let mut cache = [KvCache::new(&model, length)];
+    let mut cache = [args.common.cache(&model, length)];
     if args.depth > 0 {
         read(&model, &ids[..args.depth], &mut cache, &mut activations)?;
     }
@@ -162,7 +170,7 @@ pub(super) fn prefill(args: &PrefillArgs) -> anyhow::Result<()> {
     check_length(&model, args.length)?;
     let ids = ids(&model, args.length);
     let mut activations = Activations::new(Keep::Nothing);
-    let mut cache = [KvCache::new(&model, args.length)];
+    let mut cache = [args.common.cache(&model, args.length)];
     let (mut speeds, mut shares) = (Vec::new(), Vec::new());
     let operations = operations_per_token(model.config(), args.length)?;
     for round in 0..=args.common.rounds {
