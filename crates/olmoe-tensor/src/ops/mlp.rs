@@ -7,23 +7,23 @@
 //! without a gate `a = f(u)`. Backward, with `a' = Wdᵀ·dy_t`: `dw_s = a'·a`, `da = w_s·a'`, so no output is kept;
 //! `dWd += dy_t ⊗ w_s·a`, `dWg += dg ⊗ x_t`, `dWu += du ⊗ x_t`, `dx_t = Σ_s (Wgᵀ·dg + Wuᵀ·du)`.
 //!
-//! A task takes a block of one expert's slots through all of it while the block is in the cache. A dense layer is the
-//! case of one expert that takes every token with weight one.
+//! Where experts have many rows, a task takes a block of one expert's slots through all of it while the block is in the
+//! cache; where they have few, each product takes all experts at once, so that weights stream and a single token keeps all
+//! threads busy. A dense layer is the case of one expert that takes every token with weight one.
 
 use std::ops::Range;
 
 use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward};
-use crate::ops::add::{add_assign, add_bias as add_bias_rows, scale};
+use crate::ops::add::{add_assign, scale};
 use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, Product, blocks};
 use crate::ops::lanes::lanes;
-use crate::ops::linear::Weight;
+use crate::ops::linear::{Input, Weight};
 use crate::ops::router::{Assignment, DROPPED};
-use crate::quant::product::{Factor, QuantizedInput, QuantizedWeight, Rows, products};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
-use crate::threads::{Shared, parallel, parallel_ranges};
+use crate::threads::{Shared, num_threads, parallel, parallel_ranges};
 
 /// The weights of the layer, one of each for every expert.
 #[derive(Clone, Copy)]
@@ -69,12 +69,10 @@ pub struct Saved {
     up_si: Tensor,
 }
 
-/// Room for `len` numbers of a block's rows, `width` in each.
-fn block_scratch(len: usize, width: usize) -> Buffer<f32> {
-    let mut scratch = Buffer::scratch(BLOCK_ROWS * width);
-    scratch.truncate(len);
-    scratch
-}
+/// Rows of a chosen expert, on the mean, from which on the layer goes block by block.
+const MANY_ROWS: usize = 32;
+/// Blocks for each thread, at least, for the same: a slow thread then keeps nobody waiting for long.
+const BLOCKS_PER_THREAD: usize = 4;
 
 fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
     if let Some(bias) = bias {
@@ -82,11 +80,37 @@ fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
     }
 }
 
+/// Room for `len` numbers of a block's rows, `width` in each.
+fn block_scratch(len: usize, width: usize) -> Buffer<f32> {
+    let mut scratch = Buffer::scratch(BLOCK_ROWS * width);
+    scratch.truncate(len);
+    scratch
+}
+
 /// `y [T, D]` from `x [T, D]`.
 pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
-    if let (Weight::Quantized(up), Weight::Quantized(down)) = (mlp.up, mlp.down) {
-        return forward_quantized(x_td, mlp, (up, down), assignment);
+    let (out_sd, saved) = match mlp.up {
+        Weight::Packed(_) if fills_blocks(&assignment.offsets_e) => by_blocks(x_td, mlp, assignment),
+        _ => by_products(x_td, mlp, assignment),
+    };
+    (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+}
+
+/// Whether experts have so many rows that multiplying takes longer than reading the weights, and all threads a few blocks.
+/// The results do not depend on it.
+fn fills_blocks(offsets_e: &[u32]) -> bool {
+    let (mut chosen, mut count) = (0, 0);
+    for pair in offsets_e.windows(2) {
+        let rows = (pair[1] - pair[0]) as usize;
+        chosen += usize::from(rows > 0);
+        count += rows.div_ceil(BLOCK_ROWS);
     }
+    let rows = offsets_e.last().map_or(0, |rows| *rows as usize);
+    rows >= MANY_ROWS * chosen && count >= BLOCKS_PER_THREAD * num_threads()
+}
+
+/// The slots' outputs, block by block: what lies between the products stays in the cache.
+fn by_blocks(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
     let (d, width, slots) = (x_td.cols(), mlp.up.strips().out, assignment.slots());
     let operand = mlp.up.packed().operand();
     let mut saved =
@@ -125,56 +149,31 @@ pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
             add_bias(out, mlp.biases.down);
         });
     }
-    (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+    (out_sd, saved)
 }
 
-/// The same with quantised weights: each product of all experts at once, so that a single token keeps all threads busy.
-fn forward_quantized(
-    x_td: &Tensor,
-    mlp: &Mlp<'_>,
-    (up, down): (&QuantizedWeight, &QuantizedWeight),
-    assignment: &Assignment,
-) -> (Tensor, Saved) {
-    let (d, width, slots) = (x_td.cols(), up.strips().out, assignment.slots());
-    let rows = Rows { index: Some(&assignment.token_s), offsets: &assignment.offsets_e };
-    let mut up_si = Tensor::scratch(&[slots, width]);
-    let mut act_si = Tensor::scratch(&[slots, width]);
-    let x = QuantizedInput::pack(x_td, d, up.format());
-    let gate = mlp.gate.map(|gate| match gate {
-        Weight::Quantized(gate) => gate,
-        Weight::Packed(_) => panic!("the weights of a layer are quantised all or none"),
-    });
-    let biased = |rows: &mut Tensor, bias: Option<&[f32]>| {
-        if let Some(bias) = bias {
-            add_bias_rows(rows, bias);
+/// The slots' outputs, each product of all experts at once: weights stream, and a single token keeps all threads busy.
+fn by_products(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
+    let x = Input::grouped(x_td, Some(&assignment.token_s), &assignment.offsets_e);
+    let (mut gate_si, mut up_si) = match mlp.gate {
+        Some(gate) => {
+            let [gate_si, up_si] = x.times_each([gate, mlp.up]);
+            (Some(gate_si), up_si)
         }
+        None => (None, x.times(mlp.up)),
     };
-    if let Some(gate) = gate {
-        let mut gate_si = Tensor::scratch(&[slots, width]);
-        let factors = [Factor { weight: gate, y: &mut gate_si }, Factor { weight: up, y: &mut up_si }];
-        if gate.format().block_len() == up.format().block_len() {
-            products(&x, rows, factors, Store::Overwrite);
-        } else {
-            let [gate, up] = factors;
-            products(&QuantizedInput::pack(x_td, d, gate.weight.format()), rows, [gate], Store::Overwrite);
-            products(&x, rows, [up], Store::Overwrite);
+    add_bias(&mut up_si, mlp.biases.up);
+    let mut act_si = Tensor::scratch(up_si.shape());
+    match &mut gate_si {
+        Some(gate_si) => {
+            add_bias(gate_si, mlp.biases.gate);
+            each_slot(&mut act_si, |range, act| swiglu(&gate_si[range.clone()], &up_si[range], act));
         }
-        biased(&mut gate_si, mlp.biases.gate);
-        biased(&mut up_si, mlp.biases.up);
-        each_slot(&mut act_si, |range, act| swiglu(&gate_si[range.clone()], &up_si[range], act));
-    } else {
-        products(&x, rows, [Factor { weight: up, y: &mut up_si }], Store::Overwrite);
-        biased(&mut up_si, mlp.biases.up);
-        each_slot(&mut act_si, |range, act| activate(mlp.activation, &up_si[range], act));
+        None => each_slot(&mut act_si, |range, act| activate(mlp.activation, &up_si[range], act)),
     }
-    let mut out_sd = Tensor::scratch(&[slots, d]);
-    let act = QuantizedInput::pack(&act_si, width, down.format());
-    let rows = Rows { index: None, offsets: &assignment.offsets_e };
-    products(&act, rows, [Factor { weight: down, y: &mut out_sd }], Store::Overwrite);
-    biased(&mut out_sd, mlp.biases.down);
-    // Nothing is kept: quantised weights have no way back.
-    let saved = Saved { gate_si: None, up_si: Tensor::scratch(&[0, width]) };
-    (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+    let mut out_sd = Input::grouped(&act_si, None, &assignment.offsets_e).times(mlp.down);
+    add_bias(&mut out_sd, mlp.biases.down);
+    (out_sd, Saved { gate_si, up_si })
 }
 
 /// Runs over the rows of `y` on all threads, with the range of its numbers.
@@ -354,7 +353,7 @@ mod tests {
     use crate::gemm::Operand;
     use crate::ops::linear::PackedWeight;
     use crate::ops::router;
-    use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
+    use crate::testing::{finite_differences, numbers, on_every_isa, on_every_isa_and_threads, relative_error, wide};
 
     /// A layer of E experts and the numbers of its case.
     struct Case {
@@ -506,6 +505,41 @@ mod tests {
                 assert_eq!(some[n..2 * n], all[tokens * d..][own], "input gradients of tokens {range:?}");
             }
         }
+    }
+
+    /// The way through the layer is chosen by the number of rows, and does not show in the bits.
+    #[test]
+    fn both_ways_through_the_layer_give_the_same_bits() {
+        let (experts, d, width, tokens) = (3, 40, 36, 260);
+        for (gated, operand) in [(true, Operand::Bf16), (false, Operand::F32)] {
+            let case = Case::new(&numbers(7, tokens * experts), experts, 2, d, width, gated);
+            let [wg, wu, wd] = case.weights();
+            let pack = |w: &[f32], out, input| {
+                let mut packed = PackedWeight::new(experts, out, input, operand, false);
+                packed.pack(w);
+                packed
+            };
+            let (up, down) = (pack(&wu, width, d), pack(&wd, d, width));
+            let gate = gated.then(|| pack(&wg, width, d));
+            let bias = numbers(8, d);
+            let mlp = Mlp {
+                gate: gate.as_ref().map(Weight::Packed),
+                up: Weight::Packed(&up),
+                down: Weight::Packed(&down),
+                activation: Activation::Silu,
+                biases: Biases { gate: None, up: Some(&bias[..width]), down: Some(&bias) },
+            };
+            let x = Tensor::new(&numbers(9, tokens * d), &[tokens, d]);
+            let assignment = router::assign(&case.routing, None);
+            let all = |(out_sd, saved): (Tensor, Saved)| {
+                [&out_sd[..], &saved.up_si, saved.gate_si.as_deref().unwrap_or(&[])].concat()
+            };
+            let by_products = on_every_isa_and_threads(|| all(by_products(&x, &mlp, &assignment)));
+            assert_eq!(by_products, all(by_blocks(&x, &mlp, &assignment)));
+        }
+        // A token alone never goes by blocks, a thousand of one expert do.
+        assert!(!fills_blocks(&[0, 1, 1, 2]) && !fills_blocks(&[0]));
+        assert!(fills_blocks(&[0, (BLOCK_ROWS * BLOCKS_PER_THREAD * num_threads()) as u32]));
     }
 
     #[test]
