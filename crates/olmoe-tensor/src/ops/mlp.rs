@@ -10,12 +10,13 @@
 //! A task takes a block of one expert's slots through all of it while the block is in the cache. A dense layer is the
 //! case of one expert that takes every token with weight one.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward};
-use crate::ops::add::{add_assign, add_bias as add_bias_rows, scale};
+use crate::ops::add::{add_assign, scale};
 use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, Product, blocks};
 use crate::ops::lanes::lanes;
 use crate::ops::linear::Weight;
@@ -23,7 +24,11 @@ use crate::ops::router::{Assignment, DROPPED};
 use crate::quant::product::{Factor, QuantizedInput, QuantizedWeight, Rows, products};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
-use crate::threads::{Shared, parallel, parallel_ranges};
+use crate::threads::{Shared, num_threads, parallel, parallel_ranges};
+
+/// Blocks of slots for each thread from which on a thread takes whole blocks through quantised weights. Fewer would leave
+/// threads without work at the end.
+const BLOCKS_PER_THREAD: usize = 16;
 
 /// The weights of the layer, one of each for every expert.
 #[derive(Clone, Copy)]
@@ -128,53 +133,86 @@ pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
     (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
 }
 
-/// The same with quantised weights: each product of all experts at once, so that a single token keeps all threads busy.
+/// The same with quantised weights.
 fn forward_quantized(
     x_td: &Tensor,
     mlp: &Mlp<'_>,
     (up, down): (&QuantizedWeight, &QuantizedWeight),
     assignment: &Assignment,
 ) -> (Tensor, Saved) {
-    let (d, width, slots) = (x_td.cols(), up.strips().out, assignment.slots());
-    let rows = Rows { index: Some(&assignment.token_s), offsets: &assignment.offsets_e };
-    let mut up_si = Tensor::scratch(&[slots, width]);
-    let mut act_si = Tensor::scratch(&[slots, width]);
-    let x = QuantizedInput::pack(x_td, d, up.format());
+    let (d, slots) = (x_td.cols(), assignment.slots());
     let gate = mlp.gate.map(|gate| match gate {
         Weight::Quantized(gate) => gate,
         Weight::Packed(_) => panic!("the weights of a layer are quantised all or none"),
     });
-    let biased = |rows: &mut Tensor, bias: Option<&[f32]>| {
-        if let Some(bias) = bias {
-            add_bias_rows(rows, bias);
-        }
-    };
-    if let Some(gate) = gate {
-        let mut gate_si = Tensor::scratch(&[slots, width]);
-        let factors = [Factor { weight: gate, y: &mut gate_si }, Factor { weight: up, y: &mut up_si }];
-        if gate.format().block_len() == up.format().block_len() {
-            products(&x, rows, factors, Store::Overwrite);
-        } else {
-            let [gate, up] = factors;
-            products(&QuantizedInput::pack(x_td, d, gate.weight.format()), rows, [gate], Store::Overwrite);
-            products(&x, rows, [up], Store::Overwrite);
-        }
-        biased(&mut gate_si, mlp.biases.gate);
-        biased(&mut up_si, mlp.biases.up);
-        each_slot(&mut act_si, |range, act| swiglu(&gate_si[range.clone()], &up_si[range], act));
-    } else {
-        products(&x, rows, [Factor { weight: up, y: &mut up_si }], Store::Overwrite);
-        biased(&mut up_si, mlp.biases.up);
-        each_slot(&mut act_si, |range, act| activate(mlp.activation, &up_si[range], act));
-    }
+    let x = QuantizedInput::pack(x_td, d, up.format());
+    let other = gate.filter(|gate| gate.format().block_len() != up.format().block_len());
+    let x_gate = other.map(|gate| QuantizedInput::pack(x_td, d, gate.format()));
+    let experts = QuantizedMlp { gate, up, down, x: &x, x_gate: x_gate.as_ref(), mlp };
     let mut out_sd = Tensor::scratch(&[slots, d]);
-    let act = QuantizedInput::pack(&act_si, width, down.format());
-    let rows = Rows { index: None, offsets: &assignment.offsets_e };
-    products(&act, rows, [Factor { weight: down, y: &mut out_sd }], Store::Overwrite);
-    biased(&mut out_sd, mlp.biases.down);
+    let mut blocks = blocks(&assignment.offsets_e);
+    if blocks.len() < BLOCKS_PER_THREAD * num_threads() {
+        let rows = Rows { index: Some(&assignment.token_s), offsets: &assignment.offsets_e, first: 0 };
+        experts.run(rows, &mut out_sd);
+    } else {
+        // The largest first, so that nobody waits long for the last one.
+        blocks.sort_unstable_by_key(|block| Reverse(block.rows().len()));
+        let out = Shared::new(&mut out_sd);
+        parallel(blocks.len(), |b| {
+            let slots = blocks[b].rows();
+            let (offsets, index) = ([0, slots.len() as u32], &assignment.token_s[slots.clone()]);
+            // SAFETY: each block is another range of slots.
+            let out = unsafe { out.range(slots.start * d..slots.end * d) };
+            experts.run(Rows { index: Some(index), offsets: &offsets, first: blocks[b].group() }, out);
+        });
+    }
     // Nothing is kept: quantised weights have no way back.
-    let saved = Saved { gate_si: None, up_si: Tensor::scratch(&[0, width]) };
+    let saved = Saved { gate_si: None, up_si: Tensor::scratch(&[0, up.strips().out]) };
     (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+}
+
+/// A layer with quantised weights, and its input.
+struct QuantizedMlp<'a> {
+    gate: Option<&'a QuantizedWeight>,
+    up: &'a QuantizedWeight,
+    down: &'a QuantizedWeight,
+    x: &'a QuantizedInput,
+    /// The input for the gate, where its format needs another.
+    x_gate: Option<&'a QuantizedInput>,
+    mlp: &'a Mlp<'a>,
+}
+
+impl QuantizedMlp<'_> {
+    /// Writes the outputs of some slots: on all threads, or on this one in a task. Each product is of all experts at once,
+    /// so that a single token keeps all threads busy.
+    fn run(&self, rows: Rows<'_>, out: &mut [f32]) {
+        let (width, slots) = (self.up.strips().out, rows.offsets.last().map_or(0, |slots| *slots as usize));
+        let biases = &self.mlp.biases;
+        let mut up_si = Tensor::scratch(&[slots, width]);
+        let mut act_si = Tensor::scratch(&[slots, width]);
+        let up = Factor { weight: self.up, y: &mut up_si };
+        if let Some(gate) = self.gate {
+            let mut gate_si = Tensor::scratch(&[slots, width]);
+            let gate = Factor { weight: gate, y: &mut gate_si };
+            match self.x_gate {
+                None => products(self.x, rows, [gate, up], Store::Overwrite),
+                Some(x_gate) => {
+                    products(x_gate, rows, [gate], Store::Overwrite);
+                    products(self.x, rows, [up], Store::Overwrite);
+                }
+            }
+            add_bias(&mut gate_si, biases.gate);
+            add_bias(&mut up_si, biases.up);
+            each_slot(&mut act_si, |range, act| swiglu(&gate_si[range.clone()], &up_si[range], act));
+        } else {
+            products(self.x, rows, [up], Store::Overwrite);
+            add_bias(&mut up_si, biases.up);
+            each_slot(&mut act_si, |range, act| activate(self.mlp.activation, &up_si[range], act));
+        }
+        let act = QuantizedInput::pack(&act_si, width, self.down.format());
+        products(&act, Rows { index: None, ..rows }, [Factor { weight: self.down, y: out }], Store::Overwrite);
+        add_bias(out, biases.down);
+    }
 }
 
 /// Runs over the rows of `y` on all threads, with the range of its numbers.
@@ -354,7 +392,8 @@ mod tests {
     use crate::gemm::Operand;
     use crate::ops::linear::PackedWeight;
     use crate::ops::router;
-    use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
+    use crate::quant::{BlockFormat, quantize};
+    use crate::testing::{finite_differences, numbers, on_every_isa, on_every_isa_and_threads, relative_error, wide};
 
     /// A layer of E experts and the numbers of its case.
     struct Case {
@@ -531,5 +570,39 @@ mod tests {
         let (some, _) = forward(&x, &mlp, &router::assign(&case.routing, Some(3)));
         assert_eq!(some[..9], all[..9]);
         assert_eq!(some[9..], [0.0; 3]);
+    }
+
+    /// Many experts with rows, so that threads take whole blocks, and few, so that they share every product: the same bits.
+    #[test]
+    fn quantised_tokens_alone_are_tokens_together() {
+        let (experts, d, width, tokens) = (40, 64, 96, 50);
+        let pack = |seed: usize, out: usize, input: usize, format: BlockFormat| {
+            let mut blocks = vec![0; format.bytes(experts * out * input).unwrap()];
+            quantize(format, &numbers(seed, experts * out * input), &mut blocks);
+            let mut weight = QuantizedWeight::new(format, experts, out, input);
+            weight.pack(0..weight.strips().count(), &blocks);
+            weight
+        };
+        let gate = pack(1, width, d, BlockFormat::Q5_1);
+        let (up, down) = (pack(2, width, d, BlockFormat::Q8_0), pack(3, d, width, BlockFormat::Q4_0));
+        let (x, logits) = (numbers(4, tokens * d), numbers(5, tokens * experts));
+        for gate in [Some(&gate), None] {
+            let run = |tokens: Range<usize>| {
+                let logits = &logits[tokens.start * experts..tokens.end * experts];
+                let routing = router::forward(Tensor::new(logits, &[tokens.len(), experts]), 3, false);
+                let mlp = Mlp {
+                    gate: gate.map(Weight::Quantized),
+                    up: Weight::Quantized(&up),
+                    down: Weight::Quantized(&down),
+                    activation: Activation::Silu,
+                    biases: Biases::default(),
+                };
+                let x = Tensor::new(&x[tokens.start * d..tokens.end * d], &[tokens.len(), d]);
+                forward(&x, &mlp, &router::assign(&routing, None)).0.to_vec()
+            };
+            let together = on_every_isa_and_threads(|| run(0..tokens));
+            let alone: Vec<f32> = (0..tokens).flat_map(|token| run(token..token + 1)).collect();
+            assert_eq!(together, alone);
+        }
     }
 }

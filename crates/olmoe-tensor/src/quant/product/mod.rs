@@ -37,11 +37,13 @@ pub struct Rows<'a> {
     pub index: Option<&'a [u32]>,
     /// Where the rows of each group begin, and where the last ends; a group may be empty.
     pub offsets: &'a [u32],
+    /// The weight of the first group; the others' follow.
+    pub first: usize,
 }
 
 /// A factor of a product, and where the product goes.
 pub struct Factor<'a> {
-    /// As many groups as the rows have.
+    /// A weight for each group of the rows, at least.
     pub weight: &'a QuantizedWeight,
     /// `[rows, out]`
     pub y: &'a mut [f32],
@@ -49,7 +51,7 @@ pub struct Factor<'a> {
 
 /// `y (+)= x·Wᵀ` on all threads; `y` is row-major `[x.rows, out]`.
 pub fn product(x: &QuantizedInput, weight: &QuantizedWeight, y: &mut [f32], into: Store) {
-    products(x, Rows { index: None, offsets: &[0, x.rows() as u32] }, [Factor { weight, y }], into);
+    products(x, Rows { index: None, offsets: &[0, x.rows() as u32], first: 0 }, [Factor { weight, y }], into);
 }
 
 /// `y_s (+)= W_e·x_s` for the rows `s` of every group `e` and each of some factors, on all threads.
@@ -68,7 +70,8 @@ pub fn products<const N: usize>(x: &QuantizedInput, rows: Rows<'_>, factors: [Fa
     }
     let factors = factors.map(|factor| {
         let shape = factor.weight.strips();
-        assert_eq!((shape.groups, shape.input), (groups, x.k()), "groups and contraction of a factor");
+        assert!(rows.first + groups <= shape.groups, "{groups} groups of {} from {} on", shape.groups, rows.first);
+        assert_eq!(shape.input, x.k(), "contraction of a factor");
         assert_eq!(factor.weight.format().block_len(), x.block(), "numbers in a block of both factors");
         assert_eq!(factor.y.len(), count * shape.out, "y is [{count}, {}]", shape.out);
         (factor.weight, kernel::kernels(factor.weight.format()), Shared::new(factor.y))
@@ -81,13 +84,18 @@ pub fn products<const N: usize>(x: &QuantizedInput, rows: Rows<'_>, factors: [Fa
     parallel(shares(total, threads).count(), |task| {
         let Some(share) = shares(total, threads).nth(task) else { return };
         work.pieces(share, |group, some, columns| {
-            let mut before = 0;
+            let mut pointers = [std::ptr::null(); PIECE_ROWS];
+            for (pointer, row) in pointers.iter_mut().zip(some.clone()) {
+                *pointer = x.row(rows.index.map_or(row, |index| index[row] as usize)).as_ptr();
+            }
+            let (pointers, mut before) = (&pointers[..some.len()], 0);
             for (weight, kernels, y) in &factors {
                 let own = columns.start.max(before)..columns.end.min(before + weight.panels());
                 for panel in own {
                     // SAFETY: each piece is of other rows or columns, and in one task.
                     unsafe {
-                        panel_product(x, rows.index, some.clone(), weight, group, panel - before, kernels, y, into)
+                        let (group, panel) = (rows.first + group, panel - before);
+                        panel_product(pointers, some.start, weight, group, panel, kernels, y, into)
                     }
                 }
                 before += weight.panels();
@@ -159,14 +167,13 @@ fn shares(total: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// The product of some rows with one panel, on this thread.
+/// The product of some rows with one panel, on this thread; row `i` of `x` is that of row `first + i` of `y`.
 ///
 /// # Safety
-/// Nobody else touches these columns of these rows of `y`.
+/// The rows are of the weight's contraction and format. Nobody else touches these columns of these rows of `y`.
 unsafe fn panel_product(
-    x: &QuantizedInput,
-    index: Option<&[u32]>,
-    rows: Range<usize>,
+    x: &[*const u8],
+    first: usize,
     weight: &QuantizedWeight,
     group: usize,
     panel: usize,
@@ -177,20 +184,16 @@ unsafe fn panel_product(
     let shape = weight.strips();
     let w = weight.panel(group, panel);
     let cols = ROWS.min(shape.out - panel * ROWS);
-    let tiles = rows.len().div_ceil(TILE_ROWS);
-    let at = |tile: usize| rows.start + rows.len() * tile / tiles;
+    let tiles = x.len().div_ceil(TILE_ROWS);
+    let at = |tile: usize| x.len() * tile / tiles;
     for tile in 0..tiles {
         let (start, end) = (at(tile), at(tile + 1));
-        let mut pointers = [std::ptr::null(); TILE_ROWS];
-        for (pointer, row) in pointers.iter_mut().zip(start..end) {
-            *pointer = x.row(index.map_or(row, |index| index[row] as usize)).as_ptr();
-        }
         // SAFETY: rows, panel and columns have the sizes of the shape; the columns are this task's.
         unsafe {
-            let y = y.pointer(start * shape.out + panel * ROWS, (end - start - 1) * shape.out + cols);
+            let y = y.pointer((first + start) * shape.out + panel * ROWS, (end - start - 1) * shape.out + cols);
             kernels[end - start](
                 shape.input / weight.format().block_len(),
-                &pointers,
+                &x[start..end],
                 w.as_ptr(),
                 y,
                 shape.out,

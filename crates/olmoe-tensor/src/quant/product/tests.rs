@@ -222,7 +222,7 @@ fn groups_are_products_of_their_rows() {
             let mut y = out.map(|out| vec![1.0; 219 * out]);
             let [first, second] = &mut y;
             let factors = [Factor { weight: &weights[0], y: first }, Factor { weight: &weights[1], y: second }];
-            products(&input, Rows { index: Some(&index), offsets: &offsets }, factors, into);
+            products(&input, Rows { index: Some(&index), offsets: &offsets, first: 0 }, factors, into);
             y.concat()
         };
         let y = on_every_isa_and_threads(|| run(Store::Overwrite));
