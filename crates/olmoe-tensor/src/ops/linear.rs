@@ -191,7 +191,7 @@ impl<'a> Weight<'a> {
     }
 
     /// The blocks.
-    fn quantized(self) -> &'a QuantizedWeight {
+    pub(super) fn quantized(self) -> &'a QuantizedWeight {
         match self {
             Weight::Packed(_) => panic!("weights of one product are of one kind"),
             Weight::Quantized(weight) => weight,
@@ -265,7 +265,7 @@ impl<'x> Input<'x> {
                 let x = self.quantized[usize::from(first.format().block_len() > 32)]
                     .get_or_init(|| QuantizedInput::pack(self.x, self.x.cols(), first.format()));
                 let factors = factors.map(|(weight, y)| product::Factor { weight: weight.quantized(), y });
-                product::products(x, Rows { index: self.index, offsets }, factors, Store::Overwrite);
+                product::products(x, Rows { index: self.index, offsets, first: 0 }, factors, Store::Overwrite);
             }
         }
     }
