@@ -15,6 +15,7 @@ mod inspect;
 mod logits;
 mod progress;
 mod quantize;
+mod tokenize;
 mod tokens;
 mod verify;
 
@@ -47,6 +48,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     Logits(logits::LogitsArgs),
     Tokens(tokens::TokensArgs),
+    Tokenize(tokenize::TokenizeArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
 }
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Init(args) => done(init::run(args)),
         Command::Logits(args) => done(logits::run(args)),
         Command::Tokens(args) => done(tokens::run(args)),
+        Command::Tokenize(args) => done(tokenize::run(args)),
         Command::Bench(args) => done(bench::run(args)),
     };
     done.unwrap_or_else(|error| {

@@ -189,6 +189,42 @@ fn quantising_says_what_it_did() {
 }
 
 #[test]
+fn measurements_say_what_was_read_and_beside_which_limit() {
+    let desk = Desk::new();
+    desk.init();
+    let report =
+        json(&desk.done("bench batch -m @hf --sequences 1,6 --depth 3 --tokens 2 --rounds 1 --threads 2 --json"));
+    let [one, six] = [0, 1].map(|row| &report["rows"][row]);
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"));
+    // One token reaches its own two experts in each of the two layers, six tokens some of the eight.
+    let (few, many) = (number(one, "experts_per_layer"), number(six, "experts_per_layer"));
+    assert!(few == 2.0 && many > 2.0 && many <= 8.0, "{few} {many}");
+    // Three matrices; the keys of two layers, and their values, in which each head fills half a panel of 32 columns.
+    let (expert, token) = (3 * 64 * 32 * 2, 2 * (64 + 4 * 32) * 2);
+    let more = 2.0 * (many - few) * f64::from(expert) + f64::from(5 * 4 * token);
+    assert_eq!(number(six, "bytes_per_step") - number(one, "bytes_per_step"), more);
+    assert_eq!(number(six, "bytes_per_token") * 6.0, number(six, "bytes_per_step"));
+    for row in [one, six] {
+        let speed = number(row, "tokens_per_second");
+        let ceiling = (number(row, "read_bandwidth") / number(row, "bytes_per_token"))
+            .min(number(row, "peak_flops") / number(row, "flops_per_token"));
+        assert!((number(row, "share") * ceiling / speed - 1.0).abs() < 1e-9, "{row}");
+    }
+
+    desk.done("quantize @hf @q.gguf --type q8_0 --quiet");
+    let [plain, blocks] = ["hf", "q.gguf"]
+        .map(|model| desk.done(&format!("bench prefill -m @{model} --length 64 --rounds 1 --json --precision fp32")));
+    let limit = |report: &str| json(report)["limit"].as_str().unwrap().to_owned();
+    assert!(["f32 multiply-add peak", "read bandwidth"].contains(&limit(&plain).as_str()), "{plain}");
+    assert!(["8-bit multiply-add peak", "read bandwidth"].contains(&limit(&blocks).as_str()), "{blocks}");
+    assert!(number(&json(&blocks), "peak_flops") > number(&json(&plain), "peak_flops"));
+    let line = desk.done("bench decode -m @q.gguf --tokens 2 --rounds 1");
+    assert!(line.starts_with("decode 0: ") && line.contains("2.0 experts a layer"), "{line}");
+    assert!(desk.failed("bench batch -m @hf --depth 63 --tokens 2").contains("65 tokens do not fit"));
+    assert!(desk.failed("bench batch -m @hf --sequences 99999999999999 --tokens 2").contains("ask for fewer"));
+}
+
+#[test]
 fn results_replace_nothing_unless_forced() {
     let desk = Desk::new();
     desk.init();

@@ -21,6 +21,8 @@ fn help_has_examples_and_exit_statuses() {
         (&["tokens", "--help"], "olmoe tokens -m OLMoE-1B-7B-0924 --file notes.txt --json"),
         (&["bench", "gemm", "--help"], "olmoe bench gemm --precision amp_bf16"),
         (&["bench", "train", "--help"], "olmoe bench train --config small"),
+        (&["bench", "batch", "--help"], "--sequences 4,8,16"),
+        (&["bench", "limits", "--help"], "olmoe bench limits --threads 1"),
     ] {
         let done = olmoe(arguments, &[]);
         assert_eq!((done.code, done.err.as_str()), (0, ""), "{arguments:?}");
@@ -53,6 +55,8 @@ fn wrong_usage_is_status_2() {
         (&["bench", "train", "--steps", "0"], "above 0"),
         (&["bench", "decode", "-m", "a", "--cache-type", "q4_0"], "f32, bf16, q8_0"),
         (&["bench", "train", "--precision", "all"], "fp32, amp_bf16"),
+        (&["bench", "batch", "-m", "a", "--sequences", "4,0"], "above 0"),
+        (&["bench", "batch"], "--model"),
     ] {
         let done = olmoe(arguments, &[]);
         assert_eq!(done.code, 2, "{arguments:?}: {}", done.err);

@@ -48,16 +48,16 @@ impl Ahead {
 ///
 /// Arguments: blocks of the contraction, the rows of activations, the panel, y, its row stride, columns of y (1..=32),
 /// whether y is added to, what to fetch meanwhile.
-pub(crate) type Kernel = unsafe fn(usize, &[*const u8; TILE_ROWS], *const u8, *mut f32, usize, usize, bool, Ahead);
+pub(crate) type Kernel = unsafe fn(usize, &[*const u8], *const u8, *mut f32, usize, usize, bool, Ahead);
 
-/// Asks for a line of memory in the first-level cache.
+/// Asks for a line of memory in the second-level cache.
 #[inline(always)]
 pub(crate) fn fetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
     }
 }
 
@@ -262,7 +262,7 @@ unsafe fn rest<'a>(y: *mut f32, row: usize, v: usize, cols: usize) -> &'a mut [f
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma")]
 unsafe fn avx512<L: Layout, const R: usize>(
     blocks: usize,
-    x: &[*const u8; TILE_ROWS],
+    x: &[*const u8],
     w: *const u8,
     y: *mut f32,
     ldy: usize,
@@ -282,7 +282,7 @@ macro_rules! narrow {
         $(#[$features])?
         unsafe fn $name<L: Layout, const R: usize>(
             blocks: usize,
-            x: &[*const u8; TILE_ROWS],
+            x: &[*const u8],
             w: *const u8,
             y: *mut f32,
             ldy: usize,
