@@ -15,8 +15,13 @@ mod inspect;
 mod logits;
 mod progress;
 mod quantize;
+<<<<<<< HEAD
 mod tokenize;
+=======
+mod soup;
+>>>>>>> w-upcycle
 mod tokens;
+mod upcycle;
 mod verify;
 
 use std::process::ExitCode;
@@ -45,6 +50,8 @@ enum Command {
     Convert(convert::ConvertArgs),
     Quantize(quantize::QuantizeArgs),
     Init(init::InitArgs),
+    Upcycle(upcycle::UpcycleArgs),
+    Soup(soup::SoupArgs),
     Generate(generate::GenerateArgs),
     Logits(logits::LogitsArgs),
     Tokens(tokens::TokensArgs),
@@ -68,6 +75,8 @@ fn main() -> ExitCode {
         Command::Convert(args) => done(convert::run(args)),
         Command::Quantize(args) => done(quantize::run(args)),
         Command::Init(args) => done(init::run(args)),
+        Command::Upcycle(args) => done(upcycle::run(args)),
+        Command::Soup(args) => done(soup::run(args)),
         Command::Logits(args) => done(logits::run(args)),
         Command::Tokens(args) => done(tokens::run(args)),
         Command::Tokenize(args) => done(tokenize::run(args)),
