@@ -211,18 +211,36 @@ impl Checkpoint {
         while at < range.end {
             let slab = at / slab_numbers;
             let (within, len) = (at - slab * slab_numbers, ((slab + 1) * slab_numbers).min(range.end) - at);
-            let place = self.layout.place(parameter, slab);
-            let part = match place.transform {
-                Transform::Same => self.read_bytes(self.stored[place.tensor].0, encoding, place.start + within, len)?,
-                _ => Buffer::copy_of(&self.read(parameter, slab)?[bytes_of(within)..bytes_of(within + len)]),
-            };
-            self.check_finite(&part, encoding, parameter, slab, within)?;
+            let part = self.read_part(parameter, slab, within..within + len)?;
             let start = bytes_of(at - range.start);
             out[start..start + part.len()].copy_from_slice(&part);
             at += len;
         }
         advance(out.len() as u64);
         Ok(out)
+    }
+
+    /// Whether the file has a slab in another order, so that reading a part of it takes reading all of it.
+    pub(crate) fn is_turned(&self, parameter: usize, slab: usize) -> bool {
+        self.layout.place(parameter, slab).transform != Transform::Same
+    }
+
+    /// The bytes of some numbers of a slab, whole units, all of them finite.
+    pub(crate) fn read_part(
+        &self,
+        parameter: usize,
+        slab: usize,
+        range: Range<usize>,
+    ) -> Result<Buffer<u8>, CheckpointError> {
+        let place = self.layout.place(parameter, slab);
+        let (at, encoding) = self.stored[place.tensor];
+        let bytes_of = |numbers: usize| numbers / encoding.unit() * encoding.unit_bytes();
+        let part = match place.transform {
+            Transform::Same => self.read_bytes(at, encoding, place.start + range.start, range.len())?,
+            _ => Buffer::copy_of(&self.read(parameter, slab)?[bytes_of(range.start)..bytes_of(range.end)]),
+        };
+        self.check_finite(&part, encoding, parameter, slab, range.start)?;
+        Ok(part)
     }
 
     fn check_finite(
@@ -236,12 +254,18 @@ impl Checkpoint {
         match encoding.first_not_finite(bytes) {
             None => Ok(()),
             Some(unit) => Err(CheckpointError::NotFinite {
-                path: self.contents.path.clone(),
+                path: self.file_of(parameter, slab).to_owned(),
                 parameter: self.specs[parameter].name.clone(),
                 slab,
                 at: before + unit * encoding.unit(),
             }),
         }
+    }
+
+    /// The file that holds a slab.
+    fn file_of(&self, parameter: usize, slab: usize) -> &Path {
+        let at = self.stored[self.layout.place(parameter, slab).tensor].0;
+        &self.contents.files[self.contents.tensors[at].file].0
     }
 
     /// Some numbers of a stored tensor, as they lie there.

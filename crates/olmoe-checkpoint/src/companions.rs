@@ -1,5 +1,6 @@
 //! What a checkpoint has beside its weights: tokenizer, chat template, settings for generation.
 
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
 use olmoe_data::{SpecialTokenSources, SpecialTokens, Tokenizer, TokenizerError, Vocabulary};
@@ -56,9 +57,66 @@ fn of_vocabulary(contents: &Contents, vocabulary: &Vocabulary) -> Result<Tokeniz
     Tokenizer::from_vocabulary(vocabulary).map_err(in_file(&contents.path))
 }
 
+/// The first difference between two vocabularies; by the parts of the files where GGUF has no words for one of them.
+fn vocabulary_difference(ours: &Tokenizer, theirs: &Tokenizer, rows: usize) -> Option<TokenizerDifference> {
+    if ours.json() == theirs.json() {
+        return None;
+    }
+    let vocabulary = |tokenizer: &Tokenizer| tokenizer.to_vocabulary(rows, &SpecialTokens::default());
+    if let (Ok(ours), Ok(theirs)) = (vocabulary(ours), vocabulary(theirs)) {
+        let pre =
+            (ours.pre != theirs.pre).then(|| TokenizerDifference::new("pre", &ours.pre.name(), &theirs.pre.name()));
+        return pre
+            .or_else(|| TokenizerDifference::of("tokens", &ours.tokens, &theirs.tokens))
+            .or_else(|| TokenizerDifference::of("token_type", &ours.kinds, &theirs.kinds))
+            .or_else(|| TokenizerDifference::of("merges", &ours.merges, &theirs.merges));
+    }
+    let parts = |tokenizer: &Tokenizer| match serde_json::from_slice(tokenizer.json()) {
+        Ok(Value::Object(parts)) => parts,
+        // It was read as a tokenizer, so it has parts.
+        _ => serde_json::Map::new(),
+    };
+    let (ours, theirs) = (parts(ours), parts(theirs));
+    let other = |key: &&String| ours.get(*key) != theirs.get(*key);
+    let key = ours.keys().chain(theirs.keys()).find(other)?;
+    let described = |part: Option<&Value>| match part.map(Value::to_string) {
+        Some(text) if text.chars().count() > 60 => format!("{}…", text.chars().take(60).collect::<String>()),
+        Some(text) => text,
+        None => "missing".to_owned(),
+    };
+    Some(TokenizerDifference { key: key.clone(), this: described(ours.get(key)), other: described(theirs.get(key)) })
+}
+
 fn in_file(path: &Path) -> impl FnOnce(TokenizerError) -> CheckpointError {
     let path = path.to_owned();
     move |source| CheckpointError::Tokenizer { path, source }
+}
+
+/// The first part in which two tokenizers give texts other ids.
+#[derive(Debug, thiserror::Error)]
+#[error("`{key}` is {this} in the first and {other} in the other")]
+pub struct TokenizerDifference {
+    /// The part: `tokens[17]`, `merges[3]`, `pre`, …
+    pub key: String,
+    /// What the first one has.
+    pub this: String,
+    /// What the other has.
+    pub other: String,
+}
+
+impl TokenizerDifference {
+    fn new(key: impl Into<String>, this: &impl Debug, other: &impl Debug) -> Self {
+        Self { key: key.into(), this: format!("{this:?}"), other: format!("{other:?}") }
+    }
+
+    /// The first element that differs, or the lengths.
+    fn of<T: PartialEq + Debug>(key: &str, these: &[T], others: &[T]) -> Option<Self> {
+        if let Some(at) = these.iter().zip(others).position(|(this, other)| this != other) {
+            return Some(Self::new(format!("{key}[{at}]"), &these[at], &others[at]));
+        }
+        let (these, others) = (these.len(), others.len());
+        (these != others).then(|| Self::new(format!("number of {key}"), &these, &others))
+    }
 }
 
 /// What a checkpoint has beside its weights.
@@ -229,6 +287,29 @@ impl Companions {
     /// The Jinja template that makes a text of a conversation, if the model has one.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
+    }
+
+    /// Checks that both tokenizers turn text into the same ids, for models with so many rows of embeddings. Which settings
+    /// differ is the answer: special tokens, chat template. Without two tokenizers nothing does.
+    ///
+    /// # Errors
+    /// The first difference between the vocabularies.
+    pub fn same_tokenizer(&self, other: &Companions, rows: usize) -> Result<Vec<&'static str>, TokenizerDifference> {
+        let (Some(ours), Some(theirs)) = (&self.tokenizer, &other.tokenizer) else { return Ok(Vec::new()) };
+        if let Some(difference) = vocabulary_difference(ours, theirs, rows) {
+            return Err(difference);
+        }
+        let special = |companions: &Companions| companions.special.clone().unwrap_or_default();
+        let (ours, theirs) = (special(self), special(other));
+        let settings = [
+            ("bos_token", ours.bos == theirs.bos),
+            ("eos_token", ours.eos == theirs.eos),
+            ("pad_token", ours.pad == theirs.pad),
+            ("unk_token", ours.unk == theirs.unk),
+            ("add_bos_token", self.add_bos == other.add_bos),
+            ("chat template", self.chat_template == other.chat_template),
+        ];
+        Ok(settings.into_iter().filter(|setting| !setting.1).map(|setting| setting.0).collect())
     }
 
     /// The model's name.

@@ -193,7 +193,7 @@ pub enum CheckpointError {
         path.display()
     )]
     NotFinite {
-        /// The checkpoint.
+        /// The file.
         path: PathBuf,
         /// Canonical name.
         parameter: String,

@@ -7,6 +7,7 @@
 //! | [`convert`] | writing weights as Hugging Face, OLMo or GGUF, with proof |
 //! | [`fidelity`] | the proof: hashes of what was written against what is read, and the error of rounding |
 //! | [`weights`] | weights by canonical parameter: of a checkpoint, or fresh |
+//! | [`upcycle`], [`soup`] | weights made of others: a mixture of a dense model, the average of several |
 //! | [`companions`] | what lies beside the weights: tokenizer, chat template, settings for generation |
 //! | [`encoding`] | numbers as bytes: plain or in quantised blocks |
 //! | `layout` | how parameters lie in a format's tensors |
@@ -38,8 +39,10 @@ pub mod pickle;
 pub mod read_at;
 pub mod safetensors;
 pub mod save;
+pub mod soup;
 pub mod torch;
 mod training;
+pub mod upcycle;
 pub mod weights;
 pub mod zip;
 

@@ -48,6 +48,38 @@ pub(crate) fn slab_len(spec: &ParameterSpec) -> usize {
     rows * columns
 }
 
+/// A slab whose numbers are drawn chunk by chunk of the whole parameter, on all threads. `draw` gets the index of a chunk
+/// and its first numbers, up to the last that is in the slab: what they were `before`, 0 where they are not in it. The
+/// encoding is a plain one.
+pub(crate) fn draw_slab(
+    spec: &ParameterSpec,
+    slab: usize,
+    encoding: Encoding,
+    before: Option<&[u8]>,
+    draw: impl Fn(usize, &mut [f32]) + Sync,
+) -> Buffer<u8> {
+    let len = slab_len(spec);
+    let (start, end) = (slab * len, (slab + 1) * len);
+    let first = start / CHUNK;
+    let size = encoding.unit_bytes();
+    let mut out = Buffer::scratch(len * size);
+    let shared = Shared::new(&mut out);
+    parallel(end.div_ceil(CHUNK) - first, |task| {
+        let chunk = first + task;
+        // A slab may begin and end inside a chunk. What lies before it there is drawn to get to it, what lies behind is not.
+        let (from, to) = ((chunk * CHUNK).max(start), ((chunk + 1) * CHUNK).min(end));
+        let (within, bytes) = (from - chunk * CHUNK..to - chunk * CHUNK, (from - start) * size..(to - start) * size);
+        let mut numbers = Buffer::<f32>::zeroed(within.end);
+        if let Some(before) = before {
+            encoding.decode(&before[bytes.clone()], &mut numbers[within.clone()]);
+        }
+        draw(chunk, &mut numbers);
+        // SAFETY: every chunk is another range of the slab.
+        encoding.encode(&numbers[within], unsafe { shared.range(bytes) });
+    });
+    out
+}
+
 /// Fresh parameters, drawn as they are asked for.
 pub struct Random {
     config: ModelConfig,
@@ -87,25 +119,8 @@ impl Weights for Random {
 
     fn read(&self, parameter: usize, slab: usize) -> Result<Buffer<u8>, CheckpointError> {
         let spec = &self.specs[parameter];
-        let len = slab_len(spec);
-        let (start, end) = (slab * len, (slab + 1) * len);
-        let total = spec.num_elements();
-        let first = start / CHUNK;
-        let encoding = Encoding::Plain(self.dtype);
-        let size = encoding.unit_bytes();
-        let mut out = Buffer::scratch(len * size);
-        let shared = Shared::new(&mut out);
-        parallel(end.div_ceil(CHUNK) - first, |task| {
-            let chunk = first + task;
-            let mut drawn = Buffer::<f32>::scratch(CHUNK.min(total - chunk * CHUNK));
-            initialize_chunk(spec, self.seed, chunk, &mut drawn);
-            // A slab may begin and end inside a chunk.
-            let (from, to) = ((chunk * CHUNK).max(start), (chunk * CHUNK + drawn.len()).min(end));
-            let numbers = &drawn[from - chunk * CHUNK..to - chunk * CHUNK];
-            // SAFETY: every chunk is another range of the slab.
-            encoding.encode(numbers, unsafe { shared.range((from - start) * size..(to - start) * size) });
-        });
-        Ok(out)
+        let draw = |chunk, numbers: &mut [f32]| initialize_chunk(spec, self.seed, chunk, numbers);
+        Ok(draw_slab(spec, slab, Encoding::Plain(self.dtype), None, draw))
     }
 }
 

@@ -1,11 +1,23 @@
-//! Text to tokens and back.
+//! Text to tokens and back, and tokens to training batches.
 //!
-//! [`Tokenizer`] reads a Hugging Face `tokenizer.json`, or what a GGUF file holds ([`Vocabulary`]).
-//! [`SpecialTokens`] is the one place that decides which token ends a document, ends generation and begins a
-//! conversation. [`ChatTemplate`] makes a text of a conversation.
+//! | item | what it holds |
+//! |---|---|
+//! | [`Tokenizer`] | text to ids and back; reads a Hugging Face `tokenizer.json`, or what a GGUF file holds ([`Vocabulary`]) |
+//! | [`SpecialTokens`] | which token ends a document, ends generation and begins a conversation, decided in one place |
+//! | [`ChatTemplate`] | a conversation to text |
+//! | [`documents`] | files of documents: JSON lines, plain, gzip or zstd |
+//! | [`tokenize`] | documents to token files, as `dolma tokens` makes them |
+//! | [`token_file`] | token files: headerless ones, and Megatron's |
+//! | [`pretrain`] | token files to training batches, in the order of OLMo's trainer |
+//! | [`random`] | the generators of Python and NumPy, which these orders come from |
 
 mod chat_template;
+pub mod documents;
+pub mod pretrain;
+pub mod random;
 mod special_tokens;
+pub mod token_file;
+pub mod tokenize;
 mod tokenizer;
 
 pub use chat_template::{ChatTemplate, ChatTemplateError, ChatTokens, MAX_TEMPLATE_BYTES, Message, TULU};

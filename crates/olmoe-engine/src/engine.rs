@@ -6,6 +6,7 @@ use std::sync::Arc;
 use olmoe_data::Tokenizer;
 use olmoe_model::batch::{Batch, BatchError};
 use olmoe_model::model::{Activations, Keep, KvCache, Model};
+use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::tensor::Tensor;
 
 use crate::event::{Event, FinishReason, GenerationError};
@@ -15,7 +16,7 @@ use crate::sampling::Candidates;
 use crate::sampling::random::derive;
 use crate::sequence::{Sequence, Task};
 
-/// The limits of an engine. None of them changes a result.
+/// The limits of an engine. None of them but `cache_type` changes a result.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Most samples that run at once (16).
@@ -30,6 +31,8 @@ pub struct EngineConfig {
     pub cache_tokens: usize,
     /// Tokens that caches of finished samples have room for together, beside those (8192); 0 keeps none.
     pub kept_tokens: usize,
+    /// How keys and values are kept; none for the type of the model's precision.
+    pub cache_type: Option<CacheType>,
     /// Tokens that end a text, unless the request says `ignore_eos`.
     pub ends: Vec<u32>,
     /// Makes the seeds of requests that come without one (0).
@@ -44,6 +47,7 @@ impl Default for EngineConfig {
             queue: 1024,
             cache_tokens: 32768,
             kept_tokens: 8192,
+            cache_type: None,
             ends: Vec::new(),
             seed: 0,
         }
@@ -168,10 +172,11 @@ impl<'a> Engine<'a> {
         Ok(Engine { model, tokenizer, config, submitted: 0, waiting, running, kept, between, step })
     }
 
-    /// Bytes of keys and values of a token of this model.
-    pub fn cache_bytes_per_token(model: &Model) -> usize {
-        const TOKENS: usize = 32;
-        KvCache::new(model, TOKENS).bytes() / TOKENS
+    /// Bytes of keys and values of a token of this model, kept as `kind` (none for the type of its precision). A cache has
+    /// memory for a multiple of [`KvCache::GRAIN`] tokens.
+    pub fn cache_bytes_per_token(model: &Model, kind: Option<CacheType>) -> usize {
+        let kind = kind.unwrap_or(KvCache::default_type(model));
+        KvCache::bytes_of(model, KvCache::GRAIN, kind) / KvCache::GRAIN
     }
 
     /// Whether a request can be run, were there room in the queue.
@@ -316,7 +321,10 @@ impl<'a> Engine<'a> {
                 cache.prefix(len, most)
             }
             (_, Some((at, len))) => self.kept.take(at, len, most),
-            _ => KvCache::new(self.model, most),
+            _ => {
+                let kind = self.config.cache_type.unwrap_or(KvCache::default_type(self.model));
+                KvCache::of_type(self.model, most, kind)
+            }
         }
     }
 

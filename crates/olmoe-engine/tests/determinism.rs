@@ -7,6 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use olmoe_engine::sampling::random::Stream;
 use olmoe_engine::{Engine, EngineConfig, Request, Sampling};
 use olmoe_model::model::{Model, Precision};
+use olmoe_tensor::ops::attention::CacheType;
+use olmoe_tensor::quant::BlockFormat;
 use olmoe_tensor::threads::{num_threads, set_num_threads};
 use tiny::*;
 
@@ -167,6 +169,45 @@ fn every_length_of_a_common_beginning() {
             assert_eq!(found.end.as_ref().unwrap().usage.reused_tokens, common);
             assert_eq!([found.without_reuse()], expected[..], "{precision:?}, {common} tokens in common");
         }
+    }
+}
+
+#[test]
+fn every_type_of_cache_and_of_weights() {
+    let _turn = turn();
+    let (tokenizer, requests, before) = (tokenizer(), requests(), num_threads());
+    let formats = BlockFormat::ALL.map(|format| (Precision::AmpBf16, Some(format)));
+    let weights = [(Precision::Fp32, None), (Precision::AmpBf16, None)].into_iter().chain(formats);
+    let mut batch = 1;
+    for (precision, format) in weights {
+        let model = wide_model(precision, format);
+        let mut all: Vec<Vec<Vec<Outcome>>> = Vec::new();
+        for kind in CacheType::ALL {
+            let cache_type = Some(kind);
+            set_num_threads(1);
+            let alone = |request| alone_with(&model, Some(&tokenizer), request, cache_type);
+            let expected: Vec<_> = requests.iter().map(alone).collect();
+            // Every size of a batch comes up twice.
+            batch = batch % 16 + 1 + usize::from(batch == 16);
+            let runs = [(1, 1, 0, 2), (3, 3, 0, 1), (5, 7, 0, 2), (batch, 64, 0, 2), (batch, 512, 1000, 1)];
+            for (running, tokens, kept, threads) in runs {
+                set_num_threads(threads);
+                let config = EngineConfig { cache_type, ..limits(running, tokens, kept) };
+                let mut engine = Engine::new(&model, Some(&tokenizer), config).unwrap();
+                requests.iter().for_each(|request| _ = engine.submit(request.clone()).unwrap());
+                let what = format!(
+                    "{precision:?}, {:?}, {} cache, {running} at once, {tokens} tokens a step, {kept} kept, {threads} threads",
+                    format.map(BlockFormat::name),
+                    kind.name()
+                );
+                assert_same(drain(&mut engine), &expected, &what);
+            }
+            assert!(!all.contains(&expected), "the type of the cache shows");
+            all.push(expected);
+        }
+        let plain: Vec<_> = requests.iter().map(|request| alone(&model, Some(&tokenizer), request)).collect();
+        assert_eq!(all.iter().position(|one| *one == plain), Some(usize::from(precision == Precision::AmpBf16)));
+        set_num_threads(before);
     }
 }
 

@@ -53,6 +53,31 @@ pub fn initialize_chunk(spec: &ParameterSpec, seed: u64, index: usize, out: &mut
     }
 }
 
+/// Noise that takes the place of some elements.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Noise {
+    /// Probability that an element is replaced, each by itself.
+    pub share: f64,
+    /// Standard deviation of what replaces it; the mean is 0.
+    pub std: f64,
+}
+
+/// Replaces elements of `out`, which are elements `index * CHUNK ..` of the parameter of that name, by noise. Chunks are
+/// independent, as in [`initialize_chunk`]; the draws are others than those that initialise that parameter.
+///
+/// # Panics
+/// If `out` is longer than [`CHUNK`].
+pub fn add_noise_to_chunk(name: &str, noise: Noise, seed: u64, index: usize, out: &mut [f32]) {
+    assert!(out.len() <= CHUNK, "a chunk of `{name}` has at most {CHUNK} elements");
+    // No parameter has a name with a blank.
+    let mut source = Source::new(seed, &format!("{name} noise"), index as u64);
+    for element in out {
+        if 0.5 * (source.uniform() + 1.0) < noise.share {
+            *element = (noise.std * source.normal()) as f32;
+        }
+    }
+}
+
 /// Normal draws of one chunk.
 struct Source {
     generator: Pcg64,
@@ -216,6 +241,30 @@ mod tests {
         // The first draws of seed 0: an accidental change of the stream would change the initial models of old seeds.
         let values = draw(&spec("norm.weight", 4, 1.0, None), 0);
         assert_eq!(values, [-1.2721697, 0.71313214, 0.86378115, 1.3654218]);
+    }
+
+    #[test]
+    fn noise_takes_the_place_of_its_share() {
+        const N: usize = 1 << 20;
+        for share in [0.0, 0.1, 0.5, 1.0] {
+            let mut values = vec![7.0f32; N];
+            for (index, chunk) in values.chunks_mut(CHUNK).enumerate() {
+                add_noise_to_chunk("w", Noise { share, std: 0.02 }, 5, index, chunk);
+            }
+            let replaced: Vec<f32> = values.into_iter().filter(|&value| value != 7.0).collect();
+            let spread = (share * (1.0 - share) / N as f64).sqrt();
+            assert!((replaced.len() as f64 / N as f64 - share).abs() <= 5.0 * spread, "{} for {share}", replaced.len());
+            if share > 0.0 {
+                let (mean, deviation, kurtosis) = moments(&replaced);
+                let n = (replaced.len() as f64).sqrt();
+                assert!(mean.abs() < 5.0 * 0.02 / n && (deviation / 0.02 - 1.0).abs() < 5.0 / (n * 2f64.sqrt()));
+                assert!((kurtosis - 3.0).abs() < 5.0 * 24f64.sqrt() / n, "kurtosis {kurtosis}");
+            }
+        }
+        // The draws of a seed never change, and they are not those of the parameter itself.
+        let mut values = [7.0f32; 6];
+        add_noise_to_chunk("w", Noise { share: 0.5, std: 1.0 }, 0, 0, &mut values);
+        assert_eq!(values, [7.0, 7.0, -0.4491132, 7.0, -0.861504, -0.13419499]);
     }
 
     #[test]

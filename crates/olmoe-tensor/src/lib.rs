@@ -33,3 +33,4 @@ pub mod tensor;
 #[cfg(test)]
 mod testing;
 pub mod threads;
+mod work;

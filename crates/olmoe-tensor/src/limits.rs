@@ -71,7 +71,8 @@ kernel! {
     }
 }
 
-/// Multiply-adds per second, counted as two operations each, on all threads: the best of a few runs of `time`.
+/// Multiply-adds per second, counted as two operations each, on all threads: the median over runs for
+/// about `time`, what the machine gives while others may share it.
 pub fn peak_flops(operand: Operand, time: Duration) -> f64 {
     let products = match operand {
         Operand::F32 => 1.0,
@@ -89,20 +90,22 @@ pub fn peak_int8(time: Duration) -> f64 {
 fn peak_lanes(time: Duration, kernel: impl Fn(usize) -> f32 + Sync) -> f64 {
     let threads = num_threads();
     let mut rounds = 10_000;
-    let mut best = 0.0f64;
+    let mut speeds = Vec::new();
     let end = Instant::now() + time;
-    while Instant::now() < end {
+    while speeds.is_empty() || Instant::now() < end {
         let start = Instant::now();
         parallel(threads, |_| {
             black_box(kernel(black_box(rounds)));
         });
         let seconds = start.elapsed().as_secs_f64();
-        best = best.max((threads * rounds * CHAINS * 16) as f64 / seconds);
         if seconds < 0.01 {
+            // Too short to tell, and slow from being the first.
             rounds *= 2;
+            continue;
         }
+        speeds.push((threads * rounds * CHAINS * 16) as f64 / seconds);
     }
-    best
+    median(&mut speeds)
 }
 
 /// Bytes per second read from memory by all threads: the median over passes through `bytes` for about `time`.
@@ -119,6 +122,10 @@ pub fn read_bandwidth(bytes: usize, time: Duration) -> f64 {
         });
         speeds.push((threads * chunk * 4) as f64 / start.elapsed().as_secs_f64());
     }
+    median(&mut speeds)
+}
+
+fn median(speeds: &mut [f64]) -> f64 {
     speeds.sort_by(f64::total_cmp);
     speeds[speeds.len() / 2]
 }

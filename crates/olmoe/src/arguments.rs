@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use olmoe_checkpoint::hub::{Hub, Location, MODEL_FILES, locate};
 use olmoe_model::model::Precision;
+use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::threads::{MAX_THREADS, set_num_threads};
 
 use crate::download::Terminal;
@@ -59,6 +60,23 @@ impl Threads {
             set_num_threads(threads);
         }
     }
+}
+
+/// How keys and values are kept.
+#[derive(Args)]
+pub(crate) struct CacheArg {
+    /// How keys and values are kept: f32, bf16 or q8_0 [default: that of the precision, f32 or bf16]
+    ///
+    /// q8_0 takes 8.5 bits a number, a little more than half of bf16.
+    #[arg(long, value_name = "TYPE", value_parser = cache_type)]
+    pub(crate) cache_type: Option<CacheType>,
+}
+
+fn cache_type(name: &str) -> Result<CacheType, String> {
+    CacheType::by_name(name).ok_or_else(|| {
+        let names = CacheType::ALL.map(CacheType::name);
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 fn number_of_threads(text: &str) -> Result<usize, String> {

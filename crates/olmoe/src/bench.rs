@@ -1,7 +1,9 @@
 //! `olmoe bench`
 
+mod figure;
 mod gemm;
 mod inference;
+mod limits;
 mod quantized;
 mod train;
 
@@ -28,7 +30,9 @@ enum BenchCommand {
     Quantized(QuantizedArgs),
     Train(TrainArgs),
     Decode(inference::DecodeArgs),
+    Batch(inference::BatchArgs),
     Prefill(inference::PrefillArgs),
+    Limits(LimitsArgs),
 }
 
 /// Measure matrix products
@@ -163,6 +167,27 @@ impl TrainArgs {
     }
 }
 
+/// Measure the limits alone
+///
+/// Read bandwidth and multiply-add peaks: what the other measurements are held against, to be put beside the speed of
+/// another program.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe bench limits
+  olmoe bench limits --threads 1 --json")]
+pub(crate) struct LimitsArgs {
+    #[command(flatten)]
+    threads: Threads,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Read for the bandwidth: more than every cache holds.
+const READ_BYTES: usize = 1 << 30;
+
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.command {
         BenchCommand::Gemm(args) => {
@@ -175,7 +200,13 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
             Ok(())
         }
         BenchCommand::Decode(args) => inference::decode(args),
+        BenchCommand::Batch(args) => inference::batch(args),
         BenchCommand::Prefill(args) => inference::prefill(args),
+        BenchCommand::Limits(args) => {
+            args.threads.apply();
+            limits::run(args);
+            Ok(())
+        }
         BenchCommand::Train(args) => {
             args.threads.apply();
             train::run(args)

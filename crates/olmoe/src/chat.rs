@@ -17,7 +17,7 @@ use olmoe_model::config::closest;
 use olmoe_model::model::Model;
 use signal_hook::consts::SIGINT;
 
-use crate::generator::{Generator, interrupts, limits};
+use crate::generator::{Generator, interrupts};
 use crate::output::print;
 use crate::settings::{self, Settings};
 
@@ -115,8 +115,11 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     // Between answers an interrupt ends the program; a terminal that is being read gives a key instead.
     interrupted.store(true, Ordering::Relaxed);
     let context = model.config().max_sequence_length;
-    let config =
-        EngineConfig { max_running: 1, step_tokens: STEP_TOKENS, kept_tokens: context, ..limits(&model, &companions) };
+    let config = EngineConfig {
+        step_tokens: STEP_TOKENS,
+        kept_tokens: context,
+        ..args.generator.limits(&model, &companions, 1)
+    };
     let mut request = args.settings.request(vec![0], Some(tokenizer.size()), args.settings.seed());
     request.experts = model.config().moe().is_some();
     let engine = Engine::new(&model, Some(tokenizer), config)?;

@@ -1,5 +1,6 @@
 //! `olmoe convert`
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -76,10 +77,31 @@ pub(crate) struct Beside {
 impl Beside {
     /// What goes beside the weights of a checkpoint. The user is told what is remarkable about either.
     pub(crate) fn companions(&self, checkpoint: &Checkpoint) -> anyhow::Result<Companions> {
-        let companions = Companions::of(checkpoint, self.tokenizer.as_deref(), self.keep_eos)?;
-        let notices = checkpoint.contents().notices.iter().chain(&companions.notices);
-        notices.for_each(|notice| eprintln!("note: {notice}"));
+        let (companions, notices) = self.silently(checkpoint)?;
+        notices.iter().for_each(|notice| eprintln!("note: {notice}"));
         Ok(companions)
+    }
+
+    /// Those of several checkpoints, in order. What is remarkable about more than one is said once.
+    pub(crate) fn companions_of(&self, checkpoints: &[Checkpoint]) -> anyhow::Result<Vec<Companions>> {
+        let (mut all, mut said) = (Vec::new(), HashSet::new());
+        for checkpoint in checkpoints {
+            let (companions, notices) = self.silently(checkpoint)?;
+            for notice in notices {
+                if !said.contains(&notice) {
+                    eprintln!("note: {notice}");
+                    said.insert(notice);
+                }
+            }
+            all.push(companions);
+        }
+        Ok(all)
+    }
+
+    fn silently(&self, checkpoint: &Checkpoint) -> anyhow::Result<(Companions, Vec<String>)> {
+        let companions = Companions::of(checkpoint, self.tokenizer.as_deref(), self.keep_eos)?;
+        let notices = checkpoint.contents().notices.iter().chain(&companions.notices).cloned().collect();
+        Ok((companions, notices))
     }
 }
 

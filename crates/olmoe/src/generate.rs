@@ -18,7 +18,7 @@ use olmoe_model::model::Model;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::arguments::positive;
-use crate::generator::{Generator, INTERRUPTED, interrupts, limits};
+use crate::generator::{Generator, INTERRUPTED, interrupts};
 use crate::output::print;
 use crate::settings::{Line, Prompt, Settings};
 
@@ -130,10 +130,8 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
 
 /// The limits of the engine for these arguments.
 fn engine_config(args: &GenerateArgs, model: &Model, companions: &Companions) -> EngineConfig {
-    let limits = limits(model, companions);
+    let limits = args.generator.limits(model, companions, args.parallel);
     EngineConfig {
-        max_running: args.parallel,
-        step_tokens: limits.step_tokens.max(args.parallel),
         kept_tokens: if args.batch.is_some() { KEPT_TOKENS.min(limits.cache_tokens / 4) } else { 0 },
         queue: limits.queue.max(args.samples),
         ..limits

@@ -8,10 +8,10 @@ use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_engine::{Engine, EngineConfig};
-use olmoe_model::model::Model;
+use olmoe_model::model::{KvCache, Model};
 use olmoe_tensor::memory::available_bytes;
 
-use crate::arguments::{ModelArg, OnePrecision, Threads};
+use crate::arguments::{CacheArg, ModelArg, OnePrecision, Threads};
 use crate::progress::Progress;
 
 /// Exit status after an interrupt, as shells have it.
@@ -29,6 +29,9 @@ pub(crate) struct Generator {
     /// they become the numbers that they stand for.
     #[arg(long, value_enum, default_value = "bf16")]
     precision: OnePrecision,
+
+    #[command(flatten)]
+    cache: CacheArg,
 
     #[command(flatten)]
     threads: Threads,
@@ -55,6 +58,30 @@ impl Generator {
         let quantised = self.precision == OnePrecision::AmpBf16;
         Ok(checkpoint.load(self.precision.into(), quantised, &|bytes| loading.advance(bytes))?)
     }
+
+    /// The limits of an engine on this machine that runs so many sequences at once, and the tokens that end its texts.
+    pub(crate) fn limits(&self, model: &Model, companions: &Companions, running: usize) -> EngineConfig {
+        let mut ends = Vec::new();
+        match companions.special_tokens() {
+            Some(special) => ends.extend(special.eos.iter().chain(&special.stops)),
+            None => ends.extend(model.config().eos_token_id),
+        }
+        let defaults = EngineConfig::default();
+        // Caches take half of the memory there is at most, but a whole context always has room: it is used as it fills.
+        let per_token = Engine::cache_bytes_per_token(model, self.cache.cache_type).max(1) as u64;
+        // Each has memory for a few tokens more than it has room for.
+        let unused = running.saturating_mul(KvCache::GRAIN - 1);
+        let room = available_bytes()
+            .map_or(defaults.cache_tokens, |bytes| ((bytes / 2 / per_token) as usize).saturating_sub(unused));
+        EngineConfig {
+            max_running: running,
+            step_tokens: defaults.step_tokens.max(running),
+            cache_tokens: room.max(model.config().max_sequence_length),
+            cache_type: self.cache.cache_type,
+            ends,
+            ..defaults
+        }
+    }
 }
 
 /// A flag that any of these signals sets; one that comes while it is set ends the program.
@@ -66,18 +93,4 @@ pub(crate) fn interrupts(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
         set.context("cannot listen for interrupts")?;
     }
     Ok(flag)
-}
-
-/// The limits of an engine on this machine, and the tokens that end its texts.
-pub(crate) fn limits(model: &Model, companions: &Companions) -> EngineConfig {
-    let mut ends = Vec::new();
-    match companions.special_tokens() {
-        Some(special) => ends.extend(special.eos.iter().chain(&special.stops)),
-        None => ends.extend(model.config().eos_token_id),
-    }
-    let defaults = EngineConfig::default();
-    // Caches take half of the memory there is at most, but a whole context always has room: it is used as it fills.
-    let per_token = Engine::cache_bytes_per_token(model).max(1) as u64;
-    let room = available_bytes().map_or(defaults.cache_tokens, |bytes| (bytes / 2 / per_token) as usize);
-    EngineConfig { cache_tokens: room.max(model.config().max_sequence_length), ends, ..defaults }
 }

@@ -18,7 +18,10 @@ mod logits;
 mod progress;
 mod quantize;
 mod settings;
+mod soup;
+mod tokenize;
 mod tokens;
+mod upcycle;
 mod verify;
 
 use std::process::ExitCode;
@@ -47,10 +50,13 @@ enum Command {
     Convert(convert::ConvertArgs),
     Quantize(quantize::QuantizeArgs),
     Init(init::InitArgs),
+    Upcycle(upcycle::UpcycleArgs),
+    Soup(soup::SoupArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Logits(logits::LogitsArgs),
     Tokens(tokens::TokensArgs),
+    Tokenize(tokenize::TokenizeArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
 }
@@ -71,8 +77,11 @@ fn main() -> ExitCode {
         Command::Convert(args) => done(convert::run(args)),
         Command::Quantize(args) => done(quantize::run(args)),
         Command::Init(args) => done(init::run(args)),
+        Command::Upcycle(args) => done(upcycle::run(args)),
+        Command::Soup(args) => done(soup::run(args)),
         Command::Logits(args) => done(logits::run(args)),
         Command::Tokens(args) => done(tokens::run(args)),
+        Command::Tokenize(args) => done(tokenize::run(args)),
         Command::Bench(args) => done(bench::run(args)),
     };
     done.unwrap_or_else(|error| {

@@ -189,6 +189,42 @@ fn quantising_says_what_it_did() {
 }
 
 #[test]
+fn measurements_say_what_was_read_and_beside_which_limit() {
+    let desk = Desk::new();
+    desk.init();
+    let report =
+        json(&desk.done("bench batch -m @hf --sequences 1,6 --depth 3 --tokens 2 --rounds 1 --threads 2 --json"));
+    let [one, six] = [0, 1].map(|row| &report["rows"][row]);
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"));
+    // One token reaches its own two experts in each of the two layers, six tokens some of the eight.
+    let (few, many) = (number(one, "experts_per_layer"), number(six, "experts_per_layer"));
+    assert!(few == 2.0 && many > 2.0 && many <= 8.0, "{few} {many}");
+    // Three matrices; the keys of two layers, and their values, in which each head fills half a panel of 32 columns.
+    let (expert, token) = (3 * 64 * 32 * 2, 2 * (64 + 4 * 32) * 2);
+    let more = 2.0 * (many - few) * f64::from(expert) + f64::from(5 * 4 * token);
+    assert_eq!(number(six, "bytes_per_step") - number(one, "bytes_per_step"), more);
+    assert_eq!(number(six, "bytes_per_token") * 6.0, number(six, "bytes_per_step"));
+    for row in [one, six] {
+        let speed = number(row, "tokens_per_second");
+        let ceiling = (number(row, "read_bandwidth") / number(row, "bytes_per_token"))
+            .min(number(row, "peak_flops") / number(row, "flops_per_token"));
+        assert!((number(row, "share") * ceiling / speed - 1.0).abs() < 1e-9, "{row}");
+    }
+
+    desk.done("quantize @hf @q.gguf --type q8_0 --quiet");
+    let [plain, blocks] = ["hf", "q.gguf"]
+        .map(|model| desk.done(&format!("bench prefill -m @{model} --length 64 --rounds 1 --json --precision fp32")));
+    let limit = |report: &str| json(report)["limit"].as_str().unwrap().to_owned();
+    assert!(["f32 multiply-add peak", "read bandwidth"].contains(&limit(&plain).as_str()), "{plain}");
+    assert!(["8-bit multiply-add peak", "read bandwidth"].contains(&limit(&blocks).as_str()), "{blocks}");
+    assert!(number(&json(&blocks), "peak_flops") > number(&json(&plain), "peak_flops"));
+    let line = desk.done("bench decode -m @q.gguf --tokens 2 --rounds 1");
+    assert!(line.starts_with("decode 0: ") && line.contains("2.0 experts a layer"), "{line}");
+    assert!(desk.failed("bench batch -m @hf --depth 63 --tokens 2").contains("65 tokens do not fit"));
+    assert!(desk.failed("bench batch -m @hf --sequences 99999999999999 --tokens 2").contains("ask for fewer"));
+}
+
+#[test]
 fn results_replace_nothing_unless_forced() {
     let desk = Desk::new();
     desk.init();
@@ -230,6 +266,96 @@ fn what_is_wrong_is_said_in_one_line() {
         assert!(error.contains(expected), "{words}: {error}");
         assert_eq!(error.lines().filter(|line| line.starts_with("error:")).count(), 1, "{words}: {error}");
         assert!(!error.contains("panicked"), "{words}: {error}");
+    }
+    assert!(!desk.path("x").exists());
+}
+
+const DENSE: &str =
+    "model: {d_model: 64, n_heads: 4, n_layers: 2, mlp_hidden_size: 96, block_type: sequential, rope: true,
+    include_bias: false, layer_norm_type: rms, attention_layer_norm: true, weight_tying: false, vocab_size: 300,
+    embedding_size: 300, max_sequence_length: 64, activation_type: swiglu, eos_token_id: 260, pad_token_id: 1,
+    attention_dropout: 0.0, residual_dropout: 0.0, embedding_dropout: 0.0}";
+
+#[test]
+fn a_dense_model_becomes_a_mixture() {
+    let desk = Desk::new();
+    std::fs::write(desk.path("dense.yml"), DENSE).unwrap();
+    desk.done("init --config @dense.yml --seed 1 @dense --to olmo --tokenizer @tokenizer.json");
+    let said = desk.done("upcycle @dense @moe --to hf --seed 1 --num-experts 4 --normalize-top-k --dtype f32");
+    assert!(said.contains("read back and compared"), "{said}");
+    let report = json(&desk.done("inspect @moe --json"));
+    assert_eq!((&report["format"], &report["tokenizer"]["size"]), (&"huggingface".into(), &261.into()));
+    let experts = &report["config"]["feed_forward"]["moe"];
+    assert_eq!((&experts["num_experts"], &experts["top_k"]), (&4.into(), &2.into()));
+    let logits = |model: &str| {
+        desk.done(&format!("logits -m @{model} --text the_cat --out @{model}.logits"));
+        let bytes = tensors(&desk.path(&format!("{model}.logits"))).remove("logits").unwrap();
+        bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect::<Vec<f32>>()
+    };
+    let (dense, mixture) = (logits("dense"), logits("moe"));
+    assert!(dense.iter().zip(&mixture).all(|(a, b)| (a - b).abs() < 1e-6) && dense.iter().any(|x| x.abs() > 1e-3));
+    // The same bits with any number of threads; noise, a shared expert and other formats.
+    let options = "--seed 2 --shared-expert --upstream-swap --noise 0.5 --noise-std 0.1 --router-std 0.01 --quiet";
+    assert_eq!(desk.done(&format!("upcycle @dense @a --to olmo --threads 1 {options}")), "");
+    desk.done(&format!("upcycle @dense @b --to olmo --threads 3 {options}"));
+    assert!(
+        std::fs::read(desk.path("a/model.safetensors")).unwrap()
+            == std::fs::read(desk.path("b/model.safetensors")).unwrap()
+    );
+    desk.done("upcycle @dense @moe.gguf --to gguf --seed 1 --top-k 8");
+    for (words, expected) in [
+        ("upcycle @moe @x --to hf --seed 1", "a mixture of 4 experts already"),
+        ("upcycle @dense @x --to hf --seed 1 --top-k 9", "`top_k` (9) is greater than `num_experts` (8)"),
+        ("upcycle @dense @x --to hf --seed 1 --noise 2", "share of noise is 2"),
+        ("upcycle @dense @x --to olmo --seed 1 --normalize-top-k", "OLMo cannot hold this model"),
+    ] {
+        let error = desk.failed(words);
+        assert!(error.contains(expected), "{words}: {error}");
+    }
+    assert!(!desk.path("x").exists());
+}
+
+#[test]
+fn checkpoints_are_averaged() {
+    let desk = Desk::new();
+    desk.init();
+    desk.done("convert @hf @olmo --to olmo");
+    desk.done("convert @hf @model.gguf --to gguf");
+    let said = desk.done("soup @hf @olmo @model.gguf --out @same --to hf");
+    assert!(said.contains("the average of 3 checkpoints"), "{said}");
+    assert!(tensors(&desk.path("hf/model.safetensors")) == tensors(&desk.path("same/model.safetensors")));
+    assert_eq!(json(&desk.done("inspect @same --json"))["tokenizer"]["size"], 261);
+    desk.done("init --config @config.json --seed 2 @other --tokenizer @tokenizer.json");
+    let said = desk.run("soup @hf @other --weights 1,3 --dtype f32 --out @mixed.gguf --to gguf --quiet");
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{}", said.err);
+    let mut notes: Vec<&str> = said.err.lines().collect();
+    notes.dedup();
+    assert_eq!(notes.join("\n"), said.err.trim_end(), "each is said once");
+
+    // Another vocabulary, in the file of one of them.
+    let text = String::from_utf8(tokenizer().json().to_vec()).unwrap();
+    let mut swapped = json(&text);
+    let words = swapped["model"]["vocab"].as_object_mut().unwrap();
+    (words["a"], words["b"]) = (words["b"].clone(), words["a"].clone());
+    std::fs::write(desk.path("other/tokenizer.json"), swapped.to_string()).unwrap();
+    std::fs::write(desk.path("hf/chat_template.jinja"), "{{ messages }}").unwrap();
+    let error = desk.failed("soup @hf @other --out @x --to hf");
+    assert!(error.contains("`tokens[99]` is \"a\" in the first and \"b\" in the other"), "{error}");
+    let done = desk.run("soup @hf @other --out @named --to hf --tokenizer @tokenizer.json");
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("its chat template differs; the first one's is kept"), "{}", done.err);
+    assert_eq!(std::fs::read_to_string(desk.path("named/chat_template.jinja")).unwrap(), "{{ messages }}");
+
+    std::fs::write(desk.path("small.json"), CONFIG.replace("\"num_experts\": 8", "\"num_experts\": 4")).unwrap();
+    desk.done("init --config @small.json --seed 1 @small");
+    for (words, expected) in [
+        ("soup @hf @small --out @x --to hf", "`feed_forward.moe.num_experts` is 8 in one model and 4 in the other"),
+        ("soup @hf @olmo --out @x --to hf --weights 1", "1 weights for 2 checkpoints"),
+        ("soup @hf @olmo --out @x --to hf --weights 1,0", "weight 2 is 0"),
+        ("soup @hf @hf --out @olmo --to olmo", "--force"),
+    ] {
+        let error = desk.failed(words);
+        assert!(error.contains(expected), "{words}: {error}");
     }
     assert!(!desk.path("x").exists());
 }

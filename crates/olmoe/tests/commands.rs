@@ -17,10 +17,14 @@ fn help_has_examples_and_exit_statuses() {
         (&["convert", "--help"], "olmoe convert OLMoE-1B-7B-0924 olmoe.gguf --to gguf"),
         (&["quantize", "--help"], "--type q4_k_m"),
         (&["init", "--help"], "olmoe init --config configs/tiny.yml --seed 1 tiny"),
+        (&["upcycle", "--help"], "olmoe upcycle step700000-unsharded moe --to olmo --seed 1"),
+        (&["soup", "--help"], "olmoe soup anneal-42 anneal-43 anneal-44 --out soup --to hf"),
         (&["logits", "--help"], "--ids 5,17,42"),
         (&["tokens", "--help"], "olmoe tokens -m OLMoE-1B-7B-0924 --file notes.txt --json"),
         (&["bench", "gemm", "--help"], "olmoe bench gemm --precision amp_bf16"),
         (&["bench", "train", "--help"], "olmoe bench train --config small"),
+        (&["bench", "batch", "--help"], "--sequences 4,8,16"),
+        (&["bench", "limits", "--help"], "olmoe bench limits --threads 1"),
     ] {
         let done = olmoe(arguments, &[]);
         assert_eq!((done.code, done.err.as_str()), (0, ""), "{arguments:?}");
@@ -43,6 +47,12 @@ fn wrong_usage_is_status_2() {
         (&["convert", "a", "b", "--to", "onnx"], "hf, olmo, gguf"),
         (&["quantize", "a", "b", "--type", "q3_k"], "q4_k_m"),
         (&["init", "out", "--config", "c.yml"], "--seed"),
+        (&["upcycle", "a", "b", "--to", "hf"], "--seed"),
+        (&["upcycle", "a", "b", "--to", "hf", "--seed", "1", "--upstream-swap"], "--shared-expert"),
+        (&["upcycle", "a", "b", "--to", "hf", "--seed", "1", "--num-experts", "0"], "above 0"),
+        (&["soup", "a", "--out", "b", "--to", "hf"], "2 values required"),
+        (&["soup", "a", "b", "--to", "hf"], "--out"),
+        (&["soup", "a", "b", "--out", "c", "--to", "hf", "--weights", "1,x"], "invalid"),
         (&["logits", "-m", "a", "--out", "b"], "--ids"),
         (&["logits", "-m", "a", "--out", "b", "--ids", "1", "--text", "x"], "cannot be used with"),
         (&["logits", "-m", "a", "--out", "b", "--ids", "1,x"], "invalid"),
@@ -51,7 +61,10 @@ fn wrong_usage_is_status_2() {
         (&["verify", "--json", "--quiet"], "cannot be used with"),
         (&["bench"], "Usage: olmoe bench"),
         (&["bench", "train", "--steps", "0"], "above 0"),
+        (&["bench", "decode", "-m", "a", "--cache-type", "q4_0"], "f32, bf16, q8_0"),
         (&["bench", "train", "--precision", "all"], "fp32, amp_bf16"),
+        (&["bench", "batch", "-m", "a", "--sequences", "4,0"], "above 0"),
+        (&["bench", "batch"], "--model"),
     ] {
         let done = olmoe(arguments, &[]);
         assert_eq!(done.code, 2, "{arguments:?}: {}", done.err);

@@ -27,6 +27,7 @@ fn the_same_text_however_it_is_asked_for() {
         (&["-f", file.to_str().unwrap(), "--quiet"], ""),
         (&["--ids", ids, "--threads", "1"], ""),
         (&["-p", "Bitcoin is", "--threads", "2"], ""),
+        (&["-p", "Bitcoin is", "--cache-type", "bf16"], ""),
     ] {
         let done = with(more, input);
         assert_eq!(done.out, first.out, "{more:?}");

@@ -37,6 +37,11 @@ impl AddedTokens {
         AddedTokens { tokens, begins }
     }
 
+    /// Forgets the tokens that are not to be kept.
+    pub(super) fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+        self.tokens.retain(|(_, id)| keep(*id));
+    }
+
     /// Cuts a text at the tokens in it.
     pub(super) fn cut<'t>(&self, text: &'t str, mut part: impl FnMut(Part<'t>)) {
         let mut done = 0;

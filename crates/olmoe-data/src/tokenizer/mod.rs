@@ -115,6 +115,18 @@ impl Tokenizer {
         Ok(Tokenizer { json, table, kind: Kind::Library(Box::new(library)) })
     }
 
+    /// From now on the text of a special token, such as `<|endoftext|>`, is encoded like any other text.
+    pub fn encode_special_as_text(&mut self) {
+        match &mut self.kind {
+            Kind::ByteLevel(encoder) => {
+                let ordinary = |id: u32| !self.table.special.get(id as usize).is_some_and(|special| *special);
+                encoder.raw.retain(ordinary);
+                encoder.composed.retain(ordinary);
+            }
+            Kind::Library(library) => library.set_encode_special_tokens(true),
+        }
+    }
+
     /// The `tokenizer.json`: the bytes it was read from.
     pub fn json(&self) -> &[u8] {
         &self.json

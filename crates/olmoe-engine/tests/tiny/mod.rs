@@ -3,11 +3,15 @@
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 
 use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
 use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Finished, Request, RequestId, Token};
-use olmoe_model::config::ModelConfig;
+use olmoe_model::config::{FeedForward, ModelConfig};
 use olmoe_model::model::{Model, Precision};
+use olmoe_tensor::memory::Buffer;
+use olmoe_tensor::ops::attention::CacheType;
+use olmoe_tensor::quant::{BlockFormat, quantize};
 
 /// Numbers in a row of the embedding; its heads have 40, more than fit a panel of the cache.
 pub(crate) const WIDTH: usize = 80;
@@ -30,6 +34,38 @@ pub(crate) fn config() -> ModelConfig {
 pub(crate) fn model(precision: Precision) -> Model {
     let mut model = Model::new(config(), precision, false).expect("a model");
     model.initialize(7);
+    model
+}
+
+/// The same in the block format, or with all its numbers, and as wide as blocks are long.
+pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> Model {
+    let mut config = config();
+    (config.d_model, config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim) = (256, 1, 4, 2, 64);
+    if let FeedForward::Moe(moe) = &mut config.feed_forward {
+        (moe.num_experts, moe.expert.width) = (4, 256);
+    }
+    let mut drawn = Model::new(config.clone(), precision, format.is_some()).expect("a model");
+    drawn.initialize(7);
+    let Some(format) = format else { return drawn };
+    let count = drawn.parameters().len();
+    let mut model = Model::quantized(config, precision, &vec![Some(format); count]).expect("a model");
+    for id in 0..count {
+        let value = drawn.value(id).expect("numbers");
+        if model.block_format(id).is_some() {
+            let mut bytes = vec![0; format.bytes(value.len()).expect("whole blocks")];
+            quantize(format, value, &mut bytes);
+            let place = |number: usize| number / format.block_len() * format.block_bytes();
+            let Ok(()) = model.fill_blocks(id, |range| {
+                Ok::<_, Infallible>(Buffer::copy_of(&bytes[place(range.start)..place(range.end)]))
+            });
+        }
+        if model.block_format(id).is_none() || model.value(id).is_some() {
+            let Ok(()) = model.fill(id, |range, out| {
+                out.copy_from_slice(&value[range]);
+                Ok::<(), Infallible>(())
+            });
+        }
+    }
     model
 }
 
@@ -125,8 +161,24 @@ pub(crate) fn drain(engine: &mut Engine<'_>) -> Outcomes {
 
 /// One request alone in an engine of its own, its prompt read at once.
 pub(crate) fn alone(model: &Model, tokenizer: Option<&Tokenizer>, request: &Request) -> Vec<Outcome> {
-    let config =
-        EngineConfig { max_running: 1, step_tokens: 4096, kept_tokens: 0, ends: vec![256], ..EngineConfig::default() };
+    alone_with(model, tokenizer, request, None)
+}
+
+/// The same with this type of cache.
+pub(crate) fn alone_with(
+    model: &Model,
+    tokenizer: Option<&Tokenizer>,
+    request: &Request,
+    cache_type: Option<CacheType>,
+) -> Vec<Outcome> {
+    let config = EngineConfig {
+        max_running: 1,
+        step_tokens: 4096,
+        kept_tokens: 0,
+        ends: vec![256],
+        cache_type,
+        ..EngineConfig::default()
+    };
     let mut engine = Engine::new(model, tokenizer, config).expect("an engine");
     engine.submit(request.clone()).expect("a good request");
     drain(&mut engine).into_values().map(Outcome::without_reuse).collect()

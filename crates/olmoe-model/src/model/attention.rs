@@ -1,7 +1,7 @@
 //! Self-attention: projections, clip, query and key norm, rotary embedding, attention, output projection.
 
 use olmoe_tensor::gemm::Store;
-use olmoe_tensor::ops::attention::{self, Cache, Heads};
+use olmoe_tensor::ops::attention::{self, Cache, CacheType, Heads};
 use olmoe_tensor::ops::linear::{self, Input, pack_saved};
 use olmoe_tensor::ops::norm;
 use olmoe_tensor::ops::{add, clip};
@@ -20,10 +20,28 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `capacity` tokens.
+    /// Memory is for a multiple of so many tokens.
+    pub const GRAIN: usize = Cache::GRAIN;
+
+    /// Room for `capacity` tokens, of the type in which they give the bits of [`Model::forward`].
     pub fn new(model: &Model, capacity: usize) -> KvCache {
-        let cache = || Cache::new(heads(model), capacity, model.precision.operand());
-        KvCache { layers: (0..model.config.n_layers).map(|_| cache()).collect() }
+        KvCache::of_type(model, capacity, KvCache::default_type(model))
+    }
+
+    /// Room for `capacity` tokens, kept as `kind`.
+    pub fn of_type(model: &Model, capacity: usize, kind: CacheType) -> KvCache {
+        KvCache { layers: (0..model.config.n_layers).map(|_| Cache::new(heads(model), capacity, kind)).collect() }
+    }
+
+    /// The type that keeps keys and values as the model's precision has them.
+    pub fn default_type(model: &Model) -> CacheType {
+        model.precision.operand().into()
+    }
+
+    /// Bytes of a cache with room for `capacity` tokens, kept as `kind`; exact, and the same for each token of a multiple of
+    /// [`KvCache::GRAIN`].
+    pub fn bytes_of(model: &Model, capacity: usize, kind: CacheType) -> usize {
+        model.config.n_layers * Cache::bytes_of(heads(model), capacity, kind)
     }
 
     /// Tokens held.
@@ -91,12 +109,15 @@ fn heads(model: &Model) -> Heads {
     Heads { query: config.n_heads, key_value: config.n_kv_heads, dim: config.head_dim }
 }
 
-fn project(model: &Model, x: &Input<'_>, linear: &Linear) -> Tensor {
-    let mut y = x.times(model.weight(linear.weight));
-    if let Some(bias) = model.optional(linear.bias) {
-        add::add_bias(&mut y, bias);
+/// The projections of `x`, all at once.
+fn project<const N: usize>(model: &Model, x: &Tensor, linears: [Linear; N]) -> [Tensor; N] {
+    let mut all = Input::new(x).times_each(linears.map(|linear| model.weight(linear.weight)));
+    for (y, linear) in all.iter_mut().zip(linears) {
+        if let Some(bias) = model.optional(linear.bias) {
+            add::add_bias(y, bias);
+        }
     }
-    y
+    all
 }
 
 /// The clip of this order, if the model has one.
@@ -125,8 +146,7 @@ fn clip_all(model: &Model, order: ClipOrder, [q, k, v]: [&mut Tensor; 3]) -> Opt
 
 /// Queries, keys and values as attention reads them.
 fn qkv(model: &Model, module: &AttentionModule, x_td: &Tensor, batch: &Batch) -> ([Tensor; 3], Projected) {
-    let x = Input::new(x_td);
-    let [mut q, mut k, mut v] = [module.q, module.k, module.v].map(|linear| project(model, &x, &linear));
+    let [mut q, mut k, mut v] = project(model, x_td, [module.q, module.k, module.v]);
     let before = clip_all(model, ClipOrder::BeforeNorm, [&mut q, &mut k, &mut v]);
     let (mut q, q_norm) = normed(model, module.q_norm, q);
     let (mut k, k_norm) = normed(model, module.k_norm, k);
@@ -137,7 +157,8 @@ fn qkv(model: &Model, module: &AttentionModule, x_td: &Tensor, batch: &Batch) ->
 }
 
 fn output(model: &Model, module: &AttentionModule, o_td: &Tensor) -> Tensor {
-    project(model, &Input::new(o_td), &module.o)
+    let [y_td] = project(model, o_td, [module.o]);
+    y_td
 }
 
 /// `y [T, D]` of `x [T, D]`.

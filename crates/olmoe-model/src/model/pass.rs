@@ -130,7 +130,8 @@ impl Model {
     }
 
     /// Runs tokens that continue the sequences in `caches`, one cache a sequence of the batch, positions to match; adds
-    /// their keys and values. The hidden states are in `activations`, with the same bits as [`Model::forward`] gives them.
+    /// their keys and values. The hidden states are in `activations`, with the same bits as [`Model::forward`] gives them
+    /// if the caches are of the type of [`KvCache::new`].
     ///
     /// # Errors
     /// [`ModelError::TokenId`], [`ModelError::TooLong`], [`ModelError::CacheCount`], [`ModelError::CachePosition`],

@@ -377,16 +377,18 @@ impl Model {
         rope + packed + self.values.iter().flatten().map(|value| size_of_val(&value[..])).sum::<usize>()
     }
 
-    /// Bytes of the weights that one token reads: all but those of the experts that it is not routed to.
-    pub fn bytes_per_token(&self) -> u64 {
-        let read = |(id, factor): (usize, &Option<Factor>)| {
+    /// Bytes of the weights that a pass reads in which tokens reach so many different experts of each layer.
+    pub fn bytes_read(&self, experts: impl Fn(usize) -> usize) -> u64 {
+        let read = |(spec, factor): (&ParameterSpec, &Option<Factor>)| {
             let bytes = factor.as_ref().map_or(0, |factor| factor.bytes() as u64);
-            match (self.specs[id].kind, self.config.moe()) {
-                (ParameterKind::Expert, Some(moe)) => bytes / moe.num_experts as u64 * moe.top_k as u64,
+            match (spec.kind, spec.layer, self.config.moe()) {
+                (ParameterKind::Expert, Some(layer), Some(moe)) => {
+                    bytes / moe.num_experts as u64 * experts(layer) as u64
+                }
                 _ => bytes,
             }
         };
-        self.factors.iter().enumerate().map(read).sum()
+        self.specs.iter().zip(&self.factors).map(read).sum()
     }
 
     pub(super) fn weight(&self, id: ParameterId) -> Weight<'_> {

@@ -14,6 +14,10 @@ use super::{Operand, PANEL_COLS, PANEL_ROWS};
 /// what to fetch ahead.
 pub(crate) type Kernel = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, usize, bool, Ahead);
 
+/// How many bytes before their use the numbers of a right panel are fetched: more than a page, so that the hardware's own
+/// prefetching, which stops at every page, finds the next one begun.
+const AHEAD: usize = 6144;
+
 /// Memory to bring into the second-level cache during a product, so many bytes further with each unit. The hardware's own
 /// prefetching stops at every 4 KiB page, so panels that come from memory would stall the loop there.
 #[derive(Clone, Copy)]
@@ -51,14 +55,19 @@ impl Ahead {
         Ahead { left: at.cast(), left_step: 0, right: at.cast(), right_step: 0 }
     }
 
+    /// What the product itself will need of the right panel at `panel`, and after its end what lies behind it.
+    pub(super) fn within(panel: *const u32) -> Ahead {
+        let right = panel.cast::<u8>().wrapping_add(AHEAD);
+        // A unit is two lines.
+        let step = PANEL_COLS * size_of::<u32>();
+        Ahead { left: right.wrapping_add(step / 2), left_step: step, right, right_step: step }
+    }
+
     /// Part `part` of `parts` of `units` units of the right panel at `panel`.
     pub(super) fn right(panel: *const u32, units: usize, part: usize, parts: usize) -> Ahead {
         let bytes = PANEL_COLS * size_of::<u32>();
         let right = panel.cast::<u8>().wrapping_add(units * bytes * part / parts);
-        let right_step = bytes.div_ceil(parts);
-        // A unit is two lines; where one product has to fetch them all, the left stream takes the second.
-        let (left, left_step) = if parts == 1 { (right.wrapping_add(64), right_step) } else { (right, 0) };
-        Ahead { left, left_step, right, right_step }
+        Ahead { left: right, left_step: 0, right, right_step: bytes.div_ceil(parts) }
     }
 
     /// And the left panel of `rows` rows at `panel`, when there are several.

@@ -23,7 +23,8 @@ use std::ops::Range;
 pub use pack::{Left, Right, Source};
 pub(crate) use pack::{Panels, pack_columns, pack_rows, panel_count, panel_start};
 
-use crate::threads::{Shared, num_threads, parallel};
+use crate::threads::Shared;
+use crate::work::{Piece, Work};
 use micro::Ahead;
 
 /// Most rows of a left panel: 14 × 2 sums, 2 vectors of B and one of A fill the 32 registers of AVX-512.
@@ -34,12 +35,10 @@ pub const PANEL_COLS: usize = 32;
 /// Units of the contraction that a block runs through before the next panel, at most. Long runs write C seldom; the
 /// panels then stream through the second-level cache, each fetched while the one before it is used.
 const BLOCK_UNITS: usize = 2048;
-/// Left panels in a task, at most: 126 rows, so that a right panel is used often enough once it is there.
-const TASK_LEFT: usize = 9;
-/// Right panels in a task, at most.
-const TASK_RIGHT: usize = 8;
-/// Tasks for each thread, at least, where the product is large enough: a slow thread then keeps nobody waiting for long.
-const TASKS_PER_THREAD: usize = 8;
+/// Left panels in a piece of the work, at most: 126 rows, so that a right panel is used often enough once it is there.
+const PIECE_LEFT: usize = 9;
+/// Right panels in a piece, where there are rows for several.
+const PIECE_RIGHT: usize = 8;
 
 /// The precision of the factors of a product; sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,27 +68,44 @@ pub enum Store {
     Accumulate,
 }
 
-/// `C (+)= A·Bᵀ` on all threads; `c` is row-major `[A.rows, B.rows]`.
-pub fn gemm(a: &Left, b: &Right, c: &mut [f32], into: Store) {
-    gemm_panels(a.panels(), b.group(0), c, into);
+/// A right factor of a product, one matrix for each group of rows, and where the product goes.
+pub struct Factor<'a> {
+    /// As many groups as the rows have.
+    pub weight: &'a Right,
+    /// `[rows, out]`
+    pub y: &'a mut [f32],
 }
 
-/// [`gemm`] of borrowed panels.
-pub(crate) fn gemm_panels(a: Panels<'_>, b: Panels<'_>, c: &mut [f32], into: Store) {
-    assert_eq!(c.len(), a.rows * b.rows, "C is [{}, {}]", a.rows, b.rows);
-    if a.rows == 0 || b.rows == 0 {
-        return;
-    }
-    let c = Shared::new(c);
-    let (panels_a, panels_b) = (panel_count(a.rows), b.rows.div_ceil(PANEL_COLS));
-    let (tasks_a, tasks_b) = divide(panels_a, panels_b);
-    parallel(tasks_a * tasks_b, |task| {
-        // Neighbouring tasks share the right panels, the larger factor as a rule.
-        let (i, j) = (task % tasks_a, task / tasks_a);
-        let rows = panels_a * i / tasks_a..panels_a * (i + 1) / tasks_a;
-        let columns = panels_b * j / tasks_b..panels_b * (j + 1) / tasks_b;
-        // SAFETY: each task writes a tile of C of its own; only rows of that tile are touched.
-        unsafe { block(a, rows, b, columns, c.range(0..a.rows * b.rows).as_mut_ptr(), b.rows, into) }
+/// `C (+)= A·Bᵀ` on all threads; `c` is row-major `[A.rows, B.rows]`.
+pub fn gemm(a: &Left, b: &Right, c: &mut [f32], into: Store) {
+    products(a, &[0, a.rows() as u32], [Factor { weight: b, y: c }], into);
+}
+
+/// `y_s (+)= W_e·x_s` for the rows `s` of every group `e` and each of some factors, on all threads; `x` was packed with
+/// the same offsets.
+///
+/// The work of a single row is divided among the threads as that of many is.
+///
+/// # Panics
+/// Unless shapes, groups, rows and operands fit each other.
+pub fn products<const N: usize>(x: &Left, offsets: &[u32], factors: [Factor<'_>; N], into: Store) {
+    let groups = offsets.len().saturating_sub(1);
+    assert!(offsets.is_sorted() && offsets.last() == Some(&(x.rows() as u32)), "groups cover the rows");
+    let panels = factors.each_ref().map(|factor| factor.weight.rows().div_ceil(PANEL_COLS));
+    let factors = factors.map(|factor| {
+        let out = factor.weight.rows();
+        assert_eq!(factor.weight.groups(), groups, "groups of a factor");
+        assert_eq!(factor.y.len(), x.rows() * out, "y is [{}, {out}]", x.rows());
+        (factor.weight, out, Shared::new(factor.y))
+    });
+    let work =
+        Work { offsets, panels: &panels, tiles: panel_count, piece_tiles: PIECE_LEFT, piece_panels: PIECE_RIGHT };
+    work.run(|Piece { factor, group, tiles, panels }| {
+        let (weight, out, y) = &factors[factor];
+        let rows = offsets[group] as usize..offsets[group + 1] as usize;
+        let y = y.pointer(rows.start * out, rows.len() * out);
+        // SAFETY: each piece is another tile of `y`; only rows of that tile are touched.
+        unsafe { block(x.group(rows), tiles, weight.group(group), panels, y, *out, into) }
     });
 }
 
@@ -99,27 +115,6 @@ pub(crate) fn gemm_here(a: Panels<'_>, b: Panels<'_>, c: &mut [f32], into: Store
     let (panels_a, panels_b) = (panel_count(a.rows), b.rows.div_ceil(PANEL_COLS));
     // SAFETY: C is borrowed mutably and has the size just checked.
     unsafe { block(a, 0..panels_a, b, 0..panels_b, c.as_mut_ptr(), b.rows, into) }
-}
-
-/// Into how many tasks to divide the panels of A and of B: enough for all threads, none larger than a block, and as
-/// nearly square as that allows, since a task reads its rows of A and of B whole.
-pub(crate) fn divide(panels_a: usize, panels_b: usize) -> (usize, usize) {
-    let mut tasks_a = panels_a.div_ceil(TASK_LEFT);
-    let mut tasks_b = panels_b.div_ceil(TASK_RIGHT);
-    let wanted = if num_threads() == 1 { 1 } else { TASKS_PER_THREAD * num_threads() };
-    while tasks_a * tasks_b < wanted {
-        let (rows, columns) = (panels_a * PANEL_ROWS / tasks_a, panels_b * PANEL_COLS / tasks_b);
-        if rows >= columns && tasks_a * 2 <= panels_a {
-            tasks_a *= 2;
-        } else if tasks_b * 2 <= panels_b {
-            tasks_b *= 2;
-        } else if tasks_a * 2 <= panels_a {
-            tasks_a *= 2;
-        } else {
-            break;
-        }
-    }
-    (tasks_a, tasks_b)
 }
 
 /// The product of some panels of A with some of B, on this thread.
@@ -142,10 +137,12 @@ pub(crate) unsafe fn block(
     assert!(a.data.len() >= a.rows * a.pitch && b.data.len() >= b.rows.next_multiple_of(PANEL_COLS) * b.pitch);
     assert!(a.first + units <= a.pitch && b.first + units <= b.pitch);
     let (a_data, b_data) = (a.data.as_ptr().cast::<u32>(), b.data.as_ptr().cast::<u32>());
+    // A single left panel is read again for every right one whatever the block, and runs through each to its end.
+    let most = if panels_a.len() == 1 { units } else { BLOCK_UNITS };
     let mut start = 0;
     // At least once, so that an empty contraction gives zeros.
     loop {
-        let length = BLOCK_UNITS.min(units - start);
+        let length = most.min(units - start);
         let accumulate = start > 0 || into == Store::Accumulate;
         for j in panels_b.clone() {
             let cols = PANEL_COLS.min(b.rows - j * PANEL_COLS);
@@ -160,12 +157,12 @@ pub(crate) unsafe fn block(
                     // What comes next arrives while this is computed: the next right panel, in the first round the next
                     // left one too, and the next tile of C. Past the last one that fetches in vain.
                     let next = left.wrapping_add(a.pitch * rows);
-                    let mut ahead = Ahead::right(
-                        right.wrapping_add(b.pitch * PANEL_COLS),
-                        length,
-                        i - panels_a.start,
-                        panels_a.len(),
-                    );
+                    let mut ahead = if panels_a.len() == 1 {
+                        Ahead::within(right)
+                    } else {
+                        let panel = right.wrapping_add(b.pitch * PANEL_COLS);
+                        Ahead::right(panel, length, i - panels_a.start, panels_a.len())
+                    };
                     if j == panels_b.start && panels_a.len() > 1 {
                         ahead = ahead.and_left(next, rows);
                     }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::memory::Buffer;
 use crate::simd::{LANES, Simd, kernel};
 use crate::threads::{Shared, parallel_ranges};
+use crate::work::Work;
 
 use super::micro::fetch;
 use super::{Operand, PANEL_COLS, PANEL_ROWS};
@@ -46,10 +47,27 @@ impl<'a> Source<'a> {
     }
 }
 
+/// Packs a panel of one row: its units in order.
+#[inline(always)]
+fn pack_row<S: Simd>(s: S, row: &[f32], operand: Operand, panel: &mut [f32]) {
+    match operand {
+        Operand::F32 => panel.copy_from_slice(row),
+        Operand::Bf16 => {
+            for (x, units) in row.chunks(2 * LANES).zip(panel.chunks_mut(LANES)) {
+                let (lo, hi) = x.split_at(x.len().min(LANES));
+                s.store_partial(s.bf16_pairs(s.load_partial(lo), s.load_partial(hi)), units);
+            }
+        }
+    }
+}
+
 kernel! {
     /// Packs rows `rows` of a source, contraction `0..k` along the row, as one panel `width` wide (at most 32).
     pub(crate) fn pack_rows[s: S](source: Source<'_>, rows: Range<usize>, k: usize, operand: Operand, width: usize, panel: &mut [f32]) {
         let units = operand.units(k);
+        if width == 1 && rows.len() == 1 {
+            return pack_row(s, source.row(rows.start, 0..k), operand, &mut panel[..units]);
+        }
         for half in 0..width.div_ceil(LANES) {
             let lanes = LANES.min(width - half * LANES);
             let first = rows.start + half * LANES;
@@ -209,15 +227,24 @@ impl Left {
 
     /// Packs the `rows` rows of a source `[rows, k]` on all threads.
     pub fn from_rows(source: Source<'_>, rows: usize, k: usize, operand: Operand) -> Left {
+        Left::from_groups(source, &[0, rows as u32], k, operand)
+    }
+
+    /// Packs rows of a source on all threads; each group of rows, which begins at one of the offsets and ends at the next,
+    /// has panels of its own.
+    pub fn from_groups(source: Source<'_>, offsets: &[u32], k: usize, operand: Operand) -> Left {
+        let rows = offsets.last().map_or(0, |rows| *rows as usize);
         let mut packed = Left::scratch(rows, k, operand);
-        packed.fill(|panel, range| pack_rows(source, range.clone(), k, operand, range.len(), panel));
+        packed.fill(offsets, |panel, range| pack_rows(source, range.clone(), k, operand, range.len(), panel));
         packed
     }
 
     /// Packs the `rows` columns of a source `[k, rows]` on all threads.
     pub fn from_columns(source: Source<'_>, rows: usize, k: usize, operand: Operand) -> Left {
         let mut packed = Left::scratch(rows, k, operand);
-        packed.fill(|panel, range| pack_columns(source, range.clone(), k, operand, range.len(), None, panel));
+        packed.fill(&[0, rows as u32], |panel, range| {
+            pack_columns(source, range.clone(), k, operand, range.len(), None, panel);
+        });
         packed
     }
 
@@ -226,9 +253,15 @@ impl Left {
         self.rows
     }
 
-    /// The panels.
+    /// The panels of a factor without groups.
     pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels::new(&self.data, self.rows, self.k, self.operand)
+        self.group(0..self.rows)
+    }
+
+    /// The panels of the group that has these rows.
+    pub(crate) fn group(&self, rows: Range<usize>) -> Panels<'_> {
+        let units = self.operand.units(self.k);
+        Panels::new(&self.data[rows.start * units..rows.end * units], rows.len(), self.k, self.operand)
     }
 
     /// Packs rows `0..rows` of a source on this thread, in place of the old contents; `rows` and `k` as made.
@@ -247,15 +280,18 @@ impl Left {
         &mut self.data
     }
 
-    fn fill(&mut self, pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
-        let (rows, units) = (self.rows, self.operand.units(self.k));
-        let count = panel_count(rows);
+    fn fill(&mut self, offsets: &[u32], pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
+        let units = self.operand.units(self.k);
         let data = Shared::new(&mut self.data);
-        parallel_ranges(count, 1, |panels| {
-            for p in panels {
-                let range = panel_start(rows, count, p)..panel_start(rows, count, p + 1);
+        let work = Work { offsets, panels: &[1], tiles: panel_count, piece_tiles: 1, piece_panels: 1 };
+        work.run(|piece| {
+            let (first, end) = (offsets[piece.group] as usize, offsets[piece.group + 1] as usize);
+            let count = panel_count(end - first);
+            for p in piece.tiles {
+                let at = |p| first + panel_start(end - first, count, p);
+                let rows = at(p)..at(p + 1);
                 // SAFETY: each panel is another range.
-                pack(unsafe { data.range(range.start * units..range.end * units) }, range);
+                pack(unsafe { data.range(rows.start * units..rows.end * units) }, rows);
             }
         });
     }
@@ -298,6 +334,11 @@ impl Right {
     pub(crate) fn shared(&mut self) -> (Shared<f32>, RightShape) {
         let shape = RightShape { rows: self.rows, k: self.k, operand: self.operand };
         (Shared::new(&mut self.data), shape)
+    }
+
+    /// Factors.
+    pub fn groups(&self) -> usize {
+        self.groups
     }
 
     /// Rows of a factor (columns of the product).

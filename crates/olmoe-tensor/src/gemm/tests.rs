@@ -1,7 +1,7 @@
 //! Products against a plain f64 loop, and against each other bit for bit.
 
 use super::*;
-use crate::testing::{numbers, on_every_isa};
+use crate::testing::{numbers, on_every_isa, on_every_isa_and_threads};
 
 fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
@@ -72,6 +72,54 @@ fn a_row_does_not_depend_on_its_batch() {
             let mut some = vec![0.0; rows * n];
             gemm(&Left::from_rows(source, rows, k, operand), &right, &mut some, Store::Overwrite);
             assert_eq!(some, all[first * n..(first + rows) * n]);
+        }
+    }
+}
+
+/// Groups of no, one and many rows, in several factors at once: the bits of each group and factor alone.
+#[test]
+fn groups_at_once_are_groups_alone() {
+    let (k, outs) = (70, [33, 64]);
+    for offsets in [&[0, 1][..], &[0, 0, 1, 1, 4, 200, 230], &[0, 300, 300], &[0, 0]] {
+        let (groups, rows) = (offsets.len() - 1, offsets[offsets.len() - 1] as usize);
+        let source = numbers(7, (rows + 3) * k);
+        let index: Vec<u32> = (0..rows as u32).map(|row| row * 7 % (rows as u32 + 3)).collect();
+        for operand in [Operand::F32, Operand::Bf16] {
+            let alone = |group: usize, out: usize| {
+                let w = numbers(8 + group, out * k);
+                Right::from_rows(Source::new(&w, k), out, k, operand)
+            };
+            let together = outs.map(|out| {
+                let mut all = Right::scratch(groups, out, k, operand);
+                let (data, shape) = all.shared();
+                for group in 0..groups {
+                    let w = numbers(8 + group, out * k);
+                    for (p, strip) in w.chunks(PANEL_COLS * k).enumerate() {
+                        // SAFETY: one task.
+                        unsafe { shape.pack_panel(&data, group, p, strip) }
+                    }
+                }
+                all
+            });
+            let got = on_every_isa_and_threads(|| {
+                let [mut first, mut second] = outs.map(|out| vec![f32::NAN; rows * out]);
+                let left = Left::from_groups(Source::gather(&source, k, &index), offsets, k, operand);
+                let factors =
+                    [Factor { weight: &together[0], y: &mut first }, Factor { weight: &together[1], y: &mut second }];
+                products(&left, offsets, factors, Store::Overwrite);
+                [first, second].concat()
+            });
+            let mut expected = Vec::new();
+            for out in outs {
+                for (group, pair) in offsets.windows(2).enumerate() {
+                    let some = &index[pair[0] as usize..pair[1] as usize];
+                    let left = Left::from_groups(Source::gather(&source, k, some), &[0, some.len() as u32], k, operand);
+                    let mut c = vec![f32::NAN; some.len() * out];
+                    gemm(&left, &alone(group, out), &mut c, Store::Overwrite);
+                    expected.extend(c);
+                }
+            }
+            assert_eq!(got, expected);
         }
     }
 }

@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use crate::gemm::{
-    Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Right, Source, Store, block, gemm_here, pack_columns, panel_count,
-    panel_start,
+    Factor, Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Right, Source, Store, block, pack_columns, panel_count,
+    panel_start, products,
 };
 use crate::memory::Buffer;
 use crate::ops::linear::PackedWeight;
@@ -75,18 +75,10 @@ pub fn backward_input(dy_so: &Tensor, offsets_e: &[u32], w: &PackedWeight) -> Te
 
 fn product(x_si: &Tensor, offsets_e: &[u32], right: &Right) -> Tensor {
     check(x_si, offsets_e);
-    let (input, out, operand) = (x_si.cols(), right.rows(), right.operand());
-    let mut y_so = Tensor::scratch(&[x_si.rows(), out]);
-    let y = Shared::new(&mut y_so);
-    let blocks = blocks(offsets_e);
-    parallel(blocks.len(), |b| {
-        let (group, rows) = (blocks[b].group(), blocks[b].rows());
-        let mut left = Left::scratch_of(BLOCK_ROWS, rows.len(), input, operand);
-        left.repack_rows(Source::new(x_si.row_range(rows.clone()), input));
-        // SAFETY: each block is another range of rows.
-        let y = unsafe { y.range(rows.start * out..rows.end * out) };
-        gemm_here(left.panels(), right.group(group), y, Store::Overwrite);
-    });
+    let (input, operand) = (x_si.cols(), right.operand());
+    let mut y_so = Tensor::scratch(&[x_si.rows(), right.rows()]);
+    let left = Left::from_groups(Source::new(x_si, input), offsets_e, input, operand);
+    products(&left, offsets_e, [Factor { weight: right, y: &mut y_so }], Store::Overwrite);
     y_so
 }
 

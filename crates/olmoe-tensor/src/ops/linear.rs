@@ -7,9 +7,9 @@
 use std::cell::OnceCell;
 use std::ops::Range;
 
-use crate::gemm::{Left, Operand, PANEL_COLS, Right, Source, Store, gemm};
+use crate::gemm::{self, Left, Operand, PANEL_COLS, Right, Source, Store, gemm};
 use crate::memory::Buffer;
-use crate::quant::product::{QuantizedInput, QuantizedWeight, product};
+use crate::quant::product::{self, QuantizedInput, QuantizedWeight, Rows};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel};
 
@@ -189,11 +189,24 @@ impl<'a> Weight<'a> {
             Weight::Quantized(_) => panic!("quantised weights take part in forward products only"),
         }
     }
+
+    /// The blocks.
+    pub(super) fn quantized(self) -> &'a QuantizedWeight {
+        match self {
+            Weight::Packed(_) => panic!("weights of one product are of one kind"),
+            Weight::Quantized(weight) => weight,
+        }
+    }
 }
 
 /// The input of several products, packed once for each kind of weight that asks.
 pub struct Input<'x> {
     x: &'x Tensor,
+    /// Row `index[s]` of `x` takes the place of row `s`.
+    index: Option<&'x [u32]>,
+    groups: Option<&'x [u32]>,
+    /// The offsets of a single group.
+    all: [u32; 2],
     packed: [OnceCell<Left>; 2],
     quantized: [OnceCell<QuantizedInput>; 2],
 }
@@ -201,39 +214,66 @@ pub struct Input<'x> {
 impl<'x> Input<'x> {
     /// Of `x [T, in]`.
     pub fn new(x: &'x Tensor) -> Input<'x> {
-        Input { x, packed: Default::default(), quantized: Default::default() }
+        let all = [0, x.rows() as u32];
+        Input { x, index: None, groups: None, all, packed: Default::default(), quantized: Default::default() }
     }
 
-    /// `y [T, out] = x·Wᵀ`.
+    /// Of rows of `x [T, in]` sorted by group, each group with weights of its own: row `index[s]` in place of row `s`, where
+    /// there is an index; `offsets` says where the rows of each group begin, and where the last ends.
+    pub fn grouped(x: &'x Tensor, index: Option<&'x [u32]>, offsets: &'x [u32]) -> Input<'x> {
+        Input { index, groups: Some(offsets), ..Input::new(x) }
+    }
+
+    /// `y [S, out]`, `y_s = W_e·x_s`, for the rows `s` of each group `e`.
     pub fn times(&self, weight: Weight<'_>) -> Tensor {
-        match weight {
-            Weight::Packed(weight) => {
-                let operand = weight.operand();
-                let x = self.packed[usize::from(operand == Operand::Bf16)].get_or_init(|| pack_input(self.x, operand));
-                forward(x, weight)
+        let [y] = self.times_each([weight]);
+        y
+    }
+
+    /// The same for several weights, at once if they are of one kind.
+    pub fn times_each<const N: usize>(&self, weights: [Weight<'_>; N]) -> [Tensor; N] {
+        let offsets = self.groups.unwrap_or(&self.all);
+        let rows = offsets.last().map_or(0, |rows| *rows as usize);
+        let mut all = weights.map(|weight| Tensor::scratch(&[rows, weight.strips().out]));
+        let kind = |weight: Weight<'_>| match weight {
+            Weight::Packed(weight) => (false, weight.operand() == Operand::Bf16),
+            Weight::Quantized(weight) => (true, weight.format().block_len() > 32),
+        };
+        if weights.iter().all(|weight| kind(*weight) == kind(weights[0])) {
+            let mut ys = all.iter_mut();
+            let factors = weights.map(|weight| (weight, ys.next().expect("as many products as weights")));
+            self.multiply(offsets, factors);
+        } else {
+            weights.into_iter().zip(&mut all).for_each(|factor| self.multiply(offsets, [factor]));
+        }
+        all
+    }
+
+    /// The products with weights of one kind.
+    fn multiply<const N: usize>(&self, offsets: &[u32], factors: [(Weight<'_>, &mut Tensor); N]) {
+        match factors.first() {
+            None => {}
+            Some((Weight::Packed(first), _)) => {
+                let (k, operand) = (self.x.cols(), first.operand());
+                let source = Source { index: self.index, ..Source::new(self.x, k) };
+                let x = self.packed[usize::from(operand == Operand::Bf16)]
+                    .get_or_init(|| Left::from_groups(source, offsets, k, operand));
+                let factors = factors.map(|(weight, y)| gemm::Factor { weight: weight.packed().forward(), y });
+                gemm::products(x, offsets, factors, Store::Overwrite);
             }
-            Weight::Quantized(weight) => {
-                let format = weight.format();
-                let x = self.quantized[usize::from(format.block_len() > 32)]
-                    .get_or_init(|| QuantizedInput::pack(self.x, self.x.cols(), format));
-                let mut y = Tensor::scratch(&[self.x.rows(), weight.strips().out]);
-                product(x, weight, &mut y, Store::Overwrite);
-                y
+            Some((Weight::Quantized(first), _)) => {
+                let x = self.quantized[usize::from(first.format().block_len() > 32)]
+                    .get_or_init(|| QuantizedInput::pack(self.x, self.x.cols(), first.format()));
+                let factors = factors.map(|(weight, y)| product::Factor { weight: weight.quantized(), y });
+                product::products(x, Rows { index: self.index, offsets, first: 0 }, factors, Store::Overwrite);
             }
         }
     }
 }
 
-/// Packs `x [T, in]` as the left factor of [`forward`].
+/// Packs `x [T, in]` as the left factor of `x·Wᵀ`.
 pub fn pack_input(x_ti: &Tensor, operand: Operand) -> Left {
     Left::from_rows(Source::new(x_ti, x_ti.cols()), x_ti.rows(), x_ti.cols(), operand)
-}
-
-/// `y [T, out] = x·Wᵀ`.
-pub fn forward(x: &Left, w: &PackedWeight) -> Tensor {
-    let mut y = Tensor::scratch(&[x.rows(), w.forward.rows()]);
-    gemm(x, &w.forward, &mut y, Store::Overwrite);
-    y
 }
 
 /// `dx [T, in] (+)= dy·W`.
@@ -255,6 +295,7 @@ pub fn backward_weight(dy_to: &Tensor, x: &Right, dw_oi: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::BlockFormat;
     use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
 
     fn naive(x: &[f64], w: &[f64], t: usize, o: usize, i: usize) -> Vec<f64> {
@@ -269,7 +310,7 @@ mod tests {
                 let mut packed = PackedWeight::new(1, o, i, Operand::F32, true);
                 packed.pack(&w);
                 let (x, dy) = (Tensor::new(&x, &[t, i]), Tensor::new(&dy, &[t, o]));
-                let y = forward(&pack_input(&x, Operand::F32), &packed);
+                let y = Input::new(&x).times(Weight::Packed(&packed));
                 let mut dx = Tensor::scratch(&[t, i]);
                 backward_input(&dy, &packed, &mut dx, Store::Overwrite);
                 let mut dw = vec![0.0; o * i];
@@ -284,6 +325,30 @@ mod tests {
             assert!(relative_error(&got[t * o..t * o + t * i], &dx) < 1e-6);
             assert!(relative_error(&got[t * o + t * i..], &dw) < 1e-6);
         }
+    }
+
+    /// Weights of one kind and of several, at once and one by one.
+    #[test]
+    fn several_products_of_an_input_are_each_its_own() {
+        let (t, i) = (3, 64);
+        let x = Tensor::new(&numbers(1, t * i), &[t, i]);
+        let pack = |seed, out, operand| {
+            let mut packed = PackedWeight::new(1, out, i, operand, false);
+            packed.pack(&numbers(seed, out * i));
+            packed
+        };
+        let (a, b, c) = (pack(2, 40, Operand::Bf16), pack(3, 33, Operand::Bf16), pack(4, 5, Operand::F32));
+        let mut blocks = QuantizedWeight::new(BlockFormat::Q8_0, 1, 32, i);
+        blocks.pack(0..1, &[0x11; 32 * 2 * 34]);
+        let all = [Weight::Packed(&a), Weight::Packed(&b), Weight::Packed(&c), Weight::Quantized(&blocks)];
+        let input = Input::new(&x);
+        for (y, weight) in input.times_each(all).iter().zip(all) {
+            assert_eq!(y.shape(), [t, weight.strips().out]);
+            assert_eq!(**y, *input.times(weight));
+        }
+        let [first, second] = input.times_each([all[0], all[1]]);
+        assert_eq!((&*first, &*second), (&*input.times(all[0]), &*input.times(all[1])));
+        assert!(input.times_each([]).is_empty());
     }
 
     /// Packing at once, by changing numbers, strip by strip through scratch, and in two parts: all give the same panels.

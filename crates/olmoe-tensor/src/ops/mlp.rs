@@ -7,23 +7,25 @@
 //! without a gate `a = f(u)`. Backward, with `a' = Wdᵀ·dy_t`: `dw_s = a'·a`, `da = w_s·a'`, so no output is kept;
 //! `dWd += dy_t ⊗ w_s·a`, `dWg += dg ⊗ x_t`, `dWu += du ⊗ x_t`, `dx_t = Σ_s (Wgᵀ·dg + Wuᵀ·du)`.
 //!
-//! A task takes a block of one expert's slots through all of it while the block is in the cache. A dense layer is the
-//! case of one expert that takes every token with weight one.
+//! Where experts have many rows, a task takes a block of one expert's slots through all of it while the block is in the
+//! cache; where they have few, each product takes all experts at once, so that weights stream and a single token keeps all
+//! threads busy. A dense layer is the case of one expert that takes every token with weight one.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward};
-use crate::ops::add::{add_assign, add_bias as add_bias_rows, scale};
+use crate::ops::add::{add_assign, scale};
 use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, Product, blocks};
 use crate::ops::lanes::lanes;
-use crate::ops::linear::Weight;
+use crate::ops::linear::{Input, Weight};
 use crate::ops::router::{Assignment, DROPPED};
-use crate::quant::product::{Factor, QuantizedInput, QuantizedWeight, Rows, products};
+use crate::quant::product::{self, Factor, QuantizedInput, Rows};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
-use crate::threads::{Shared, parallel, parallel_ranges};
+use crate::threads::{Shared, num_threads, parallel, parallel_ranges};
 
 /// The weights of the layer, one of each for every expert.
 #[derive(Clone, Copy)]
@@ -69,12 +71,10 @@ pub struct Saved {
     up_si: Tensor,
 }
 
-/// Room for `len` numbers of a block's rows, `width` in each.
-fn block_scratch(len: usize, width: usize) -> Buffer<f32> {
-    let mut scratch = Buffer::scratch(BLOCK_ROWS * width);
-    scratch.truncate(len);
-    scratch
-}
+/// Rows of a chosen expert, on the mean, from which on the layer goes block by block.
+const MANY_ROWS: usize = 32;
+/// Blocks for each thread, at least, for the same: a slow thread then keeps nobody waiting for long.
+const BLOCKS_PER_THREAD: usize = 4;
 
 fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
     if let Some(bias) = bias {
@@ -82,11 +82,38 @@ fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
     }
 }
 
+/// Room for `len` numbers of a block's rows, `width` in each.
+fn block_scratch(len: usize, width: usize) -> Buffer<f32> {
+    let mut scratch = Buffer::scratch(BLOCK_ROWS * width);
+    scratch.truncate(len);
+    scratch
+}
+
 /// `y [T, D]` from `x [T, D]`.
 pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
-    if let (Weight::Quantized(up), Weight::Quantized(down)) = (mlp.up, mlp.down) {
-        return forward_quantized(x_td, mlp, (up, down), assignment);
+    let (out_sd, saved) = match mlp.up {
+        Weight::Packed(_) if fills_blocks(&assignment.offsets_e) => by_blocks(x_td, mlp, assignment),
+        Weight::Quantized(_) if fills_blocks(&assignment.offsets_e) => quantized_by_blocks(x_td, mlp, assignment),
+        _ => by_products(x_td, mlp, assignment),
+    };
+    (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+}
+
+/// Whether experts have so many rows that multiplying takes longer than reading the weights, and all threads a few blocks.
+/// The results do not depend on it.
+fn fills_blocks(offsets_e: &[u32]) -> bool {
+    let (mut chosen, mut count) = (0, 0);
+    for pair in offsets_e.windows(2) {
+        let rows = (pair[1] - pair[0]) as usize;
+        chosen += usize::from(rows > 0);
+        count += rows.div_ceil(BLOCK_ROWS);
     }
+    let rows = offsets_e.last().map_or(0, |rows| *rows as usize);
+    rows >= MANY_ROWS * chosen && count >= BLOCKS_PER_THREAD * num_threads()
+}
+
+/// The slots' outputs, block by block: what lies between the products stays in the cache.
+fn by_blocks(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
     let (d, width, slots) = (x_td.cols(), mlp.up.strips().out, assignment.slots());
     let operand = mlp.up.packed().operand();
     let mut saved =
@@ -96,9 +123,7 @@ pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
         let gate_si = saved.gate_si.as_deref_mut().map(Shared::new);
         let up_si = Shared::new(&mut saved.up_si);
         let out_sd = Shared::new(&mut out_sd);
-        let blocks = blocks(&assignment.offsets_e);
-        parallel(blocks.len(), |b| {
-            let (e, slots) = (blocks[b].group(), blocks[b].rows());
+        for_blocks(assignment, |e, slots| {
             let mut left = Left::scratch_of(BLOCK_ROWS, slots.len(), d, operand);
             left.repack_rows(Source::gather(x_td, d, &assignment.token_s[slots.clone()]));
             let inner = slots.start * width..slots.end * width;
@@ -125,56 +150,76 @@ pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
             add_bias(out, mlp.biases.down);
         });
     }
-    (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+    (out_sd, saved)
 }
 
-/// The same with quantised weights: each product of all experts at once, so that a single token keeps all threads busy.
-fn forward_quantized(
-    x_td: &Tensor,
-    mlp: &Mlp<'_>,
-    (up, down): (&QuantizedWeight, &QuantizedWeight),
-    assignment: &Assignment,
-) -> (Tensor, Saved) {
-    let (d, width, slots) = (x_td.cols(), up.strips().out, assignment.slots());
-    let rows = Rows { index: Some(&assignment.token_s), offsets: &assignment.offsets_e };
-    let mut up_si = Tensor::scratch(&[slots, width]);
-    let mut act_si = Tensor::scratch(&[slots, width]);
-    let x = QuantizedInput::pack(x_td, d, up.format());
-    let gate = mlp.gate.map(|gate| match gate {
-        Weight::Quantized(gate) => gate,
-        Weight::Packed(_) => panic!("the weights of a layer are quantised all or none"),
-    });
-    let biased = |rows: &mut Tensor, bias: Option<&[f32]>| {
-        if let Some(bias) = bias {
-            add_bias_rows(rows, bias);
+/// The slots' outputs, each product of all experts at once: weights stream, and a single token keeps all threads busy.
+fn by_products(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
+    let x = Input::grouped(x_td, Some(&assignment.token_s), &assignment.offsets_e);
+    let (mut gate_si, mut up_si) = match mlp.gate {
+        Some(gate) => {
+            let [gate_si, up_si] = x.times_each([gate, mlp.up]);
+            (Some(gate_si), up_si)
         }
+        None => (None, x.times(mlp.up)),
     };
-    if let Some(gate) = gate {
-        let mut gate_si = Tensor::scratch(&[slots, width]);
-        let factors = [Factor { weight: gate, y: &mut gate_si }, Factor { weight: up, y: &mut up_si }];
-        if gate.format().block_len() == up.format().block_len() {
-            products(&x, rows, factors, Store::Overwrite);
-        } else {
-            let [gate, up] = factors;
-            products(&QuantizedInput::pack(x_td, d, gate.weight.format()), rows, [gate], Store::Overwrite);
-            products(&x, rows, [up], Store::Overwrite);
+    add_bias(&mut up_si, mlp.biases.up);
+    let mut act_si = Tensor::scratch(up_si.shape());
+    match &mut gate_si {
+        Some(gate_si) => {
+            add_bias(gate_si, mlp.biases.gate);
+            each_slot(&mut act_si, |range, act| swiglu(&gate_si[range.clone()], &up_si[range], act));
         }
-        biased(&mut gate_si, mlp.biases.gate);
-        biased(&mut up_si, mlp.biases.up);
-        each_slot(&mut act_si, |range, act| swiglu(&gate_si[range.clone()], &up_si[range], act));
-    } else {
-        products(&x, rows, [Factor { weight: up, y: &mut up_si }], Store::Overwrite);
-        biased(&mut up_si, mlp.biases.up);
-        each_slot(&mut act_si, |range, act| activate(mlp.activation, &up_si[range], act));
+        None => each_slot(&mut act_si, |range, act| activate(mlp.activation, &up_si[range], act)),
     }
+    let mut out_sd = Input::grouped(&act_si, None, &assignment.offsets_e).times(mlp.down);
+    add_bias(&mut out_sd, mlp.biases.down);
+    (out_sd, Saved { gate_si, up_si })
+}
+
+/// [`by_blocks`] with quantised weights.
+fn quantized_by_blocks(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
+    let (d, width, slots) = (x_td.cols(), mlp.up.strips().out, assignment.slots());
+    let (up, down) = (mlp.up.quantized(), mlp.down.quantized());
+    let gate = mlp.gate.map(Weight::quantized);
+    let x = QuantizedInput::pack(x_td, d, up.format());
+    let other = gate.filter(|gate| gate.format().block_len() != up.format().block_len());
+    let x_gate = other.map(|gate| QuantizedInput::pack(x_td, d, gate.format()));
     let mut out_sd = Tensor::scratch(&[slots, d]);
-    let act = QuantizedInput::pack(&act_si, width, down.format());
-    let rows = Rows { index: None, offsets: &assignment.offsets_e };
-    products(&act, rows, [Factor { weight: down, y: &mut out_sd }], Store::Overwrite);
-    biased(&mut out_sd, mlp.biases.down);
+    let out_shared = Shared::new(&mut out_sd);
+    for_blocks(assignment, |e, slots| {
+        let count = slots.len();
+        let (offsets, index) = ([0, count as u32], &assignment.token_s[slots.clone()]);
+        let rows = Rows { index: Some(index), offsets: &offsets, first: e };
+        let [mut up_si, mut act_si] = [(); 2].map(|()| block_scratch(count * width, width));
+        product::products(&x, rows, [Factor { weight: up, y: &mut up_si }], Store::Overwrite);
+        add_bias(&mut up_si, mlp.biases.up);
+        match gate {
+            Some(gate) => {
+                let mut gate_si = block_scratch(count * width, width);
+                let factor = Factor { weight: gate, y: &mut gate_si };
+                product::products(x_gate.as_ref().unwrap_or(&x), rows, [factor], Store::Overwrite);
+                add_bias(&mut gate_si, mlp.biases.gate);
+                swiglu(&gate_si, &up_si, &mut act_si);
+            }
+            None => activate(mlp.activation, &up_si, &mut act_si),
+        }
+        let act = QuantizedInput::pack(&act_si, width, down.format());
+        // SAFETY: each block is another range of slots.
+        let out = unsafe { out_shared.range(slots.start * d..slots.end * d) };
+        let rows = Rows { index: None, offsets: &offsets, first: e };
+        product::products(&act, rows, [Factor { weight: down, y: &mut *out }], Store::Overwrite);
+        add_bias(out, mlp.biases.down);
+    });
     // Nothing is kept: quantised weights have no way back.
-    let saved = Saved { gate_si: None, up_si: Tensor::scratch(&[0, width]) };
-    (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+    (out_sd, Saved { gate_si: None, up_si: Tensor::scratch(&[0, width]) })
+}
+
+/// Runs over the blocks (expert, slots) on all threads, the largest first, so that nobody waits long for the last one.
+fn for_blocks(assignment: &Assignment, run: impl Fn(usize, Range<usize>) + Sync) {
+    let mut blocks = blocks(&assignment.offsets_e);
+    blocks.sort_unstable_by_key(|block| Reverse(block.rows().len()));
+    parallel(blocks.len(), |b| run(blocks[b].group(), blocks[b].rows()));
 }
 
 /// Runs over the rows of `y` on all threads, with the range of its numbers.
@@ -347,189 +392,4 @@ fn bias_gradients(biases: Biases<&mut [f32]>, sums: &Tensor, dy_td: &Tensor) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::ops::Range;
-
-    use super::*;
-    use crate::gemm::Operand;
-    use crate::ops::linear::PackedWeight;
-    use crate::ops::router;
-    use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
-
-    /// A layer of E experts and the numbers of its case.
-    struct Case {
-        tokens: usize,
-        d: usize,
-        width: usize,
-        experts: usize,
-        gated: bool,
-        activation: Activation,
-        /// Which expert each (token, choice) goes to.
-        routing: router::Routing,
-    }
-
-    impl Case {
-        /// Tokens choose by the logits, `[T, E]`.
-        fn new(logits: &[f32], experts: usize, top_k: usize, d: usize, width: usize, gated: bool) -> Case {
-            let tokens = logits.len() / experts;
-            let routing = router::forward(Tensor::new(logits, &[tokens, experts]), top_k, false);
-            Case { tokens, d, width, experts, gated, activation: Activation::Silu, routing }
-        }
-
-        fn weights(&self) -> [Vec<f32>; 3] {
-            let len = self.experts * self.width * self.d;
-            [numbers(1, if self.gated { len } else { 0 }), numbers(2, len), numbers(3, len)]
-        }
-
-        /// `y` and, of `dy`, the gradients of x, the slots' weights, and the three weights, one after the other.
-        fn run(&self, x: &[f32], dy: &[f32], operand: Operand) -> Vec<f32> {
-            let (e, d, i) = (self.experts, self.d, self.width);
-            let [wg, wu, wd] = self.weights();
-            let pack = |w: &[f32], out, input| {
-                let mut packed = PackedWeight::new(e, out, input, operand, true);
-                packed.pack(w);
-                packed
-            };
-            let (up, down) = (pack(&wu, i, d), pack(&wd, d, i));
-            let gate = self.gated.then(|| pack(&wg, i, d));
-            let mlp = Mlp {
-                gate: gate.as_ref().map(Weight::Packed),
-                up: Weight::Packed(&up),
-                down: Weight::Packed(&down),
-                activation: self.activation,
-                biases: Biases::default(),
-            };
-            let assignment = router::assign(&self.routing, None);
-            let x = Tensor::new(x, &[self.tokens, d]);
-            let (y, saved) = forward(&x, &mlp, &assignment);
-            let (mut dg, mut du, mut dd) = (vec![0.0; wg.len()], vec![0.0; wu.len()], vec![0.0; wd.len()]);
-            let gradients = Gradients {
-                gate: self.gated.then_some(&mut dg[..]),
-                up: &mut du,
-                down: &mut dd,
-                biases: Biases::default(),
-            };
-            let dy = Tensor::new(dy, &[self.tokens, d]);
-            let (dx, dweight_s) = backward(&x, &mlp, &assignment, &saved, &dy, gradients);
-            let dweights: Vec<f32> = assignment.slot_tk.iter().map(|slot| dweight_s[*slot as usize]).collect();
-            [&y[..], &dx, &dweights, &dg, &du, &dd].concat()
-        }
-
-        fn naive(&self, x: &[f64], weights_tk: &[f64], wg: &[f64], wu: &[f64], wd: &[f64]) -> Vec<f64> {
-            let (d, i, k) = (self.d, self.width, self.routing.ids_tk.cols());
-            let mut y = vec![0.0; self.tokens * d];
-            let sigma = |x: f64| 1.0 / (1.0 + (-x).exp());
-            for (at, e) in self.routing.ids_tk.iter().enumerate() {
-                let (t, e) = (at / k, *e as usize);
-                let x = &x[t * d..(t + 1) * d];
-                let project =
-                    |w: &[f64], row: usize| -> f64 { x.iter().zip(&w[(e * i + row) * d..]).map(|(x, w)| x * w).sum() };
-                let act: Vec<f64> = (0..i)
-                    .map(|row| {
-                        let u = project(wu, row);
-                        match (self.gated, self.activation) {
-                            (true, _) => {
-                                let g = project(wg, row);
-                                g * sigma(g) * u
-                            }
-                            (false, Activation::Relu) => u.max(0.0),
-                            (false, _) => u * sigma(u),
-                        }
-                    })
-                    .collect();
-                for row in 0..d {
-                    let o: f64 = act.iter().zip(&wd[(e * d + row) * i..]).map(|(a, w)| a * w).sum();
-                    y[t * d + row] += weights_tk[at] * o;
-                }
-            }
-            y
-        }
-
-        fn check(&self) {
-            let (t, d, k) = (self.tokens, self.d, self.routing.ids_tk.cols());
-            let (x, dy) = (numbers(4, t * d), numbers(5, t * d));
-            let got = on_every_isa(|| self.run(&x, &dy, Operand::F32));
-            let [wg, wu, wd] = self.weights().map(|w| wide(&w));
-            let (x, dy, w) = (wide(&x), wide(&dy), wide(&self.routing.weights_tk));
-            let loss = |y: Vec<f64>| y.iter().zip(&dy).map(|(a, b)| a * b).sum();
-            let mut rest = &got[..];
-            for (what, expected) in [
-                ("y", self.naive(&x, &w, &wg, &wu, &wd)),
-                ("dx", finite_differences(&x, |x| loss(self.naive(x, &w, &wg, &wu, &wd)))),
-                ("dweights", finite_differences(&w, |w| loss(self.naive(&x, w, &wg, &wu, &wd)))),
-                ("dWg", finite_differences(&wg, |wg| loss(self.naive(&x, &w, wg, &wu, &wd)))),
-                ("dWu", finite_differences(&wu, |wu| loss(self.naive(&x, &w, &wg, wu, &wd)))),
-                ("dWd", finite_differences(&wd, |wd| loss(self.naive(&x, &w, &wg, &wu, wd)))),
-            ] {
-                let error = relative_error(&rest[..expected.len()], &expected);
-                assert!(
-                    error < 1e-6,
-                    "{what} of {t} tokens, {} experts, top {k}, gate {}: {error}",
-                    self.experts,
-                    self.gated
-                );
-                rest = &rest[expected.len()..];
-            }
-            assert!(rest.is_empty());
-        }
-    }
-
-    #[test]
-    fn gradients_match_finite_differences() {
-        // One token; an odd everything; all tokens on one expert and none on another; no token at all.
-        Case::new(&numbers(9, 4), 4, 2, 3, 5, true).check();
-        Case::new(&numbers(8, 7 * 3), 3, 2, 5, 7, true).check();
-        Case::new(&[0.0, 9.0, 1.0].repeat(19), 3, 1, 4, 3, true).check();
-        Case::new(&[], 3, 1, 4, 3, true).check();
-        let mut plain = Case::new(&numbers(7, 5 * 4), 4, 3, 4, 6, false);
-        plain.check();
-        plain.activation = Activation::Relu;
-        plain.check();
-    }
-
-    #[test]
-    fn many_slots_many_blocks_and_any_batch() {
-        let (experts, top_k, d, width, tokens) = (5, 2, 40, 36, 300);
-        let logits = numbers(1, tokens * experts);
-        let (x, dy) = (numbers(4, tokens * d), numbers(5, tokens * d));
-        for operand in [Operand::F32, Operand::Bf16] {
-            let run = |range: Range<usize>| {
-                let logits = &logits[range.start * experts..range.end * experts];
-                let case = Case::new(logits, experts, top_k, d, width, true);
-                case.run(&x[range.start * d..range.end * d], &dy[range.start * d..range.end * d], operand)
-            };
-            let all = on_every_isa(|| run(0..tokens));
-            for range in [0..1, 17..29, 150..300] {
-                let some = run(range.clone());
-                let (n, own) = (range.len() * d, range.start * d..range.end * d);
-                assert_eq!(some[..n], all[own.clone()], "outputs of tokens {range:?}");
-                assert_eq!(some[n..2 * n], all[tokens * d..][own], "input gradients of tokens {range:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_dropped_choice_adds_nothing() {
-        let case = Case::new(&[0.0, 5.0].repeat(4), 2, 1, 3, 4, true);
-        let [wg, wu, wd] = case.weights();
-        let pack = |w: &[f32], out, input| {
-            let mut packed = PackedWeight::new(2, out, input, Operand::F32, false);
-            packed.pack(w);
-            packed
-        };
-        let (gate, up, down) = (pack(&wg, 4, 3), pack(&wu, 4, 3), pack(&wd, 3, 4));
-        let biases = Biases::default();
-        let mlp = Mlp {
-            gate: Some(Weight::Packed(&gate)),
-            up: Weight::Packed(&up),
-            down: Weight::Packed(&down),
-            activation: Activation::Silu,
-            biases,
-        };
-        let x = Tensor::new(&numbers(4, 12), &[4, 3]);
-        let (all, _) = forward(&x, &mlp, &router::assign(&case.routing, None));
-        let (some, _) = forward(&x, &mlp, &router::assign(&case.routing, Some(3)));
-        assert_eq!(some[..9], all[..9]);
-        assert_eq!(some[9..], [0.0; 3]);
-    }
-}
+mod tests;

@@ -1,37 +1,29 @@
-//! `olmoe bench decode` and `olmoe bench prefill`: a model against the limits of the machine, measured in the same run.
+//! `olmoe bench decode`, `batch` and `prefill`: a model against the limits of the machine, measured in the same run.
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::Args;
 use olmoe_checkpoint::Checkpoint;
+use olmoe_engine::Engine;
 use olmoe_model::batch::Batch;
-use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Activations, Keep, KvCache, Model};
-use olmoe_model::parameters::ParameterCount;
-use olmoe_tensor::limits::{peak_int8, read_bandwidth};
+use olmoe_tensor::limits::read_bandwidth;
+use olmoe_tensor::memory;
 use olmoe_tensor::simd::Isa;
+use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::num_threads;
 use serde_json::json;
 
-use super::median;
-use crate::arguments::{ModelArg, OnePrecision, Threads, positive};
+use super::READ_BYTES;
+use super::figure::{Figure, Peak, Work};
+use crate::arguments::{CacheArg, ModelArg, OnePrecision, Threads, positive};
 use crate::progress::Progress;
 
 const LIMIT_TIME: Duration = Duration::from_millis(300);
-/// Larger than every cache.
-const READ_BYTES: usize = 1 << 30;
+const PEAK_TIME: Duration = Duration::from_millis(100);
 
-/// Operations of a token of a prompt, two to a multiply-add: matrices by the parameters that it passes (the embedding is
-/// a look-up, the head is for the last token only), attention by the half of the scores that causality leaves.
-fn operations_per_token(config: &ModelConfig, length: usize) -> anyhow::Result<f64> {
-    let vocabulary = config.embedding_size * config.d_model;
-    let outer = if config.tie_embeddings { vocabulary } else { 2 * vocabulary };
-    let active = ParameterCount::of(config)?.active as f64 - outer as f64;
-    Ok(2.0 * active + 2.0 * (config.n_layers * config.query_width() * length) as f64)
-}
-
-/// What both measurements need.
+/// What these measurements have in common.
 #[derive(Args)]
 pub(crate) struct InferenceArgs {
     #[command(flatten)]
@@ -44,6 +36,9 @@ pub(crate) struct InferenceArgs {
     /// Rounds; the median counts
     #[arg(long, value_name = "N", default_value = "5", value_parser = positive)]
     rounds: usize,
+
+    #[command(flatten)]
+    cache: CacheArg,
 
     #[command(flatten)]
     threads: Threads,
@@ -59,6 +54,39 @@ impl InferenceArgs {
         let checkpoint = Checkpoint::open(&self.model.resolve()?)?;
         let loading = Progress::new("loading", checkpoint.bytes(), self.json);
         Ok(checkpoint.load(self.precision.into(), true, &|bytes| loading.advance(bytes))?)
+    }
+
+    /// Caches for so many sequences, unless they fit neither the model nor the memory.
+    fn caches(&self, model: &Model, sequences: usize, length: usize) -> anyhow::Result<Vec<KvCache>> {
+        let limit = model.config().max_sequence_length;
+        if length > limit {
+            bail!("{length} tokens do not fit the context of this model, {limit}; ask for fewer");
+        }
+        let needed = (self.cache_bytes_per_token(model) as u64).saturating_mul(length as u64);
+        let needed = needed.saturating_mul(sequences as u64);
+        if let Some(available) = memory::available_bytes() {
+            ensure!(
+                needed <= available,
+                "{sequences} sequences of {length} tokens need caches of {:.1} GB, and {:.1} GB are free; ask for fewer",
+                needed as f64 / 1e9,
+                available as f64 / 1e9
+            );
+        }
+        let kind = self.cache.cache_type.unwrap_or(KvCache::default_type(model));
+        Ok((0..sequences).map(|_| KvCache::of_type(model, length, kind)).collect())
+    }
+
+    fn cache_bytes_per_token(&self, model: &Model) -> usize {
+        Engine::cache_bytes_per_token(model, self.cache.cache_type)
+    }
+
+    fn print(&self, figure: &Figure) -> anyhow::Result<()> {
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&figure.json())?);
+        } else {
+            println!("{figure}");
+        }
+        Ok(())
     }
 }
 
@@ -84,10 +112,37 @@ pub(crate) struct DecodeArgs {
     tokens: usize,
 }
 
+/// Measure decoding of several sequences at once
+///
+/// A step takes a token of each sequence. It reads the experts that any of them chooses, so the yardstick is the lower
+/// of what the bandwidth feeds, from the experts that were chosen, and the multiply-add peak; both are measured before
+/// every round. Prompts and tokens are random, others for each sequence.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe bench batch -m olmoe-q4_0.gguf
+  olmoe bench batch -m olmoe-q4_0.gguf --sequences 4,8,16 --depth 512 --json")]
+pub(crate) struct BatchArgs {
+    #[command(flatten)]
+    common: InferenceArgs,
+
+    /// Sequences in a step; each number is measured
+    #[arg(long, value_name = "N,…", default_value = "1,4,8,16", value_delimiter = ',', value_parser = positive)]
+    sequences: Vec<usize>,
+
+    /// Tokens in each cache before the first step
+    #[arg(long, value_name = "N", default_value = "32")]
+    depth: usize,
+
+    /// Steps in a round
+    #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
+    tokens: usize,
+}
+
 /// Measure the reading of a prompt
 ///
-/// The yardstick is the peak of eight-bit multiply-adds, measured before every round, which only quantised models can
-/// come near. Tokens are random.
+/// The yardstick is the peak of multiply-adds, of eight bits for a quantised model, or for a very short prompt what the
+/// bandwidth feeds; both are measured before every round. Tokens are random.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -102,116 +157,118 @@ pub(crate) struct PrefillArgs {
     length: usize,
 }
 
+pub(super) fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
+    let model = args.common.load()?;
+    let figure = decoding(&model, "decode", 1, args.depth, args.tokens, &args.common)?;
+    args.common.print(&figure)
+}
+
+pub(super) fn batch(args: &BatchArgs) -> anyhow::Result<()> {
+    let model = args.common.load()?;
+    let mut rows = Vec::new();
+    for &sequences in &args.sequences {
+        let figure = decoding(&model, "batch", sequences, args.depth, args.tokens, &args.common)?;
+        if args.common.json {
+            rows.push(figure.json());
+        } else {
+            println!("{figure}");
+        }
+    }
+    if args.common.json {
+        let report = json!({ "what": "batch", "isa": Isa::current().name(), "threads": num_threads(), "rows": rows });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    Ok(())
+}
+
+pub(super) fn prefill(args: &PrefillArgs) -> anyhow::Result<()> {
+    let model = args.common.load()?;
+    let mut caches = args.common.caches(&model, 1, args.length)?;
+    let ids = ids(&model, args.length);
+    let work = Work { sequences: 1, tokens: args.length, keys: args.length as f64 / 2.0, held: 0 };
+    let figure = measure(&model, ("prefill", args.length), &args.common, work, &mut caches, 0, &[ids])?;
+    args.common.print(&figure)
+}
+
+/// Steps of one token of each of so many sequences, after prompts of `depth` tokens.
+fn decoding(
+    model: &Model,
+    what: &'static str,
+    sequences: usize,
+    depth: usize,
+    tokens: usize,
+    common: &InferenceArgs,
+) -> anyhow::Result<Figure> {
+    let length = depth.saturating_add(tokens);
+    let mut caches = common.caches(model, sequences, length)?;
+    let ids = ids(model, sequences * length);
+    if depth > 0 {
+        let mut activations = Activations::new(Keep::Nothing);
+        for (cache, ids) in caches.iter_mut().zip(ids.chunks_exact(length)) {
+            read(model, &ids[..depth], std::slice::from_mut(cache), &mut activations)?;
+        }
+    }
+    let steps: Vec<Vec<u32>> =
+        (depth..length).map(|at| ids.iter().copied().skip(at).step_by(length).collect()).collect();
+    let held = depth + tokens / 2;
+    let work = Work { sequences, tokens: 1, keys: held as f64, held };
+    measure(model, (what, depth), common, work, &mut caches, depth, &steps)
+}
+
 /// Ids that spread over the vocabulary and the experts.
 fn ids(model: &Model, len: usize) -> Vec<u32> {
     let rows = model.config().embedding_size as u64;
     (0..len as u64).map(|i| ((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) % rows) as u32).collect()
 }
 
-fn check_length(model: &Model, length: usize) -> anyhow::Result<()> {
-    let limit = model.config().max_sequence_length;
-    if length > limit {
-        bail!("{length} tokens do not fit the context of this model, {limit}; ask for fewer");
-    }
-    Ok(())
-}
-
-/// Reads the ids after what the cache holds, and gives the logits of the last one.
-fn read(model: &Model, ids: &[u32], cache: &mut [KvCache; 1], activations: &mut Activations) -> anyhow::Result<()> {
-    let held = cache[0].len();
-    let batch = Batch::uniform(ids, ids.len())?.continued_from(&[held])?;
-    model.forward_cached(&batch, cache, activations)?;
+/// Reads ids, as many for each sequence, after what the caches hold, and makes the logits of the last of each.
+fn read(model: &Model, ids: &[u32], caches: &mut [KvCache], activations: &mut Activations) -> anyhow::Result<()> {
+    let held: Vec<usize> = caches.iter().map(KvCache::len).collect();
+    let length = ids.len() / caches.len();
+    let batch = Batch::uniform(ids, length)?.continued_from(&held)?;
+    model.forward_cached(&batch, caches, activations)?;
     let hidden = activations.hidden();
-    let last = olmoe_tensor::tensor::Tensor::new(hidden.row(hidden.rows() - 1), &[1, hidden.cols()]);
-    drop(model.logits_of(&last));
+    let last: Vec<f32> = (1..=held.len()).flat_map(|s| hidden.row(s * length - 1)).copied().collect();
+    drop(model.logits_of(&Tensor::new(&last, &[held.len(), hidden.cols()])));
     Ok(())
 }
 
-pub(super) fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
-    let model = args.common.load()?;
-    let length = args.depth + args.tokens;
-    check_length(&model, length)?;
-    let ids = ids(&model, length);
+/// Reads the steps after the first `depth` tokens, round after round, each beside the limits of the machine.
+fn measure(
+    model: &Model,
+    (what, length): (&'static str, usize),
+    common: &InferenceArgs,
+    work: Work,
+    caches: &mut [KvCache],
+    depth: usize,
+    steps: &[Vec<u32>],
+) -> anyhow::Result<Figure> {
     let mut activations = Activations::new(Keep::Nothing);
-    let mut cache = [KvCache::new(&model, length)];
-    if args.depth > 0 {
-        read(&model, &ids[..args.depth], &mut cache, &mut activations)?;
+    // The first round is a warm-up, and it counts what is read: the later ones route the same tokens to the same experts.
+    let (mut weights, mut experts, mut layers) = (0.0, 0, 0);
+    for ids in steps {
+        read(model, ids, caches, &mut activations)?;
+        let routing = &activations.routing.layers;
+        let reached: Vec<usize> =
+            routing.iter().map(|layer| layer.load_e.iter().filter(|load| **load > 0).count()).collect();
+        weights += model.bytes_read(|layer| reached[layer]) as f64;
+        experts += reached.iter().sum::<usize>();
+        layers += reached.len();
     }
-    let (mut speeds, mut shares) = (Vec::new(), Vec::new());
-    let middle = args.depth + args.tokens / 2;
-    let bytes = model.bytes_per_token() + (cache[0].bytes() * middle / length) as u64;
-    for round in 0..=args.common.rounds {
-        let bandwidth = read_bandwidth(READ_BYTES, LIMIT_TIME);
-        cache[0].truncate(args.depth);
+    let cache = (common.cache_bytes_per_token(model) * work.held * work.sequences) as f64;
+    let bytes = weights / steps.len() as f64 + cache;
+    let peak = Peak::of(model);
+    let mut figure = Figure::new(what, length, work, peak, bytes, model.config())?;
+    figure.experts = (layers > 0).then(|| experts as f64 / layers as f64);
+    let tokens = steps.iter().map(Vec::len).sum::<usize>() as f64;
+    for _ in 0..common.rounds {
+        let (bandwidth, peak) = (read_bandwidth(READ_BYTES, LIMIT_TIME), peak.measure(PEAK_TIME));
+        caches.iter_mut().for_each(|cache| cache.truncate(depth));
         let start = Instant::now();
-        for id in &ids[args.depth..] {
-            read(&model, std::slice::from_ref(id), &mut cache, &mut activations)?;
+        for ids in steps {
+            read(model, ids, caches, &mut activations)?;
         }
-        let speed = args.tokens as f64 / start.elapsed().as_secs_f64();
-        // The first round is a warm-up.
-        if round > 0 {
-            speeds.push(speed);
-            shares.push(speed * bytes as f64 / bandwidth);
-        }
+        figure.add(tokens / start.elapsed().as_secs_f64(), bandwidth, peak);
     }
-    report(&args.common, "decode", args.depth, bytes, speeds, shares, "read bandwidth")
-}
-
-pub(super) fn prefill(args: &PrefillArgs) -> anyhow::Result<()> {
-    let model = args.common.load()?;
-    check_length(&model, args.length)?;
-    let ids = ids(&model, args.length);
-    let mut activations = Activations::new(Keep::Nothing);
-    let mut cache = [KvCache::new(&model, args.length)];
-    let (mut speeds, mut shares) = (Vec::new(), Vec::new());
-    let operations = operations_per_token(model.config(), args.length)?;
-    for round in 0..=args.common.rounds {
-        let peak = peak_int8(LIMIT_TIME);
-        cache[0].truncate(0);
-        let start = Instant::now();
-        read(&model, &ids, &mut cache, &mut activations)?;
-        let speed = args.length as f64 / start.elapsed().as_secs_f64();
-        if round > 0 {
-            speeds.push(speed);
-            shares.push(speed * operations / peak);
-        }
-    }
-    report(&args.common, "prefill", args.length, model.bytes_per_token(), speeds, shares, "8-bit multiply-add peak")
-}
-
-fn report(
-    args: &InferenceArgs,
-    what: &str,
-    length: usize,
-    bytes: u64,
-    speeds: Vec<f64>,
-    shares: Vec<f64>,
-    limit: &str,
-) -> anyhow::Result<()> {
-    let range = |values: &[f64]| {
-        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-        (least, values.iter().copied().fold(0.0, f64::max))
-    };
-    let ((slow, fast), (low, high)) = (range(&speeds), range(&shares));
-    let (speed, share) = (median(speeds), median(shares));
-    if args.json {
-        let report = json!({
-            "what": what, "length": length, "threads": num_threads(), "isa": Isa::current().name(),
-            "tokens_per_second": speed, "tokens_per_second_range": [slow, fast],
-            "bytes_per_token": bytes, "limit": limit, "share": share, "share_range": [low, high],
-        });
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!(
-            "{what} {length}: {speed:.1} tokens/s ({slow:.1} to {fast:.1}), {:.0} % ({:.0} to {:.0}) of the {limit}; \
-             {:.1} MB of weights and cache a token alone; {} threads, {}",
-            share * 100.0,
-            low * 100.0,
-            high * 100.0,
-            bytes as f64 / 1e6,
-            num_threads(),
-            Isa::current().name()
-        );
-    }
-    Ok(())
+    Ok(figure)
 }

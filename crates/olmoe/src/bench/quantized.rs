@@ -98,7 +98,7 @@ fn token(layers: &[QuantizedWeight]) -> Row {
         peak_int8,
         || {
             for (weight, offsets) in layers.iter().flat_map(|layer| tokens.iter().map(move |t| (layer, t))) {
-                let rows = Rows { index: Some(&[0; CHOICES]), offsets };
+                let rows = Rows { index: Some(&[0; CHOICES]), offsets, first: 0 };
                 let x = QuantizedInput::pack(&x, INPUT, format);
                 products(&x, rows, [Factor { weight, y: &mut y }], Store::Overwrite);
             }
@@ -121,7 +121,7 @@ fn grouped(layers: &[QuantizedWeight], rows: usize) -> Row {
         peak_int8,
         || {
             for weight in layers {
-                let rows = Rows { index: Some(&index), offsets: &offsets };
+                let rows = Rows { index: Some(&index), offsets: &offsets, first: 0 };
                 let x = QuantizedInput::pack(&x, INPUT, format);
                 products(&x, rows, [Factor { weight, y: &mut y }], Store::Overwrite);
             }

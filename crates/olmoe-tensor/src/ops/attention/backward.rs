@@ -19,12 +19,14 @@ use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
 
-use super::forward::{LANE, PACK_ROWS, Saved, multiply};
+use super::forward::{LANE, Saved, multiply};
 use super::packed::{Layout, head_rows};
 use super::{Heads, for_each_sequence};
 
 /// Query rows of a block: even, for pairs of bf16 lie inside it.
 const BLOCK_ROWS: usize = 8 * PANEL_ROWS;
+/// Rows of a sequence that one task packs.
+const PACK_ROWS: usize = 128;
 /// Keys of a block, whole panels.
 const BLOCK_KEYS: usize = 3 * PANEL_COLS;
 

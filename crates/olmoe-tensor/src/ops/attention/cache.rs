@@ -2,34 +2,45 @@
 
 use std::ops::Range;
 
-use crate::gemm::{Operand, PANEL_COLS};
+use crate::gemm::PANEL_COLS;
 use crate::memory::Buffer;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel};
 
-use super::Heads;
-use super::forward::{Packed, Queries};
-use super::packed::{Layout, head_rows, put_odd};
+use super::blocks::{Blocks, CacheType};
+use super::forward::{Packed, Queries, State};
+use super::packed::head_rows;
+use super::{Heads, SPAN_KEYS};
 
-/// Keys and values of one sequence in one layer, in the packed layout that the kernels read.
-///
-/// The rows of a head lie together, keys before values, so that decoding reads each head as two streams.
+/// Keys and values of one sequence in one layer, as the kernels read them: head after head, each one stream.
 #[derive(Debug, Clone)]
 pub struct Cache {
     heads: Heads,
-    layout: Layout,
+    blocks: Blocks,
     capacity: usize,
     len: usize,
     data: Buffer<f32>,
 }
 
 impl Cache {
-    /// An empty cache with room for `capacity` tokens; `operand` is the precision it keeps.
-    pub fn new(heads: Heads, capacity: usize, operand: Operand) -> Cache {
+    /// Memory is for a multiple of so many tokens.
+    pub const GRAIN: usize = PANEL_COLS;
+
+    /// An empty cache with room for `capacity` tokens.
+    pub fn new(heads: Heads, capacity: usize, kind: CacheType) -> Cache {
         heads.check();
-        let layout = Layout::new(heads.dim, capacity, operand);
-        let numbers = layout.len_by_row() + layout.len_by_column();
-        Cache { heads, layout, capacity, len: 0, data: Buffer::scratch(heads.key_value * numbers) }
+        let blocks = Blocks::new(heads.dim, capacity, kind);
+        Cache { heads, blocks, capacity, len: 0, data: Buffer::scratch(heads.key_value * blocks.len()) }
+    }
+
+    /// Bytes of a cache with room for `capacity` tokens.
+    pub fn bytes_of(heads: Heads, capacity: usize, kind: CacheType) -> usize {
+        heads.key_value * Blocks::new(heads.dim, capacity, kind).len() * size_of::<f32>()
+    }
+
+    /// How it keeps keys and values.
+    pub fn kind(&self) -> CacheType {
+        self.blocks.kind
     }
 
     /// Tokens it holds.
@@ -58,7 +69,7 @@ impl Cache {
     /// When the shapes do not fit or there is no room.
     pub fn append(&mut self, k_td: &Tensor, v_td: &Tensor, rows: Range<usize>) {
         let Heads { key_value, dim, .. } = self.heads;
-        let (len, layout, stride) = (self.len, self.layout, key_value * dim);
+        let (len, blocks, stride) = (self.len, self.blocks, key_value * dim);
         assert_eq!(k_td.shape(), [k_td.rows(), stride], "keys of {:?}", self.heads);
         assert_eq!(v_td.shape(), k_td.shape(), "values of {:?}", self.heads);
         assert!(rows.end <= k_td.rows(), "{rows:?} of {} rows", k_td.rows());
@@ -66,14 +77,13 @@ impl Cache {
         if rows.is_empty() {
             return;
         }
-        let numbers = self.data.len() / key_value;
         let data = Shared::new(&mut self.data);
         parallel(key_value, |head| {
+            let sources = [k_td, v_td].map(|x| head_rows(x, 0, head, dim));
             // SAFETY: each task writes the part of its head.
             unsafe {
-                let (keys, values) = data.range(head * numbers..(head + 1) * numbers).split_at_mut(layout.len_by_row());
-                layout.pack_by_row(&Shared::new(keys), len, head_rows(k_td, 0, head, dim), rows.clone());
-                layout.pack_by_column(&Shared::new(values), len, head_rows(v_td, 0, head, dim), rows.clone());
+                let part = data.range(head * blocks.len()..(head + 1) * blocks.len());
+                blocks.write(&Shared::new(part), len, sources, rows.clone());
             }
         });
         self.len += rows.len();
@@ -84,21 +94,9 @@ impl Cache {
         if len >= self.len {
             return;
         }
-        self.cut(len);
-    }
-
-    /// Ends after the first `len` tokens, whatever is behind them.
-    fn cut(&mut self, len: usize) {
         self.len = len;
-        if self.layout.operand == Operand::Bf16 && len % 2 == 1 {
-            // The value that shares a unit with the last one is read, with weight zero.
-            let numbers = self.data.len() / self.heads.key_value;
-            for part in self.data.chunks_exact_mut(numbers) {
-                let values = &mut part[self.layout.len_by_row()..];
-                for panel in 0..self.layout.wide() / PANEL_COLS {
-                    put_odd(&[], &mut values[self.layout.panel_by_column(panel, len - 1)..][..PANEL_COLS]);
-                }
-            }
+        for part in self.data.chunks_exact_mut(self.blocks.len()) {
+            self.blocks.cut(part, len);
         }
     }
 
@@ -108,37 +106,28 @@ impl Cache {
     /// When this one holds fewer, or there is no room.
     pub fn prefix(&self, len: usize, capacity: usize) -> Cache {
         assert!(len <= self.len && len <= capacity, "the first {len} of {} tokens in a cache of {capacity}", self.len);
-        let mut copy = Cache::new(self.heads, capacity, self.layout.operand);
-        let (from, to) = (self.layout, copy.layout);
-        let [numbers, copied] = [&self.data, &copy.data].map(|data| data.len() / self.heads.key_value);
+        let mut copy = Cache::new(self.heads, capacity, self.kind());
+        let blocks = copy.blocks;
         let data = Shared::new(&mut copy.data);
         parallel(self.heads.key_value, |head| {
-            let (keys, values) = self.data[head * numbers..(head + 1) * numbers].split_at(from.len_by_row());
             // SAFETY: each task writes the part of its head.
-            let part = unsafe { data.range(head * copied..(head + 1) * copied) };
-            let (to_keys, to_values) = part.split_at_mut(to.len_by_row());
-            let panels = from.panel_by_row(len.next_multiple_of(PANEL_COLS));
-            to_keys[..panels].copy_from_slice(&keys[..panels]);
-            let rows = from.operand.units(len) * PANEL_COLS;
-            for panel in 0..from.wide() / PANEL_COLS {
-                let (source, target) = (from.panel_by_column(panel, 0), to.panel_by_column(panel, 0));
-                to_values[target..target + rows].copy_from_slice(&values[source..source + rows]);
-            }
+            let part = unsafe { data.range(head * blocks.len()..(head + 1) * blocks.len()) };
+            self.blocks.copy(self.packed(head).data, len, blocks, part);
         });
-        copy.cut(len);
+        copy.len = len;
         copy
     }
 
     /// What head `head` holds.
     fn packed(&self, head: usize) -> Packed<'_> {
-        let numbers = self.data.len() / self.heads.key_value;
-        let (keys, values) = self.data[head * numbers..(head + 1) * numbers].split_at(self.layout.len_by_row());
-        Packed { layout: self.layout, keys, values }
+        let len = self.blocks.len();
+        Packed { blocks: self.blocks, data: &self.data[head * len..(head + 1) * len] }
     }
 }
 
 /// Attention of rows `rows` of `q_td`, the last `rows.len()` tokens of the cache, which were appended before; writes
-/// those rows of `o_td`, with the bits that [`super::forward`] gives for the whole sequence.
+/// those rows of `o_td`, with the bits that [`super::forward`] gives for the whole sequence if the cache is of its operand's
+/// type.
 ///
 /// # Panics
 /// When the shapes do not fit or the cache holds fewer tokens.
@@ -152,9 +141,30 @@ pub fn forward_cached(q_td: &Tensor, rows: Range<usize>, cache: &Cache, heads: H
     let past = cache.len - n;
     let queries = Queries { heads, q: q_td, o: Shared::new(o_td), lse: None };
     let count = queries.blocks(n);
-    parallel(heads.key_value * count, |task| {
-        // The longest rows of each head first.
-        let (head, i) = (task / count, count - 1 - task % count);
-        queries.attend(cache.packed(head), head, rows.start, past, queries.block(n, i));
+    let entries = |head, i| queries.entries(head, rows.start, past, queries.block(n, i));
+    let spans = cache.len.div_ceil(SPAN_KEYS);
+    if count != 1 || spans == 1 {
+        return parallel(heads.key_value * count, |task| {
+            // The longest rows of each head first.
+            let (head, i) = (task / count, count - 1 - task % count);
+            queries.attend(cache.packed(head), &entries(head, i));
+        });
+    }
+    // Few rows and many keys: the spans are tasks, too.
+    let wide = cache.blocks.wide();
+    let len = State::len(n * heads.group(), wide);
+    let mut states = Buffer::scratch(heads.key_value * spans * len);
+    let parts = Shared::new(&mut states);
+    parallel(heads.key_value * spans, |task| {
+        let (head, span) = (task / spans, task % spans);
+        // SAFETY: each task has a state of its own.
+        let state = unsafe { parts.range(task * len..(task + 1) * len) };
+        queries.attend_span(cache.packed(head), &entries(head, 0), span, state);
     });
+    for (head, states) in states.chunks_exact_mut(spans * len).enumerate() {
+        queries.merge(&entries(head, 0), wide, states);
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! The forward pass: tiles of up to 14 query rows against blocks of keys.
+//! The forward pass: tiles of up to 14 query rows against blocks of keys, in spans that are added up one after the other.
 
 use std::ops::Range;
 
@@ -10,13 +10,13 @@ use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel};
 
-use super::packed::{Layout, head_rows};
-use super::{BLOCK_KEYS, Heads, for_each_sequence};
+use super::blocks::{Block, Blocks};
+use super::packed::head_rows;
+use super::single::{multiply_row, pack_row};
+use super::{BLOCK_KEYS, Heads, SPAN_KEYS, for_each_sequence, q8_0};
 
 /// Query rows that share a block of keys while it is near.
 const BLOCK_ROWS: usize = 4 * PANEL_ROWS;
-/// Rows of a sequence that one task packs.
-pub(super) const PACK_ROWS: usize = 128;
 
 /// What the backward pass needs beside the inputs and the output.
 pub struct Saved {
@@ -45,33 +45,31 @@ pub fn forward(
     let queries = Queries { heads, q: q_td, o: Shared::new(&mut o_td), lse: Some((Shared::new(&mut lse_ht), t)) };
     for_each_sequence(segments, heads.key_value, |rows, head, _| {
         let n = rows.len();
-        let layout = Layout::new(heads.dim, n, operand);
-        let (mut keys, mut values) = (Buffer::scratch(layout.len_by_row()), Buffer::scratch(layout.len_by_column()));
-        let (to_keys, to_values) = (Shared::new(&mut keys), Shared::new(&mut values));
-        parallel(n.div_ceil(PACK_ROWS), |i| {
-            let part = i * PACK_ROWS..((i + 1) * PACK_ROWS).min(n);
-            // SAFETY: each task packs whole panels of its own.
-            unsafe {
-                layout.pack_by_row(&to_keys, part.start, head_rows(k_td, rows.start, head, heads.dim), part.clone());
-                layout.pack_by_column(&to_values, part.start, head_rows(v_td, rows.start, head, heads.dim), part);
-            }
+        let blocks = Blocks::new(heads.dim, n, operand.into());
+        let mut data = Buffer::scratch(blocks.len());
+        let to = Shared::new(&mut data);
+        parallel(n.div_ceil(BLOCK_KEYS), |i| {
+            let part = i * BLOCK_KEYS..((i + 1) * BLOCK_KEYS).min(n);
+            let sources = [k_td, v_td].map(|x| head_rows(x, rows.start, head, heads.dim));
+            // SAFETY: each task writes a block of its own.
+            unsafe { blocks.write(&to, part.start, sources, part) }
         });
-        let packed = Packed { layout, keys: &keys, values: &values };
+        let packed = Packed { blocks, data: &data };
         let count = queries.blocks(n);
         // The longest rows first.
-        parallel(count, |i| queries.attend(packed, head, rows.start, 0, queries.block(n, count - 1 - i)));
+        parallel(count, |i| {
+            let some = queries.block(n, count - 1 - i);
+            queries.attend(packed, &queries.entries(head, rows.start, 0, some));
+        });
     });
     (o_td, Saved { lse_ht })
 }
 
-/// Packed keys and values of one sequence and one key/value head.
+/// Keys and values of one sequence and one key/value head.
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a> {
-    pub(super) layout: Layout,
-    /// Keys by row.
-    pub(super) keys: &'a [f32],
-    /// Values by column.
-    pub(super) values: &'a [f32],
+    pub(super) blocks: Blocks,
+    pub(super) data: &'a [f32],
 }
 
 /// The queries of a call and where their results go.
@@ -86,6 +84,57 @@ pub(super) struct Queries<'a> {
     pub(super) lse: Option<(Shared<f32>, usize)>,
 }
 
+/// A block of entries.
+pub(super) struct Entries {
+    count: usize,
+    /// Rows of `q` seen as `[T·H, D]`.
+    index: [u32; BLOCK_ROWS],
+    /// Keys that each sees, more from one to the next.
+    seen: [usize; BLOCK_ROWS],
+}
+
+impl Entries {
+    fn index(&self) -> &[u32] {
+        &self.index[..self.count]
+    }
+
+    fn tiles(&self) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+        let (n, tiles) = (self.count, panel_count(self.count));
+        (0..tiles).map(move |i| (i, panel_start(n, tiles, i)..panel_start(n, tiles, i + 1)))
+    }
+
+    /// Spans that the last one sees.
+    pub(super) fn spans(&self) -> usize {
+        self.seen[self.count - 1].div_ceil(SPAN_KEYS)
+    }
+}
+
+/// What is known of some entries after some keys: unfinished outputs `[n, wide]`, sums of weights `[n, 16]` and maxima,
+/// 16 for each tile.
+pub(super) struct State<'a> {
+    out: &'a mut [f32],
+    sums: &'a mut [f32],
+    max: &'a mut [f32],
+}
+
+/// Places for maxima.
+const MAX_LEN: usize = LANES * (BLOCK_ROWS / PANEL_ROWS);
+
+impl State<'_> {
+    /// Numbers of a state.
+    pub(super) fn len(entries: usize, wide: usize) -> usize {
+        entries * (wide + LANES) + MAX_LEN
+    }
+
+    /// The state that lies in `data`.
+    pub(super) fn of(data: &mut [f32], wide: usize) -> State<'_> {
+        let n = (data.len() - MAX_LEN) / (wide + LANES);
+        let (max, rest) = data.split_at_mut(MAX_LEN);
+        let (sums, out) = rest.split_at_mut(n * LANES);
+        State { out, sums, max }
+    }
+}
+
 impl Queries<'_> {
     /// Blocks of entries of `n` rows.
     pub(super) fn blocks(&self, n: usize) -> usize {
@@ -97,75 +146,229 @@ impl Queries<'_> {
         i * BLOCK_ROWS..((i + 1) * BLOCK_ROWS).min(n * self.heads.group())
     }
 
-    /// Attention of a block of entries; the rows they count from begin at row `first` of `q`, which sees `past + 1` keys.
-    pub(super) fn attend(&self, packed: Packed<'_>, head: usize, first: usize, past: usize, entries: Range<usize>) {
-        let Packed { layout, keys, values } = packed;
-        let (operand, units, wide) = (layout.operand, layout.units(), layout.wide());
-        let (n, group) = (entries.len(), self.heads.group());
-        let kernels = micro::kernels(operand);
-        // Of each entry: the row of `q` seen as `[T·H, D]`, and the keys it sees.
-        let (mut index, mut seen) = ([0; BLOCK_ROWS], [0; BLOCK_ROWS]);
-        for (e, entry) in entries.enumerate() {
+    /// Some entries; the rows they count from begin at row `first` of `q`, which sees `past + 1` keys.
+    pub(super) fn entries(&self, head: usize, first: usize, past: usize, some: Range<usize>) -> Entries {
+        let group = self.heads.group();
+        let mut entries = Entries { count: some.len(), index: [0; BLOCK_ROWS], seen: [0; BLOCK_ROWS] };
+        for (e, entry) in some.enumerate() {
             let (row, query) = (entry / group, head * group + entry % group);
-            index[e] = ((first + row) * self.heads.query + query) as u32;
-            seen[e] = past + row + 1;
+            entries.index[e] = ((first + row) * self.heads.query + query) as u32;
+            entries.seen[e] = past + row + 1;
         }
-        let tiles = panel_count(n);
-        let tile = |i: usize| panel_start(n, tiles, i)..panel_start(n, tiles, i + 1);
+        entries
+    }
 
-        let mut scratch = Buffer::<f32>::scratch(n * (units + wide + LANES) + 2 * PANEL_ROWS * BLOCK_KEYS);
-        let (left, rest) = scratch.split_at_mut(n * units);
-        let (out, rest) = rest.split_at_mut(n * wide);
-        let (sums, rest) = rest.split_at_mut(n * LANES);
-        let (scores, weights) = rest.split_at_mut(PANEL_ROWS * BLOCK_KEYS);
-        sums.fill(0.0);
-        let mut max = [[f32::NEG_INFINITY; LANES]; BLOCK_ROWS / PANEL_ROWS];
-
-        let source = Source::gather(self.q, self.heads.dim, &index[..n]);
-        for tile in (0..tiles).map(tile) {
-            let panel = &mut left[tile.start * units..tile.end * units];
-            pack_rows(source, tile.clone(), self.heads.dim, operand, tile.len(), panel);
-        }
-
-        for start in (0..seen[n - 1]).step_by(BLOCK_KEYS) {
-            for (i, tile) in (0..tiles).map(tile).enumerate() {
-                if seen[tile.end - 1] <= start {
-                    continue;
-                }
-                let count = (seen[tile.end - 1] - start).min(BLOCK_KEYS);
-                let panel = &left[tile.start * units..tile.end * units];
-                let out = &mut out[tile.start * wide..tile.end * wide];
-                for j in (0..count).step_by(PANEL_COLS) {
-                    let right = &keys[layout.panel_by_row(start + j)..];
-                    multiply(&kernels, units, panel, tile.len(), right, &mut scores[j..], BLOCK_KEYS, false);
-                }
-                let mut visible = [0; PANEL_ROWS];
-                for (visible, seen) in visible.iter_mut().zip(&seen[tile.clone()]) {
-                    *visible = seen.saturating_sub(start).min(count);
-                }
-                let sums = &mut sums[tile.start * LANES..tile.end * LANES];
-                softmax(scores, &visible[..tile.len()], count, self.heads.scale(), &mut max[i], sums, out, start == 0);
-                pack_rows(Source::new(scores, BLOCK_KEYS), 0..tile.len(), count, operand, tile.len(), weights);
-                for j in 0..wide / PANEL_COLS {
-                    let right = &values[layout.panel_by_column(j, start)..];
-                    let out = &mut out[j * PANEL_COLS..];
-                    multiply(&kernels, operand.units(count), weights, tile.len(), right, out, wide, start > 0);
-                }
+    /// Attention of some entries.
+    pub(super) fn attend(&self, packed: Packed<'_>, entries: &Entries) {
+        let wide = packed.blocks.wide();
+        let len = State::len(entries.count, wide);
+        let several = entries.spans() > 1;
+        let mut data = Buffer::<f32>::scratch(len * (1 + usize::from(several)));
+        let (total, part) = data.split_at_mut(len);
+        let mut total = State::of(total, wide);
+        let mut work = Work::new(self, packed, entries);
+        work.span(0, &mut total);
+        if several {
+            let mut part = State::of(part, wide);
+            for span in 1..entries.spans() {
+                work.span(span, &mut part);
+                add_span(entries, span, &mut total, &part);
             }
         }
+        self.finish(entries, &total);
+    }
 
-        for (i, tile) in (0..tiles).map(tile).enumerate() {
-            for (e, max) in tile.zip(max[i]) {
-                let (at, dim) = (index[e] as usize, self.heads.dim);
+    /// One span of it, for [`Queries::merge`].
+    pub(super) fn attend_span(&self, packed: Packed<'_>, entries: &Entries, span: usize, state: &mut [f32]) {
+        Work::new(self, packed, entries).span(span, &mut State::of(state, packed.blocks.wide()));
+    }
+
+    /// The results of some entries from the states of all spans, one after the other.
+    pub(super) fn merge(&self, entries: &Entries, wide: usize, states: &mut [f32]) {
+        let (total, parts) = states.split_at_mut(State::len(entries.count, wide));
+        let mut total = State::of(total, wide);
+        for (i, part) in parts.chunks_exact_mut(State::len(entries.count, wide)).enumerate() {
+            add_span(entries, i + 1, &mut total, &State::of(part, wide));
+        }
+        self.finish(entries, &total);
+    }
+
+    fn finish(&self, entries: &Entries, state: &State<'_>) {
+        let dim = self.heads.dim;
+        let wide = state.out.len() / entries.count;
+        for (i, tile) in entries.tiles() {
+            for (e, max) in tile.zip(&state.max[i * LANES..]) {
+                let at = entries.index[e] as usize;
                 // SAFETY: each entry has a place of its own in the output.
                 let o = unsafe { self.o.range(at * dim..(at + 1) * dim) };
-                let sum = finish(&out[e * wide..e * wide + dim], &sums[e * LANES..(e + 1) * LANES], o);
+                let sum = finish(&state.out[e * wide..e * wide + dim], &state.sums[e * LANES..(e + 1) * LANES], o);
                 if let Some((lse, t)) = &self.lse {
                     let place = at % self.heads.query * t + at / self.heads.query;
                     // SAFETY: as above.
                     let lse = unsafe { lse.range(place..place + 1) };
-                    lse[0] = (f64::from(max) + f64::from(sum).ln()) as f32;
+                    lse[0] = (f64::from(*max) + f64::from(sum).ln()) as f32;
                 }
+            }
+        }
+    }
+}
+
+/// Some entries, packed, and room to work on them.
+struct Work<'a> {
+    packed: Packed<'a>,
+    entries: &'a Entries,
+    scale: f32,
+    /// Units of a packed query.
+    units: usize,
+    scratch: Buffer<f32>,
+}
+
+impl<'a> Work<'a> {
+    fn new(queries: &Queries<'_>, packed: Packed<'a>, entries: &'a Entries) -> Work<'a> {
+        let (dim, wide) = (queries.heads.dim, packed.blocks.wide());
+        let (units, extra) = match packed.blocks.operand() {
+            Some(operand) => (operand.units(dim), PANEL_ROWS * BLOCK_KEYS),
+            None => (q8_0::query_units(wide), q8_0::scratch_units(wide)),
+        };
+        let mut scratch = Buffer::scratch(entries.count * units + PANEL_ROWS * BLOCK_KEYS + extra);
+        let left = &mut scratch[..entries.count * units];
+        match packed.blocks.operand() {
+            Some(operand) => {
+                let source = Source::gather(queries.q, dim, entries.index());
+                for (_, tile) in entries.tiles() {
+                    let panel = &mut left[tile.start * units..tile.end * units];
+                    let one = &queries.q[entries.index[tile.start] as usize * dim..][..dim];
+                    match (tile.len(), operand) {
+                        (1, Operand::F32) => panel.copy_from_slice(one),
+                        (1, Operand::Bf16) => pack_row(one, panel),
+                        _ => pack_rows(source, tile.clone(), dim, operand, tile.len(), panel),
+                    }
+                }
+            }
+            None => q8_0::pack_queries(queries.q, dim, entries.index(), bytemuck::cast_slice_mut(left)),
+        }
+        Work { packed, entries, scale: queries.heads.scale(), units, scratch }
+    }
+
+    /// What the keys of a span give.
+    fn span(&mut self, span: usize, state: &mut State<'_>) {
+        let Packed { blocks, data } = self.packed;
+        let (entries, units, wide) = (self.entries, self.units, blocks.wide());
+        let (left, rest) = self.scratch.split_at_mut(entries.count * units);
+        let (scores, scratch) = rest.split_at_mut(PANEL_ROWS * BLOCK_KEYS);
+        let (begin, end) = (span * SPAN_KEYS, ((span + 1) * SPAN_KEYS).min(entries.seen[entries.count - 1]));
+        state.sums.fill(0.0);
+        state.max.fill(f32::NEG_INFINITY);
+        for start in (begin..end).step_by(BLOCK_KEYS) {
+            let block = blocks.block(data, start);
+            for (i, tile) in entries.tiles() {
+                if entries.seen[tile.end - 1] <= start {
+                    continue;
+                }
+                let count = (entries.seen[tile.end - 1] - start).min(BLOCK_KEYS);
+                let mut visible = [0; PANEL_ROWS];
+                for (visible, seen) in visible.iter_mut().zip(&entries.seen[tile.clone()]) {
+                    *visible = seen.saturating_sub(start).min(count);
+                }
+                let sums = &mut state.sums[tile.start * LANES..tile.end * LANES];
+                let out = &mut state.out[tile.start * wide..tile.end * wide];
+                let max = &mut state.max[i * LANES..(i + 1) * LANES];
+                let (first, rows) = (start == begin, tile.len());
+                score(&block, &left[tile.start * units..tile.end * units], rows, count, scores);
+                softmax(scores, &visible[..rows], count, self.scale, max, sums, out, first);
+                add_values(&block, scores, rows, count, out, scratch, first);
+            }
+        }
+    }
+}
+
+/// Scores of some packed queries and the first `count` keys of a block, to rows of [`BLOCK_KEYS`].
+fn score(block: &Block<'_>, queries: &[f32], rows: usize, count: usize, scores: &mut [f32]) {
+    let Some(layout) = block.layout else {
+        let (queries, keys) = (bytemuck::cast_slice(queries), bytemuck::cast_slice(block.keys));
+        return q8_0::scores(queries, block.blocks.wide(), keys, count, scores);
+    };
+    let (panel, columns) = (layout.panel_by_row(PANEL_COLS), count.next_multiple_of(PANEL_COLS));
+    if rows == 1 {
+        return multiply_row(layout.operand, queries, block.keys, panel, &mut scores[..columns], false);
+    }
+    let kernels = micro::kernels(layout.operand);
+    for (right, j) in block.keys.chunks_exact(panel).zip((0..columns).step_by(PANEL_COLS)) {
+        multiply(&kernels, layout.units(), queries, rows, right, &mut scores[j..], BLOCK_KEYS, false);
+    }
+}
+
+/// Adds the first `count` values of a block, weighted by rows of [`BLOCK_KEYS`], to `out`; puts the `first` ones there.
+fn add_values(
+    block: &Block<'_>,
+    weights: &[f32],
+    rows: usize,
+    count: usize,
+    out: &mut [f32],
+    scratch: &mut [f32],
+    first: bool,
+) {
+    let wide = block.blocks.wide();
+    let Some(layout) = block.layout else {
+        let (values, weights) = (bytemuck::cast_slice(block.values), &weights[..rows * BLOCK_KEYS]);
+        return q8_0::add_values(weights, values, (block.rows, count), wide, out, scratch, first);
+    };
+    let (units, panel) = (layout.operand.units(count), layout.panel_by_column(1, 0));
+    let left = &mut scratch[..units * rows];
+    if rows == 1 {
+        let left = match layout.operand {
+            Operand::F32 => &weights[..units],
+            Operand::Bf16 => {
+                pack_row(&weights[..count], left);
+                left
+            }
+        };
+        return multiply_row(layout.operand, left, block.values, panel, out, !first);
+    }
+    pack_rows(Source::new(weights, BLOCK_KEYS), 0..rows, count, layout.operand, rows, left);
+    let kernels = micro::kernels(layout.operand);
+    for (right, j) in block.values.chunks_exact(panel).zip((0..wide).step_by(PANEL_COLS)) {
+        multiply(&kernels, units, left, rows, right, &mut out[j..], wide, !first);
+    }
+}
+
+/// Adds what the keys of span `span` gave to what those before gave, for the entries that see any.
+fn add_span(entries: &Entries, span: usize, total: &mut State<'_>, part: &State<'_>) {
+    let wide = total.out.len() / entries.count;
+    for (i, tile) in entries.tiles() {
+        let unseen = entries.seen[tile.clone()].iter().take_while(|seen| **seen <= span * SPAN_KEYS).count();
+        let rows = tile.start + unseen..tile.end;
+        merge(
+            &mut total.max[i * LANES + unseen..][..rows.len()],
+            &part.max[i * LANES + unseen..][..rows.len()],
+            &mut total.sums[rows.start * LANES..rows.end * LANES],
+            &part.sums[rows.start * LANES..rows.end * LANES],
+            &mut total.out[rows.start * wide..rows.end * wide],
+            &part.out[rows.start * wide..rows.end * wide],
+        );
+    }
+}
+
+kernel! {
+    /// Brings maxima, sums and outputs of some rows up to date with those of other keys.
+    fn merge[s: S](max: &mut [f32], new: &[f32], sums: &mut [f32], new_sums: &[f32], out: &mut [f32], new_out: &[f32]) {
+        if max.is_empty() {
+            return;
+        }
+        let (old, more) = (s.load_partial(max), s.load_partial(new));
+        let most = s.max(old, more);
+        s.store_partial(most, max);
+        let (mut ours, mut theirs) = ([0.0; LANES], [0.0; LANES]);
+        s.store(exp(s, s.sub(old, most)), &mut ours);
+        s.store(exp(s, s.sub(more, most)), &mut theirs);
+        let wide = out.len() / max.len();
+        let rows = sums.chunks_exact_mut(LANES).zip(new_sums.chunks_exact(LANES));
+        let rows = rows.zip(out.chunks_exact_mut(wide).zip(new_out.chunks_exact(wide)));
+        for (i, ((sums, new_sums), (out, new_out))) in rows.enumerate() {
+            let (ours, theirs) = (s.splat(ours[i]), s.splat(theirs[i]));
+            let both = out.chunks_exact_mut(LANES).zip(new_out.chunks_exact(LANES));
+            for (to, new) in both.chain([(sums, new_sums)]) {
+                s.store(s.fma(s.load(new), theirs, s.mul(s.load(to), ours)), to);
             }
         }
     }
@@ -198,7 +401,7 @@ kernel! {
     /// Scores of a block to weights `exp(s·scale − max)`, row by row, in place; only the first `visible[r]` of row `r`
     /// count, the others up to `count` become zero. Brings maxima, sums (16 lanes a row) and the output so far up to date.
     fn softmax[s: S](
-        scores: &mut [f32], visible: &[usize], count: usize, scale: f32, max: &mut [f32; LANES], sums: &mut [f32], out: &mut [f32],
+        scores: &mut [f32], visible: &[usize], count: usize, scale: f32, max: &mut [f32], sums: &mut [f32], out: &mut [f32],
         first: bool,
     ) {
         let (lane, lowest) = (s.load(&LANE), s.splat(f32::NEG_INFINITY));

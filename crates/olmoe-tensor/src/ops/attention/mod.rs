@@ -13,19 +13,24 @@
 //! `[T, H·D]`, `k_td`, `v_td` and theirs `[T, G·D]`, heads side by side in a row.
 //!
 //! # The same bits every time
-//! A row's keys are walked in blocks of [`BLOCK_KEYS`] from the start of its sequence. Inside a block every product is
-//! one chain in the order of the contraction, sums of probabilities run in sixteen fixed lanes, and a masked key weighs
-//! +0, which changes no sum. Which rows are computed together, by how many threads, from which place in the batch, and
-//! whether the keys come from the batch or from a [`Cache`] therefore never shows (as long as the values are finite).
+//! A row's keys are walked in spans of [`SPAN_KEYS`], and those in blocks of [`BLOCK_KEYS`], from the start of its sequence.
+//! Inside a span every product is one chain in the order of the contraction, sums of probabilities run in sixteen fixed
+//! lanes, and a masked key weighs +0, which changes no sum; the spans are added up in their order, whoever computed them.
+//! Which rows are computed together, by how many threads, from which place in the batch, and whether the keys come from
+//! the batch or from a [`Cache`] of the same type therefore never shows (as long as the values are finite).
 
 mod backward;
+mod blocks;
 mod cache;
 mod forward;
 mod packed;
+mod q8_0;
+mod single;
 #[cfg(test)]
 mod tests;
 
 pub use backward::backward;
+pub use blocks::CacheType;
 pub use cache::{Cache, forward_cached};
 pub use forward::{Saved, forward};
 
@@ -36,6 +41,9 @@ use crate::threads::{num_threads, parallel};
 
 /// Keys between two corrections of the running maximum. Part of the result's definition: another number gives other bits.
 pub const BLOCK_KEYS: usize = 128;
+
+/// Keys of a span: those of a long sequence are tasks for several threads. Part of the definition, too.
+pub const SPAN_KEYS: usize = 512;
 
 /// The heads of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,7 +38,7 @@ fn slice(x: &Tensor, rows: Range<usize>) -> Tensor {
     Tensor::new(x.row_range(rows.clone()), &[rows.len(), x.cols()])
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
+pub(super) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
@@ -213,7 +213,7 @@ fn a_cache_gives_the_bits_of_the_whole_sequence() {
         let [q, k, v, other] = inputs(t, heads);
         for operand in OPERANDS {
             let (o, _) = forward(&q, &k, &v, heads, &[0, t as u32], operand);
-            let mut cache = Cache::new(heads, t, operand);
+            let mut cache = Cache::new(heads, t, operand.into());
             assert!((cache.len(), cache.capacity(), cache.is_empty()) == (0, t, true) && cache.bytes() > 0);
             for chunk in [1, 7, 100, t] {
                 let mut got = Tensor::zeros(o.shape());
@@ -264,7 +264,7 @@ fn large_scores_and_zeros_stay_finite() {
         on_every_isa(|| {
             let [o, rest @ ..] = both(&x, heads, &[0, t as u32], operand);
             assert!(o.iter().chain(rest.iter().flatten()).all(|x| x.is_finite()));
-            let mut cache = Cache::new(heads, t, operand);
+            let mut cache = Cache::new(heads, t, operand.into());
             let mut got = Tensor::zeros(q.shape());
             for row in 0..t {
                 cache.append(k, v, row..row + 1);

@@ -44,7 +44,7 @@ pub(super) const fn sum_at(offset: i32) -> usize {
 }
 
 /// Bytes of a block.
-pub(super) const fn block_bytes(block: usize) -> usize {
+pub(crate) const fn block_bytes(block: usize) -> usize {
     if block == LONG { SUMS16_AT + LONG / 16 * 4 } else { sums_at(block) + 4 + 4 * OFFSETS.len() }
 }
 
@@ -100,7 +100,8 @@ impl QuantizedInput {
 }
 
 kernel! {
-    fn quantize[s: S](x: &[f32], block: usize, out: &mut [u8]) {
+    /// The blocks of some numbers.
+    pub(crate) fn quantize[s: S](x: &[f32], block: usize, out: &mut [u8]) {
         if block == LONG { quantize_blocks::<S, LONG>(s, x, out) } else { quantize_blocks::<S, 32>(s, x, out) }
     }
 }
@@ -130,7 +131,7 @@ fn quantize_blocks<S: Simd, const BLOCK: usize>(s: S, x: &[f32], out: &mut [u8])
 
 /// The numbers of a block, and d.
 #[inline(always)]
-fn quantize_block<S: Simd, const BLOCK: usize>(s: S, x: &[f32; BLOCK], eight: &mut [i8; BLOCK]) -> f32 {
+pub(crate) fn quantize_block<S: Simd, const BLOCK: usize>(s: S, x: &[f32; BLOCK], eight: &mut [i8; BLOCK]) -> f32 {
     let x = x.as_chunks::<LANES>().0;
     let (mut most, mut finite) = (s.zero(), s.zero());
     for x in x {

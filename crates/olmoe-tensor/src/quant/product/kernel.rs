@@ -22,14 +22,14 @@ use super::layout::{self, Layout, ROWS, quants, with_layout};
 
 /// Most rows of activations in a tile: 6 × 2 sums of bytes and as many of floats, 2 vectors of weights and one of
 /// activations are 27 of 32 registers, the rest is for unpacking.
-pub(super) const TILE_ROWS: usize = 6;
+pub(crate) const TILE_ROWS: usize = 6;
 /// How many bytes before their use weights are fetched: more than a page, so that the hardware's own prefetching, which
 /// stops at every page, finds the next one begun.
-const AHEAD: usize = 6144;
+pub(crate) const AHEAD: usize = 6144;
 
 /// Weights to fetch during a product: with each part of a block those from `next` on, which then moves on.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(crate) struct Ahead {
     next: *const u8,
     /// Of so many parts of a block's share of the lines.
     parts: usize,
@@ -38,7 +38,7 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Tile `tile` of `tiles` with the panel `panel`: when it is the only one, what it will need itself, else its share of
     /// the next panel, which then is there for all of its tiles.
-    pub(super) fn new(panel: &[u8], tile: usize, tiles: usize) -> Ahead {
+    pub(crate) fn new(panel: &[u8], tile: usize, tiles: usize) -> Ahead {
         let start = if tiles == 1 { AHEAD } else { panel.len() + panel.len() * tile / tiles };
         Ahead { next: panel.as_ptr().wrapping_add(start), parts: tiles }
     }
@@ -48,16 +48,16 @@ impl Ahead {
 ///
 /// Arguments: blocks of the contraction, the rows of activations, the panel, y, its row stride, columns of y (1..=32),
 /// whether y is added to, what to fetch meanwhile.
-pub(super) type Kernel = unsafe fn(usize, &[*const u8; TILE_ROWS], *const u8, *mut f32, usize, usize, bool, Ahead);
+pub(crate) type Kernel = unsafe fn(usize, &[*const u8], *const u8, *mut f32, usize, usize, bool, Ahead);
 
-/// Asks for a line of memory in the first-level cache.
+/// Asks for a line of memory in the second-level cache.
 #[inline(always)]
-fn fetch(at: *const u8) {
+pub(crate) fn fetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
     }
 }
 
@@ -262,7 +262,7 @@ unsafe fn rest<'a>(y: *mut f32, row: usize, v: usize, cols: usize) -> &'a mut [f
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma")]
 unsafe fn avx512<L: Layout, const R: usize>(
     blocks: usize,
-    x: &[*const u8; TILE_ROWS],
+    x: &[*const u8],
     w: *const u8,
     y: *mut f32,
     ldy: usize,
@@ -282,7 +282,7 @@ macro_rules! narrow {
         $(#[$features])?
         unsafe fn $name<L: Layout, const R: usize>(
             blocks: usize,
-            x: &[*const u8; TILE_ROWS],
+            x: &[*const u8],
             w: *const u8,
             y: *mut f32,
             ldy: usize,
@@ -317,7 +317,7 @@ narrow!(avx2, Avx2::assume(), 2, target_feature(enable = "avx2,fma,f16c"));
 narrow!(scalar, Scalar::new(), 1);
 
 /// The kernels for 1..=6 rows on the current instruction set.
-pub(super) fn kernels(format: BlockFormat) -> [Kernel; TILE_ROWS + 1] {
+pub(crate) fn kernels(format: BlockFormat) -> [Kernel; TILE_ROWS + 1] {
     macro_rules! all {
         ($name:ident, $layout:ty) => {
             [

@@ -1,0 +1,254 @@
+//! Sparse upcycling: a dense model becomes a mixture whose experts begin as copies of its MLP (OLMoE's
+//! `sparsify_ckpt_unsharded.py`).
+//!
+//! | parameter of a mixture | comes from |
+//! |---|---|
+//! | `moe.experts.{gate,up,down}_proj` of every expert | the same projection of the MLP, some entries replaced by noise if asked for |
+//! | `moe.router` | independent normal draws |
+//! | `moe.shared_expert.{gate,up,down}_proj`, if asked for | the same projection of the MLP |
+//! | everything else | itself |
+//!
+//! Equal experts give the MLP's output `m` whichever are chosen, so a layer of the mixture gives `(s + Σp)·m`, where `Σp`
+//! is the sum of the chosen probabilities (1 if they are normalised, `top_k / num_experts` if the router is even) and `s` is
+//! 1 with a shared expert and 0 without.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use olmoe_model::config::{ConfigError, FeedForward, InitMethod, ModelConfig, Moe};
+use olmoe_model::init::{Noise, add_noise_to_chunk, initialize_chunk};
+use olmoe_model::parameters::{InitRule, ParameterSpec, parameters};
+use olmoe_tensor::memory::Buffer;
+
+use crate::encoding::Encoding;
+use crate::error::CheckpointError;
+use crate::weights::{Weights, draw_slab};
+
+/// What a dense model becomes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upcycling {
+    /// Number of experts. The script has 8.
+    pub num_experts: usize,
+    /// Experts a token. OLMo's default is 2.
+    pub top_k: usize,
+    /// Divide the chosen probabilities by their sum. Never in OLMo.
+    pub normalize_top_k: bool,
+    /// A copy of the MLP that every token passes. The script's `share`, off.
+    pub shared_expert: bool,
+    /// Make the script's mistake of writing the gate of the MLP as the up projection of the shared expert, and the other
+    /// way round.
+    pub swap_shared_gate: bool,
+    /// Noise in all matrices of the routed experts, each its own. The script's `noise`: off, else a share of 0.5 with a
+    /// deviation of 0.02.
+    pub noise: Option<Noise>,
+    /// Standard deviation of the router. The script has 0.02.
+    pub router_std: f64,
+    /// Seed of router and noise.
+    pub seed: u64,
+}
+
+/// Why a model cannot be upcycled.
+#[derive(Debug, thiserror::Error)]
+pub enum UpcycleError {
+    /// Nothing to begin with.
+    #[error("{}: it is a mixture of {num_experts} experts already; upcycling begins with a dense model", path.display())]
+    Mixture {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its experts.
+        num_experts: usize,
+    },
+    /// Blocks that noise cannot be put into.
+    #[error(
+        "{}: its weights are quantised ({found}); upcycle the original, or make plain numbers of them first with \
+         `olmoe convert --dtype f32`",
+        path.display()
+    )]
+    Quantized {
+        /// The checkpoint.
+        path: PathBuf,
+        /// An encoding of it.
+        found: &'static str,
+    },
+    /// Experts have none.
+    #[error("{}: its MLPs have biases, which experts do not have; no mixture begins as this model", path.display())]
+    Biases {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// The mistake needs two matrices to confuse.
+    #[error(
+        "{}: the shared expert's gate and up projection are to be swapped, but {reason}; leave the swap out",
+        path.display()
+    )]
+    NothingToSwap {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Which of them is missing.
+        reason: &'static str,
+    },
+    /// A number out of its range.
+    #[error("the {what} is {found}, expected {expected}")]
+    Number {
+        /// Which.
+        what: &'static str,
+        /// Its value.
+        found: f64,
+        /// Its range.
+        expected: &'static str,
+    },
+    /// The mixture cannot be built.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The dense model lacks a parameter.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+/// Where a parameter of the mixture comes from.
+#[derive(Clone, Copy)]
+enum Origin {
+    /// The parameter of the dense model, as it is.
+    Copy(usize),
+    /// The same for every expert.
+    Expert(usize),
+    /// Drawn.
+    Router,
+}
+
+/// A dense model seen as the mixture that it becomes.
+pub struct Upcycled<'s> {
+    dense: &'s dyn Weights,
+    upcycling: Upcycling,
+    config: ModelConfig,
+    specs: Vec<ParameterSpec>,
+    origins: Vec<Origin>,
+}
+
+impl<'s> Upcycled<'s> {
+    /// Plans it; nothing is read yet.
+    ///
+    /// # Errors
+    /// A source that is a mixture, is quantised or has biases in its MLPs; numbers out of range; more experts a token than
+    /// there are, and sizes that no model has.
+    pub fn new(dense: &'s dyn Weights, upcycling: Upcycling) -> Result<Upcycled<'s>, UpcycleError> {
+        let path = || dense.origin().to_owned();
+        let mlp = match &dense.config().feed_forward {
+            FeedForward::Dense(mlp) => *mlp,
+            FeedForward::Moe(moe) => {
+                return Err(UpcycleError::Mixture { path: path(), num_experts: moe.num_experts });
+            }
+        };
+        let found = (0..dense.parameters().len()).map(|parameter| dense.encoding(parameter, 0));
+        if let Some(found) = found.into_iter().find(|found| found.is_quantized()) {
+            return Err(UpcycleError::Quantized { path: path(), found: found.name() });
+        }
+        if dense.config().mlp_bias {
+            return Err(UpcycleError::Biases { path: path() });
+        }
+        check_numbers(&upcycling)?;
+        if upcycling.swap_shared_gate && !(upcycling.shared_expert && mlp.activation.is_gated()) {
+            let reason = if upcycling.shared_expert { "its MLPs have no gate" } else { "there is no shared expert" };
+            return Err(UpcycleError::NothingToSwap { path: path(), reason });
+        }
+        let mut config = dense.config().clone();
+        config.feed_forward = FeedForward::Moe(Moe {
+            num_experts: upcycling.num_experts,
+            top_k: upcycling.top_k,
+            expert: mlp,
+            normalize_top_k: upcycling.normalize_top_k,
+            shared_expert: upcycling.shared_expert.then_some(mlp),
+            capacity_factor: None,
+        });
+        if !matches!(config.init.method, InitMethod::Normal | InitMethod::FullMegatron) {
+            // The others are for dense models only, and no parameter is drawn by them any more.
+            config.init.method = InitMethod::Normal;
+        }
+        config.validate()?;
+        let mut specs = parameters(&config);
+        let mut origins = Vec::with_capacity(specs.len());
+        let by_name: HashMap<&str, usize> =
+            dense.parameters().iter().enumerate().map(|(at, spec)| (spec.name.as_str(), at)).collect();
+        for spec in &mut specs {
+            if spec.name.contains(".moe.router.") {
+                spec.init = InitRule::Normal { std: upcycling.router_std, cutoff_factor: None };
+                origins.push(Origin::Router);
+                continue;
+            }
+            let name = name_in_dense(&spec.name, upcycling.swap_shared_gate);
+            let missing =
+                || CheckpointError::Missing { path: path(), tensor: name.clone(), expected: spec.shape.clone() };
+            let at = *by_name.get(name.as_str()).ok_or_else(missing)?;
+            origins.push(if spec.name.contains(".moe.experts.") { Origin::Expert(at) } else { Origin::Copy(at) });
+        }
+        Ok(Upcycled { dense, upcycling, config, specs, origins })
+    }
+}
+
+fn check_numbers(upcycling: &Upcycling) -> Result<(), UpcycleError> {
+    let Noise { share, std } = upcycling.noise.unwrap_or(Noise { share: 0.0, std: 0.0 });
+    if !(0.0..=1.0).contains(&share) {
+        return Err(UpcycleError::Number { what: "share of noise", found: share, expected: "a number from 0 to 1" });
+    }
+    for (what, found) in [("deviation of the noise", std), ("deviation of the router", upcycling.router_std)] {
+        // Draws reach at most some tens of deviations.
+        if !(0.0..=1e6).contains(&found) {
+            return Err(UpcycleError::Number { what, found, expected: "a number from 0 to 1000000" });
+        }
+    }
+    Ok(())
+}
+
+/// The parameter of the dense model that one of the mixture comes from.
+fn name_in_dense(name: &str, swap_shared_gate: bool) -> String {
+    match name.split_once(".moe.shared_expert.") {
+        Some((layer, "gate_proj.weight")) if swap_shared_gate => format!("{layer}.mlp.up_proj.weight"),
+        Some((layer, "up_proj.weight")) if swap_shared_gate => format!("{layer}.mlp.gate_proj.weight"),
+        Some((layer, projection)) => format!("{layer}.mlp.{projection}"),
+        None => name.replace(".moe.experts.", ".mlp."),
+    }
+}
+
+impl Weights for Upcycled<'_> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn parameters(&self) -> &[ParameterSpec] {
+        &self.specs
+    }
+
+    fn encoding(&self, parameter: usize, _slab: usize) -> Encoding {
+        match self.origins[parameter] {
+            Origin::Copy(at) | Origin::Expert(at) => self.dense.encoding(at, 0),
+            Origin::Router => self.dense.main_encoding(),
+        }
+    }
+
+    fn main_encoding(&self) -> Encoding {
+        self.dense.main_encoding()
+    }
+
+    fn widens_vectors(&self) -> bool {
+        self.dense.widens_vectors()
+    }
+
+    fn origin(&self) -> &Path {
+        self.dense.origin()
+    }
+
+    fn read(&self, parameter: usize, slab: usize) -> Result<Buffer<u8>, CheckpointError> {
+        let (spec, seed) = (&self.specs[parameter], self.upcycling.seed);
+        let draw = |before, draw: &(dyn Fn(usize, &mut [f32]) + Sync)| {
+            draw_slab(spec, slab, self.encoding(parameter, slab), before, draw)
+        };
+        match (self.origins[parameter], self.upcycling.noise) {
+            (Origin::Router, _) => Ok(draw(None, &|chunk, numbers| initialize_chunk(spec, seed, chunk, numbers))),
+            (Origin::Expert(at), Some(noise)) => {
+                let before = self.dense.read(at, 0)?;
+                Ok(draw(Some(&before), &|chunk, numbers| add_noise_to_chunk(&spec.name, noise, seed, chunk, numbers)))
+            }
+            (Origin::Copy(at) | Origin::Expert(at), _) => self.dense.read(at, 0),
+        }
+    }
+}

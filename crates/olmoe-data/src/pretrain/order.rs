@@ -1,0 +1,124 @@
+//! The order of the instances of an epoch: NumPy's shuffle, as OLMo uses it.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::DataError;
+use crate::random::Pcg;
+
+/// The name of an order on disk.
+pub const GLOBAL_INDICES: &str = "global_indices.npy";
+
+/// What decides about an order besides the number of instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrderSettings {
+    /// The seed of the data, else of the run.
+    pub seed: u64,
+    /// The epoch, from 0; the generator's seed is `seed + epoch`.
+    pub epoch: u64,
+    /// Whether instances are shuffled at all.
+    pub shuffle: bool,
+    /// Instances that do not go evenly into the ranks are left out; else the first ones come again at the end.
+    pub drop_last: bool,
+    /// Ranks among which each global batch is dealt.
+    pub world_size: usize,
+}
+
+impl Default for OrderSettings {
+    fn default() -> OrderSettings {
+        OrderSettings { seed: 6198, epoch: 0, shuffle: true, drop_last: false, world_size: 1 }
+    }
+}
+
+/// Instances in the order in which an epoch sees them, 4 bytes each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    indices: Vec<u32>,
+}
+
+impl Order {
+    /// The order of so many instances.
+    ///
+    /// # Errors
+    /// No ranks, or more indices than are counted with 32 bits.
+    pub fn new(instances: u32, settings: OrderSettings) -> Result<Order, DataError> {
+        let OrderSettings { seed, epoch, shuffle, drop_last, world_size } = settings;
+        if world_size == 0 {
+            return Err(DataError::Setting { key: "world_size", value: "0".into(), expected: "at least 1" });
+        }
+        let (count, world) = (instances as usize, world_size);
+        let total =
+            if drop_last || count == 0 { count / world * world } else { count.div_ceil(world).saturating_mul(world) };
+        if total >= u32::MAX as usize {
+            return Err(DataError::TooMany { instances: total as u128 });
+        }
+        let mut indices: Vec<u32> = (0..instances).collect();
+        if shuffle {
+            Pcg::new(seed.wrapping_add(epoch)).shuffle(&mut indices);
+        }
+        indices.truncate(total);
+        // Where ranks outnumber instances, they come again more than once.
+        while indices.len() < total {
+            indices.extend_from_within(..(total - indices.len()).min(count));
+        }
+        Ok(Order { indices })
+    }
+
+    /// All of them.
+    pub fn indices(&self) -> &[u32] {
+        &self.indices
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
+    /// Writes it as `global_indices.npy` of a folder, which is made: uint32 numbers without a header, as OLMo does. The file
+    /// has its name only when it is complete.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write(&self, folder: &Path) -> Result<PathBuf, DataError> {
+        let path = folder.join(GLOBAL_INDICES);
+        let failed = |action| {
+            let path = path.clone();
+            move |source| DataError::Order { action, path, source }
+        };
+        fs::create_dir_all(folder).map_err(failed("make the folder of"))?;
+        let temporary = folder.join(format!("{GLOBAL_INDICES}.tmp"));
+        let written = fs::File::create(&temporary).and_then(|mut file| {
+            for piece in self.indices.chunks(1 << 18) {
+                let bytes: Vec<u8> = piece.iter().flat_map(|index| index.to_le_bytes()).collect();
+                file.write_all(&bytes)?;
+            }
+            file.sync_all()
+        });
+        written.map_err(failed("write"))?;
+        fs::rename(&temporary, &path).map_err(failed("name"))?;
+        Ok(path)
+    }
+
+    /// Reads what [`Order::write`] or OLMo has written.
+    ///
+    /// # Errors
+    /// What the system says; a size that is no multiple of 4.
+    pub fn read(path: &Path) -> Result<Order, DataError> {
+        let bytes = fs::read(path);
+        let bytes = bytes.map_err(|source| DataError::Order { action: "read", path: path.to_owned(), source })?;
+        let (indices, rest) = bytes.as_chunks::<4>();
+        if !rest.is_empty() {
+            return Err(DataError::OrderSize { path: path.to_owned(), bytes: bytes.len() as u64 });
+        }
+        if indices.len() >= u32::MAX as usize {
+            return Err(DataError::TooMany { instances: indices.len() as u128 });
+        }
+        Ok(Order { indices: indices.iter().map(|index| u32::from_le_bytes(*index)).collect() })
+    }
+}

@@ -1,0 +1,136 @@
+//! The documents between two shuffles, encoded.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::group::stripped;
+use super::{Settings, Summary, bounded, encode_paragraphs, puts_space_before};
+use crate::documents::{Document, Malformed};
+use crate::{Tokenizer, TokenizerError};
+
+/// Texts are encoded together when they have so many bytes.
+const TEXT_BYTES: usize = 4 << 20;
+
+/// A document whose tokens are in the batch.
+pub(super) struct Encoded {
+    pub(super) id: String,
+    pub(super) source: Arc<str>,
+    pub(super) line: u64,
+    pub(super) tokens: u64,
+    bytes: Range<usize>,
+}
+
+/// Documents, with their numbers as they will be in the file.
+pub(super) struct Batch<'a> {
+    tokenizer: &'a Tokenizer,
+    settings: &'a Settings,
+    all_threads: bool,
+    /// Whether the tokenizer puts a space before a text; asked for paragraphs only.
+    spaced: bool,
+    pub(super) documents: Vec<Encoded>,
+    numbers: Vec<u8>,
+    /// Not yet encoded; they are the last documents.
+    texts: Vec<String>,
+    text_bytes: usize,
+    sources: Vec<(Arc<str>, String)>,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(tokenizer: &'a Tokenizer, settings: &'a Settings, all_threads: bool) -> Batch<'a> {
+        Batch {
+            tokenizer,
+            settings,
+            all_threads,
+            spaced: settings.segment && puts_space_before(tokenizer),
+            documents: Vec::new(),
+            numbers: Vec::new(),
+            texts: Vec::new(),
+            text_bytes: 0,
+            sources: Vec::new(),
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.documents.clear();
+        self.numbers.clear();
+        self.sources.clear();
+    }
+
+    /// The numbers of a document.
+    pub(super) fn numbers(&self, document: &Encoded) -> &[u8] {
+        &self.numbers[document.bytes.clone()]
+    }
+
+    /// Adds a document of a file.
+    pub(super) fn add(&mut self, document: Document, path: &Path, summary: &mut Summary) {
+        let (source, hash) = self.source(path);
+        let id = document.id.unwrap_or_else(|| format!("{hash}-{}", document.line));
+        self.documents.push(Encoded { id, source, line: document.line, tokens: 0, bytes: 0..0 });
+        self.text_bytes += document.text.len();
+        self.texts.push(document.text);
+        if self.text_bytes >= TEXT_BYTES {
+            self.encode(summary);
+        }
+    }
+
+    /// A file's name, and what documents without a name are called after.
+    fn source(&mut self, path: &Path) -> (Arc<str>, String) {
+        let text = path.to_string_lossy();
+        if let Some((source, hash)) = self.sources.iter().find(|(source, _)| **source == *text) {
+            return (source.clone(), hash.clone());
+        }
+        let unnamed = self.settings.fields.id.is_none();
+        let digest = if unnamed { Sha256::digest(text.as_bytes()).to_vec() } else { Vec::new() };
+        let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.sources.push((text.into(), hash));
+        self.source(path)
+    }
+
+    /// Encodes what is not encoded yet.
+    pub(super) fn encode(&mut self, summary: &mut Summary) {
+        let texts = std::mem::take(&mut self.texts);
+        self.text_bytes = 0;
+        let first = self.documents.len() - texts.len();
+        let mut documents = self.documents.split_off(first).into_iter();
+        let stripped: Vec<&str> = texts.iter().map(|text| stripped(text)).collect();
+        let together = if self.all_threads && !self.settings.segment {
+            // Where one text cannot be encoded, the texts are encoded one by one to find out which.
+            self.tokenizer.encode_batch(&stripped).ok()
+        } else {
+            None
+        };
+        let mut push = |this: &mut Self, ids: Result<Vec<u32>, TokenizerError>| {
+            let Some(document) = documents.next() else { return };
+            match ids {
+                Ok(ids) => this.push(document, ids),
+                Err(error) => {
+                    let path = Path::new(&*document.source).to_owned();
+                    summary.note(Malformed { path, line: document.line, reason: error.to_string() });
+                }
+            }
+        };
+        match together {
+            Some(all) => all.into_iter().for_each(|ids| push(self, Ok(ids))),
+            None => {
+                for text in stripped {
+                    let ids = match self.settings.segment {
+                        true => encode_paragraphs(self.tokenizer, self.spaced, text),
+                        false => self.tokenizer.encode(text),
+                    };
+                    push(self, ids);
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, mut document: Encoded, ids: Vec<u32>) {
+        let ids = bounded(ids, self.settings);
+        let start = self.numbers.len();
+        self.settings.dtype.write(&ids, &mut self.numbers);
+        (document.tokens, document.bytes) = (ids.len() as u64, start..self.numbers.len());
+        self.documents.push(document);
+    }
+}

@@ -1,0 +1,74 @@
+//! `olmoe soup`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::hub::MODEL_FILES;
+use olmoe_checkpoint::soup::Soup;
+
+use crate::arguments::input;
+use crate::convert::{Beside, ExpertsArg, Number, RunArgs, To};
+
+/// Average checkpoints of one model
+///
+/// Every number is the average of theirs, summed in f64 in the order given and rounded once, so equal checkpoints give
+/// themselves bit for bit. Formats may differ; architectures and vocabularies may not. What goes beside the weights comes
+/// from the first checkpoint. OLMoE-1B-7B-0125 is the soup of three annealing runs. Memory: the largest matrix and some
+/// ten megabytes, however many checkpoints there are.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe soup anneal-42 anneal-43 anneal-44 --out soup --to hf
+  olmoe soup base.gguf finetuned.gguf --weights 1,3 --out mixed.gguf --to gguf
+
+Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
+pub(crate) struct SoupArgs {
+    /// Checkpoints, two or more: folders, GGUF files, or models of the hub (REPO or REPO@REVISION)
+    #[arg(value_name = "IN", required = true, num_args = 2..)]
+    inputs: Vec<String>,
+
+    /// Folder (hf, olmo) or file (gguf) to write; must not exist yet
+    #[arg(long = "out", value_name = "OUT")]
+    output: PathBuf,
+
+    /// Format to write
+    #[arg(long, value_enum)]
+    to: To,
+
+    /// A number above 0 for each checkpoint; only their ratios count [default: all alike]
+    #[arg(long, value_name = "X,X,…", value_delimiter = ',')]
+    weights: Vec<f64>,
+
+    /// Type of the numbers to write [default: that of each tensor of the first]
+    #[arg(long, value_enum)]
+    dtype: Option<Number>,
+
+    /// How Hugging Face files store experts
+    #[arg(long, value_enum, default_value = "separate")]
+    experts: ExpertsArg,
+
+    #[command(flatten)]
+    beside: Beside,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+pub(crate) fn run(args: &SoupArgs) -> anyhow::Result<()> {
+    let mut checkpoints = Vec::with_capacity(args.inputs.len());
+    for name in &args.inputs {
+        checkpoints.push(Checkpoint::open(&input(name, MODEL_FILES, args.run.offline)?)?);
+    }
+    let soup = Soup::new(checkpoints, &args.weights, args.dtype.map(Number::dtype))?;
+    let companions = args.beside.companions_of(soup.checkpoints())?;
+    soup.same_tokenizer(&companions)?.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let target = args.to.target(args.dtype, args.experts);
+    let written = args.run.write(&soup, &companions[0], target, &args.output)?;
+    if !args.run.quiet {
+        let (count, tensors, bytes) = (args.inputs.len(), written.tensors, written.bytes);
+        let out = args.output.display();
+        println!("{out}: the average of {count} checkpoints, {tensors} tensors, {bytes} bytes, read back and compared");
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! `olmoe upcycle`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::hub::MODEL_FILES;
+use olmoe_checkpoint::upcycle::{Upcycled, Upcycling};
+use olmoe_model::init::Noise;
+
+use crate::arguments::{input, positive};
+use crate::convert::{Beside, ExpertsArg, Number, RunArgs, To};
+
+/// Make a mixture of experts of a dense model
+///
+/// Every expert begins as a copy of the dense MLP, every router with normal draws; everything else stays as it is. The
+/// start of a training run, as OLMoE's upcycling script makes it. All blocks become mixtures. Memory: the largest matrix
+/// and a few megabytes.
+///
+/// With --normalize-top-k the mixture computes what the dense model does. Without, as in OLMo, each of its layers adds only
+/// the chosen share of the probabilities, at first about top-k / experts of what the dense layer adds; --shared-expert adds
+/// a whole copy to that. OLMo holds every mixture but normalised ones; Hugging Face and GGUF hold those with query and key
+/// norms and without a shared expert, and only Hugging Face normalised ones.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe upcycle step700000-unsharded moe --to olmo --seed 1
+  olmoe upcycle step700000-unsharded moe-hf --to hf --seed 1 --num-experts 64 --top-k 8 --normalize-top-k --noise 0.5
+
+Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
+pub(crate) struct UpcycleArgs {
+    /// A dense checkpoint: a folder, a GGUF file, or a model of the hub (REPO or REPO@REVISION)
+    #[arg(value_name = "IN")]
+    input: String,
+
+    /// Folder (hf, olmo) or file (gguf) to write; must not exist yet
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+
+    /// Format to write
+    #[arg(long, value_enum)]
+    to: To,
+
+    /// Seed of routers and noise; the same bits on every machine
+    #[arg(long, value_name = "N")]
+    seed: u64,
+
+    /// Experts of each layer
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "8")]
+    num_experts: usize,
+
+    /// Experts for each token
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "2")]
+    top_k: usize,
+
+    /// Divide the probabilities of the chosen experts by their sum
+    #[arg(long)]
+    normalize_top_k: bool,
+
+    /// Give each layer a copy of the MLP that every token passes, too
+    #[arg(long)]
+    shared_expert: bool,
+
+    /// Swap gate and up projection of the shared expert, which the upcycling script does by mistake
+    #[arg(long, requires = "shared_expert")]
+    upstream_swap: bool,
+
+    /// Probability that a number of an expert is replaced by noise, in each expert another [script: 0.5]
+    #[arg(long, value_name = "SHARE", default_value = "0")]
+    noise: f64,
+
+    /// Standard deviation of the noise
+    #[arg(long, value_name = "X", default_value = "0.02")]
+    noise_std: f64,
+
+    /// Standard deviation of the routers
+    #[arg(long, value_name = "X", default_value = "0.02")]
+    router_std: f64,
+
+    /// Type of the numbers to write [default: that of each tensor]
+    #[arg(long, value_enum)]
+    dtype: Option<Number>,
+
+    /// How Hugging Face files store experts
+    #[arg(long, value_enum, default_value = "separate")]
+    experts: ExpertsArg,
+
+    #[command(flatten)]
+    beside: Beside,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+pub(crate) fn run(args: &UpcycleArgs) -> anyhow::Result<()> {
+    let dense = Checkpoint::open(&input(&args.input, MODEL_FILES, args.run.offline)?)?;
+    let companions = args.beside.companions(&dense)?;
+    let noise = Noise { share: args.noise, std: args.noise_std };
+    let upcycling = Upcycling {
+        num_experts: args.num_experts,
+        top_k: args.top_k,
+        normalize_top_k: args.normalize_top_k,
+        shared_expert: args.shared_expert,
+        swap_shared_gate: args.upstream_swap,
+        noise: (noise.share != 0.0).then_some(noise),
+        router_std: args.router_std,
+        seed: args.seed,
+    };
+    let mixture = Upcycled::new(&dense, upcycling)?;
+    let target = args.to.target(args.dtype, args.experts);
+    let written = args.run.write(&mixture, &companions, target, &args.output)?;
+    if !args.run.quiet {
+        let (tensors, bytes) = (written.tensors, written.bytes);
+        println!("{}: {tensors} tensors, {bytes} bytes, read back and compared", args.output.display());
+    }
+    Ok(())
+}
