@@ -175,8 +175,8 @@ impl<'a> Engine<'a> {
     /// Bytes of keys and values of a token of this model, kept as `kind` (none for the type of its precision). A cache has
     /// memory for a multiple of [`KvCache::GRAIN`] tokens.
     pub fn cache_bytes_per_token(model: &Model, kind: Option<CacheType>) -> usize {
-        let kind = kind.unwrap_or(KvCache::default_type(model));
-        KvCache::bytes_of(model, KvCache::GRAIN, kind) / KvCache::GRAIN
+        let kind = kind.unwrap_or(KvCache::default_type(model.precision()));
+        KvCache::bytes_of(model.config(), KvCache::GRAIN, kind) as usize / KvCache::GRAIN
     }
 
     /// Whether a request can be run, were there room in the queue.
@@ -322,7 +322,7 @@ impl<'a> Engine<'a> {
             }
             (_, Some((at, len))) => self.kept.take(at, len, most),
             _ => {
-                let kind = self.config.cache_type.unwrap_or(KvCache::default_type(self.model));
+                let kind = self.config.cache_type.unwrap_or(KvCache::default_type(self.model.precision()));
                 KvCache::of_type(self.model, most, kind)
             }
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use olmoe_checkpoint::hub::{Hub, Location, MODEL_FILES, locate};
-use olmoe_model::model::Precision;
+use olmoe_model::model::{KvCache, Precision};
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::threads::{MAX_THREADS, set_num_threads};
 
@@ -70,6 +70,13 @@ pub(crate) struct CacheArg {
     /// q8_0 takes 8.5 bits a number, a little more than half of bf16.
     #[arg(long, value_name = "TYPE", value_parser = cache_type)]
     pub(crate) cache_type: Option<CacheType>,
+}
+
+impl CacheArg {
+    /// The type for a model of this precision.
+    pub(crate) fn kind(&self, precision: Precision) -> CacheType {
+        self.cache_type.unwrap_or(KvCache::default_type(precision))
+    }
 }
 
 fn cache_type(name: &str) -> Result<CacheType, String> {

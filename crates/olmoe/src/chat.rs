@@ -11,13 +11,14 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::weights::Weights;
 use olmoe_data::{ChatTemplate, ChatTokens, MAX_TEMPLATE_BYTES, TULU};
-use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Finished, Request, Stop};
+use olmoe_engine::{Engine, EventKind, FinishReason, Finished, Request, Stop};
 use olmoe_model::config::closest;
 use olmoe_model::model::Model;
 use signal_hook::consts::SIGINT;
 
-use crate::generator::{Generator, interrupts};
+use crate::generator::{Generator, Work, interrupts};
 use crate::output::print;
 use crate::settings::{self, Settings};
 
@@ -110,16 +111,15 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
 
     let interactive = stdin().is_terminal() && stdout().is_terminal();
     let source = if interactive { Source::terminal()? } else { Source::plain() };
-    let model = args.generator.load(&checkpoint)?;
+    let context = Weights::config(&checkpoint).max_sequence_length;
+    // One answer at a time, and the conversation before it.
+    let work =
+        Work { running: 1, step_tokens: STEP_TOKENS, kept_tokens: context, samples: vec![(context, STEP_TOKENS)] };
+    let (config, beside) = args.generator.limits(&checkpoint, &companions, work);
+    let model = args.generator.load(&checkpoint, beside)?;
     let interrupted = interrupts(&[SIGINT])?;
     // Between answers an interrupt ends the program; a terminal that is being read gives a key instead.
     interrupted.store(true, Ordering::Relaxed);
-    let context = model.config().max_sequence_length;
-    let config = EngineConfig {
-        step_tokens: STEP_TOKENS,
-        kept_tokens: context,
-        ..args.generator.limits(&model, &companions, 1)
-    };
     let mut request = args.settings.request(vec![0], Some(tokenizer.size()), args.settings.seed());
     request.experts = model.config().moe().is_some();
     let engine = Engine::new(&model, Some(tokenizer), config)?;

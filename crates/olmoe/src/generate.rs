@@ -11,14 +11,16 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::weights::Weights;
 use olmoe_data::Tokenizer;
 use olmoe_engine::{Engine, EngineConfig, EventKind, Request, RequestId, SubmitError};
-use olmoe_model::model::Model;
+use olmoe_tensor::memory::resident_peak_bytes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::arguments::positive;
-use crate::generator::{Generator, INTERRUPTED, interrupts};
+use crate::generator::{Generator, INTERRUPTED, Work, interrupts};
 use crate::output::print;
 use crate::settings::{Line, Prompt, Settings};
 
@@ -109,10 +111,12 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let (checkpoint, companions) = args.generator.open()?;
     let seed = args.settings.seed();
     let jobs = jobs(args, &companions, seed)?;
-
-    let model = args.generator.load(&checkpoint)?;
+    let (limits, beside) = args.generator.limits(&checkpoint, &companions, work(args, &checkpoint, &jobs));
+    let limits = EngineConfig { queue: limits.queue.max(args.samples), ..limits };
+    let model = args.generator.load(&checkpoint, beside)?;
+    let foreseen = args.generator.weight_bytes(&checkpoint) + beside;
     let interrupted = interrupts(&[SIGINT, SIGTERM])?;
-    let engine = Engine::new(&model, companions.tokenizer(), engine_config(args, &model, &companions))?;
+    let engine = Engine::new(&model, companions.tokenizer(), limits)?;
     let printer = match args.json || args.batch.is_some() {
         true => Printer::Json,
         false => Printer::plain(args.samples),
@@ -125,16 +129,22 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         waiting: jobs,
         running: BTreeMap::new(),
     };
-    run.finish(args, seed)
+    run.finish(args, seed, foreseen)
 }
 
-/// The limits of the engine for these arguments.
-fn engine_config(args: &GenerateArgs, model: &Model, companions: &Companions) -> EngineConfig {
-    let limits = args.generator.limits(model, companions, args.parallel);
-    EngineConfig {
-        kept_tokens: if args.batch.is_some() { KEPT_TOKENS.min(limits.cache_tokens / 4) } else { 0 },
-        queue: limits.queue.max(args.samples),
-        ..limits
+/// What the engine has to do for these prompts.
+fn work(args: &GenerateArgs, checkpoint: &Checkpoint, jobs: &VecDeque<Job>) -> Work {
+    let context = Weights::config(checkpoint).max_sequence_length;
+    let samples = jobs.iter().flat_map(|job| {
+        let prompt = job.request.prompt.len();
+        let most = prompt.saturating_add(job.request.max_tokens.unwrap_or(context)).min(context);
+        std::iter::repeat_n((most, prompt.min(context)), job.request.samples.min(args.parallel))
+    });
+    Work {
+        running: args.parallel,
+        step_tokens: EngineConfig::default().step_tokens.max(args.parallel),
+        kept_tokens: if args.batch.is_some() { KEPT_TOKENS } else { 0 },
+        samples: samples.collect(),
     }
 }
 
@@ -225,7 +235,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn finish(mut self, args: &GenerateArgs, seed: u64) -> anyhow::Result<ExitCode> {
+    fn finish(mut self, args: &GenerateArgs, seed: u64, foreseen: u64) -> anyhow::Result<ExitCode> {
         let (start, mut first, mut next) = (Instant::now(), None, 0);
         let (mut prompts, mut read, mut made, mut failure, mut failures) = (0, 0, 0usize, None, 0);
         let mut by_request = BTreeMap::new();
@@ -298,6 +308,9 @@ impl Run<'_> {
         if !args.generator.quiet {
             let (total, reading) =
                 (start.elapsed().as_secs_f64(), first.map_or(0.0, |first| (first - start).as_secs_f64()));
+            let memory = resident_peak_bytes().map_or(String::new(), |peak| {
+                format!("; memory: {:.3} GB, {:.3} GB foreseen", peak as f64 / 1e9, foreseen as f64 / 1e9)
+            });
             // If nobody reads it, the text is there all the same.
             let _ = match prompts {
                 1 => {
@@ -306,12 +319,12 @@ impl Run<'_> {
                     let (reads, writes) = (speed(read, reading), speed(after, total - reading));
                     writeln!(
                         stderr(),
-                        "{read} tokens read, {reads:.1} tokens/s; {made} generated, {writes:.1} tokens/s; seed {seed}"
+                        "{read} tokens read, {reads:.1} tokens/s; {made} generated, {writes:.1} tokens/s; seed {seed}{memory}"
                     )
                 }
                 _ => writeln!(
                     stderr(),
-                    "{prompts} prompts, {read} tokens read, {made} generated in {total:.1} s, {:.1} tokens/s; seed {seed}",
+                    "{prompts} prompts, {read} tokens read, {made} generated in {total:.1} s, {:.1} tokens/s; seed {seed}{memory}",
                     made as f64 / total.max(1e-9)
                 ),
             };

@@ -1,5 +1,6 @@
 //! The model behind the commands that generate: how it is loaded, what limits its engine, what interrupts it.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -7,12 +8,13 @@ use anyhow::Context;
 use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
-use olmoe_engine::{Engine, EngineConfig};
-use olmoe_model::model::{KvCache, Model};
+use olmoe_checkpoint::weights::Weights;
+use olmoe_engine::EngineConfig;
+use olmoe_model::model::Model;
 use olmoe_tensor::memory::available_bytes;
 
-use crate::arguments::{CacheArg, ModelArg, OnePrecision, Threads};
-use crate::progress::Progress;
+use crate::arguments::{CacheArg, OnePrecision, Threads};
+use crate::loading::{LoadingArgs, beside};
 
 /// Exit status after an interrupt, as shells have it.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -21,7 +23,7 @@ pub(crate) const INTERRUPTED: u8 = 130;
 #[derive(Args)]
 pub(crate) struct Generator {
     #[command(flatten)]
-    model: ModelArg,
+    loading: LoadingArgs,
 
     /// Precision of the matrix products
     ///
@@ -41,46 +43,84 @@ pub(crate) struct Generator {
     pub(crate) quiet: bool,
 }
 
+/// What is going to run: how many sequences at once, tokens in a step, tokens of finished texts to keep, and of each sample
+/// the tokens that it may have in the end and those of its prompt.
+pub(crate) struct Work {
+    pub(crate) running: usize,
+    pub(crate) step_tokens: usize,
+    pub(crate) kept_tokens: usize,
+    pub(crate) samples: Vec<(usize, usize)>,
+}
+
 impl Generator {
     /// The checkpoint without its weights, and what it has beside them. Says what there is to be noticed.
     pub(crate) fn open(&self) -> anyhow::Result<(Checkpoint, Companions)> {
         self.threads.apply();
-        let checkpoint = Checkpoint::open(&self.model.resolve()?)?;
-        checkpoint.contents().notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+        let checkpoint = self.loading.open()?;
         let companions = Companions::of(&checkpoint, None, false)?;
         companions.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
         Ok((checkpoint, companions))
     }
 
-    /// Its model.
-    pub(crate) fn load(&self, checkpoint: &Checkpoint) -> anyhow::Result<Model> {
-        let loading = Progress::new("loading", checkpoint.bytes(), self.quiet);
-        let quantised = self.precision == OnePrecision::AmpBf16;
-        Ok(checkpoint.load(self.precision.into(), quantised, &|bytes| loading.advance(bytes))?)
+    /// Its model, if it fits the memory together with so many bytes beside it.
+    pub(crate) fn load(&self, checkpoint: &Checkpoint, beside: u64) -> anyhow::Result<Model> {
+        self.loading.load(checkpoint, self.precision.into(), self.keep_blocks(), beside, self.quiet)
     }
 
-    /// The limits of an engine on this machine that runs so many sequences at once, and the tokens that end its texts.
-    pub(crate) fn limits(&self, model: &Model, companions: &Companions, running: usize) -> EngineConfig {
+    fn keep_blocks(&self) -> bool {
+        self.precision == OnePrecision::AmpBf16
+    }
+
+    /// Bytes that the weights will take.
+    pub(crate) fn weight_bytes(&self, checkpoint: &Checkpoint) -> u64 {
+        checkpoint.inference_bytes(self.precision.into(), self.keep_blocks())
+    }
+
+    /// The limits of an engine for this work on this machine, with the tokens that end its texts, and the bytes that it needs
+    /// beside the weights.
+    pub(crate) fn limits(
+        &self,
+        checkpoint: &Checkpoint,
+        companions: &Companions,
+        mut work: Work,
+    ) -> (EngineConfig, u64) {
+        let config = Weights::config(checkpoint);
+        let kind = self.cache.kind(self.precision.into());
         let mut ends = Vec::new();
         match companions.special_tokens() {
             Some(special) => ends.extend(special.eos.iter().chain(&special.stops)),
-            None => ends.extend(model.config().eos_token_id),
+            None => ends.extend(config.eos_token_id),
         }
-        let defaults = EngineConfig::default();
-        // Caches take half of the memory there is at most, but a whole context always has room: it is used as it fills.
-        let per_token = Engine::cache_bytes_per_token(model, self.cache.cache_type).max(1) as u64;
-        // Each has memory for a few tokens more than it has room for.
-        let unused = running.saturating_mul(KvCache::GRAIN - 1);
-        let room = available_bytes()
-            .map_or(defaults.cache_tokens, |bytes| ((bytes / 2 / per_token) as usize).saturating_sub(unused));
-        EngineConfig {
-            max_running: running,
-            step_tokens: defaults.step_tokens.max(running),
-            cache_tokens: room.max(model.config().max_sequence_length),
+        // The caches of what runs at once, the largest first.
+        work.samples.sort_unstable_by_key(|(most, _)| Reverse(*most));
+        work.samples.truncate(work.running);
+        let samples = &work.samples;
+        let prompts = samples.iter().map(|(_, prompt)| *prompt).sum::<usize>().max(samples.len());
+        // Caches take half of the memory that the weights leave at most, but the largest one always has room.
+        let half = available_bytes().map(|available| available.saturating_sub(self.weight_bytes(checkpoint)) / 2);
+        let fits = |sequences: &[usize]| half.is_none_or(|half| config.cache_bytes(kind, sequences) <= half);
+        let mut caches = vec![work.kept_tokens];
+        for (most, _) in samples {
+            caches.push(*most);
+            if caches.len() > 2 && !fits(&caches) {
+                caches.pop();
+                break;
+            }
+        }
+        if !fits(&caches) {
+            caches[0] = 0;
+        }
+        let beside = beside(config, kind, &caches, work.step_tokens.min(prompts), samples.len());
+        let limits = EngineConfig {
+            max_running: work.running,
+            step_tokens: work.step_tokens,
+            cache_tokens: caches[1..].iter().sum(),
+            kept_tokens: caches[0],
             cache_type: self.cache.cache_type,
             ends,
-            ..defaults
-        }
+            ..EngineConfig::default()
+        };
+        (limits, beside)
     }
 }
 

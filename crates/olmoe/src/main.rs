@@ -14,6 +14,7 @@ mod generate;
 mod generator;
 mod init;
 mod inspect;
+mod loading;
 mod logits;
 mod progress;
 mod quantize;

@@ -10,9 +10,9 @@ use olmoe_tensor::tensor::Tensor;
 use super::gradients::Gradients;
 use super::modules::{AttentionModule, Linear, NormModule};
 use super::residual::norm_backward;
-use super::weights::Model;
+use super::weights::{Model, Precision};
 use crate::batch::Batch;
-use crate::config::ClipOrder;
+use crate::config::{ClipOrder, ModelConfig};
 
 /// Keys and values of one sequence in all layers.
 pub struct KvCache {
@@ -25,23 +25,26 @@ impl KvCache {
 
     /// Room for `capacity` tokens, of the type in which they give the bits of [`Model::forward`].
     pub fn new(model: &Model, capacity: usize) -> KvCache {
-        KvCache::of_type(model, capacity, KvCache::default_type(model))
+        KvCache::of_type(model, capacity, KvCache::default_type(model.precision))
     }
 
     /// Room for `capacity` tokens, kept as `kind`.
     pub fn of_type(model: &Model, capacity: usize, kind: CacheType) -> KvCache {
-        KvCache { layers: (0..model.config.n_layers).map(|_| Cache::new(heads(model), capacity, kind)).collect() }
+        KvCache {
+            layers: (0..model.config.n_layers).map(|_| Cache::new(heads(&model.config), capacity, kind)).collect(),
+        }
     }
 
-    /// The type that keeps keys and values as the model's precision has them.
-    pub fn default_type(model: &Model) -> CacheType {
-        model.precision.operand().into()
+    /// The type that keeps keys and values as a precision has them.
+    pub fn default_type(precision: Precision) -> CacheType {
+        precision.operand().into()
     }
 
     /// Bytes of a cache with room for `capacity` tokens, kept as `kind`; exact, and the same for each token of a multiple of
     /// [`KvCache::GRAIN`].
-    pub fn bytes_of(model: &Model, capacity: usize, kind: CacheType) -> usize {
-        model.config.n_layers * Cache::bytes_of(heads(model), capacity, kind)
+    pub fn bytes_of(config: &ModelConfig, capacity: usize, kind: CacheType) -> u64 {
+        let grain = Cache::bytes_of(heads(config), KvCache::GRAIN, kind) as u64;
+        (config.n_layers as u64).saturating_mul(grain).saturating_mul(capacity.div_ceil(KvCache::GRAIN) as u64)
     }
 
     /// Tokens held.
@@ -104,8 +107,7 @@ pub(super) struct Saved {
     attention: attention::Saved,
 }
 
-fn heads(model: &Model) -> Heads {
-    let config = &model.config;
+fn heads(config: &ModelConfig) -> Heads {
     Heads { query: config.n_heads, key_value: config.n_kv_heads, dim: config.head_dim }
 }
 
@@ -165,7 +167,7 @@ fn output(model: &Model, module: &AttentionModule, o_td: &Tensor) -> Tensor {
 pub(super) fn forward(model: &Model, module: &AttentionModule, x_td: &Tensor, batch: &Batch) -> (Tensor, Saved) {
     let ([q, k, v], projected) = qkv(model, module, x_td, batch);
     let operand = model.precision.operand();
-    let (o, attention) = attention::forward(&q, &k, &v, heads(model), &batch.segments, operand);
+    let (o, attention) = attention::forward(&q, &k, &v, heads(&model.config), &batch.segments, operand);
     let y_td = output(model, module, &o);
     (y_td, Saved { projected, q, k, v, o, attention })
 }
@@ -185,7 +187,7 @@ pub(super) fn forward_cached(
         let rows = bounds[0] as usize..bounds[1] as usize;
         let cache = &mut cache.layers[layer];
         cache.append(&k, &v, rows.clone());
-        attention::forward_cached(&q, rows, cache, heads(model), &mut o);
+        attention::forward_cached(&q, rows, cache, heads(&model.config), &mut o);
     }
     output(model, module, &o)
 }
@@ -216,7 +218,7 @@ pub(super) fn backward(
     linear_gradients(dy_td, &pack_saved(&o, operand), &module.o, gradients);
 
     let (mut dq, mut dk, mut dv) =
-        attention::backward(&q, &k, &v, &o, &attention, &d_o, heads(model), &batch.segments, operand);
+        attention::backward(&q, &k, &v, &o, &attention, &d_o, heads(&model.config), &batch.segments, operand);
     model.rope.apply_inverse(&mut dq, model.config.n_heads, &batch.positions);
     model.rope.apply_inverse(&mut dk, model.config.n_kv_heads, &batch.positions);
     let clip_back = |order: ClipOrder, [dq, dk, dv]: [&mut Tensor; 3]| {

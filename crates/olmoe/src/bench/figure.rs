@@ -6,6 +6,7 @@ use std::time::Duration;
 use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Model, Precision};
 use olmoe_model::parameters::ParameterCount;
+use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::{peak_flops, peak_int8};
 use olmoe_tensor::simd::Isa;
@@ -26,7 +27,9 @@ impl Peak {
     /// Those of a model: of eight bits if it has quantised matrices.
     pub(super) fn of(model: &Model) -> Peak {
         match model.precision() {
-            _ if (0..model.parameters().len()).any(|id| model.block_format(id).is_some()) => Peak::Int8,
+            _ if (0..model.parameters().len()).any(|id| matches!(model.encoding(id), Some(Encoding::Blocks(_)))) => {
+                Peak::Int8
+            }
             Precision::AmpBf16 => Peak::Bf16,
             Precision::Fp32 => Peak::F32,
         }

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use clap::Args;
-use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::weights::Weights;
 use olmoe_engine::Engine;
 use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache, Model};
 use olmoe_tensor::limits::read_bandwidth;
-use olmoe_tensor::memory;
 use olmoe_tensor::simd::Isa;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::num_threads;
@@ -17,8 +16,8 @@ use serde_json::json;
 
 use super::READ_BYTES;
 use super::figure::{Figure, Peak, Work};
-use crate::arguments::{CacheArg, ModelArg, OnePrecision, Threads, positive};
-use crate::progress::Progress;
+use crate::arguments::{CacheArg, OnePrecision, Threads, positive};
+use crate::loading::{LoadingArgs, beside};
 
 const LIMIT_TIME: Duration = Duration::from_millis(300);
 const PEAK_TIME: Duration = Duration::from_millis(100);
@@ -27,7 +26,7 @@ const PEAK_TIME: Duration = Duration::from_millis(100);
 #[derive(Args)]
 pub(crate) struct InferenceArgs {
     #[command(flatten)]
-    model: ModelArg,
+    loading: LoadingArgs,
 
     /// Precision of the matrices that are not quantised, and of attention
     #[arg(long, value_enum, default_value = "amp_bf16")]
@@ -49,31 +48,22 @@ pub(crate) struct InferenceArgs {
 }
 
 impl InferenceArgs {
-    fn load(&self) -> anyhow::Result<Model> {
+    /// The model, with room for caches of so many sequences and tokens, and for passes over `tokens` tokens of each.
+    fn load(&self, sequences: usize, length: usize, tokens: usize) -> anyhow::Result<Model> {
         self.threads.apply();
-        let checkpoint = Checkpoint::open(&self.model.resolve()?)?;
-        let loading = Progress::new("loading", checkpoint.bytes(), self.json);
-        Ok(checkpoint.load(self.precision.into(), true, &|bytes| loading.advance(bytes))?)
+        let (checkpoint, precision) = (self.loading.open()?, self.precision.into());
+        let config = Weights::config(&checkpoint);
+        let limit = config.max_sequence_length;
+        ensure!(length <= limit, "{length} tokens do not fit the context of this model, {limit}; ask for fewer");
+        let kind = self.cache.kind(precision);
+        let caches = config.cache_bytes(kind, &[length]).saturating_mul(sequences as u64);
+        let beside = beside(config, kind, &[], tokens.max(sequences), sequences).saturating_add(caches);
+        self.loading.load(&checkpoint, precision, true, beside.saturating_add(READ_BYTES as u64), self.json)
     }
 
-    /// Caches for so many sequences, unless they fit neither the model nor the memory.
-    fn caches(&self, model: &Model, sequences: usize, length: usize) -> anyhow::Result<Vec<KvCache>> {
-        let limit = model.config().max_sequence_length;
-        if length > limit {
-            bail!("{length} tokens do not fit the context of this model, {limit}; ask for fewer");
-        }
-        let needed = (self.cache_bytes_per_token(model) as u64).saturating_mul(length as u64);
-        let needed = needed.saturating_mul(sequences as u64);
-        if let Some(available) = memory::available_bytes() {
-            ensure!(
-                needed <= available,
-                "{sequences} sequences of {length} tokens need caches of {:.1} GB, and {:.1} GB are free; ask for fewer",
-                needed as f64 / 1e9,
-                available as f64 / 1e9
-            );
-        }
-        let kind = self.cache.cache_type.unwrap_or(KvCache::default_type(model));
-        Ok((0..sequences).map(|_| KvCache::of_type(model, length, kind)).collect())
+    fn caches(&self, model: &Model, sequences: usize, length: usize) -> Vec<KvCache> {
+        let kind = self.cache.kind(model.precision());
+        (0..sequences).map(|_| KvCache::of_type(model, length, kind)).collect()
     }
 
     fn cache_bytes_per_token(&self, model: &Model) -> usize {
@@ -158,13 +148,14 @@ pub(crate) struct PrefillArgs {
 }
 
 pub(super) fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
-    let model = args.common.load()?;
+    let model = args.common.load(1, args.depth.saturating_add(args.tokens), args.depth)?;
     let figure = decoding(&model, "decode", 1, args.depth, args.tokens, &args.common)?;
     args.common.print(&figure)
 }
 
 pub(super) fn batch(args: &BatchArgs) -> anyhow::Result<()> {
-    let model = args.common.load()?;
+    let most = args.sequences.iter().copied().max().unwrap_or(1);
+    let model = args.common.load(most, args.depth.saturating_add(args.tokens), args.depth)?;
     let mut rows = Vec::new();
     for &sequences in &args.sequences {
         let figure = decoding(&model, "batch", sequences, args.depth, args.tokens, &args.common)?;
@@ -182,8 +173,8 @@ pub(super) fn batch(args: &BatchArgs) -> anyhow::Result<()> {
 }
 
 pub(super) fn prefill(args: &PrefillArgs) -> anyhow::Result<()> {
-    let model = args.common.load()?;
-    let mut caches = args.common.caches(&model, 1, args.length)?;
+    let model = args.common.load(1, args.length, args.length)?;
+    let mut caches = args.common.caches(&model, 1, args.length);
     let ids = ids(&model, args.length);
     let work = Work { sequences: 1, tokens: args.length, keys: args.length as f64 / 2.0, held: 0 };
     let figure = measure(&model, ("prefill", args.length), &args.common, work, &mut caches, 0, &[ids])?;
@@ -200,7 +191,7 @@ fn decoding(
     common: &InferenceArgs,
 ) -> anyhow::Result<Figure> {
     let length = depth.saturating_add(tokens);
-    let mut caches = common.caches(model, sequences, length)?;
+    let mut caches = common.caches(model, sequences, length);
     let ids = ids(model, sequences * length);
     if depth > 0 {
         let mut activations = Activations::new(Keep::Nothing);
