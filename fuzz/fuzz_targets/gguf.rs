@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
+use olmoe_checkpoint::inference::Loading;
 use olmoe_checkpoint::open::Contents;
 use olmoe_checkpoint::{Checkpoint, companions, gguf};
 use olmoe_model::model::Precision;
@@ -27,6 +28,8 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(checkpoint) = Checkpoint::new(contents)
         && short
     {
-        let _ = checkpoint.load(Precision::Fp32, &|_| ());
+        for keep_blocks in [false, true] {
+            let _ = checkpoint.load(&Loading::new(Precision::Fp32, keep_blocks), &|_| ());
+        }
     }
 });

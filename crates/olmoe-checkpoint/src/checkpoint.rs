@@ -1,15 +1,11 @@
 //! A checkpoint of any format, its tensors matched with the parameters of its model.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
 
 use olmoe_model::config::ModelConfig;
-use olmoe_model::model::{Model, Precision};
 use olmoe_model::parameters::{ParameterSpec, parameters};
-use olmoe_tensor::memory::{Buffer, available_bytes};
-use olmoe_tensor::quant::BlockFormat;
+use olmoe_tensor::memory::Buffer;
 
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
@@ -22,12 +18,12 @@ use crate::{gguf, huggingface, olmo, training};
 
 /// An open checkpoint.
 pub struct Checkpoint {
-    contents: Contents,
-    config: ModelConfig,
-    specs: Vec<ParameterSpec>,
-    layout: Layout,
+    pub(crate) contents: Contents,
+    pub(crate) config: ModelConfig,
+    pub(crate) specs: Vec<ParameterSpec>,
+    pub(crate) layout: Layout,
     /// By tensor of the layout: index in the contents, and how it is encoded.
-    stored: Vec<(usize, Encoding)>,
+    pub(crate) stored: Vec<(usize, Encoding)>,
 }
 
 /// The table of a format for a configuration.
@@ -114,118 +110,7 @@ impl Checkpoint {
         self.contents.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
-    /// Loads the weights into a model made for inference, on all threads. `advance` hears of the bytes read.
-    ///
-    /// With `keep_blocks` quantised matrices stay quantised, and products with them round the other factor to eight bits;
-    /// without, they become the numbers that they stand for.
-    ///
-    /// # Errors
-    /// Too little memory, numbers that are not finite, and what the system says.
-    pub fn load(
-        &self,
-        precision: Precision,
-        keep_blocks: bool,
-        advance: &(dyn Fn(u64) + Sync),
-    ) -> Result<Model, CheckpointError> {
-        let blocks: Vec<Option<BlockFormat>> = match keep_blocks {
-            true => (0..self.specs.len()).map(|parameter| self.blocks(parameter)).collect(),
-            false => Vec::new(),
-        };
-        let needed = self.config.inference_bytes(precision, &blocks);
-        if let Some(available) = available_bytes()
-            && needed > available
-        {
-            return Err(CheckpointError::Memory { needed, available, precision: precision.name() });
-        }
-        let mut model = Model::quantized(self.config.clone(), precision, &blocks)?;
-        for parameter in 0..self.specs.len() {
-            if model.block_format(parameter).is_some() {
-                model.fill_blocks(parameter, |range| self.read_blocks(parameter, range, advance))?;
-                if model.value(parameter).is_none() {
-                    continue;
-                }
-            }
-            let slab_numbers = slab_len(&self.specs[parameter]);
-            // Slabs that have to be turned are decoded whole; one for each thread at most.
-            let turned: Mutex<Vec<(usize, Buffer<f32>)>> = Mutex::new(Vec::new());
-            model.fill(parameter, |range, out| {
-                let slab = range.start / slab_numbers;
-                let within = range.start - slab * slab_numbers..range.end - slab * slab_numbers;
-                let place = self.layout.place(parameter, slab);
-                let (at, encoding) = self.stored[place.tensor];
-                if place.transform == Transform::Same && within.start.is_multiple_of(encoding.unit()) {
-                    let bytes = self.read_bytes(at, encoding, place.start + within.start, within.len())?;
-                    self.check_finite(&bytes, encoding, parameter, slab, within.start)?;
-                    encoding.decode(&bytes, out);
-                    advance(bytes.len() as u64);
-                    return Ok(());
-                }
-                let taken = {
-                    let mut turned = turned.lock().unwrap_or_else(|error| error.into_inner());
-                    turned.iter().position(|(index, _)| *index == slab).map(|at| turned.swap_remove(at))
-                };
-                let numbers = match taken {
-                    Some((_, numbers)) => numbers,
-                    None => {
-                        let bytes = self.read(parameter, slab)?;
-                        self.check_finite(&bytes, encoding, parameter, slab, 0)?;
-                        let mut numbers = Buffer::scratch(slab_numbers);
-                        encoding.decode(&bytes, &mut numbers);
-                        numbers
-                    }
-                };
-                out.copy_from_slice(&numbers[within.clone()]);
-                let mut turned = turned.lock().unwrap_or_else(|error| error.into_inner());
-                if within.end < slab_numbers {
-                    turned.push((slab, numbers));
-                }
-                advance(encoding.bytes(within.len()).unwrap_or(0) as u64);
-                Ok::<(), CheckpointError>(())
-            })?;
-        }
-        Ok(model)
-    }
-
-    /// The format of a parameter whose slabs are all quantised alike.
-    fn blocks(&self, parameter: usize) -> Option<BlockFormat> {
-        let encoding = |slab| Weights::encoding(self, parameter, slab);
-        let (slabs, ..) = slabs(&self.specs[parameter].shape);
-        match encoding(0) {
-            Encoding::Blocks(format) if (1..slabs).all(|slab| encoding(slab) == encoding(0)) => Some(format),
-            _ => None,
-        }
-    }
-
-    /// The blocks of a range of a parameter's numbers: whole rows.
-    fn read_blocks(
-        &self,
-        parameter: usize,
-        range: Range<usize>,
-        advance: &(dyn Fn(u64) + Sync),
-    ) -> Result<Buffer<u8>, CheckpointError> {
-        let encoding = Weights::encoding(self, parameter, 0);
-        let bytes_of = |numbers: usize| numbers / encoding.unit() * encoding.unit_bytes();
-        let mut out = Buffer::scratch(bytes_of(range.len()));
-        let slab_numbers = slab_len(&self.specs[parameter]);
-        let mut at = range.start;
-        while at < range.end {
-            let slab = at / slab_numbers;
-            let (within, len) = (at - slab * slab_numbers, ((slab + 1) * slab_numbers).min(range.end) - at);
-            let place = self.layout.place(parameter, slab);
-            let part = match place.transform {
-                Transform::Same => self.read_bytes(self.stored[place.tensor].0, encoding, place.start + within, len)?,
-                _ => Buffer::copy_of(&self.read(parameter, slab)?[bytes_of(within)..bytes_of(within + len)]),
-            };
-            self.check_finite(&part, encoding, parameter, slab, within)?;
-            let start = bytes_of(at - range.start);
-            out[start..start + part.len()].copy_from_slice(&part);
-            at += len;
-        }
-        advance(out.len() as u64);
-        Ok(out)
-    }
-
-    fn check_finite(
+    pub(crate) fn check_finite(
         &self,
         bytes: &[u8],
         encoding: Encoding,
@@ -244,22 +129,19 @@ impl Checkpoint {
         }
     }
 
-    /// Some numbers of a stored tensor, as they lie there.
-    fn read_bytes(
+    /// Reads some numbers of a stored tensor, as they lie there: those from `start` on that fill `out`.
+    pub(crate) fn read_stored(
         &self,
         at: usize,
         encoding: Encoding,
         start: usize,
-        len: usize,
-    ) -> Result<Buffer<u8>, CheckpointError> {
+        out: &mut [u8],
+    ) -> Result<(), CheckpointError> {
         let tensor = &self.contents.tensors[at];
         // Whole units inside the tensor: it was checked to hold all numbers of its shape.
-        let (skip, count) =
-            (start / encoding.unit() * encoding.unit_bytes(), len / encoding.unit() * encoding.unit_bytes());
-        let mut bytes = Buffer::scratch(count);
+        let skip = start / encoding.unit() * encoding.unit_bytes();
         let (path, file) = &self.contents.files[tensor.file];
-        file.read_at(tensor.offset + skip as u64, &mut bytes).map_err(CheckpointError::io(path))?;
-        Ok(bytes)
+        file.read_at(tensor.offset + skip as u64, out).map_err(CheckpointError::io(path))
     }
 }
 
@@ -348,7 +230,9 @@ impl Weights for Checkpoint {
     fn read(&self, parameter: usize, slab: usize) -> Result<Buffer<u8>, CheckpointError> {
         let place = self.layout.place(parameter, slab);
         let (at, encoding) = self.stored[place.tensor];
-        let bytes = self.read_bytes(at, encoding, place.start, slab_len(&self.specs[parameter]))?;
+        let len = slab_len(&self.specs[parameter]);
+        let mut bytes = Buffer::scratch(len / encoding.unit() * encoding.unit_bytes());
+        self.read_stored(at, encoding, place.start, &mut bytes)?;
         if place.transform == Transform::Same {
             return Ok(bytes);
         }

@@ -263,15 +263,21 @@ pub enum CheckpointError {
         /// Which matrix of a stack.
         slab: usize,
     },
-    /// Not enough memory for the model.
+    /// Not enough memory for the model and what it needs beside its weights.
     #[error(
-        "the model needs {:.1} GB of memory at {precision}, {:.1} GB are available; use bf16, a smaller model, or a \
-         machine with more memory",
+        "{:.2} GB of memory are needed: {:.2} GB for the weights at {precision}, {:.2} GB for caches and activations; \
+         {:.2} GB are available. Use bf16, a smaller model or a shorter context, or a machine with more memory",
         *needed as f64 / 1e9,
+        *weights as f64 / 1e9,
+        *beside as f64 / 1e9,
         *available as f64 / 1e9
     )]
     Memory {
         /// Bytes of the parameters, packed.
+        weights: u64,
+        /// Bytes that the caller needs beside them.
+        beside: u64,
+        /// Both.
         needed: u64,
         /// Bytes available.
         available: u64,

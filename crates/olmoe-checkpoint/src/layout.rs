@@ -202,6 +202,15 @@ impl Transform {
         }
     }
 
+    /// Where in the file's order a canonical row lies, if rows stay whole.
+    pub(crate) fn row(self, row: usize) -> Option<usize> {
+        match self {
+            Transform::Same => Some(row),
+            Transform::Interleave(head) => Some(interleaved(row, head)),
+            Transform::Transpose => None,
+        }
+    }
+
     /// Whether numbers of that encoding can be moved like this: blocks lie along rows and stay whole.
     pub(crate) fn keeps_blocks(self) -> bool {
         self != Transform::Transpose

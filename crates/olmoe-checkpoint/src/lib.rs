@@ -3,12 +3,12 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`open`] | what a path holds: format, configuration, tensors |
-//! | [`checkpoint`] | a checkpoint matched with its model: read by canonical parameter, loaded into a model |
+//! | [`checkpoint`] | a checkpoint matched with its model, read by canonical parameter |
+//! | [`inference`] | a checkpoint loaded into a model; `packed`: the file that keeps its packed weights |
 //! | [`convert`] | writing weights as Hugging Face, OLMo or GGUF, with proof |
 //! | [`fidelity`] | the proof: hashes of what was written against what is read, and the error of rounding |
 //! | [`weights`] | weights by canonical parameter: of a checkpoint, or fresh |
 //! | [`companions`] | what lies beside the weights: tokenizer, chat template, settings for generation |
-//! | [`encoding`] | numbers as bytes: plain or in quantised blocks |
 //! | `layout` | how parameters lie in a format's tensors |
 //! | [`huggingface`], `olmo`, [`gguf`], `training` | the formats: a table each, and what else is theirs |
 //! | [`safetensors`] | the file format: headers, streaming writer, shards and their index |
@@ -22,18 +22,19 @@ pub mod checkpoint;
 pub mod companions;
 pub mod convert;
 pub mod disk;
-pub mod encoding;
 mod error;
 pub mod fidelity;
 pub mod file_name;
 pub mod gguf;
 pub mod hub;
 pub mod huggingface;
+pub mod inference;
 mod layout;
 mod olmo;
 pub mod olmo_keys;
 pub mod open;
 mod output;
+mod packed;
 pub mod pickle;
 pub mod read_at;
 pub mod safetensors;
@@ -45,3 +46,4 @@ pub mod zip;
 
 pub use checkpoint::Checkpoint;
 pub use error::CheckpointError;
+pub use olmoe_tensor::encoding;

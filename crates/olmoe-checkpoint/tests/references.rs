@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::huggingface::Experts;
+use olmoe_checkpoint::inference::Loading;
 use olmoe_checkpoint::open::Format;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_model::batch::Batch;
@@ -75,7 +76,7 @@ fn every_form_computes_what_transformers_computes() {
     let ids = whole("ids");
     for (name, _, numbers_of, _) in FORMS {
         let checkpoint = Checkpoint::open(&folder().join(name)).unwrap();
-        let model = checkpoint.load(Precision::Fp32, false, &|_| {}).unwrap();
+        let model = checkpoint.load(&Loading::new(Precision::Fp32, false), &|_| {}).unwrap().model;
         let mut activations = Activations::new(Keep::Nothing);
         model.forward(&Batch::uniform(&ids, ids.len()).unwrap(), &mut activations).unwrap();
         let logits = model.logits_of(activations.hidden());

@@ -7,6 +7,7 @@ use olmoe_checkpoint::convert::{Conversion, Target, Written};
 use olmoe_checkpoint::encoding::Encoding;
 use olmoe_checkpoint::gguf::mix::Mix;
 use olmoe_checkpoint::huggingface::Experts;
+use olmoe_checkpoint::inference::Loading;
 use olmoe_checkpoint::weights::{Random, Weights};
 use olmoe_checkpoint::{Checkpoint, CheckpointError};
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig, Moe};
@@ -19,6 +20,7 @@ const HF: Target = Target::HuggingFace { experts: Experts::Separate, dtype: None
 const FUSED: Target = Target::HuggingFace { experts: Experts::Fused, dtype: None };
 const OLMO: Target = Target::Olmo { dtype: None };
 const GGUF: Target = Target::Gguf { mix: None };
+const EXACT: Loading = Loading { precision: Precision::Fp32, keep_blocks: false, beside: 0, packed_cache: None };
 
 /// The release model in small.
 fn mixture() -> ModelConfig {
@@ -246,10 +248,11 @@ fn loading_gives_the_model_that_was_drawn() {
             let there = desk.write(&random, target);
             let read = std::sync::atomic::AtomicU64::new(0);
             let model = there
-                .load(Precision::Fp32, false, &|bytes| {
+                .load(&EXACT, &|bytes| {
                     read.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
                 })
-                .unwrap();
+                .unwrap()
+                .model;
             assert_eq!(logits(&model, &ids), expected, "{target:?}");
             assert_eq!(read.into_inner(), there.bytes());
         }
@@ -302,7 +305,7 @@ fn numbers_that_are_none_are_kept_but_neither_quantised_nor_loaded() {
     for target in [HF, OLMO, GGUF] {
         let there = desk.write(&broken, target);
         assert_same(&broken, &there);
-        let error = there.load(Precision::Fp32, false, &|_| {}).map(drop).unwrap_err().to_string();
+        let error = there.load(&EXACT, &|_| {}).map(drop).unwrap_err().to_string();
         assert!(error.contains("layers.1.moe.experts.down_proj.weight: number 10 of matrix 0"), "{error}");
     }
 }

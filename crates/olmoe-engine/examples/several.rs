@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::inference::Loading;
 use olmoe_engine::{Engine, EngineConfig, EventKind, Request, Sampling};
 use olmoe_model::model::Precision;
 
@@ -16,7 +17,7 @@ fn main() -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&path)?;
     let companions = Companions::of(&checkpoint, None, false)?;
     let tokenizer = companions.tokenizer().context("this model comes without a tokenizer")?;
-    let model = checkpoint.load(Precision::AmpBf16, true, &|_| {})?;
+    let model = checkpoint.load(&Loading::new(Precision::AmpBf16, true), &|_| {})?.model;
 
     let ends = companions.special_tokens().and_then(|special| special.eos).into_iter().collect();
     let mut engine = Engine::new(&model, Some(tokenizer), EngineConfig { ends, ..EngineConfig::default() })?;

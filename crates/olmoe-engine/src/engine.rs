@@ -171,7 +171,7 @@ impl<'a> Engine<'a> {
     /// Bytes of keys and values of a token of this model.
     pub fn cache_bytes_per_token(model: &Model) -> usize {
         const TOKENS: usize = 32;
-        KvCache::new(model, TOKENS).bytes() / TOKENS
+        KvCache::bytes_for(model.config(), model.precision(), TOKENS) as usize / TOKENS
     }
 
     /// Takes a request into the queue. Its samples run as soon as there is room, in the order in which they came.

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
 use olmoe_model::model::{Activations, Keep, KvCache, Model, Precision};
-use olmoe_tensor::memory::Buffer;
+use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::quant::{BlockFormat, dequantize, quantize};
 use olmoe_tensor::threads::set_num_threads;
 
@@ -30,22 +30,24 @@ fn models(config: &ModelConfig, format: BlockFormat) -> (Model, Model) {
     let mut drawn = Model::new(config.clone(), Precision::Fp32, true).unwrap();
     drawn.initialize(3);
     let count = drawn.parameters().len();
-    let mut blocks = Model::quantized(config.clone(), Precision::Fp32, &vec![Some(format); count]).unwrap();
+    let encodings = vec![Some(Encoding::Blocks(format)); count];
+    let mut blocks = Model::for_inference(config.clone(), Precision::Fp32, &encodings).unwrap();
     let mut numbers = Model::new(config.clone(), Precision::Fp32, false).unwrap();
     let mut held = 0;
     for id in 0..count {
         let mut value = drawn.value(id).unwrap().to_vec();
-        if blocks.block_format(id).is_some() {
+        if blocks.encoding(id).is_some() {
             held += 1;
             let mut bytes = vec![0; format.bytes(value.len()).unwrap()];
             quantize(format, &value, &mut bytes);
             dequantize(format, &bytes, &mut value);
             let place = |number: usize| number / format.block_len() * format.block_bytes();
-            let Ok(()) = blocks.fill_blocks(id, |range| {
-                Ok::<_, Infallible>(Buffer::copy_of(&bytes[place(range.start)..place(range.end)]))
+            let Ok(()) = blocks.fill_encoded(id, |range, out| {
+                out.copy_from_slice(&bytes[place(range.start)..place(range.end)]);
+                Ok::<_, Infallible>(())
             });
         }
-        if blocks.block_format(id).is_none() || blocks.value(id).is_some() {
+        if blocks.takes_numbers(id) {
             let Ok(()) = blocks.fill(id, |range, out| {
                 out.copy_from_slice(&value[range]);
                 Ok::<(), Infallible>(())
@@ -56,9 +58,11 @@ fn models(config: &ModelConfig, format: BlockFormat) -> (Model, Model) {
             Ok::<(), Infallible>(())
         });
     }
-    // Query, key, value and output, the experts or the MLP, and the head or the embedding that is the head.
-    assert_eq!(held, 2 * 7 + 1);
-    assert_eq!(blocks.bytes() as u64, config.inference_bytes(Precision::Fp32, &vec![Some(format); count]));
+    // Query, key, value and output, the experts or the MLP, the embedding, and the head unless that is the embedding.
+    assert_eq!(held, 2 * 7 + 1 + usize::from(!config.tie_embeddings));
+    assert_eq!(blocks.bytes() as u64, config.inference_bytes(Precision::Fp32, &encodings));
+    let all: usize = (0..count).flat_map(|id| blocks.held_mut(id).map(|bytes| bytes.len()).collect::<Vec<_>>()).sum();
+    assert_eq!(blocks.bytes() - all, 64 * 64 * 4, "all but the cosines and sines of 64 positions");
     (blocks, numbers)
 }
 
@@ -126,6 +130,57 @@ fn the_same_bits_however_a_text_is_cut() {
                 let logp = f64::from(row[targets[t] as usize]) - sum.ln();
                 assert!((f64::from(log_probs.logp_t[t]) - logp).abs() < 1e-5);
             }
+        }
+    }
+}
+
+/// The embedding alone is held as a file has it; everything else is the same.
+#[test]
+fn an_embedding_is_what_its_bytes_stand_for() {
+    for tied in [false, true] {
+        let mut config = config(false);
+        config.tie_embeddings = tied;
+        let mut drawn = Model::new(config.clone(), Precision::AmpBf16, true).unwrap();
+        drawn.initialize(3);
+        let embedding = drawn.find("embed_tokens.weight").unwrap();
+        let plain = [Encoding::F32, Encoding::BF16, Encoding::F16];
+        for encoding in plain.into_iter().chain(BlockFormat::ALL.map(Encoding::Blocks)) {
+            if tied && encoding.is_quantized() {
+                // The head would be quantised, too; see above.
+                continue;
+            }
+            let mut encodings = vec![None; drawn.parameters().len()];
+            encodings[embedding] = Some(encoding);
+            let mut held = Model::for_inference(config.clone(), Precision::AmpBf16, &encodings).unwrap();
+            let mut numbers = Model::new(config.clone(), Precision::AmpBf16, false).unwrap();
+            for id in 0..encodings.len() {
+                let mut value = drawn.value(id).unwrap().to_vec();
+                if id == embedding {
+                    let mut bytes = vec![0; encoding.bytes(value.len()).unwrap()];
+                    encoding.encode(&value, &mut bytes);
+                    encoding.decode(&bytes, &mut value);
+                    let place = |number: usize| number / encoding.unit() * encoding.unit_bytes();
+                    assert_eq!((held.encoding(id), held.takes_numbers(id)), (Some(encoding), tied));
+                    let Ok(()) = held.fill_encoded(id, |range, out| {
+                        out.copy_from_slice(&bytes[place(range.start)..place(range.end)]);
+                        Ok::<_, Infallible>(())
+                    });
+                }
+                for model in [&mut held, &mut numbers] {
+                    if model.takes_numbers(id) {
+                        let Ok(()) = model.fill(id, |range, out| {
+                            out.copy_from_slice(&value[range]);
+                            Ok::<(), Infallible>(())
+                        });
+                    }
+                }
+            }
+            assert_eq!(logits(&held, &ids(9, 1)), logits(&numbers, &ids(9, 1)), "{encoding} tied: {tied}");
+            assert_eq!(held.bytes() as u64, config.inference_bytes(Precision::AmpBf16, &encodings));
+            let saved = encoding.bytes(97 * 256).unwrap();
+            assert_eq!(numbers.bytes() - held.bytes(), 97 * 256 * 4 - saved, "{encoding} tied: {tied}");
+            let error = held.fill_encoded(embedding, |range, _| if range.start == 0 { Err("bad") } else { Ok(()) });
+            assert_eq!(error, Err("bad"));
         }
     }
 }

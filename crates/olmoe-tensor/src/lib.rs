@@ -5,6 +5,7 @@
 //! | [`memory`] | aligned buffers from a pool that reuses them |
 //! | [`tensor`] | dense row-major arrays |
 //! | [`dtype`] | f32, bf16 and f16 as formats of stored numbers |
+//! | [`encoding`] | numbers as bytes of a file: plain or in quantised blocks |
 //! | [`threads`] | one pool of threads with a low wake-up latency |
 //! | [`simd`] | sixteen lanes on three instruction sets |
 //! | [`gemm`] | packed matrix products |
@@ -23,6 +24,7 @@
 
 pub mod dtype;
 pub mod elementary;
+pub mod encoding;
 pub mod gemm;
 pub mod limits;
 pub mod memory;

@@ -8,6 +8,7 @@ use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -52,12 +53,58 @@ pub fn peak_bytes() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
 
-/// Bytes that the system could give now without swapping; none where it does not say (only Linux does).
+/// The most memory that this process has had at once, of the system's own counting: everything, not buffers alone. None where
+/// the system does not say.
+pub fn resident_peak_bytes() -> Option<u64> {
+    kibibytes("/proc/self/status", "VmHWM:")
+}
+
+/// The line of a file that begins with a name and goes on with a number of kibibytes.
+fn kibibytes(path: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Bytes that this process could get now without swapping: what the system has left, or the control groups of the process
+/// if they leave less. None where the system does not say (only Linux does).
 pub fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
+    let system = kibibytes("/proc/meminfo", "MemAvailable:")?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(group_bytes(Path::new("/sys/fs/cgroup"), &groups).map_or(system, |group| group.min(system)))
+}
+
+/// What the control groups of a process leave to it: the least of its own and those above, of either version; `groups` is
+/// what the system says of the process's membership.
+fn group_bytes(root: &Path, groups: &str) -> Option<u64> {
+    let of = |line: &str| -> Option<u64> {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let (base, limit, usage, cached) = match controllers {
+            "" => (root.to_owned(), "memory.max", "memory.current", ["active_file ", "inactive_file "]),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                let cached = ["total_active_file ", "total_inactive_file "];
+                (root.join("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", cached)
+            }
+            _ => return None,
+        };
+        let number = |path: PathBuf| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
+        // In a container the path may be that of the outside, where only the root is to be seen.
+        let folders = Path::new(path.trim_start_matches('/')).ancestors().map(|path| base.join(path));
+        let left = folders.filter_map(|folder| {
+            // "max" is no limit, and no number.
+            let limit = number(folder.join(limit))?;
+            let usage = number(folder.join(usage)).unwrap_or(0);
+            let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+            // Files that are kept in memory give way.
+            let kept = stat
+                .lines()
+                .filter_map(|line| cached.iter().find_map(|name| line.strip_prefix(name))?.trim().parse::<u64>().ok());
+            Some(limit.saturating_sub(usage.saturating_sub(kept.sum())))
+        });
+        left.min()
+    };
+    groups.lines().filter_map(of).min()
 }
 
 /// Zeroed memory of a class's size from the system.
@@ -199,7 +246,42 @@ mod tests {
     fn the_system_says_what_it_has() {
         if std::path::Path::new("/proc/meminfo").exists() {
             assert!(available_bytes().is_some_and(|bytes| bytes > 1 << 20));
+            assert!(resident_peak_bytes().is_some_and(|bytes| bytes > 1 << 20));
         }
+    }
+
+    #[test]
+    fn groups_leave_the_least_of_what_they_and_those_above_do() {
+        let root = std::env::temp_dir().join(format!("olmoe-groups-{}", std::process::id()));
+        let write = |name: &str, text: &str| {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "700\n");
+        write("a/memory.stat", "anon 1\nactive_file 100\ninactive_file 250\nfile 9\n");
+        write("a/b/memory.max", "max\n");
+        write("a/b/memory.current", "600\n");
+        write("memory/x/memory.limit_in_bytes", "500\n");
+        write("memory/x/memory.usage_in_bytes", "600\n");
+        write("memory/y/memory.limit_in_bytes", "500\n");
+        write("memory/y/memory.usage_in_bytes", "450\n");
+        write("memory/y/memory.stat", "inactive_file 7\ntotal_inactive_file 50\n");
+        for (groups, expected) in [
+            ("0::/a/b\n", Some(650)),
+            ("0::/a", Some(650)),
+            ("0::/a/gone/deeper\n", Some(650)),
+            ("0::/\n", None),
+            ("3:cpu,memory:/x\n0::/a\n", Some(0)),
+            ("4:memory:/y/z\n3:cpu:/x\n", Some(100)),
+            ("3:cpu:/a\n", None),
+            ("", None),
+            ("nonsense\n:\n", None),
+        ] {
+            assert_eq!(group_bytes(&root, groups), expected, "{groups:?}");
+        }
+        std::fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

@@ -13,13 +13,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::weights::Weights;
 use olmoe_data::Tokenizer;
 use olmoe_engine::{Engine, EngineConfig, EventKind, Request, RequestId, SubmitError};
-use olmoe_model::model::Model;
-use olmoe_tensor::memory::available_bytes;
+use olmoe_tensor::memory::{available_bytes, resident_peak_bytes};
 
-use crate::arguments::{ModelArg, OnePrecision, Threads, positive};
-use crate::progress::Progress;
+use crate::arguments::{OnePrecision, Threads, positive};
+use crate::loading::{LoadingArgs, beside};
 
 mod report;
 mod settings;
@@ -53,7 +53,7 @@ Exit status: 0 done, 1 failed, or a prompt of a batch did, 2 for wrong usage, 13
 #[command(group(clap::ArgGroup::new("source").args(["prompt", "file", "ids", "batch"])))]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
-    model: ModelArg,
+    loading: LoadingArgs,
 
     /// The text to continue [default: standard input]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -108,19 +108,18 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     if args.settings.needs_json() && !args.json && args.batch.is_none() {
         bail!("--logprobs and --experts are shown with --json only; add it");
     }
-    let checkpoint = Checkpoint::open(&args.model.resolve()?)?;
-    checkpoint.contents().notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let checkpoint = args.loading.open()?;
     let companions = Companions::of(&checkpoint, None, false)?;
     companions.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
     let seed = args.settings.seed();
     let jobs = jobs(args, &companions, seed)?;
 
-    let loading = Progress::new("loading", checkpoint.bytes(), args.quiet);
-    let model = checkpoint
-        .load(args.precision.into(), args.precision == OnePrecision::AmpBf16, &|bytes| loading.advance(bytes))?;
-    drop(loading);
+    let (precision, keep_blocks) = (args.precision.into(), args.precision == OnePrecision::AmpBf16);
+    let (limits, beside) = limits(args, &checkpoint, &companions, &jobs);
+    let model = args.loading.load(&checkpoint, precision, keep_blocks, beside, args.quiet)?;
+    let foreseen = checkpoint.inference_bytes(precision, keep_blocks) + beside;
     let interrupted = interrupts()?;
-    let engine = Engine::new(&model, companions.tokenizer(), limits(args, &model, &companions))?;
+    let engine = Engine::new(&model, companions.tokenizer(), limits)?;
     let printer = match args.json || args.batch.is_some() {
         true => Printer::Json,
         false => Printer::plain(args.settings.samples),
@@ -133,7 +132,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         waiting: jobs,
         running: BTreeMap::new(),
     };
-    run.finish(args, seed)
+    run.finish(args, seed, foreseen)
 }
 
 /// A flag that the first interrupt sets; the second one ends the program.
@@ -148,26 +147,62 @@ fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-/// The limits of the engine on this machine.
-fn limits(args: &GenerateArgs, model: &Model, companions: &Companions) -> EngineConfig {
+/// The limits of the engine for these prompts on this machine, and the bytes that it needs beside the weights.
+fn limits(
+    args: &GenerateArgs,
+    checkpoint: &Checkpoint,
+    companions: &Companions,
+    jobs: &VecDeque<Job>,
+) -> (EngineConfig, u64) {
+    let (config, precision) = (Weights::config(checkpoint), args.precision.into());
     let mut ends = Vec::new();
     match companions.special_tokens() {
         Some(special) => ends.extend(special.eos.iter().chain(&special.stops)),
-        None => ends.extend(model.config().eos_token_id),
+        None => ends.extend(config.eos_token_id),
     }
     let defaults = EngineConfig::default();
-    // Caches take half of the memory there is at most, but a whole context always has room: it is used as it fills.
-    let per_token = Engine::cache_bytes_per_token(model).max(1) as u64;
-    let room = available_bytes().map_or(defaults.cache_tokens, |bytes| (bytes / 2 / per_token) as usize);
-    EngineConfig {
-        max_running: args.parallel,
-        step_tokens: defaults.step_tokens.max(args.parallel),
-        cache_tokens: room.max(model.config().max_sequence_length),
-        kept_tokens: if args.batch.is_some() { KEPT_TOKENS.min(room / 4) } else { 0 },
+    let (context, max_running) = (config.max_sequence_length, args.parallel);
+    // The caches of what runs at once, the largest first.
+    let sample = |job: &Job| {
+        let prompt = job.request.prompt.len();
+        let most = prompt.saturating_add(job.request.max_tokens.unwrap_or(context)).min(context);
+        std::iter::repeat_n((most, prompt.min(context)), job.request.samples.min(max_running))
+    };
+    let mut samples: Vec<(usize, usize)> = jobs.iter().flat_map(sample).collect();
+    samples.sort_unstable_by_key(|(most, _)| std::cmp::Reverse(*most));
+    samples.truncate(max_running);
+    let step_tokens = defaults.step_tokens.max(max_running);
+    let prompts = samples.iter().map(|(_, prompt)| *prompt).sum::<usize>().max(samples.len());
+    let tokens = step_tokens.min(prompts);
+    // Caches take half of the memory that the weights leave at most, but the largest one always has room.
+    let kept_tokens = if args.batch.is_some() { KEPT_TOKENS } else { 0 };
+    let half = available_bytes().map(|available| {
+        let keep_blocks = args.precision == OnePrecision::AmpBf16;
+        available.saturating_sub(checkpoint.inference_bytes(precision, keep_blocks)) / 2
+    });
+    let fits = |sequences: &[usize]| half.is_none_or(|half| config.cache_bytes(precision, sequences) <= half);
+    let mut caches = vec![kept_tokens];
+    for (most, _) in &samples {
+        caches.push(*most);
+        if caches.len() > 2 && !fits(&caches) {
+            caches.pop();
+            break;
+        }
+    }
+    if !fits(&caches) {
+        caches[0] = 0;
+    }
+    let beside = beside(config, precision, &caches, tokens, samples.len());
+    let limits = EngineConfig {
+        max_running,
+        step_tokens,
+        cache_tokens: caches[1..].iter().sum(),
+        kept_tokens: caches[0],
         queue: defaults.queue.max(args.settings.samples),
         ends,
         ..defaults
-    }
+    };
+    (limits, beside)
 }
 
 /// The prompts that the arguments ask for.
@@ -251,7 +286,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn finish(mut self, args: &GenerateArgs, seed: u64) -> anyhow::Result<ExitCode> {
+    fn finish(mut self, args: &GenerateArgs, seed: u64, foreseen: u64) -> anyhow::Result<ExitCode> {
         let (start, mut first, mut next) = (Instant::now(), None, 0);
         let (mut prompts, mut read, mut made, mut failure, mut failures) = (0, 0, 0usize, None, 0);
         let mut by_request = BTreeMap::new();
@@ -324,6 +359,9 @@ impl Run<'_> {
         if !args.quiet {
             let (total, reading) =
                 (start.elapsed().as_secs_f64(), first.map_or(0.0, |first| (first - start).as_secs_f64()));
+            let memory = resident_peak_bytes().map_or(String::new(), |peak| {
+                format!("; memory: {:.3} GB, {:.3} GB foreseen", peak as f64 / 1e9, foreseen as f64 / 1e9)
+            });
             // If nobody reads it, the text is there all the same.
             let _ = match prompts {
                 1 => {
@@ -332,12 +370,12 @@ impl Run<'_> {
                     let (reads, writes) = (speed(read, reading), speed(after, total - reading));
                     writeln!(
                         stderr(),
-                        "{read} tokens read, {reads:.1} tokens/s; {made} generated, {writes:.1} tokens/s; seed {seed}"
+                        "{read} tokens read, {reads:.1} tokens/s; {made} generated, {writes:.1} tokens/s; seed {seed}{memory}"
                     )
                 }
                 _ => writeln!(
                     stderr(),
-                    "{prompts} prompts, {read} tokens read, {made} generated in {total:.1} s, {:.1} tokens/s; seed {seed}",
+                    "{prompts} prompts, {read} tokens read, {made} generated in {total:.1} s, {:.1} tokens/s; seed {seed}{memory}",
                     made as f64 / total.max(1e-9)
                 ),
             };

@@ -14,8 +14,8 @@ use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep};
 use olmoe_tensor::tensor::Tensor;
 
-use crate::arguments::{ModelArg, OnePrecision, Threads};
-use crate::progress::Progress;
+use crate::arguments::{OnePrecision, Threads};
+use crate::loading::{LoadingArgs, beside};
 
 /// Tokens whose logits are computed at once.
 const ROWS: usize = 256;
@@ -35,7 +35,7 @@ Exit status: 0 if the file was written, 1 if not, 2 for wrong usage.")]
 #[command(group(clap::ArgGroup::new("tokens").required(true).args(["ids", "text", "file"])))]
 pub(crate) struct LogitsArgs {
     #[command(flatten)]
-    model: ModelArg,
+    loading: LoadingArgs,
 
     /// Token ids
     #[arg(long, value_name = "ID,…", value_delimiter = ',')]
@@ -71,8 +71,7 @@ pub(crate) struct LogitsArgs {
 
 pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     args.threads.apply();
-    let checkpoint = Checkpoint::open(&args.model.resolve()?)?;
-    checkpoint.contents().notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let checkpoint = args.loading.open()?;
     let ids = tokens(args, &checkpoint)?;
     if ids.is_empty() {
         bail!("there are no tokens; give at least one");
@@ -80,9 +79,9 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     if args.routing && olmoe_checkpoint::weights::Weights::config(&checkpoint).moe().is_none() {
         bail!("--routing: this model is dense, it has no router");
     }
-    let loading = Progress::new("loading", checkpoint.bytes(), args.quiet);
-    let model = checkpoint.load(args.precision.into(), false, &|bytes| loading.advance(bytes))?;
-    drop(loading);
+    let (config, precision) = (olmoe_checkpoint::weights::Weights::config(&checkpoint), args.precision.into());
+    let beside = beside(config, precision, &[], ids.len(), ROWS.min(ids.len()));
+    let model = args.loading.load(&checkpoint, precision, false, beside, args.quiet)?;
     let mut activations = Activations::new(Keep::Nothing);
     model.forward(&Batch::uniform(&ids, ids.len())?, &mut activations)?;
 

@@ -12,6 +12,7 @@ mod download;
 mod generate;
 mod init;
 mod inspect;
+mod loading;
 mod logits;
 mod progress;
 mod quantize;

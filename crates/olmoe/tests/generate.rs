@@ -295,3 +295,32 @@ fn an_interrupt_ends_it_with_what_there_is() {
     assert_eq!(last["samples"][0]["finish_reason"], "cancelled");
     assert!(rest.lines().count() < 2999);
 }
+
+/// A model of some hundred megabytes, so that what the program takes for itself counts little.
+#[test]
+fn memory_is_what_was_foreseen() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "hidden_size": 1024,
+        "vocab_size": 8192, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8,
+        "intermediate_size": 512, "num_experts": 16, "num_experts_per_tok": 2, "max_position_embeddings": 4096,
+        "pad_token_id": 1, "eos_token_id": 256}"#;
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("config.json"), config).unwrap();
+    let (config, model) = (path("config.json"), path("model.gguf"));
+    let done = program::olmoe(&["init", "--config", &config, "--seed", "1", "--to", "gguf", &model, "--quiet"], &[]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let (short, long) = ("5,6,7".to_owned(), vec!["7"; 1500].join(","));
+    // A short prompt, a prompt and a cache that count, and packed weights that are written and then read.
+    for (ids, more) in [(&short, &[][..]), (&long, &[]), (&short, &["--packed-cache"]), (&short, &["--packed-cache"])] {
+        let words = [&["generate", "-m", &model, "--ids", ids, "-n", "2", "--ignore-eos"], more].concat();
+        let done = program::olmoe(&words, &[]);
+        assert_eq!(done.code, 0, "{}", done.err);
+        if cfg!(not(target_os = "linux")) {
+            continue;
+        }
+        let said = done.err.rsplit("memory: ").next().unwrap().split(" GB").collect::<Vec<_>>();
+        let (peak, foreseen): (f64, f64) =
+            (said[0].parse().unwrap(), said[1].trim_start_matches(", ").parse().unwrap());
+        assert!((peak - foreseen).abs() <= 0.05 * foreseen, "{more:?}: {peak} GB, {foreseen} GB foreseen");
+    }
+}

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::inference::Loading;
 use olmoe_checkpoint::{Checkpoint, CheckpointError};
 use olmoe_model::model::Precision;
 use tempfile::TempDir;
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) fn whole(path: &Path) -> Result<(), CheckpointError> {
     let checkpoint = Checkpoint::open(path)?;
     Companions::of(&checkpoint, None, false)?;
-    checkpoint.load(Precision::Fp32, false, &|_| ())?;
+    checkpoint.load(&Loading::new(Precision::Fp32, false), &|_| ())?;
     Ok(())
 }
 

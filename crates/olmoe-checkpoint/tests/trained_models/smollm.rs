@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use olmoe_checkpoint::inference::Loading;
 use olmoe_checkpoint::{Checkpoint, companions};
 use olmoe_model::model::Precision;
 use olmoe_tensor::memory::peak_bytes;
@@ -36,7 +37,7 @@ fn it_knows_the_capital_of_france() {
     let checkpoint = Checkpoint::open(Path::new(&path)).unwrap();
     let tokenizer = companions::tokenizer(checkpoint.contents()).unwrap().unwrap();
     let opened = start.elapsed();
-    let model = checkpoint.load(Precision::Fp32, false, &|_| {}).unwrap();
+    let model = checkpoint.load(&Loading::new(Precision::Fp32, false), &|_| {}).unwrap().model;
     println!("opened in {opened:.2?}, loaded in {:.2?}", start.elapsed() - opened);
     println!("{} MB in the model, at most {} MB in buffers", model.bytes() >> 20, peak_bytes() >> 20);
 

@@ -10,6 +10,7 @@ use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::convert::{Conversion, Target};
 use olmoe_checkpoint::gguf::mix::Mix;
 use olmoe_checkpoint::huggingface::Experts;
+use olmoe_checkpoint::inference::Loading;
 use olmoe_model::model::Precision;
 
 use super::*;
@@ -130,7 +131,7 @@ fn every_format_brings_the_same_model_back() {
         let path = scratch.path().join(name);
         let companions = Companions::named("stories260K");
         Conversion::plan(&arrays, &companions, target).unwrap().run(&path, false, &|_| {}).unwrap();
-        let back = Checkpoint::open(&path).unwrap().load(Precision::Fp32, false, &|_| {}).unwrap();
+        let back = Checkpoint::open(&path).unwrap().load(&Loading::new(Precision::Fp32, false), &|_| {}).unwrap().model;
         let same = logits(&back, &ids).iter().zip(expected.iter()).all(|(x, y)| x.to_bits() == y.to_bits());
         assert!(same, "{name}: the logits have other bits");
         assert_eq!(greedy(&back, &[BOS], TOKENS), ids, "{name}");
@@ -150,7 +151,7 @@ fn narrower_numbers_know_the_text_almost_as_well() {
         let companions = Companions::named("stories260K");
         let target = Target::Gguf { mix: Some(mix) };
         Conversion::plan(&arrays, &companions, target).unwrap().run(&path, false, &|_| {}).unwrap();
-        let back = Checkpoint::open(&path).unwrap().load(Precision::Fp32, false, &|_| {}).unwrap();
+        let back = Checkpoint::open(&path).unwrap().load(&Loading::new(Precision::Fp32, false), &|_| {}).unwrap().model;
         let change = mean(&surprise(&back, &story)) - before;
         println!("{}: {change:+.4} nats a token", mix.name());
         // About four times what each costs here.

@@ -10,9 +10,9 @@ use olmoe_tensor::tensor::Tensor;
 use super::gradients::Gradients;
 use super::modules::{AttentionModule, Linear, NormModule};
 use super::residual::norm_backward;
-use super::weights::Model;
+use super::weights::{Model, Precision};
 use crate::batch::Batch;
-use crate::config::ClipOrder;
+use crate::config::{ClipOrder, ModelConfig};
 
 /// Keys and values of one sequence in all layers.
 pub struct KvCache {
@@ -24,6 +24,14 @@ impl KvCache {
     pub fn new(model: &Model, capacity: usize) -> KvCache {
         let cache = || Cache::new(heads(model), capacity, model.precision.operand());
         KvCache { layers: (0..model.config.n_layers).map(|_| cache()).collect() }
+    }
+
+    /// Bytes that [`KvCache::bytes`] will say of a cache for `capacity` tokens, without making it.
+    pub fn bytes_for(config: &ModelConfig, precision: Precision, capacity: usize) -> u64 {
+        const TOKENS: usize = 32;
+        let heads = Heads { query: config.n_heads, key_value: config.n_kv_heads, dim: config.head_dim };
+        let layer = Cache::new(heads, TOKENS, precision.operand()).bytes() as u64;
+        (config.n_layers as u64).saturating_mul(layer).saturating_mul(capacity.div_ceil(TOKENS) as u64)
     }
 
     /// Tokens held.

@@ -1,6 +1,8 @@
 //! The forms in which a model holds its parameters.
 
+use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::gemm::Operand;
+use olmoe_tensor::ops::embedding::Rows;
 use olmoe_tensor::ops::linear::{PackedWeight, Strips, Weight};
 use olmoe_tensor::ops::rope::Rope;
 use olmoe_tensor::quant::BlockFormat;
@@ -15,6 +17,8 @@ use crate::parameters::{ParameterKind, ParameterSpec, parameters};
 pub(super) struct Form {
     /// As f32 numbers.
     pub(super) numbers: bool,
+    /// As rows of a file, to be looked up.
+    rows: Option<Encoding>,
     /// As a factor of products.
     factor: Option<FactorForm>,
 }
@@ -37,11 +41,11 @@ impl Form {
         config: &ModelConfig,
         precision: Precision,
         trainable: bool,
-        blocks: Option<BlockFormat>,
+        encoding: Option<Encoding>,
     ) -> Form {
-        let matrix = || match blocks {
-            Some(format) => FactorForm::Quantized(format),
-            None => FactorForm::Packed(precision.operand()),
+        let matrix = || match encoding {
+            Some(Encoding::Blocks(format)) => FactorForm::Quantized(format),
+            _ => FactorForm::Packed(precision.operand()),
         };
         let (looked_up, factor) = match spec.kind {
             // The router decides in f32 at every precision.
@@ -50,34 +54,43 @@ impl Form {
             ParameterKind::Embedding => (true, config.tie_embeddings.then(matrix)),
             ParameterKind::Norm | ParameterKind::Bias => (false, None),
         };
-        Form { numbers: trainable || looked_up || factor.is_none(), factor }
+        let rows = encoding.filter(|_| looked_up);
+        Form { numbers: trainable || rows.is_none() && (looked_up || factor.is_none()), rows, factor }
     }
 
-    /// The forms of all parameters, in canonical order.
+    /// The forms of all parameters, in canonical order. `encodings` are those in which a model made for inference may hold
+    /// them.
     pub(super) fn all(
         specs: &[ParameterSpec],
         config: &ModelConfig,
         precision: Precision,
         trainable: bool,
-        blocks: &[Option<BlockFormat>],
+        encodings: &[Option<Encoding>],
     ) -> Vec<Form> {
-        let format = |index: usize| {
-            let own = blocks.get(index).copied().flatten()?;
+        let quantized = |encoding: &Option<Encoding>| matches!(encoding, Some(Encoding::Blocks(_)));
+        let encoding = |index: usize| {
+            let own = encodings.get(index).copied().flatten()?;
             let columns = specs[index].shape.last().copied().unwrap_or(0);
             // The matrices of an MLP are quantised all or none: its products run over all of them at once.
             let module = specs[index].name.strip_suffix("_proj.weight").and_then(|name| name.rsplit_once('.'));
             let is_mlp = |name: &str| name.contains(".mlp.") || name.contains(".moe.");
             let whole = module.filter(|_| is_mlp(&specs[index].name)).is_none_or(|(module, _)| {
-                let mut siblings = specs.iter().zip(blocks).filter(|(spec, _)| {
+                let mut siblings = specs.iter().zip(encodings).filter(|(spec, _)| {
                     let rest = spec.name.strip_prefix(module);
                     rest.is_some_and(|rest| rest.ends_with("_proj.weight") && rest.matches('.').count() == 2)
                 });
-                siblings.all(|(_, format)| format.is_some())
+                siblings.all(|(_, encoding)| quantized(encoding))
             });
-            (whole && columns.is_multiple_of(own.block_len())).then_some(own)
+            (whole && columns > 0 && columns.is_multiple_of(own.unit())).then_some(own)
         };
-        let form = |(index, spec)| Form::of(spec, config, precision, trainable, format(index));
+        let form = |(index, spec)| Form::of(spec, config, precision, trainable, encoding(index));
         specs.iter().enumerate().map(form).collect()
+    }
+
+    /// Room for the rows.
+    pub(super) fn rows(self, spec: &ParameterSpec) -> Option<Rows> {
+        let Strips { groups, out, input } = strips(spec);
+        self.rows.map(|encoding| Rows::new(encoding, [groups * out, input]))
     }
 
     /// Room for the factor.
@@ -92,7 +105,10 @@ impl Form {
     /// Bytes of all forms of a parameter of a model made for inference.
     fn bytes(self, spec: &ParameterSpec) -> u64 {
         let numbers = if self.numbers { spec.num_elements() as u64 * size_of::<f32>() as u64 } else { 0 };
-        numbers.saturating_add(match self.factor {
+        let rows = self
+            .rows
+            .map_or(0, |encoding| (spec.num_elements() / encoding.unit()) as u64 * encoding.unit_bytes() as u64);
+        numbers.saturating_add(rows).saturating_add(match self.factor {
             None => 0,
             Some(FactorForm::Packed(operand)) => strips(spec).packed_bytes(operand, false),
             Some(FactorForm::Quantized(format)) => packed_bytes(format, strips(spec)),
@@ -105,6 +121,13 @@ impl Factor {
         match self {
             Factor::Packed(weight) => weight.bytes(),
             Factor::Quantized(weight) => weight.bytes(),
+        }
+    }
+
+    pub(super) fn packed_mut(&mut self) -> &mut [u8] {
+        match self {
+            Factor::Packed(weight) => weight.packed_mut(),
+            Factor::Quantized(weight) => weight.packed_mut(),
         }
     }
 
@@ -127,12 +150,11 @@ pub(super) fn strips(spec: &ParameterSpec) -> Strips {
 
 impl ModelConfig {
     /// Bytes that the parameters of this model take when it is made for inference: `Model::bytes` without making it, to
-    /// be held against the memory there is before anything is loaded. `blocks` are the formats of quantised parameters,
-    /// in canonical order, as for [`Model::quantized`](super::Model::quantized); empty for none. Caches and activations
-    /// come on top.
-    pub fn inference_bytes(&self, precision: Precision, blocks: &[Option<BlockFormat>]) -> u64 {
+    /// be held against the memory there is before anything is loaded. `encodings` are as for
+    /// [`Model::for_inference`](super::Model::for_inference); empty for none. Caches and activations come on top.
+    pub fn inference_bytes(&self, precision: Precision, encodings: &[Option<Encoding>]) -> u64 {
         let specs = parameters(self);
-        let forms = Form::all(&specs, self, precision, false, blocks);
+        let forms = Form::all(&specs, self, precision, false, encodings);
         let bytes = specs.iter().zip(forms).map(|(spec, form)| form.bytes(spec));
         bytes.fold(Rope::table_bytes(self.head_dim, self.max_sequence_length), u64::saturating_add)
     }

@@ -8,7 +8,9 @@
 //! what the routers decided is always in the [`RoutingRecord`].
 
 mod attention;
+mod failure;
 mod feed_forward;
+mod footprint;
 mod forms;
 mod gradients;
 mod modules;

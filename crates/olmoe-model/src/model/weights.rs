@@ -2,22 +2,22 @@
 
 use std::convert::Infallible;
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use olmoe_tensor::dtype::Element;
+use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::activation;
 use olmoe_tensor::ops::cross_entropy::Head;
+use olmoe_tensor::ops::embedding::{Rows, Table};
 use olmoe_tensor::ops::linear::{PackedWeight, Weight};
 use olmoe_tensor::ops::mlp;
 use olmoe_tensor::ops::norm::{Norm, NormKind};
 use olmoe_tensor::ops::rope::Rope;
-use olmoe_tensor::quant::BlockFormat;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::{Shared, parallel};
 
+use super::failure::Failure;
 use super::forms::{Factor, Form, strips};
 use super::modules::{Linear, MlpModule, Modules, NormModule, ParameterId};
 use crate::config::{self, ConfigError, ModelConfig};
@@ -142,22 +142,22 @@ pub enum ModelError {
     },
 }
 
-/// Strips read at once by [`Model::fill_blocks`]: a few megabytes.
-const STRIPS_AT_ONCE: usize = 64;
-
 /// Numbers drawn at once by [`Model::initialize`]: enough chunks for every thread, and little beside a model.
 const DRAWN_AT_ONCE: usize = 64 * CHUNK;
 
 /// A model: configuration, parameters (canonical order) and their packed forms.
 ///
 /// One made for training holds every parameter as f32 numbers and the matrices packed as well. One made for inference
-/// holds a matrix only packed, unless its rows are looked up, as those of the embedding are.
+/// holds a matrix only packed; the embedding, whose rows are looked up, it holds as numbers or as the bytes of a file, and
+/// packed besides where it is the head, too.
 pub struct Model {
     pub(super) config: ModelConfig,
     pub(super) precision: Precision,
     specs: Vec<ParameterSpec>,
     values: Vec<Option<Tensor>>,
     factors: Vec<Option<Factor>>,
+    /// The embedding as rows of a file.
+    rows: Option<Rows>,
     pub(super) modules: Modules,
     pub(super) rope: Rope,
 }
@@ -169,38 +169,40 @@ impl Model {
     /// # Errors
     /// [`ModelError::Config`].
     pub fn new(config: ModelConfig, precision: Precision, trainable: bool) -> Result<Model, ModelError> {
-        Self::with_blocks(config, precision, trainable, &[])
+        Self::with_encodings(config, precision, trainable, &[])
     }
 
-    /// A model made for inference that holds matrices as quantised blocks: those with a format in `blocks`, in canonical
-    /// order, that take part in products and whose rows are whole blocks (of the matrices of an MLP all or none);
-    /// [`Model::block_format`] tells which. They are filled by [`Model::fill_blocks`].
+    /// A model made for inference that holds parameters as they are encoded in a file: those with an encoding in
+    /// `encodings`, in canonical order, if they are matrices in blocks that take part in products (of the matrices of an MLP
+    /// all or none), or the embedding in any encoding; rows have to be whole blocks. [`Model::encoding`] tells which. They are
+    /// filled by [`Model::fill_encoded`].
     ///
     /// # Errors
     /// [`ModelError::Config`].
-    pub fn quantized(
+    pub fn for_inference(
         config: ModelConfig,
         precision: Precision,
-        blocks: &[Option<BlockFormat>],
+        encodings: &[Option<Encoding>],
     ) -> Result<Model, ModelError> {
-        Self::with_blocks(config, precision, false, blocks)
+        Self::with_encodings(config, precision, false, encodings)
     }
 
-    fn with_blocks(
+    fn with_encodings(
         config: ModelConfig,
         precision: Precision,
         trainable: bool,
-        blocks: &[Option<BlockFormat>],
+        encodings: &[Option<Encoding>],
     ) -> Result<Model, ModelError> {
         config.validate()?;
         let specs = parameters(&config);
         let modules = Modules::new(&config, &specs);
-        let forms = Form::all(&specs, &config, precision, trainable, blocks);
+        let forms = Form::all(&specs, &config, precision, trainable, encodings);
         let factors = specs.iter().zip(&forms).map(|(spec, form)| form.factor(spec, trainable)).collect();
         let values = specs.iter().zip(&forms).map(|(spec, form)| form.numbers.then(|| Tensor::zeros(&spec.shape)));
         let values = values.collect();
+        let rows = specs.iter().zip(&forms).find_map(|(spec, form)| form.rows(spec));
         let rope = Rope::new(config.head_dim, config.rope.theta, config.max_sequence_length);
-        Ok(Model { config, precision, specs, values, factors, modules, rope })
+        Ok(Model { config, precision, specs, values, factors, rows, modules, rope })
     }
 
     /// The configuration.
@@ -218,7 +220,7 @@ impl Model {
         &self.specs
     }
 
-    /// The f32 numbers of one parameter; `None` for a matrix of a model made for inference, which is held only packed.
+    /// The f32 numbers of one parameter; `None` for what a model made for inference holds only packed or encoded.
     pub fn value(&self, id: ParameterId) -> Option<&Tensor> {
         self.values[id].as_ref()
     }
@@ -260,56 +262,64 @@ impl Model {
         id: ParameterId,
         read: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        // The pool hands out strips in order, so all strips before a failed one have begun, and those end.
-        let first_failed = AtomicUsize::new(usize::MAX);
-        let failure: Mutex<Option<E>> = Mutex::new(None);
+        let failure = Failure::new();
         self.change(id, 0..strips(&self.specs[id]).count(), |range, out| {
-            let start = range.start;
-            if start > first_failed.load(Ordering::Relaxed) {
-                return;
-            }
-            if let Err(error) = read(range, out) {
-                let mut failure = failure.lock().unwrap_or_else(|e| e.into_inner());
-                if first_failed.fetch_min(start, Ordering::Relaxed) > start {
-                    *failure = Some(error);
-                }
-            }
+            failure.note(range.start, || read(range, out));
         });
-        failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+        failure.result()
     }
 
-    /// The format of a parameter's blocks, if it is held quantised.
-    pub fn block_format(&self, id: ParameterId) -> Option<BlockFormat> {
-        match &self.factors[id] {
-            Some(Factor::Quantized(weight)) => Some(weight.format()),
+    /// How a parameter is encoded that [`Model::fill_encoded`] fills.
+    pub fn encoding(&self, id: ParameterId) -> Option<Encoding> {
+        match (self.rows_of(id), &self.factors[id]) {
+            (Some(rows), _) => Some(rows.encoding()),
+            (None, Some(Factor::Quantized(weight))) => Some(Encoding::Blocks(weight.format())),
             _ => None,
         }
     }
 
-    /// Fills a parameter that is held quantised. `read` gives the bytes of a range of its numbers, whole rows, as blocks
-    /// of [`Model::block_format`]; the ranges come in order and cover all of them. One that is also looked up by rows, a
-    /// tied embedding, is filled by [`Model::fill`] besides.
+    /// Whether a parameter has a form that [`Model::fill`] fills; a tied embedding may have one of either kind.
+    pub fn takes_numbers(&self, id: ParameterId) -> bool {
+        self.values[id].is_some() || matches!(self.factors[id], Some(Factor::Packed(_)))
+    }
+
+    /// The embedding's rows, if it is this parameter.
+    fn rows_of(&self, id: ParameterId) -> Option<&Rows> {
+        self.rows.as_ref().filter(|_| id == self.modules.embedding)
+    }
+
+    /// Fills what is held encoded of a parameter, on all threads. `read` gets a range of its numbers, whole rows, and where
+    /// to write their bytes in [`Model::encoding`]; the ranges cover all of them, those of a tied embedding twice.
     ///
     /// # Errors
-    /// The first of `read`; the parameter is then arbitrary.
+    /// As [`Model::fill`].
     ///
     /// # Panics
-    /// When the parameter is not held quantised.
-    pub fn fill_blocks<E>(
+    /// When nothing of the parameter is held encoded.
+    pub fn fill_encoded<E: Send>(
         &mut self,
         id: ParameterId,
-        mut read: impl FnMut(Range<usize>) -> Result<Buffer<u8>, E>,
+        read: impl Fn(Range<usize>, &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let Some(Factor::Quantized(weight)) = &mut self.factors[id] else {
-            panic!("`Model::block_format` tells which parameters are held quantised")
-        };
-        let strips = weight.strips();
-        for first in (0..strips.count()).step_by(STRIPS_AT_ONCE) {
-            let some = first..(first + STRIPS_AT_ONCE).min(strips.count());
-            let numbers = strips.numbers(some.start).start..strips.numbers(some.end - 1).end;
-            weight.pack(some, &read(numbers)?);
+        assert!(self.encoding(id).is_some(), "`Model::encoding` tells which parameters are held encoded");
+        let failure = Failure::new();
+        let read = |range: Range<usize>, out: &mut [u8]| failure.note(range.start, || read(range, out));
+        if let Some(rows) = self.rows.as_mut().filter(|_| id == self.modules.embedding) {
+            rows.update(read);
         }
-        Ok(())
+        if let Some(Factor::Quantized(weight)) = &mut self.factors[id] {
+            weight.update(read);
+        }
+        failure.result()
+    }
+
+    /// All bytes that a parameter is held in, one piece a form, to be kept as they are and put back into a model made in the
+    /// same way.
+    pub fn held_mut(&mut self, id: ParameterId) -> impl Iterator<Item = &mut [u8]> {
+        let numbers = self.values[id].as_deref_mut().map(bytemuck::cast_slice_mut);
+        let rows = self.rows.as_mut().filter(|_| id == self.modules.embedding).map(Rows::data_mut);
+        let factor = self.factors[id].as_mut().map(Factor::packed_mut);
+        [numbers, rows, factor].into_iter().flatten()
     }
 
     /// Draws every parameter afresh, as the configuration's `init` says.
@@ -365,16 +375,18 @@ impl Model {
                     change(range.clone(), unsafe { shared.range(range) });
                 });
             }
-            (Some(Factor::Quantized(_)), None) => panic!("blocks are filled by `Model::fill_blocks`"),
-            (None, None) => unreachable!("every parameter has a form"),
+            (None | Some(Factor::Quantized(_)), None) => {
+                panic!("what is held encoded is filled by `Model::fill_encoded`")
+            }
         }
     }
 
-    /// Bytes in parameters, packed factors and tables of the rotary embedding.
+    /// Bytes in parameters, encoded or not, packed factors and tables of the rotary embedding.
     pub fn bytes(&self) -> usize {
         let packed: usize = self.factors.iter().flatten().map(Factor::bytes).sum();
         let rope = Rope::table_bytes(self.config.head_dim, self.config.max_sequence_length) as usize;
-        rope + packed + self.values.iter().flatten().map(|value| size_of_val(&value[..])).sum::<usize>()
+        let rows = self.rows.as_ref().map_or(0, |rows| rows.data().len());
+        rope + rows + packed + self.values.iter().flatten().map(|value| size_of_val(&value[..])).sum::<usize>()
     }
 
     /// Bytes of the weights that one token reads: all but those of the experts that it is not routed to.
@@ -408,8 +420,14 @@ impl Model {
         self.values[id].as_ref().expect("`Form::of` keeps the numbers of what is not only a factor of products")
     }
 
-    pub(super) fn embedding(&self) -> &Tensor {
-        self.values[self.modules.embedding].as_ref().expect("`Form::of` keeps the numbers of the embedding")
+    pub(super) fn embedding(&self) -> Table<'_> {
+        match &self.rows {
+            Some(rows) => Table::Rows(rows),
+            None => {
+                let value = self.values[self.modules.embedding].as_ref();
+                Table::Numbers(value.expect("`Form::of` keeps the numbers of an embedding that has no rows"))
+            }
+        }
     }
 
     pub(super) fn norm(&self, module: &NormModule) -> Norm<'_> {

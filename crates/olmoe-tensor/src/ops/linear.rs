@@ -132,6 +132,14 @@ impl PackedWeight {
         });
     }
 
+    /// All that is held for `y = x·Wᵀ`, to be kept as it is and put back.
+    pub fn packed_mut(&mut self) -> &mut [u8] {
+        let len = self.forward.bytes() / size_of::<f32>();
+        let (data, _) = self.forward.shared();
+        // SAFETY: all of its numbers, borrowed as long as this weight is.
+        bytemuck::cast_slice_mut(unsafe { std::slice::from_raw_parts_mut(data.pointer(0, len), len) })
+    }
+
     /// The shape of the weights, in strips.
     pub fn strips(&self) -> Strips {
         self.shape

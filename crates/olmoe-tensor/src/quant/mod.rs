@@ -146,9 +146,29 @@ pub fn quantize(format: BlockFormat, x: &[f32], blocks: &mut [u8]) {
 /// Unless `blocks` are whole blocks.
 pub fn first_invalid_block(format: BlockFormat, blocks: &[u8]) -> Option<usize> {
     assert!(blocks.len().is_multiple_of(format.block_bytes()), "whole {} blocks", format.name());
-    let finite = |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).is_finite();
-    let mut blocks = blocks.chunks_exact(format.block_bytes());
-    blocks.position(|block| !format.halves().iter().all(|at| finite(block, *at)))
+    match format {
+        BlockFormat::Q4_0 => first_invalid::<{ legacy::Q4_0_BYTES }>(blocks, format.halves()),
+        BlockFormat::Q4_1 => first_invalid::<{ legacy::Q4_1_BYTES }>(blocks, format.halves()),
+        BlockFormat::Q5_0 => first_invalid::<{ legacy::Q5_0_BYTES }>(blocks, format.halves()),
+        BlockFormat::Q5_1 => first_invalid::<{ legacy::Q5_1_BYTES }>(blocks, format.halves()),
+        BlockFormat::Q8_0 => first_invalid::<{ legacy::Q8_0_BYTES }>(blocks, format.halves()),
+        BlockFormat::Q4K => first_invalid::<{ k::Q4_BYTES }>(blocks, format.halves()),
+        BlockFormat::Q5K => first_invalid::<{ k::Q5_BYTES }>(blocks, format.halves()),
+        BlockFormat::Q6K => first_invalid::<{ k::Q6_BYTES }>(blocks, format.halves()),
+    }
+}
+
+/// The same for blocks whose f16 numbers lie at `halves`, one or two places.
+fn first_invalid<const BYTES: usize>(blocks: &[u8], halves: &[usize]) -> Option<usize> {
+    const INFINITE: u16 = 0x7c00;
+    let (a, b) = (halves[0], halves[halves.len() - 1]);
+    let infinite =
+        |block: &[u8; BYTES], at: usize| u16::from_le_bytes([block[at], block[at + 1]]) & INFINITE == INFINITE;
+    let invalid = |block: &[u8; BYTES]| infinite(block, a) | infinite(block, b);
+    // Many at a time without a branch: loading a model looks at every block.
+    let mut pieces = blocks.as_chunks::<BYTES>().0.chunks(64).enumerate();
+    let (piece, some) = pieces.find(|(_, some)| some.iter().fold(false, |any, block| any | invalid(block)))?;
+    Some(64 * piece + some.iter().position(invalid)?)
 }
 
 kernel! {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
-use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::weights::Weights;
 use olmoe_model::batch::Batch;
 use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Activations, Keep, KvCache, Model};
@@ -15,8 +15,8 @@ use olmoe_tensor::threads::num_threads;
 use serde_json::json;
 
 use super::median;
-use crate::arguments::{ModelArg, OnePrecision, Threads, positive};
-use crate::progress::Progress;
+use crate::arguments::{OnePrecision, Threads, positive};
+use crate::loading::{LoadingArgs, beside};
 
 const LIMIT_TIME: Duration = Duration::from_millis(300);
 /// Larger than every cache.
@@ -35,7 +35,7 @@ fn operations_per_token(config: &ModelConfig, length: usize) -> anyhow::Result<f
 #[derive(Args)]
 pub(crate) struct InferenceArgs {
     #[command(flatten)]
-    model: ModelArg,
+    loading: LoadingArgs,
 
     /// Precision of the matrices that are not quantised, and of attention
     #[arg(long, value_enum, default_value = "amp_bf16")]
@@ -54,11 +54,17 @@ pub(crate) struct InferenceArgs {
 }
 
 impl InferenceArgs {
-    fn load(&self) -> anyhow::Result<Model> {
+    /// The model, with room for a cache of `length` tokens and for passes over `tokens`.
+    fn load(&self, length: usize, tokens: usize) -> anyhow::Result<Model> {
         self.threads.apply();
-        let checkpoint = Checkpoint::open(&self.model.resolve()?)?;
-        let loading = Progress::new("loading", checkpoint.bytes(), self.json);
-        Ok(checkpoint.load(self.precision.into(), true, &|bytes| loading.advance(bytes))?)
+        let (checkpoint, precision) = (self.loading.open()?, self.precision.into());
+        let config = Weights::config(&checkpoint);
+        let limit = config.max_sequence_length;
+        if length > limit {
+            bail!("{length} tokens do not fit the context of this model, {limit}; ask for fewer");
+        }
+        let beside = beside(config, precision, &[length], tokens, 1) + READ_BYTES as u64;
+        self.loading.load(&checkpoint, precision, true, beside, self.json)
     }
 }
 
@@ -108,14 +114,6 @@ fn ids(model: &Model, len: usize) -> Vec<u32> {
     (0..len as u64).map(|i| ((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) % rows) as u32).collect()
 }
 
-fn check_length(model: &Model, length: usize) -> anyhow::Result<()> {
-    let limit = model.config().max_sequence_length;
-    if length > limit {
-        bail!("{length} tokens do not fit the context of this model, {limit}; ask for fewer");
-    }
-    Ok(())
-}
-
 /// Reads the ids after what the cache holds, and gives the logits of the last one.
 fn read(model: &Model, ids: &[u32], cache: &mut [KvCache; 1], activations: &mut Activations) -> anyhow::Result<()> {
     let held = cache[0].len();
@@ -128,9 +126,8 @@ fn read(model: &Model, ids: &[u32], cache: &mut [KvCache; 1], activations: &mut 
 }
 
 pub(super) fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
-    let model = args.common.load()?;
     let length = args.depth + args.tokens;
-    check_length(&model, length)?;
+    let model = args.common.load(length, args.depth.max(1))?;
     let ids = ids(&model, length);
     let mut activations = Activations::new(Keep::Nothing);
     let mut cache = [KvCache::new(&model, length)];
@@ -158,8 +155,7 @@ pub(super) fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
 }
 
 pub(super) fn prefill(args: &PrefillArgs) -> anyhow::Result<()> {
-    let model = args.common.load()?;
-    check_length(&model, args.length)?;
+    let model = args.common.load(args.length, args.length)?;
     let ids = ids(&model, args.length);
     let mut activations = Activations::new(Keep::Nothing);
     let mut cache = [KvCache::new(&model, args.length)];

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use olmoe_tensor::dtype::{DType, Element, bf16, f16};
-use olmoe_tensor::memory::Buffer;
-use olmoe_tensor::quant::{self, BlockFormat};
-use olmoe_tensor::threads::{Shared, parallel_ranges};
+use crate::dtype::{DType, Element, bf16, f16};
+use crate::memory::Buffer;
+use crate::quant::{self, BlockFormat};
+use crate::threads::{Shared, parallel_ranges};
 
 /// Numbers in a task of a conversion: a multiple of every block.
 const GRAIN: usize = 1 << 15;

@@ -1,0 +1,244 @@
+//! A checkpoint loaded into a model for inference.
+//!
+//! All threads read: each a piece that stays in its cache until it is packed, straight from the file to where it is used.
+//! Files are read at positions and not mapped, so that one that is cut short is an error and no crash, weights lie on huge
+//! pages, and what the system keeps of a file can go at any time.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use olmoe_model::model::{Model, Precision};
+use olmoe_model::parameters::ParameterKind;
+use olmoe_tensor::encoding::Encoding;
+use olmoe_tensor::memory::{Buffer, available_bytes};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::CheckpointError;
+use crate::layout::{Transform, slabs};
+use crate::packed::{PackedCache, Unusable};
+use crate::weights::{Weights, slab_len};
+
+/// How a checkpoint is to be loaded.
+#[derive(Clone, Debug)]
+pub struct Loading {
+    /// The precision of the matrix products.
+    pub precision: Precision,
+    /// Quantised matrices stay quantised, and products with them round the other factor to eight bits; otherwise they become
+    /// the numbers that they stand for.
+    pub keep_blocks: bool,
+    /// Bytes that the caller needs beside the weights, for caches and activations: loading is refused unless there is room
+    /// for these, too.
+    pub beside: u64,
+    /// A file that keeps the packed weights: read if it belongs to this checkpoint, else written.
+    pub packed_cache: Option<PathBuf>,
+}
+
+impl Loading {
+    /// Loading without a file of packed weights, for a caller that needs nothing beside.
+    pub fn new(precision: Precision, keep_blocks: bool) -> Loading {
+        Loading { precision, keep_blocks, beside: 0, packed_cache: None }
+    }
+}
+
+/// A model that was loaded.
+pub struct Loaded {
+    /// The model.
+    pub model: Model,
+    /// Why there was a file of packed weights and it was not used.
+    pub notice: Option<String>,
+    wanted: Option<PackedCache>,
+}
+
+impl Loaded {
+    /// The bytes of packed weights that were asked for but not there: [`Loaded::keep`] writes them.
+    pub fn to_keep(&self) -> Option<u64> {
+        self.wanted.as_ref().map(PackedCache::bytes)
+    }
+
+    /// Writes the file of packed weights if one was asked for and none could be used. It gets its name when it is complete.
+    /// `advance` hears of the bytes written.
+    ///
+    /// # Errors
+    /// Too little room, and what the system says; the model is as good as before.
+    pub fn keep(&mut self, advance: &dyn Fn(u64)) -> Result<(), CheckpointError> {
+        match self.wanted.take() {
+            Some(cache) => cache.write(&mut self.model, advance),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Slabs that were turned, by number: one for each thread at most.
+type Turned = Mutex<Vec<(usize, Buffer<u8>)>>;
+
+impl Checkpoint {
+    /// In which encodings a model for inference may hold the parameters. The embedding keeps its own, whatever it is: its
+    /// rows are decoded when they are looked up.
+    pub fn encodings(&self, keep_blocks: bool) -> Vec<Option<Encoding>> {
+        let held = |parameter: usize| {
+            let encoding = |slab| Weights::encoding(self, parameter, slab);
+            let (count, ..) = slabs(&self.specs[parameter].shape);
+            let alike = (1..count).all(|slab| encoding(slab) == encoding(0));
+            let looked_up = self.specs[parameter].kind == ParameterKind::Embedding;
+            // As the head a tied embedding is quantised or not, and its rows follow.
+            let quantized = encoding(0).is_quantized();
+            let kept = if quantized { keep_blocks || looked_up && !self.config.tie_embeddings } else { looked_up };
+            (alike && kept).then(|| encoding(0))
+        };
+        (0..self.specs.len()).map(held).collect()
+    }
+
+    /// Bytes of the weights of a model for inference.
+    pub fn inference_bytes(&self, precision: Precision, keep_blocks: bool) -> u64 {
+        self.config.inference_bytes(precision, &self.encodings(keep_blocks))
+    }
+
+    /// Loads the weights into a model made for inference, on all threads. `advance` hears of the bytes read.
+    ///
+    /// # Errors
+    /// Too little memory, before anything is read; numbers that are not finite; what the system says. A file of packed
+    /// weights that cannot be used is no error: the checkpoint is read.
+    pub fn load(&self, loading: &Loading, advance: &(dyn Fn(u64) + Sync)) -> Result<Loaded, CheckpointError> {
+        let encodings = self.encodings(loading.keep_blocks);
+        let weights = self.config.inference_bytes(loading.precision, &encodings);
+        let needed = weights.saturating_add(loading.beside);
+        if let Some(available) = available_bytes()
+            && needed > available
+        {
+            let (precision, beside) = (loading.precision.name(), loading.beside);
+            return Err(CheckpointError::Memory { weights, beside, needed, available, precision });
+        }
+        let mut model = Model::for_inference(self.config.clone(), loading.precision, &encodings)?;
+        let Some(path) = &loading.packed_cache else {
+            self.fill(&mut model, advance)?;
+            return Ok(Loaded { model, notice: None, wanted: None });
+        };
+        let cache = PackedCache::new(path, self, loading, &mut model)?;
+        let notice = match cache.read(&mut model, advance) {
+            Ok(()) => return Ok(Loaded { model, notice: None, wanted: None }),
+            Err(Unusable::Absent) => None,
+            Err(Unusable::Because(reason)) => Some(format!("{}: {reason}; it is made anew", path.display())),
+        };
+        self.fill(&mut model, advance)?;
+        Ok(Loaded { model, notice, wanted: Some(cache) })
+    }
+
+    /// Fills a model made for these weights.
+    fn fill(&self, model: &mut Model, advance: &(dyn Fn(u64) + Sync)) -> Result<(), CheckpointError> {
+        for parameter in 0..self.specs.len() {
+            let turned = Turned::default();
+            // A tied embedding is read for its rows and for the head; either is half the way.
+            let looked_up = self.specs[parameter].kind == ParameterKind::Embedding;
+            let times =
+                if looked_up && self.config.tie_embeddings && model.encoding(parameter).is_some() { 2 } else { 1 };
+            let advance = |bytes: usize| advance(bytes as u64 / times);
+            if model.encoding(parameter).is_some() {
+                model.fill_encoded(parameter, |range, out| {
+                    self.read_range(parameter, range, out, &turned)?;
+                    advance(out.len());
+                    Ok::<(), CheckpointError>(())
+                })?;
+            }
+            if model.takes_numbers(parameter) {
+                model.fill(parameter, |range, out| {
+                    let bytes = self.read_numbers(parameter, range, out, &turned)?;
+                    advance(bytes);
+                    Ok::<(), CheckpointError>(())
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes a range of a parameter's numbers, whole rows or a whole vector; gives the bytes that they had.
+    fn read_numbers(
+        &self,
+        parameter: usize,
+        range: Range<usize>,
+        out: &mut [f32],
+        turned: &Turned,
+    ) -> Result<usize, CheckpointError> {
+        let slab_numbers = slab_len(&self.specs[parameter]);
+        let (mut at, mut out, mut read) = (range.start, out, 0);
+        while at < range.end {
+            // The slabs of a parameter need not be encoded alike.
+            let slab = at / slab_numbers;
+            let len = ((slab + 1) * slab_numbers).min(range.end) - at;
+            let encoding = Weights::encoding(self, parameter, slab);
+            let (piece, rest) = std::mem::take(&mut out).split_at_mut(len);
+            let mut bytes = Buffer::scratch(len / encoding.unit() * encoding.unit_bytes());
+            self.read_range(parameter, at..at + len, &mut bytes, turned)?;
+            encoding.decode(&bytes, piece);
+            (at, out, read) = (at + len, rest, read + bytes.len());
+        }
+        Ok(read)
+    }
+
+    /// The bytes of a range of a parameter's numbers, whole rows or a whole vector, whose slabs are encoded alike.
+    fn read_range(
+        &self,
+        parameter: usize,
+        range: Range<usize>,
+        out: &mut [u8],
+        turned: &Turned,
+    ) -> Result<(), CheckpointError> {
+        let (_, rows, columns) = slabs(&self.specs[parameter].shape);
+        let slab_numbers = rows * columns;
+        let (mut at, mut out) = (range.start, out);
+        while at < range.end {
+            let slab = at / slab_numbers;
+            let (start, end) = (slab * slab_numbers, ((slab + 1) * slab_numbers).min(range.end));
+            let place = self.layout.place(parameter, slab);
+            let (tensor, encoding) = self.stored[place.tensor];
+            let byte = |number: usize| number / encoding.unit() * encoding.unit_bytes();
+            let (within, len) = (at - start, end - at);
+            let (piece, rest) = std::mem::take(&mut out).split_at_mut(byte(len));
+            match place.transform {
+                Transform::Same => self.read_stored(tensor, encoding, place.start + within, piece)?,
+                Transform::Interleave(_) => {
+                    let first = within / columns;
+                    for (row, piece) in piece.chunks_exact_mut(byte(columns)).enumerate() {
+                        let from = place.transform.row(first + row).unwrap_or(first + row);
+                        self.read_stored(tensor, encoding, place.start + from * columns, piece)?;
+                    }
+                }
+                Transform::Transpose => {
+                    let take = |turned: &mut Vec<(usize, Buffer<u8>)>| {
+                        turned.iter().position(|(index, _)| *index == slab).map(|at| turned.swap_remove(at).1)
+                    };
+                    let taken = take(&mut turned.lock().unwrap_or_else(|error| error.into_inner()));
+                    let whole = match taken {
+                        Some(whole) => whole,
+                        None => self.read(parameter, slab)?,
+                    };
+                    piece.copy_from_slice(&whole[byte(within)..byte(within + len)]);
+                    if end < start + slab_numbers {
+                        turned.lock().unwrap_or_else(|error| error.into_inner()).push((slab, whole));
+                    }
+                }
+            }
+            self.check_finite(piece, encoding, parameter, slab, within)?;
+            (at, out) = (end, rest);
+        }
+        Ok(())
+    }
+}
+
+/// Where the packed weights of a checkpoint are kept: beside it, or in a folder that serves several.
+///
+/// The precision is part of the name, since what is packed depends on it; in a folder of its own the name also tells apart
+/// models of one name.
+pub fn packed_cache_path(model: &Path, folder: Option<&Path>, precision: Precision) -> PathBuf {
+    let model = std::fs::canonicalize(model).unwrap_or_else(|_| model.to_owned());
+    let mut name = model.file_name().unwrap_or_default().to_owned();
+    if folder.is_some() {
+        let hash = blake3::hash(model.as_os_str().as_encoded_bytes()).to_hex();
+        name.push(format!(".{}", &hash[..8]));
+    }
+    name.push(format!(".{}.packed", precision.name()));
+    match folder {
+        Some(folder) => folder.join(name),
+        None => model.with_file_name(name),
+    }
+}

@@ -1,0 +1,34 @@
+//! The first failure of tasks that run on several threads.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The failure of the task with the least number so far. Tasks are begun in the order of their numbers, so all before a
+/// failed one have begun, and those end: which failure remains depends on the tasks alone.
+pub(super) struct Failure<E> {
+    first: AtomicUsize,
+    error: Mutex<Option<E>>,
+}
+
+impl<E> Failure<E> {
+    pub(super) fn new() -> Failure<E> {
+        Failure { first: AtomicUsize::new(usize::MAX), error: Mutex::new(None) }
+    }
+
+    /// Runs the task of a number unless one before it has failed.
+    pub(super) fn note(&self, number: usize, run: impl FnOnce() -> Result<(), E>) {
+        if number > self.first.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = run() {
+            let mut kept = self.error.lock().unwrap_or_else(|e| e.into_inner());
+            if self.first.fetch_min(number, Ordering::Relaxed) > number {
+                *kept = Some(error);
+            }
+        }
+    }
+
+    pub(super) fn result(self) -> Result<(), E> {
+        self.error.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+    }
+}

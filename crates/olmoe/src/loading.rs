@@ -1,0 +1,83 @@
+//! A model loaded for inference, as every command that runs one does it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::inference::{Loading, packed_cache_path};
+use olmoe_checkpoint::weights::Weights;
+use olmoe_model::config::ModelConfig;
+use olmoe_model::model::{Model, Precision};
+
+use crate::arguments::ModelArg;
+use crate::progress::Progress;
+
+/// Bytes of the program itself: its code, tokenizer, tables and small buffers.
+const PROGRAM: u64 = 16 << 20;
+
+/// Which model, and how it is loaded.
+#[derive(Args)]
+pub(crate) struct LoadingArgs {
+    #[command(flatten)]
+    model: ModelArg,
+
+    /// Keep the packed weights in a file beside the model, or in DIR, and load from there the next time
+    ///
+    /// As large as the model in memory. It is made anew when the model, the precision or this program's way of packing has
+    /// changed, and when it is damaged; it can be deleted at any time.
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
+    packed_cache: Option<Option<PathBuf>>,
+}
+
+impl LoadingArgs {
+    /// Opens the checkpoint and says what is remarkable about it.
+    pub(crate) fn open(&self) -> anyhow::Result<Checkpoint> {
+        let checkpoint = Checkpoint::open(&self.model.resolve()?)?;
+        checkpoint.contents().notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+        Ok(checkpoint)
+    }
+
+    /// Loads it. Quantised matrices stay so with `keep_blocks`; `beside` are the bytes of [`beside`].
+    ///
+    /// Fails before anything is read if all of that does not fit the memory there is.
+    pub(crate) fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        precision: Precision,
+        keep_blocks: bool,
+        beside: u64,
+        quiet: bool,
+    ) -> anyhow::Result<Model> {
+        let packed_cache = self
+            .packed_cache
+            .as_ref()
+            .map(|folder| packed_cache_path(Weights::origin(checkpoint), folder.as_deref(), precision));
+        let progress = Progress::new("loading", checkpoint.bytes(), quiet);
+        let loading = Loading { precision, keep_blocks, beside, packed_cache };
+        let mut loaded = checkpoint.load(&loading, &|bytes| progress.advance(bytes))?;
+        drop(progress);
+        if let Some(notice) = &loaded.notice {
+            eprintln!("note: {notice}");
+        }
+        if let Some(bytes) = loaded.to_keep() {
+            let progress = Progress::new("keeping", bytes, quiet);
+            if let Err(error) = loaded.keep(&|bytes| progress.advance(bytes)) {
+                eprintln!("note: the packed weights are not kept: {error}");
+            }
+        }
+        Ok(loaded.model)
+    }
+}
+
+/// Bytes that inference needs beside the weights: caches of sequences with room for so many tokens each, a pass over `tokens`
+/// tokens with the logits of `rows` of them, and the program.
+pub(crate) fn beside(
+    config: &ModelConfig,
+    precision: Precision,
+    sequences: &[usize],
+    tokens: usize,
+    rows: usize,
+) -> u64 {
+    let pass = config.pass_bytes(tokens, rows);
+    config.cache_bytes(precision, sequences).saturating_add(pass).saturating_add(PROGRAM)
+}
