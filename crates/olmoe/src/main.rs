@@ -12,9 +12,11 @@ mod download;
 mod generate;
 mod init;
 mod inspect;
+mod live;
 mod logits;
 mod progress;
 mod quantize;
+mod runs;
 mod tokenize;
 mod tokens;
 mod verify;
@@ -50,6 +52,7 @@ enum Command {
     Tokens(tokens::TokensArgs),
     Tokenize(tokenize::TokenizeArgs),
     Verify(verify::VerifyArgs),
+    Runs(runs::RunsArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Verify(args) => verify::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Runs(args) => runs::run(args),
         Command::Download(args) => done(download::run(args)),
         Command::Inspect(args) => done(inspect::run(args)),
         Command::Convert(args) => done(convert::run(args)),
