@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | the configuration of a run: OLMo's YAML files |
 //! | [`schedule`] | the learning rate and the bound on the gradients over time |
+//! | [`metrics`] | what a run writes down of its steps: JSON lines and event files |
 //! | [`optimizer`] | AdamW and LionW, clipping, metrics, saving and restoring |
 //! | [`state`] | how far a run is, and where in the data |
 //!
@@ -60,6 +61,7 @@
 //! ```
 
 pub mod config;
+pub mod metrics;
 pub mod optimizer;
 pub mod schedule;
 pub mod state;

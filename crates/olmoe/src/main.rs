@@ -14,10 +14,12 @@ mod generate;
 mod generator;
 mod init;
 mod inspect;
+mod live;
 mod loading;
 mod logits;
 mod progress;
 mod quantize;
+mod runs;
 mod settings;
 mod soup;
 mod tokenize;
@@ -59,6 +61,7 @@ enum Command {
     Tokens(tokens::TokensArgs),
     Tokenize(tokenize::TokenizeArgs),
     Verify(verify::VerifyArgs),
+    Runs(runs::RunsArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Runs(args) => runs::run(args),
         Command::Download(args) => done(download::run(args)),
         Command::Inspect(args) => done(inspect::run(args)),
         Command::Convert(args) => done(convert::run(args)),

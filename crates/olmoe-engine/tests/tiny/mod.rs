@@ -9,7 +9,7 @@ use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
 use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Finished, Request, RequestId, Token};
 use olmoe_model::config::{FeedForward, ModelConfig};
 use olmoe_model::model::{Model, Precision};
-use olmoe_tensor::memory::Buffer;
+use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::quant::{BlockFormat, quantize};
 
@@ -48,18 +48,19 @@ pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> M
     drawn.initialize(7);
     let Some(format) = format else { return drawn };
     let count = drawn.parameters().len();
-    let mut model = Model::quantized(config, precision, &vec![Some(format); count]).expect("a model");
+    let mut model = Model::for_inference(config, precision, &vec![Some(Encoding::Blocks(format)); count]).expect("a model");
     for id in 0..count {
         let value = drawn.value(id).expect("numbers");
-        if model.block_format(id).is_some() {
+        if model.encoding(id).is_some() {
             let mut bytes = vec![0; format.bytes(value.len()).expect("whole blocks")];
             quantize(format, value, &mut bytes);
             let place = |number: usize| number / format.block_len() * format.block_bytes();
-            let Ok(()) = model.fill_blocks(id, |range| {
-                Ok::<_, Infallible>(Buffer::copy_of(&bytes[place(range.start)..place(range.end)]))
+            let Ok(()) = model.fill_encoded(id, |range, out| {
+                out.copy_from_slice(&bytes[place(range.start)..place(range.end)]);
+                Ok::<_, Infallible>(())
             });
         }
-        if model.block_format(id).is_none() || model.value(id).is_some() {
+        if model.takes_numbers(id) {
             let Ok(()) = model.fill(id, |range, out| {
                 out.copy_from_slice(&value[range]);
                 Ok::<(), Infallible>(())

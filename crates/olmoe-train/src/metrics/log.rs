@@ -1,0 +1,113 @@
+//! `metrics.jsonl` of a run folder: appending, and going on after a resume.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::{FILE_NAME, MetricsError, Reader, Record};
+
+/// Times to try for the lock, which a reader holds for a moment when it asks whether anybody writes.
+const TRIES: u32 = 20;
+const BETWEEN_TRIES: Duration = Duration::from_millis(25);
+
+/// The file to which a run appends a line a record.
+///
+/// The file is locked as long as this lives, so no two runs mix their lines, and a reader can tell a run that goes on.
+/// A record is one write to the system, which keeps it if the program is killed.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+    /// Bytes of whole lines.
+    length: u64,
+}
+
+impl MetricsLog {
+    /// Opens the file of a run folder, which exists, for what comes after the step `after`: 0 for a run from its
+    /// beginning.
+    ///
+    /// From the first line of a later step on everything is dropped, and so is a last line that is not whole. Both are
+    /// one shortening of the file to the end of a line: there is no moment at which a kept line could be lost.
+    ///
+    /// # Errors
+    /// [`MetricsError`]: another process writes it, a kept line is malformed, or the system says no.
+    pub fn open(folder: &Path, after: u64) -> Result<MetricsLog, MetricsError> {
+        let path = folder.join(FILE_NAME);
+        if path.exists() && !path.is_file() {
+            return Err(MetricsError::NotAFile { path });
+        }
+        let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
+        let file = file.map_err(MetricsError::io("open", &path))?;
+        lock(&file, &path)?;
+
+        let mut reader = Reader::of(file.try_clone().map_err(MetricsError::io("read", &path))?, &path)?;
+        let (mut length, mut terminated) = (0, true);
+        while let Some(record) = reader.next().transpose()? {
+            if record.step > after {
+                break;
+            }
+            (length, terminated) = (reader.offset, reader.terminated);
+        }
+        let mut log = MetricsLog { path, file, length };
+        log.mend().map_err(MetricsError::io("write", &log.path))?;
+        if !terminated {
+            log.write(b"\n")?;
+        }
+        Ok(log)
+    }
+
+    /// Appends a record; after an error the file is as it was before.
+    ///
+    /// # Errors
+    /// [`MetricsError::Io`].
+    pub fn append(&mut self, record: &Record) -> Result<(), MetricsError> {
+        self.write(&record.to_line())
+    }
+
+    /// Returns when all records would survive a loss of power; for the moment of a checkpoint.
+    ///
+    /// # Errors
+    /// [`MetricsError::Io`].
+    pub fn sync(&self) -> Result<(), MetricsError> {
+        self.file.sync_data().map_err(MetricsError::io("write", &self.path))
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write(&mut self, line: &[u8]) -> Result<(), MetricsError> {
+        if let Err(error) = self.file.write_all(line) {
+            // A part of the line would spoil the next one. If this fails, too, the next open repairs it.
+            let _ = self.mend();
+            return Err(MetricsError::io("write", &self.path)(error));
+        }
+        self.length += line.len() as u64;
+        Ok(())
+    }
+
+    /// Removes what comes after the whole lines.
+    fn mend(&self) -> std::io::Result<()> {
+        if self.file.metadata()?.len() > self.length {
+            self.file.set_len(self.length)?;
+            self.file.sync_all()?;
+        }
+        Ok(())
+    }
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), MetricsError> {
+    for _ in 0..TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => sleep(BETWEEN_TRIES),
+            // Some file systems have no locks; the run is not to fail for that.
+            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(MetricsError::io("open", path)(error)),
+        }
+    }
+    Err(MetricsError::InUse { path: path.to_owned() })
+}

@@ -1,0 +1,104 @@
+//! Reading `metrics.jsonl`, also while it is being written.
+
+use std::fs::{File, TryLockError};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::{MAX_LINE_BYTES, MetricsError, Record};
+
+/// The records of a file, in order. It ends before a last line that is not whole, and after an error.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    input: BufReader<File>,
+    line: Vec<u8>,
+    number: u64,
+    /// Bytes of the lines given so far.
+    pub(super) offset: u64,
+    /// The last of them has a line break.
+    pub(super) terminated: bool,
+    ended: bool,
+}
+
+impl Reader {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`MetricsError::Io`], [`MetricsError::NotAFile`].
+    pub fn open(path: &Path) -> Result<Reader, MetricsError> {
+        // Opening a pipe would wait for its writer.
+        if !std::fs::metadata(path).map_err(MetricsError::io("read", path))?.is_file() {
+            return Err(MetricsError::NotAFile { path: path.to_owned() });
+        }
+        Reader::of(File::open(path).map_err(MetricsError::io("read", path))?, path)
+    }
+
+    pub(super) fn of(mut file: File, path: &Path) -> Result<Reader, MetricsError> {
+        file.seek(SeekFrom::Start(0)).map_err(MetricsError::io("read", path))?;
+        let input = BufReader::with_capacity(1 << 16, file);
+        Ok(Reader {
+            path: path.to_owned(),
+            input,
+            line: Vec::new(),
+            number: 0,
+            offset: 0,
+            terminated: true,
+            ended: false,
+        })
+    }
+
+    fn read(&mut self) -> Result<Option<Record>, MetricsError> {
+        self.line.clear();
+        self.number += 1;
+        let (path, line) = (&self.path, self.number);
+        let mut limited = self.input.by_ref().take(MAX_LINE_BYTES as u64 + 1);
+        limited.read_until(b'\n', &mut self.line).map_err(MetricsError::io("read", path))?;
+        if self.line.is_empty() {
+            return Ok(None);
+        }
+        if self.line.len() > MAX_LINE_BYTES {
+            return Err(MetricsError::TooLong { path: path.clone(), line });
+        }
+        let terminated = self.line.ends_with(b"\n");
+        match serde_json::from_slice(&self.line) {
+            Ok(record) => {
+                self.offset += self.line.len() as u64;
+                self.terminated = terminated;
+                Ok(Some(record))
+            }
+            // No beginning of an object is an object, so this one is not whole.
+            Err(_) if !terminated => Ok(None),
+            Err(error) => Err(MetricsError::Malformed { path: path.clone(), line, reason: reason(&error) }),
+        }
+    }
+}
+
+/// What the parser says, with the place in the line.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" at line ").next().unwrap_or(&text);
+    // A name may be of any length.
+    let mut short: String = text.chars().take(200).flat_map(char::escape_debug).collect();
+    if error.column() > 0 {
+        short = format!("{short} (column {})", error.column());
+    }
+    short
+}
+
+impl Iterator for Reader {
+    type Item = Result<Record, MetricsError>;
+
+    fn next(&mut self) -> Option<Result<Record, MetricsError>> {
+        if self.ended {
+            return None;
+        }
+        let read = self.read().transpose();
+        self.ended = !matches!(read, Some(Ok(_)));
+        read
+    }
+}
+
+/// Whether a process has the file open for appending at this moment.
+pub fn is_being_written(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
