@@ -1,51 +1,84 @@
-//! AdamW over all parameters of a model, with clipping by the global norm.
+//! The optimizer of a run: AdamW or LionW over all parameters of a model, with clipping, and what a log says of a step.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `clip` | the bound on the gradients |
+//! | [`metrics`] | norms, means and extremes of parameters, gradients, moments and updates |
+//! | [`state`] | saving and restoring |
+//!
+//! As OLMo makes its groups: linears, routers and experts decay, norms and biases if `decay_norm_and_bias`, the embedding if
+//! `decay_embeddings`. All sums have a fixed order, so that a step has the same bits on any number of threads.
+
+mod clip;
+pub mod metrics;
+pub mod state;
 
 use olmoe_model::model::{Gradients, Model};
 use olmoe_model::parameters::{ParameterKind, ParameterSpec};
-use olmoe_tensor::ops::adamw;
+use olmoe_tensor::ops::adamw::{self, Leave};
 use olmoe_tensor::ops::global_norm::sum_of_squares;
+use olmoe_tensor::ops::lionw;
+use olmoe_tensor::ops::summary::{Summary, summary};
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::Shared;
 
-/// Settings of AdamW; the defaults are the release run's.
-#[derive(Clone, Copy, Debug)]
-pub struct AdamWConfig {
-    /// Decay of the first moment (0.9).
-    pub beta1: f64,
-    /// Decay of the second moment (0.95).
-    pub beta2: f64,
-    /// Added to the root of the second moment (1e-8).
-    pub eps: f64,
-    /// Decoupled weight decay, times the learning rate (0.1).
-    pub weight_decay: f64,
-    /// Whether norms and biases decay (true).
-    pub decay_norm_and_bias: bool,
-    /// Whether the embedding decays (true).
-    pub decay_embeddings: bool,
-    /// Gradients with a larger global norm are scaled down to it; none for no clipping (1.0).
-    pub max_grad_norm: Option<f64>,
-}
+use crate::config::{OptimizerConfig, OptimizerName};
+use clip::Clipping;
+use metrics::{Metrics, ParameterMetrics};
 
-impl Default for AdamWConfig {
-    fn default() -> AdamWConfig {
-        AdamWConfig {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
+pub use clip::Clip;
+
+impl OptimizerConfig {
+    /// AdamW as the release was trained with it.
+    pub fn release() -> OptimizerConfig {
+        OptimizerConfig {
+            name: OptimizerName::AdamW,
+            learning_rate: 4e-4,
             weight_decay: 0.1,
+            betas: (0.9, 0.95),
+            eps: 1e-8,
             decay_norm_and_bias: true,
             decay_embeddings: true,
-            max_grad_norm: Some(1.0),
+            metrics_log_interval: Some(10),
+            ..OptimizerConfig::default()
+        }
+    }
+
+    fn decays(&self, kind: ParameterKind) -> bool {
+        match kind {
+            ParameterKind::Norm | ParameterKind::Bias => self.decay_norm_and_bias,
+            ParameterKind::Embedding => self.decay_embeddings,
+            ParameterKind::Linear | ParameterKind::Router | ParameterKind::Expert => true,
         }
     }
 }
 
-/// The moments of every parameter.
-pub struct AdamW {
-    config: AdamWConfig,
+/// The optimizer and its state.
+pub struct Optimizer {
+    config: OptimizerConfig,
+    /// Steps taken since the state was zeros.
     steps: u64,
+    /// Weight decay of each parameter.
+    weight_decay: Vec<f64>,
     exp_avg: Vec<Tensor>,
+    /// Of AdamW alone.
     exp_avg_sq: Vec<Tensor>,
+    clipping: Clipping,
+    metrics: Option<Metrics>,
+    recorded: bool,
+}
+
+/// What a step is to do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Its number in the run, from 1.
+    pub number: u64,
+    /// The learning rate: [`Schedule::learning_rate`](crate::schedule::Schedule::learning_rate).
+    pub learning_rate: f64,
+    /// The bound on the gradients: [`Schedule::clip`](crate::schedule::Schedule::clip).
+    pub clip: Clip,
+    /// Whether to record [`Optimizer::metrics`]: [`TrainConfig::records_metrics`](crate::config::TrainConfig::records_metrics).
+    pub record: bool,
 }
 
 /// What a step did.
@@ -53,59 +86,120 @@ pub struct AdamW {
 pub struct StepReport {
     /// Global L2 norm of the gradients before clipping.
     pub grad_norm: f64,
-    /// What they were multiplied by.
+    /// What they were multiplied by; of several, the smallest.
     pub clip: f64,
     /// Whether the update was applied: not when the norm is infinite or not a number.
     pub applied: bool,
 }
 
-impl AdamW {
+impl Optimizer {
     /// No step taken yet.
-    pub fn new(config: AdamWConfig, specs: &[ParameterSpec]) -> AdamW {
+    pub fn new(config: OptimizerConfig, specs: &[ParameterSpec]) -> Optimizer {
         let zeros = || specs.iter().map(|spec| Tensor::zeros(&spec.shape)).collect();
-        AdamW { config, steps: 0, exp_avg: zeros(), exp_avg_sq: zeros() }
-    }
-
-    fn decays(&self, kind: ParameterKind) -> bool {
-        match kind {
-            ParameterKind::Norm | ParameterKind::Bias => self.config.decay_norm_and_bias,
-            ParameterKind::Embedding => self.config.decay_embeddings,
-            ParameterKind::Linear | ParameterKind::Router | ParameterKind::Expert => true,
+        let decay = |spec: &ParameterSpec| if config.decays(spec.kind) { config.weight_decay } else { 0.0 };
+        Optimizer {
+            steps: 0,
+            weight_decay: specs.iter().map(decay).collect(),
+            exp_avg: zeros(),
+            exp_avg_sq: if config.name == OptimizerName::AdamW { zeros() } else { Vec::new() },
+            clipping: Clipping::new(specs),
+            metrics: None,
+            recorded: false,
+            config,
         }
     }
 
-    /// One step at the learning rate `lr`: clips, updates, packs the new weights, and sets the gradients to zero. With a
-    /// gradient that is no finite number nothing changes, neither parameters nor moments.
-    pub fn step(&mut self, model: &mut Model, gradients: &mut Gradients, lr: f64) -> StepReport {
-        let grad_norm = gradients.iter().map(|g| sum_of_squares(g)).sum::<f64>().sqrt();
-        // torch's clip_grad_norm_: the norm plus 1e-6.
-        let clip = self.config.max_grad_norm.map_or(1.0, |most| (most / (grad_norm + 1e-6)).min(1.0));
+    /// One step: clips, updates, packs the new weights, and sets the gradients to zero. With a gradient that is no finite
+    /// number nothing changes, neither parameters nor state.
+    ///
+    /// # Panics
+    /// When the model has other parameters than the optimizer was made for, or was not made for training.
+    pub fn step(&mut self, model: &mut Model, gradients: &mut Gradients, step: &Step) -> StepReport {
+        assert_eq!(model.parameters().len(), self.exp_avg.len(), "an optimizer belongs to one model");
+        self.recorded = false;
+        let grad_norm = self.clipping.measure(gradients.iter().map(|g| sum_of_squares(g)));
         if !grad_norm.is_finite() {
-            return StepReport { grad_norm, clip, applied: false };
+            return StepReport { grad_norm, clip: 1.0, applied: false };
+        }
+        let clip = self.clipping.apply(step.clip, grad_norm, self.config.betas, step.number);
+        if step.record {
+            self.record_before(model, gradients, grad_norm);
         }
         self.steps += 1;
+        let (metrics, recorded) = (&mut self.metrics, step.record && self.config.record_update_metrics);
+        let leave = if recorded { Leave::Update } else { Leave::Zero };
         for id in 0..self.exp_avg.len() {
-            let kind = model.parameters()[id].kind;
-            let step = adamw::AdamW {
-                lr,
-                beta1: self.config.beta1,
-                beta2: self.config.beta2,
-                eps: self.config.eps,
-                weight_decay: if self.decays(kind) { self.config.weight_decay } else { 0.0 },
-            };
-            let steps = self.steps;
-            let (g, m, v) = (gradients.get_mut(id), &mut self.exp_avg[id], &mut self.exp_avg_sq[id]);
-            let (g, m, v) = (Shared::new(g), Shared::new(m), Shared::new(v));
-            model.update(id, |range, p| {
-                // SAFETY: the ranges of an update are disjoint.
-                let [g, m, v] = [&g, &m, &v].map(|x| unsafe { x.range(range.clone()) });
-                step.step(steps, clip as f32, p, g, m, v, true);
-            });
+            let scale = self.clipping.coefficient(id);
+            let (beta1, beta2) = self.config.betas;
+            let (lr, weight_decay, selective) =
+                (step.learning_rate, self.weight_decay[id], self.config.selective_updates);
+            let (g, m) = (Shared::new(gradients.get_mut(id)), Shared::new(&mut self.exp_avg[id]));
+            match self.config.name {
+                OptimizerName::AdamW => {
+                    let v = Shared::new(&mut self.exp_avg_sq[id]);
+                    let rule = adamw::AdamW { lr, beta1, beta2, eps: self.config.eps, weight_decay, selective };
+                    let steps = self.steps;
+                    model.update(id, |range, p| {
+                        // SAFETY: the ranges of an update are disjoint.
+                        let [g, m, v] = [&g, &m, &v].map(|x| unsafe { x.range(range.clone()) });
+                        rule.step(steps, scale, p, g, m, v, leave);
+                    });
+                }
+                OptimizerName::LionW => {
+                    let rule = lionw::LionW { lr, beta1, beta2, weight_decay, selective };
+                    model.update(id, |range, p| {
+                        // SAFETY: the ranges of an update are disjoint.
+                        let [g, m] = [&g, &m].map(|x| unsafe { x.range(range.clone()) });
+                        rule.step(scale, p, g, m, leave);
+                    });
+                }
+            }
+            if let (true, Some(metrics)) = (recorded, metrics.as_mut()) {
+                metrics.parameters[id].update = Some(summary(gradients.get(id)));
+            }
+        }
+        if recorded {
+            gradients.clear();
+            if let Some(metrics) = metrics.as_mut() {
+                metrics.update_cosine = (self.config.name == OptimizerName::LionW).then(|| metrics.cosine());
+            }
         }
         StepReport { grad_norm, clip, applied: true }
     }
 
-    /// Steps taken.
+    /// What is known before the update: OLMo's log has the gradients before clipping, and parameters and moments before the
+    /// step.
+    fn record_before(&mut self, model: &Model, gradients: &Gradients, grad_norm: f64) {
+        let specs = model.parameters();
+        let metrics = self.metrics.get_or_insert_with(|| Metrics::new(specs));
+        metrics.total_grad_norm = grad_norm;
+        metrics.clipping_rate = self.clipping.rate();
+        metrics.update_cosine = None;
+        let adaptive = self.clipping.is_adaptive();
+        for id in 0..specs.len() {
+            metrics.parameters[id] = ParameterMetrics {
+                grad: summary(gradients.get(id)),
+                param: model.value(id).map_or(Summary::EMPTY, |value| summary(value)),
+                exp_avg: summary(&self.exp_avg[id]),
+                exp_avg_sq: self.exp_avg_sq.get(id).map(|v| summary(v)),
+                grad_norm_exp_avg: adaptive.then(|| self.clipping.running_mean(id).into()),
+                update: None,
+            };
+        }
+        self.recorded = true;
+    }
+
+    /// What the last step recorded, if it was to.
+    pub fn metrics(&self) -> Option<&Metrics> {
+        self.metrics.as_ref().filter(|_| self.recorded)
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &OptimizerConfig {
+        &self.config
+    }
+
+    /// Steps taken since the state was zeros.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -117,6 +211,10 @@ mod tests {
     use olmoe_model::model::Precision;
 
     use super::*;
+
+    fn step(learning_rate: f64) -> Step {
+        Step { number: 1, learning_rate, clip: Clip::Norm(1.0), record: false }
+    }
 
     fn model() -> Model {
         let json = r#"{
@@ -145,10 +243,10 @@ mod tests {
         gradients.iter_mut().for_each(|g| g.fill(0.5));
         let count: usize = gradients.iter().map(|g| g.len()).sum();
         let norm = 0.5 * (count as f64).sqrt();
-        let config = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
-        let mut optimizer = AdamW::new(config, model.parameters());
+        let config = OptimizerConfig { weight_decay: 0.0, ..OptimizerConfig::release() };
+        let mut optimizer = Optimizer::new(config, model.parameters());
         let before = all(&model);
-        let report = optimizer.step(&mut model, &mut gradients, 1e-3);
+        let report = optimizer.step(&mut model, &mut gradients, &step(1e-3));
         assert!(report.applied && optimizer.steps() == 1);
         assert!((report.grad_norm - norm).abs() < 1e-6 * norm, "{} {norm}", report.grad_norm);
         assert!((report.clip - 1.0 / (norm + 1e-6)).abs() < 1e-9);
@@ -163,10 +261,11 @@ mod tests {
     fn groups_decay_as_they_are_told() {
         let mut model = model();
         let mut gradients = Gradients::zeros(model.parameters());
-        let config = AdamWConfig { decay_norm_and_bias: false, decay_embeddings: false, ..AdamWConfig::default() };
-        let mut optimizer = AdamW::new(config, model.parameters());
+        let config =
+            OptimizerConfig { decay_norm_and_bias: false, decay_embeddings: false, ..OptimizerConfig::release() };
+        let mut optimizer = Optimizer::new(config, model.parameters());
         let before: Vec<Vec<f32>> = (0..model.parameters().len()).map(|id| value(&model, id).to_vec()).collect();
-        optimizer.step(&mut model, &mut gradients, 0.5);
+        optimizer.step(&mut model, &mut gradients, &step(0.5));
         for (id, before) in before.iter().enumerate() {
             let kept = matches!(model.parameters()[id].kind, ParameterKind::Norm | ParameterKind::Embedding);
             let factor = if kept { 1.0 } else { 1.0 - 0.5 * 0.1 };
@@ -180,11 +279,11 @@ mod tests {
     fn a_gradient_that_is_no_number_changes_nothing() {
         let mut model = model();
         let mut gradients = Gradients::zeros(model.parameters());
-        let mut optimizer = AdamW::new(AdamWConfig::default(), model.parameters());
+        let mut optimizer = Optimizer::new(OptimizerConfig::release(), model.parameters());
         let before = all(&model);
         for bad in [f32::NAN, f32::INFINITY] {
             gradients.get_mut(4)[1] = bad;
-            let report = optimizer.step(&mut model, &mut gradients, 1e-3);
+            let report = optimizer.step(&mut model, &mut gradients, &step(1e-3));
             assert!(!report.applied && optimizer.steps() == 0);
             assert_eq!(all(&model), before);
             gradients.clear();
@@ -197,8 +296,8 @@ mod tests {
         let mut model = model();
         let mut gradients = Gradients::zeros(model.parameters());
         gradients.iter_mut().for_each(|g| g.iter_mut().enumerate().for_each(|(i, g)| *g = (i % 7) as f32 - 3.0));
-        let mut optimizer = AdamW::new(AdamWConfig::default(), model.parameters());
-        optimizer.step(&mut model, &mut gradients, 1e-2);
+        let mut optimizer = Optimizer::new(OptimizerConfig::release(), model.parameters());
+        optimizer.step(&mut model, &mut gradients, &step(1e-2));
         let mut other = Model::new(model.config().clone(), Precision::Fp32, false).expect("a model");
         for (id, spec) in model.parameters().iter().enumerate() {
             other.set(&spec.name, &spec.shape, value(&model, id)).expect("the same parameters");

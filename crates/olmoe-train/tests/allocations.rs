@@ -7,7 +7,8 @@ use olmoe_model::batch::Batch;
 use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Activations, Gradients, Keep, KvCache, Model, Precision};
 use olmoe_tensor::memory;
-use olmoe_train::optimizer::{AdamW, AdamWConfig};
+use olmoe_train::config::OptimizerConfig;
+use olmoe_train::optimizer::{Clip, Optimizer, Step};
 
 /// The system's allocator, counting what it is asked for.
 struct Counting;
@@ -90,16 +91,20 @@ fn train(precision: Precision, keep: Keep) {
     let mut model = Model::new(config(), precision, true).expect("a model");
     model.initialize(1);
     let mut gradients = Gradients::zeros(model.parameters());
-    let mut optimizer = AdamW::new(AdamWConfig::default(), model.parameters());
+    let mut optimizer = Optimizer::new(OptimizerConfig::release(), model.parameters());
     let mut activations = Activations::new(keep);
     let batch = batch();
     let (targets, count) = batch.next_tokens();
+    let mut number = 0;
     let mut step = || {
+        number += 1;
+        // The metrics of every parameter are recorded, too.
+        let settings = Step { number, learning_rate: 1e-3, clip: Clip::Norm(1.0), record: number.is_multiple_of(4) };
         let before = requests();
         let losses = model
             .language_model_step(&batch, &targets, count as f64, 1.0, &mut activations, &mut gradients)
             .expect("a step");
-        let report = optimizer.step(&mut model, &mut gradients, 1e-3);
+        let report = optimizer.step(&mut model, &mut gradients, &settings);
         assert!(report.applied && losses.total().is_finite());
         requests() - before
     };

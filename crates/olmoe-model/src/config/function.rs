@@ -91,7 +91,7 @@ impl Format {
     fn read(self, text: &str) -> Result<Loaded, ConfigError> {
         match self {
             Format::HuggingFace => super::hf::read(text),
-            Format::Olmo => super::olmo::read(text),
+            Format::Olmo => ModelConfig::from_olmo_yaml(text),
         }
     }
 

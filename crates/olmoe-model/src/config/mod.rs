@@ -14,6 +14,7 @@ mod section;
 mod validate;
 
 pub use error::{ConfigError, Notice};
+pub use section::{closest, describe, shorten};
 pub use validate::{
     MAX_CONFIG_BYTES, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_PARAMETERS, MAX_SEQUENCE_LENGTH, MAX_VOCABULARY,
     MAX_WIDTH,
@@ -23,6 +24,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use function::Format;
 
@@ -387,7 +389,15 @@ impl ModelConfig {
     /// # Errors
     /// Bad YAML, unknown or mistyped keys, and every setting that no model of this crate can honour.
     pub fn from_olmo_yaml(text: &str) -> Result<Loaded, ConfigError> {
-        olmo::read(text)
+        olmo::read(&olmo::parse(text)?)
+    }
+
+    /// As [`from_olmo_yaml`](Self::from_olmo_yaml), of a file that was parsed by [`parse_yaml`].
+    ///
+    /// # Errors
+    /// Unknown or mistyped keys, and every setting that no model of this crate can honour.
+    pub fn from_olmo_value(file: &Value) -> Result<Loaded, ConfigError> {
+        olmo::read(file)
     }
 
     /// Reads the JSON that serialising a `ModelConfig` gives (own checkpoints).
@@ -412,30 +422,14 @@ impl ModelConfig {
     pub fn read(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
         let path = path.as_ref();
         let in_file = |source| ConfigError::InFile { path: path.into(), source: Box::new(source) };
-        let unreadable = |source| ConfigError::Unreadable { path: path.into(), source };
-        let mut bytes = Vec::new();
-        // A pipe or a device would never end.
-        let metadata = std::fs::metadata(path).map_err(unreadable)?;
-        if !metadata.is_file() {
-            return Err(unreadable(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
-        }
-        if metadata.len() > MAX_CONFIG_BYTES as u64 {
-            return Err(in_file(ConfigError::TooLong { limit: MAX_CONFIG_BYTES }));
-        }
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        file.take(MAX_CONFIG_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        if bytes.len() > MAX_CONFIG_BYTES {
-            return Err(in_file(ConfigError::TooLong { limit: MAX_CONFIG_BYTES }));
-        }
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|error| in_file(ConfigError::NotUtf8 { offset: error.valid_up_to() }))?;
+        let text = &read_text(path)?;
         let extension = path.extension().and_then(|extension| extension.to_str());
         let is_yaml = matches!(extension, Some("yml" | "yaml"));
         if is_yaml || !text.trim_start().starts_with('{') {
             return Self::from_olmo_yaml(text).map_err(in_file);
         }
         // An own configuration always has this key and the other format never has.
-        let is_own = serde_json::from_str::<serde_json::Value>(text)
+        let is_own = serde_json::from_str::<Value>(text)
             .is_ok_and(|value| value.get("feed_forward").is_some() && value.get("model_type").is_none());
         let loaded = match is_own {
             true => Self::from_json(text).map(|config| Loaded { config, notices: Vec::new() }),
@@ -469,6 +463,38 @@ impl ModelConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         validate::check(self, &names::OWN)
     }
+}
+
+/// Parses a YAML of at most [`MAX_CONFIG_BYTES`] into the tree that JSON has, too. What is no finite number is a text.
+///
+/// # Errors
+/// [`ConfigError::TooLong`], [`ConfigError::Syntax`].
+pub fn parse_yaml(text: &str) -> Result<Value, ConfigError> {
+    olmo::parse(text)
+}
+
+/// Reads the text of a configuration file, at most [`MAX_CONFIG_BYTES`] of a regular file.
+///
+/// # Errors
+/// [`ConfigError::Unreadable`], [`ConfigError::TooLong`], [`ConfigError::NotUtf8`]; each names the file.
+pub fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let in_file = |source| ConfigError::InFile { path: path.into(), source: Box::new(source) };
+    let unreadable = |source| ConfigError::Unreadable { path: path.into(), source };
+    let mut bytes = Vec::new();
+    // A pipe or a device would never end.
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(unreadable(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    if metadata.len() > MAX_CONFIG_BYTES as u64 {
+        return Err(in_file(ConfigError::TooLong { limit: MAX_CONFIG_BYTES }));
+    }
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    file.take(MAX_CONFIG_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > MAX_CONFIG_BYTES {
+        return Err(in_file(ConfigError::TooLong { limit: MAX_CONFIG_BYTES }));
+    }
+    String::from_utf8(bytes).map_err(|error| in_file(ConfigError::NotUtf8 { offset: error.utf8_error().valid_up_to() }))
 }
 
 impl Serialize for ModelConfig {

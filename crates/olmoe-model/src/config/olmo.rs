@@ -18,12 +18,11 @@ use super::{
     ModelConfig, Moe, Norm, NormKind, Rope,
 };
 
-/// Keys of the section.
+/// Keys of the section, in the order of OLMo's class, those of the branch for shared layers last.
 const KEYS: &[&str] = &[
     "d_model",
     "n_heads",
     "n_kv_heads",
-    "multi_query_attention",
     "clip_qkv",
     "n_layers",
     "mlp_ratio",
@@ -38,17 +37,18 @@ const KEYS: &[&str] = &[
     "rope_theta",
     "flash_attention",
     "attention_dropout",
+    "multi_query_attention",
+    "attention_layer_norm",
     "residual_dropout",
     "embedding_dropout",
-    "attention_layer_norm",
-    "attention_layer_norm_with_affine",
     "embedding_layer_norm",
     "layer_norm_type",
     "layer_norm_with_affine",
     "layer_norm_eps",
-    "bias_for_layer_norm",
+    "attention_layer_norm_with_affine",
     "max_sequence_length",
     "include_bias",
+    "bias_for_layer_norm",
     "scale_logits",
     "vocab_size",
     "embedding_size",
@@ -59,27 +59,27 @@ const KEYS: &[&str] = &[
     "init_fn",
     "init_std",
     "init_cutoff_factor",
-    "emb_init_std",
-    "scale_emb_init",
-    "norm_after",
     "precision",
     "moe_num_experts",
     "moe_top_k",
     "moe_mlp_impl",
-    "moe_dropless",
-    "moe_capacity_factor",
+    "moe_log_expert_assignment",
     "moe_shared_expert",
+    "moe_lbl_in_fp32",
     "moe_loss_weight",
     "moe_zloss_weight",
-    "moe_lbl_in_fp32",
-    "moe_log_expert_assignment",
-    "moe_expert_model_parallelism",
+    "moe_dropless",
+    "moe_capacity_factor",
+    "scale_emb_init",
+    "emb_init_std",
+    "norm_after",
     "moe_interleave",
     "share_blocks",
     "share_moe",
     "share_experts",
     "init_dense_router",
     "share_load_balance_across_layers",
+    "moe_expert_model_parallelism",
     "moe_expert_choice",
     "moe_expert_choice_grouped",
 ];
@@ -120,18 +120,25 @@ enum Block {
 /// Most values that aliases of a YAML stand for together.
 const MAX_REPLAYED: usize = 10_000;
 
-/// Parses and validates a training YAML or its model section.
-pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
+/// Parses a YAML into the tree that JSON has, too.
+pub(super) fn parse(text: &str) -> Result<Value, ConfigError> {
     validate::length(text)?;
-    // Other sections may hold any YAML; only the model section is looked at, where `.inf` is no size and no number.
-    // Aliases of aliases must not grow a small file into a large one.
+    // `.inf` is no size and no number anywhere. Aliases of aliases must not grow a small file into a large one.
     let options = serde_saphyr::options! {
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
+        // A run called `n` is not called `false`.
+        strict_booleans: true,
+        // Lists of data have thousands.
+        emit_comments: false,
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPLAYED },
     };
-    let file: Value = serde_saphyr::from_str_with_options(text, options)
-        .map_err(|error| ConfigError::Syntax { format: "YAML", message: error.without_snippet().to_string() })?;
-    let top = Section::new(&file, "the YAML")?;
+    serde_saphyr::from_str_with_options(text, options)
+        .map_err(|error| ConfigError::Syntax { format: "YAML", message: error.without_snippet().to_string() })
+}
+
+/// Reads and validates the model section of a parsed training YAML, or that section alone.
+pub(super) fn read(file: &Value) -> Result<Loaded, ConfigError> {
+    let top = Section::new(file, "the YAML")?;
     let section = match file.get("model") {
         Some(model) => Section::new(model, "the `model` section")?,
         None if !top.keys().any(|key| KEYS.contains(&key)) => return Err(ConfigError::NoModelSection),
@@ -393,6 +400,10 @@ fn notices(section: &Section<'_>, block: Block) -> Result<Vec<Notice>, ConfigErr
 mod tests {
     use super::*;
 
+    fn read(text: &str) -> Result<Loaded, ConfigError> {
+        super::read(&parse(text)?)
+    }
+
     /// The least that OLMo's defaults need to become a model this crate has.
     const PLAIN: &str = "rope: true\nattention_dropout: 0.0\nresidual_dropout: 0\nembedding_dropout: 0.0\n";
 
@@ -581,6 +592,13 @@ mod tests {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn comments_are_free_and_words_are_words() {
+        let text = format!("{PLAIN}{}n_layers: 3\n", "# a path that is left out\n".repeat(20_000));
+        assert_eq!(read(&text).unwrap().config.n_layers, 3);
+        assert_eq!(parse("[n, no, on, true]").unwrap(), serde_json::json!(["n", "no", "on", true]));
     }
 
     #[test]

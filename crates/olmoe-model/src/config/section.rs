@@ -150,7 +150,7 @@ fn as_size(value: &Value) -> Option<usize> {
 }
 
 /// A value in words, short enough for an error.
-pub(super) fn describe(value: &Value) -> String {
+pub fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(flag) => flag.to_string(),
@@ -161,8 +161,8 @@ pub(super) fn describe(value: &Value) -> String {
     }
 }
 
-/// At most [`MAX_QUOTED`] characters of a text, on one line.
-pub(super) fn shorten(text: &str) -> String {
+/// The beginning of a text, 60 characters at most, on one line.
+pub fn shorten(text: &str) -> String {
     let mut short: String = text.chars().take(MAX_QUOTED).flat_map(char::escape_debug).collect();
     if text.chars().nth(MAX_QUOTED).is_some() {
         short.push('…');
@@ -171,7 +171,7 @@ pub(super) fn shorten(text: &str) -> String {
 }
 
 /// The known key with the fewest edits, if they are at most a third of the key.
-fn closest(key: &str, known: &[&'static str]) -> Option<&'static str> {
+pub fn closest(key: &str, known: &[&'static str]) -> Option<&'static str> {
     let key: Vec<char> = key.chars().take(MAX_QUOTED + 1).collect();
     let limit = (key.len() / 3).max(1);
     known

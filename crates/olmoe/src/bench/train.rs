@@ -12,7 +12,8 @@ use olmoe_tensor::limits::peak_flops;
 use olmoe_tensor::memory;
 use olmoe_tensor::simd::Isa;
 use olmoe_tensor::threads::num_threads;
-use olmoe_train::optimizer::{AdamW, AdamWConfig};
+use olmoe_train::config::OptimizerConfig;
+use olmoe_train::optimizer::{Clip, Optimizer, Step};
 use serde_json::json;
 
 use super::{TrainArgs, median};
@@ -88,7 +89,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let mut model = Model::new(config, precision, true)?;
     model.initialize(SEED);
     let mut gradients = Gradients::zeros(model.parameters());
-    let mut optimizer = AdamW::new(AdamWConfig::default(), model.parameters());
+    let mut optimizer = Optimizer::new(OptimizerConfig::release(), model.parameters());
     let mut activations = Activations::new(args.keep());
     let vocabulary = model.config().vocab_size as u64;
     let mut state = SEED;
@@ -108,7 +109,8 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         let start = Instant::now();
         let losses =
             model.language_model_step(&batch, &targets, num_targets as f64, 1.0, &mut activations, &mut gradients)?;
-        let report = optimizer.step(&mut model, &mut gradients, 4e-4);
+        let settings = Step { number: step as u64 + 1, learning_rate: 4e-4, clip: Clip::Norm(1.0), record: false };
+        let report = optimizer.step(&mut model, &mut gradients, &settings);
         let elapsed = start.elapsed().as_secs_f64();
         anyhow::ensure!(
             report.applied,

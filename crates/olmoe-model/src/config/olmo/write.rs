@@ -5,10 +5,11 @@
 use std::fmt::Display;
 
 use super::super::{Activation, FeedForward, InitMethod, Mlp, ModelConfig, Norm, NormKind};
+use super::KEYS;
 
 /// The file that comes closest to the configuration; what the format cannot say is not in it.
 pub(in super::super) fn text(config: &ModelConfig) -> String {
-    let mut lines = Lines("model:\n".to_owned());
+    let mut lines = Lines(Vec::new());
     lines.add("d_model", config.d_model);
     lines.add("n_heads", config.n_heads);
     lines.add("n_kv_heads", config.n_kv_heads);
@@ -45,7 +46,9 @@ pub(in super::super) fn text(config: &ModelConfig) -> String {
     lines.add("init_cutoff_factor", optional(config.init.cutoff_factor));
     lines.add("emb_init_std", optional(config.init.embedding_std));
     lines.add("scale_emb_init", config.init.scale_embedding);
-    lines.0
+    // In the order of OLMo's own files.
+    lines.0.sort_by_key(|(key, _)| KEYS.iter().position(|known| known == key));
+    lines.0.iter().fold("model:\n".to_owned(), |text, (key, value)| text + &format!("  {key}: {value}\n"))
 }
 
 fn feed_forward(config: &ModelConfig, lines: &mut Lines) {
@@ -65,6 +68,8 @@ fn feed_forward(config: &ModelConfig, lines: &mut Lines) {
     lines.add("block_type", block);
     lines.add("activation_type", activation);
     lines.add("mlp_hidden_size", hidden);
+    lines.add("moe_loss_weight", number(config.auxiliary.load_balancing_weight));
+    lines.add("moe_zloss_weight", optional(Some(config.auxiliary.z_weight).filter(|weight| *weight != 0.0)));
     let Some(moe) = config.moe() else { return };
     lines.add("moe_num_experts", moe.num_experts);
     lines.add("moe_top_k", moe.top_k);
@@ -73,8 +78,6 @@ fn feed_forward(config: &ModelConfig, lines: &mut Lines) {
         lines.add("moe_capacity_factor", number(factor));
     }
     lines.add("moe_shared_expert", moe.shared_expert.is_some());
-    lines.add("moe_loss_weight", number(config.auxiliary.load_balancing_weight));
-    lines.add("moe_zloss_weight", optional(Some(config.auxiliary.z_weight).filter(|weight| *weight != 0.0)));
 }
 
 fn norms(config: &ModelConfig, lines: &mut Lines) {
@@ -94,12 +97,12 @@ fn norms(config: &ModelConfig, lines: &mut Lines) {
 }
 
 /// The lines of the section so far.
-struct Lines(String);
+struct Lines(Vec<(&'static str, String)>);
 
 impl Lines {
     /// No key and no value needs quotes: they are names, numbers, `true`, `false` and `null`.
-    fn add(&mut self, key: &str, value: impl Display) {
-        self.0.push_str(&format!("  {key}: {value}\n"));
+    fn add(&mut self, key: &'static str, value: impl Display) {
+        self.0.push((key, value.to_string()));
     }
 }
 

@@ -1,0 +1,156 @@
+//! The configuration of a training run: OLMo's YAML files as they are.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `schema` | the sections: every key of OLMo's, with its default |
+//! | `field` | how a section is declared, read and written |
+//! | [`duration`] | `max_duration`, `stop_at`, and what they come to |
+//! | `interpolation` | `${…}` |
+//! | `overrides` | `--section.key=value` |
+//! | `check` | which values make no sense; what has to be there when training begins |
+//! | `notices` | what keys come to here, where that is not what they say |
+//! | `yaml` | writing it all out |
+
+mod check;
+pub mod duration;
+mod error;
+mod field;
+mod interpolation;
+mod notices;
+mod overrides;
+mod schema;
+mod yaml;
+
+pub use duration::{Duration, Progress};
+pub use error::TrainConfigError;
+pub use field::{Count, Unsupported};
+pub use interpolation::Environment;
+pub use notices::Notice;
+pub use schema::{
+    ActivationCheckpointing, CompilerConfig, DataConfig, DdpConfig, DdpGradSyncMode, DistributedStrategy,
+    EvaluatorConfig, EvaluatorType, FsdpConfig, FsdpPrecision, FsdpWrapStrategy, InstanceFilterConfig, OptimizerConfig,
+    OptimizerName, PaddingDirection, SchedulerConfig, SchedulerName, SchedulerUnits, ShardedCheckpointer,
+    ShardingStrategy, SingleGpuConfig, SpeedMonitorConfig, TokenType, TokenizerConfig, TrainConfig, TrainPrecision,
+    TruncationDirection, WandbConfig,
+};
+
+use std::path::Path;
+
+use olmoe_model::config::{ModelConfig, parse_yaml, read_text};
+use olmoe_model::model::Precision;
+use serde_json::Value;
+
+use field::{At, Field};
+
+/// A configuration and what there is to say about how it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The configuration, checked.
+    pub config: TrainConfig,
+    /// Everything that was accepted and does nothing here, or not what it says; show it once.
+    pub notices: Vec<Notice>,
+}
+
+impl TrainConfig {
+    /// Reads a file, changes it as the overrides say, resolves interpolations, and checks the result. Files of data are not
+    /// looked for: [`check_start`](Self::check_start).
+    ///
+    /// # Errors
+    /// What [`TrainConfigError`] says.
+    pub fn read(path: impl AsRef<Path>, overrides: &[impl AsRef<str>]) -> Result<Loaded, TrainConfigError> {
+        let path = path.as_ref();
+        let text = read_text(path).map_err(TrainConfigError::File)?;
+        Self::from_yaml(&text, overrides, &|name| std::env::var(name).ok())
+            .map_err(|source| TrainConfigError::InFile { path: path.into(), source: Box::new(source) })
+    }
+
+    /// As [`read`](Self::read), of a text, with another environment.
+    ///
+    /// # Errors
+    /// What [`TrainConfigError`] says.
+    pub fn from_yaml(
+        text: &str,
+        overrides: &[impl AsRef<str>],
+        environment: Environment<'_>,
+    ) -> Result<Loaded, TrainConfigError> {
+        let mut file = parse_yaml(text).map_err(TrainConfigError::File)?;
+        let mut notices = Vec::new();
+        older_settings(&mut file);
+        for text in overrides {
+            overrides::apply(&mut file, text.as_ref())?;
+        }
+        if file.as_object().is_some_and(|top| top.get("model").is_none_or(Value::is_null)) {
+            // A misspelled key says more than the missing model.
+            field::section(&file, &At::Top, Self::KEYS)?;
+            return Err(TrainConfigError::NoModel);
+        }
+        // The model's defaults are another branch's, so that none stands for a key of it.
+        let mut defaults = Self::default().tree().value();
+        defaults.as_object_mut().map(|top| top.remove("model"));
+        let file = interpolation::resolve(&file, &defaults, environment, &mut notices)?;
+
+        let mut config = Self::read_value(&file)?;
+        let model = ModelConfig::from_olmo_value(&file).map_err(TrainConfigError::Model)?;
+        notices.extend(
+            model.notices.into_iter().map(|notice| Notice { key: format!("model.{}", notice.key), text: notice.text }),
+        );
+        if let Some(no_decay) = config.optimizer.no_decay_norm_and_bias.take() {
+            config.optimizer.decay_norm_and_bias = !no_decay;
+            config.optimizer.decay_embeddings = !no_decay;
+            notices.push(Notice {
+                key: "optimizer.no_decay_norm_and_bias".into(),
+                text: "an older key: it decides over `decay_norm_and_bias` and `decay_embeddings`; set those".into(),
+            });
+        }
+        check::check(&config)?;
+        notices.extend(config.notices());
+        Ok(Loaded { config, notices })
+    }
+
+    fn read_value(file: &Value) -> Result<Self, TrainConfigError> {
+        <Self as Field>::read(file, &At::Top)
+    }
+
+    /// All keys, in OLMo's order; reading it gives the same configuration again. The key that a model has no value for is
+    /// left out of its section.
+    ///
+    /// # Errors
+    /// [`TrainConfigError::Model`] for a model that a section cannot describe, as one that was made from other files.
+    pub fn to_yaml(&self) -> Result<String, TrainConfigError> {
+        schema::check_model(&self.model).map_err(TrainConfigError::Model)?;
+        Ok(yaml::write(&self.tree()))
+    }
+
+    /// The number formats of training, if they are set.
+    pub fn precision(&self) -> Option<Precision> {
+        self.precision.map(|precision| match precision {
+            TrainPrecision::AmpBf16 => Precision::AmpBf16,
+            TrainPrecision::Fp32 => Precision::Fp32,
+        })
+    }
+
+    /// Whether the metrics of every parameter are recorded at a step.
+    ///
+    /// OLMo records them only for `wandb`, and at most as often as it logs there; without that section the optimizer's own
+    /// interval decides, and none means never.
+    pub fn records_metrics(&self, step: u64) -> bool {
+        let interval = match (&self.wandb, self.optimizer.metrics_log_interval) {
+            (Some(wandb), own) => Some(wandb.log_interval.max(own.unwrap_or(1))),
+            (None, own) => own,
+        };
+        interval.is_some_and(|interval| step.is_multiple_of(interval))
+    }
+}
+
+/// Settings of older files that later ones write differently.
+fn older_settings(file: &mut Value) {
+    if let Some(mode @ Value::Bool(_)) = file.get_mut("activation_checkpointing") {
+        *mode = if *mode == Value::Bool(true) { "whole_layer".into() } else { Value::Null };
+    }
+    if let Some(optimizer) = file.get_mut("optimizer").and_then(Value::as_object_mut)
+        && optimizer.get("name").is_some_and(|name| name == "decoupled_lionw")
+    {
+        optimizer.insert("name".into(), "lionw".into());
+        optimizer.remove("eps");
+    }
+}

@@ -1,0 +1,192 @@
+//! Clipping of gradients, as OLMo's trainer does it: by the norm of all of them, or of each tensor by its history.
+//!
+//! ```text
+//! norm    every gradient · min(1, max/(‖g‖ + 1e-6))                    ‖g‖ of all parameters together
+//! ratio   that of a tensor · c,  c = min(1, r·e/(‖g‖ + 1e-6)),  e ← e + (1 − β)·(c·‖g‖ − e)    β the larger of both
+//! ```
+//!
+//! The running mean `e` of a tensor begins with its first norm. A run's first step does not count for it: OLMo begins to keep
+//! it with the second one.
+//!
+//! A tensor is one of OLMo's, which holds queries, keys and values together, and the gate of a dense MLP with what it gates.
+
+use olmoe_model::parameters::ParameterSpec;
+
+/// The bound on the gradients of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Clip {
+    /// None.
+    Off,
+    /// The largest norm of all gradients together.
+    Norm(f64),
+    /// How many times its running mean the norm of a tensor's gradient may be.
+    Ratio(f64),
+}
+
+/// What clipping keeps and computes for each tensor.
+pub(super) struct Clipping {
+    /// The tensor of each parameter.
+    pub(super) tensors: Vec<usize>,
+    /// The running means, once there are any.
+    pub(super) norms: Option<Vec<f32>>,
+    /// `Σ x²` of each tensor's gradient.
+    squares: Vec<f64>,
+    /// What each tensor's gradient is multiplied by.
+    coefficients: Vec<f32>,
+    /// The running means where they are not kept yet.
+    fresh: Vec<f32>,
+    adaptive: bool,
+}
+
+/// The name of OLMo's tensor, as far as it tells tensors apart.
+fn olmo_tensor(name: &str) -> String {
+    let mut name = name.to_owned();
+    for part in ["attention.k_proj.", "attention.v_proj."] {
+        name = name.replace(part, "attention.q_proj.");
+    }
+    name.replace("mlp.gate_proj.", "mlp.up_proj.")
+}
+
+impl Clipping {
+    pub(super) fn new(specs: &[ParameterSpec]) -> Clipping {
+        let mut names: Vec<String> = Vec::new();
+        let tensors = specs.iter().map(|spec| {
+            let name = olmo_tensor(&spec.name);
+            // The parts of a tensor are neighbours, or nearly.
+            let known = names.iter().rposition(|known| *known == name);
+            known.unwrap_or_else(|| {
+                names.push(name);
+                names.len() - 1
+            })
+        });
+        let tensors: Vec<usize> = tensors.collect();
+        let count = names.len();
+        let zeros = || vec![0.0; count];
+        Clipping {
+            tensors,
+            norms: None,
+            squares: vec![0.0; count],
+            coefficients: zeros(),
+            fresh: zeros(),
+            adaptive: false,
+        }
+    }
+
+    /// How many tensors there are.
+    pub(super) fn count(&self) -> usize {
+        self.squares.len()
+    }
+
+    /// What the gradient of a parameter is multiplied by.
+    pub(super) fn coefficient(&self, id: usize) -> f32 {
+        self.coefficients[self.tensors[id]]
+    }
+
+    /// The running mean of the tensor of a parameter.
+    pub(super) fn running_mean(&self, id: usize) -> f32 {
+        self.norms.as_ref().unwrap_or(&self.fresh)[self.tensors[id]]
+    }
+
+    /// Whether the last bound was one of ratios.
+    pub(super) fn is_adaptive(&self) -> bool {
+        self.adaptive
+    }
+
+    /// The share of the parameters' tensors that are clipped.
+    pub(super) fn rate(&self) -> f64 {
+        self.coefficients.iter().filter(|c| **c < 1.0).count() as f64 / self.count().max(1) as f64
+    }
+
+    /// The global norm, given `Σ x²` of each parameter's gradient in order.
+    pub(super) fn measure(&mut self, squares: impl Iterator<Item = f64>) -> f64 {
+        self.squares.fill(0.0);
+        let mut total = 0.0;
+        for (tensor, square) in self.tensors.iter().zip(squares) {
+            self.squares[*tensor] += square;
+            total += square;
+        }
+        total.sqrt()
+    }
+
+    /// Finds the coefficients for the gradients that were measured last, and moves the running means on. The smallest
+    /// coefficient is returned.
+    pub(super) fn apply(&mut self, clip: Clip, total: f64, betas: (f64, f64), step: u64) -> f64 {
+        self.adaptive = matches!(clip, Clip::Ratio(_));
+        match clip {
+            Clip::Off => {
+                self.coefficients.fill(1.0);
+                1.0
+            }
+            Clip::Norm(most) => {
+                let coefficient = (most / (total + 1e-6)).min(1.0);
+                self.coefficients.fill(coefficient as f32);
+                coefficient
+            }
+            Clip::Ratio(ratio) => self.apply_ratio(ratio as f32, (1.0 - betas.0.max(betas.1)) as f32, step),
+        }
+    }
+
+    /// In f32, as OLMo.
+    fn apply_ratio(&mut self, ratio: f32, weight: f32, step: u64) -> f64 {
+        for (fresh, square) in self.fresh.iter_mut().zip(&self.squares) {
+            *fresh = square.sqrt() as f32;
+        }
+        if step > 1 && self.norms.is_none() {
+            self.norms = Some(self.fresh.clone());
+        }
+        let means = self.norms.as_mut().unwrap_or(&mut self.fresh);
+        let mut least = 1.0f32;
+        for ((mean, square), coefficient) in means.iter_mut().zip(&self.squares).zip(&mut self.coefficients) {
+            let norm = square.sqrt() as f32;
+            *coefficient = (ratio * *mean / (norm + 1e-6)).min(1.0);
+            let clipped = norm * *coefficient;
+            // torch's lerp begins at the nearer end.
+            *mean = if weight < 0.5 {
+                *mean + weight * (clipped - *mean)
+            } else {
+                clipped - (clipped - *mean) * (1.0 - weight)
+            };
+            least = least.min(*coefficient);
+        }
+        f64::from(least)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use olmoe_model::config::ModelConfig;
+    use olmoe_model::parameters::parameters;
+
+    use super::*;
+
+    #[test]
+    fn tensors_are_those_of_olmo() {
+        let config = ModelConfig { n_layers: 2, ..ModelConfig::release() };
+        let specs = parameters(&config);
+        let clipping = Clipping::new(&specs);
+        // wte, final norm, head; of a layer: two norms, q and k norm, att_proj, attn_out, router, w1, v1, w2.
+        assert_eq!(clipping.count(), 3 + 2 * 10);
+        let tensor = |name: &str| clipping.tensors[specs.iter().position(|spec| spec.name == name).expect(name)];
+        assert_eq!(tensor("layers.1.attention.q_proj.weight"), tensor("layers.1.attention.v_proj.weight"));
+        assert_ne!(tensor("layers.0.attention.q_proj.weight"), tensor("layers.1.attention.q_proj.weight"));
+        assert_ne!(tensor("layers.0.attention.q_norm.weight"), tensor("layers.0.attention.k_norm.weight"));
+        assert_eq!(olmo_tensor("layers.3.mlp.gate_proj.bias"), olmo_tensor("layers.3.mlp.up_proj.bias"));
+    }
+
+    #[test]
+    fn a_large_gradient_is_held_to_its_history() {
+        let config = ModelConfig { n_layers: 1, ..ModelConfig::release() };
+        let mut clipping = Clipping::new(&parameters(&config));
+        let mut step = |number, size: f64| {
+            let squares: Vec<f64> = clipping.tensors.iter().map(|_| size * size).collect();
+            let total = clipping.measure(squares.into_iter());
+            let least = clipping.apply(Clip::Ratio(2.0), total, (0.9, 0.95), number);
+            (least, clipping.norms.as_ref().map(|norms| norms[0]))
+        };
+        assert_eq!(step(1, 1.0), (1.0, None));
+        assert_eq!(step(2, 1.0), (1.0, Some(1.0)));
+        let (least, norm) = step(3, 100.0);
+        assert!((least - 0.02).abs() < 1e-6, "{least}");
+        assert!((norm.expect("kept from step 2 on") - 1.05).abs() < 1e-5);
+    }
+}

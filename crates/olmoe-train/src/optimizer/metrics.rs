@@ -1,0 +1,96 @@
+//! What a log says of a step: norms, means and extremes of every parameter, its gradient, its moments and its update.
+
+use olmoe_model::parameters::ParameterSpec;
+use olmoe_tensor::ops::summary::Summary;
+
+/// The metrics of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metrics {
+    names: Vec<String>,
+    /// Global L2 norm of the gradients before clipping.
+    pub total_grad_norm: f64,
+    /// The share of the tensors whose gradient was clipped.
+    pub clipping_rate: f64,
+    /// The cosine between LionW's update before and after it takes the sign; only with `record_update_metrics`.
+    pub update_cosine: Option<f64>,
+    /// Those of each parameter, in canonical order.
+    pub parameters: Vec<ParameterMetrics>,
+}
+
+/// The metrics of a parameter: gradient before clipping, the rest before the step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ParameterMetrics {
+    /// The gradient.
+    pub grad: Summary,
+    /// The parameter.
+    pub param: Summary,
+    /// The first moment.
+    pub exp_avg: Summary,
+    /// The second moment, of AdamW.
+    pub exp_avg_sq: Option<Summary>,
+    /// The running mean of the norm of its tensor's gradient, with adaptive clipping, after the step.
+    pub grad_norm_exp_avg: Option<f64>,
+    /// What was added to the parameter beside the decay (AdamW), or the same before its sign was taken (LionW); only with
+    /// `record_update_metrics`.
+    pub update: Option<Summary>,
+}
+
+impl Metrics {
+    pub(super) fn new(specs: &[ParameterSpec]) -> Metrics {
+        let none = ParameterMetrics {
+            grad: Summary::EMPTY,
+            param: Summary::EMPTY,
+            exp_avg: Summary::EMPTY,
+            exp_avg_sq: None,
+            grad_norm_exp_avg: None,
+            update: None,
+        };
+        Metrics {
+            names: specs.iter().map(|spec| spec.name.clone()).collect(),
+            total_grad_norm: 0.0,
+            clipping_rate: 0.0,
+            update_cosine: None,
+            parameters: vec![none; specs.len()],
+        }
+    }
+
+    /// The cosine between the updates and their signs, all parameters together.
+    pub(super) fn cosine(&self) -> f64 {
+        let sum = |part: fn(&Summary) -> f64| self.parameters.iter().filter_map(|p| p.update.as_ref()).map(part).sum();
+        let (dot, squares, nonzero): (f64, f64, f64) = (sum(|u| u.sum_abs), sum(|u| u.squares), sum(|u| u.nonzero));
+        dot / (squares.sqrt() * nonzero.sqrt()).max(1e-8)
+    }
+
+    /// All of them with the names that OLMo logs them under, parameters by their canonical names. The running means are those
+    /// of OLMo's tensors, which queries, keys and values have in common. `min` and `max` are of sizes, without the sign.
+    pub fn named(&self) -> impl Iterator<Item = (String, f64)> {
+        let single = [
+            ("total_grad_norm", Some(self.total_grad_norm)),
+            ("clipping_rate", Some(self.clipping_rate)),
+            ("update_cos_sim", self.update_cosine),
+        ];
+        let single = single.into_iter().filter_map(|(name, value)| Some((format!("optim/{name}"), value?)));
+        let parameters = self.names.iter().zip(&self.parameters).flat_map(|(name, metrics)| {
+            let summaries = [
+                ("grad", Some(metrics.grad)),
+                ("param", Some(metrics.param)),
+                ("exp_avg", Some(metrics.exp_avg)),
+                ("exp_avg_sq", metrics.exp_avg_sq),
+            ];
+            let summaries = summaries.into_iter().flat_map(move |(what, summary)| {
+                let values = summary.map(|s| {
+                    [("min", s.min_abs.into()), ("max", s.max_abs.into()), ("avg", s.mean()), ("norm", s.norm())]
+                });
+                values.into_iter().flatten().map(move |(part, value)| (format!("optim/{what}/{name}.{part}"), value))
+            });
+            // OLMo has these of AdamW alone.
+            let update = metrics.update.filter(|_| metrics.exp_avg_sq.is_some());
+            let update = update.map(|s| [("norm", s.norm()), ("max", s.max_abs.into())]);
+            let update = update.into_iter().flatten();
+            let update = update.map(move |(part, value)| (format!("optim/step/{name}.{part}"), value));
+            let mean = metrics.grad_norm_exp_avg.map(|mean| (format!("optim/grad_norm_exp_avg/{name}"), mean));
+            summaries.chain(update).chain(mean)
+        });
+        single.chain(parameters)
+    }
+}

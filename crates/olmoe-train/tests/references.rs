@@ -1,0 +1,154 @@
+//! Ten steps of the optimizer against torch, whose states tools/reference/make_golden_optimizer.py has written.
+
+use std::collections::BTreeMap;
+
+use olmoe_model::config::ModelConfig;
+use olmoe_model::model::{Gradients, Model, Precision};
+use olmoe_train::config::{OptimizerConfig, OptimizerName};
+use olmoe_train::optimizer::{Clip, Optimizer, Step};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+const GOLDEN: &[u8] = include_bytes!("golden/optimizers.safetensors");
+const STEPS: usize = 10;
+
+fn golden() -> (BTreeMap<String, Vec<f32>>, BTreeMap<String, Value>) {
+    let (_, header) = SafeTensors::read_metadata(GOLDEN).expect("a golden state");
+    let metadata = header.metadata().clone().expect("metadata");
+    let metadata = metadata.into_iter().filter(|(key, _)| key != "made_by");
+    let metadata = metadata.map(|(key, text)| (key, serde_json::from_str(&text).expect("JSON"))).collect();
+    let tensors = SafeTensors::deserialize(GOLDEN).expect("a golden state");
+    let numbers = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+    (tensors.iter().map(|(name, view)| (name.to_owned(), numbers(view.data()))).collect(), metadata)
+}
+
+fn model(start: &[f32]) -> Model {
+    let json = r#"{
+        "model_type": "olmoe", "vocab_size": 40, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_experts": 3, "num_experts_per_tok": 1, "max_position_embeddings": 8,
+        "pad_token_id": 1, "eos_token_id": 2
+    }"#;
+    let config = ModelConfig::from_hf_json(json).expect("a good configuration").config;
+    let mut model = Model::new(config, Precision::Fp32, true).expect("a model");
+    let specs = model.parameters().to_vec();
+    let mut rest = start;
+    for spec in &specs {
+        let (value, after) = rest.split_at(spec.num_elements());
+        model.set(&spec.name, &spec.shape, value).expect("its parameters");
+        rest = after;
+    }
+    assert!(rest.is_empty());
+    model
+}
+
+fn config(case: &Value) -> OptimizerConfig {
+    let flag = |key: &str| case[key].as_bool().expect(key);
+    OptimizerConfig {
+        name: if case["name"] == "lionw" { OptimizerName::LionW } else { OptimizerName::AdamW },
+        betas: (case["betas"][0].as_f64().expect("a number"), case["betas"][1].as_f64().expect("a number")),
+        eps: case["eps"].as_f64().expect("a number"),
+        weight_decay: case["weight_decay"].as_f64().expect("a number"),
+        decay_norm_and_bias: flag("decay_norm_and_bias"),
+        decay_embeddings: flag("decay_embeddings"),
+        selective_updates: flag("selective"),
+        record_update_metrics: flag("updates"),
+        ..OptimizerConfig::default()
+    }
+}
+
+/// Every number within a few roundings: of itself, or of the steps that were summed to it.
+fn assert_near(got: &[f32], expected: &[f32], absolute: f32, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let bound = 4.0 * f32::EPSILON * expected.abs() + absolute;
+        assert!((got - expected).abs() <= bound, "{what}[{i}]: {got:e}, not {expected:e}");
+    }
+}
+
+#[test]
+fn ten_steps_are_those_of_torch() {
+    let (tensors, metadata) = golden();
+    let start = &tensors["start"];
+    for (name, case) in metadata["cases"].as_object().expect("cases") {
+        let golden = |what: &str| tensors.get(&format!("{name}.{what}")).map(Vec::as_slice);
+        let mut model = model(start);
+        let specs = model.parameters().to_vec();
+        let listed = metadata["parameters"].as_array().expect("a list");
+        assert!(specs.iter().zip(listed).all(|(spec, listed)| listed[0] == spec.name.as_str()), "other parameters");
+        let mut gradients = Gradients::zeros(&specs);
+        let mut optimizer = Optimizer::new(config(case), &specs);
+        let clip = match (case["ratio"].as_f64(), case["norm"].as_f64()) {
+            (Some(ratio), _) => Clip::Ratio(ratio),
+            (None, Some(norm)) => Clip::Norm(norm),
+            (None, None) => Clip::Off,
+        };
+        let norms = golden("norms").expect("norms");
+        for t in 0..STEPS {
+            let mut rest = &tensors["gradients"][t * start.len()..];
+            for g in gradients.iter_mut() {
+                let (numbers, after) = rest.split_at(g.len());
+                g.copy_from_slice(numbers);
+                rest = after;
+            }
+            let step =
+                Step { number: t as u64 + 1, learning_rate: 1e-3 * (t + 1) as f64, clip, record: t + 1 == STEPS };
+            let report = optimizer.step(&mut model, &mut gradients, &step);
+            assert!(report.applied && gradients.iter().all(|g| g.iter().all(|g| *g == 0.0)));
+            let got = [report.grad_norm as f32, report.clip as f32];
+            assert_near(&got, &norms[2 * t..2 * t + 2], 0.0, &format!("{name}: norm and coefficient of step {t}"));
+        }
+        let all: Vec<f32> = (0..specs.len()).flat_map(|id| model.value(id).expect("trainable").to_vec()).collect();
+        // Ten steps of at most 1e-2 are added to numbers of about 1.
+        assert_near(&all, golden("param").expect("parameters"), 4e-7, &format!("{name}: parameters"));
+        let metrics = optimizer.metrics().expect("recorded");
+        if let Some(rows) = golden("metrics") {
+            for (metrics, row) in metrics.parameters.iter().zip(rows.as_chunks::<2>().0) {
+                let update = metrics.update.expect("measured");
+                assert_near(&[update.norm() as f32, update.max_abs], row, 1e-6 * row[1], &format!("{name}: updates"));
+            }
+        }
+        if let Some(cosine) = golden("cosine") {
+            assert_near(&[metrics.update_cosine.expect("measured") as f32], cosine, 0.0, "cosine");
+        }
+        if let Some(running) = golden("running") {
+            let mut tensors: Vec<f32> =
+                metrics.parameters.iter().map(|p| p.grad_norm_exp_avg.expect("adaptive") as f32).collect();
+            // Queries, keys and values are one tensor there.
+            tensors.drain(3..5);
+            assert_near(&tensors, running, 0.0, &format!("{name}: running means"));
+        }
+    }
+}
+
+/// The moments, which only the file of a checkpoint shows otherwise.
+#[test]
+fn metrics_are_those_of_torch() {
+    let (golden, metadata) = golden();
+    let mut model = model(&golden["start"]);
+    let specs = model.parameters().to_vec();
+    let mut gradients = Gradients::zeros(&specs);
+    let mut optimizer = Optimizer::new(config(&metadata["cases"]["adamw"]), &specs);
+    for t in 0..STEPS {
+        let mut rest = &golden["gradients"][t * golden["start"].len()..];
+        for g in gradients.iter_mut() {
+            let (numbers, after) = rest.split_at(g.len());
+            g.copy_from_slice(numbers);
+            rest = after;
+        }
+        let (number, learning_rate) = (t as u64 + 1, 1e-3 * (t + 1) as f64);
+        let step = Step { number, learning_rate, clip: Clip::Norm(1.0), record: t + 1 == STEPS };
+        optimizer.step(&mut model, &mut gradients, &step);
+        assert_eq!(optimizer.metrics().is_some(), t + 1 == STEPS);
+    }
+    let named: BTreeMap<String, f64> = optimizer.metrics().expect("recorded").named().collect();
+    for what in ["grad", "param", "exp_avg", "exp_avg_sq"] {
+        let rows = golden[&format!("metrics.{what}")].as_chunks::<4>().0;
+        for (spec, row) in specs.iter().zip(rows) {
+            let got = ["min", "max", "avg", "norm"].map(|part| named[&format!("optim/{what}/{}.{part}", spec.name)]);
+            // A mean may be small beside what it is the mean of.
+            assert_near(&got.map(|x| x as f32), row, 1e-6 * row[1], &format!("{what} of {}", spec.name));
+        }
+    }
+    assert!(named.contains_key("optim/step/norm.weight.max") && !named.contains_key("optim/update_cos_sim"));
+    assert_eq!(named["optim/clipping_rate"], if named["optim/total_grad_norm"] > 1.0 { 1.0 } else { 0.0 });
+}
