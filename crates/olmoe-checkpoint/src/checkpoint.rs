@@ -138,6 +138,18 @@ impl Checkpoint {
             return Err(CheckpointError::Memory { needed, available, precision: precision.name() });
         }
         let mut model = Model::quantized(self.config.clone(), precision, &blocks)?;
+        self.load_into(&mut model, advance)?;
+        Ok(model)
+    }
+
+    /// Loads the weights into a model that was made for them, for inference or for training, on all threads. `advance`
+    /// hears of the bytes read.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OtherModel`] before anything is read, numbers that are not finite, and what the system says; the
+    /// parameters are then arbitrary.
+    pub fn load_into(&self, model: &mut Model, advance: &(dyn Fn(u64) + Sync)) -> Result<(), CheckpointError> {
+        self.check_parameters(model.parameters())?;
         for parameter in 0..self.specs.len() {
             if model.block_format(parameter).is_some() {
                 model.fill_blocks(parameter, |range| self.read_blocks(parameter, range, advance))?;
@@ -183,7 +195,24 @@ impl Checkpoint {
                 Ok::<(), CheckpointError>(())
             })?;
         }
-        Ok(model)
+        Ok(())
+    }
+
+    /// Whether these are the parameters of the checkpoint.
+    fn check_parameters(&self, expected: &[ParameterSpec]) -> Result<(), CheckpointError> {
+        let describe = |spec: Option<&ParameterSpec>| match spec {
+            Some(spec) => format!("{} {:?}", spec.name, spec.shape),
+            None => "nothing more".to_owned(),
+        };
+        for i in 0..self.specs.len().max(expected.len()) {
+            let (found, expected) = (self.specs.get(i), expected.get(i));
+            let key = |spec: &ParameterSpec| (spec.name.clone(), spec.shape.clone());
+            if found.map(key) != expected.map(key) {
+                let (found, expected) = (describe(found), describe(expected));
+                return Err(CheckpointError::OtherModel { path: self.contents.path.clone(), found, expected });
+            }
+        }
+        Ok(())
     }
 
     /// The format of a parameter whose slabs are all quantised alike.

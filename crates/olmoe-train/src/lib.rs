@@ -6,8 +6,10 @@
 //! | [`schedule`] | the learning rate and the bound on the gradients over time |
 //! | [`optimizer`] | AdamW and LionW, clipping, metrics, saving and restoring |
 //! | [`state`] | how far a run is, and where in the data |
+//! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
+//! | [`plan`] | what a run needs and how long it is, before it begins |
 //!
-//! The parts of a step, for the loop that calls them:
+//! [`trainer::Trainer`] is the loop. The parts of its step, for a loop of one's own:
 //!
 //! ```
 //! use olmoe_model::batch::Batch;
@@ -61,5 +63,7 @@
 
 pub mod config;
 pub mod optimizer;
+pub mod plan;
 pub mod schedule;
 pub mod state;
+pub mod trainer;
