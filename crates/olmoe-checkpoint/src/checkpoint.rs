@@ -111,6 +111,23 @@ impl Checkpoint {
         self.contents.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
+    /// Whether these are the parameters of the checkpoint.
+    pub(crate) fn check_parameters(&self, expected: &[ParameterSpec]) -> Result<(), CheckpointError> {
+        let describe = |spec: Option<&ParameterSpec>| match spec {
+            Some(spec) => format!("{} {:?}", spec.name, spec.shape),
+            None => "nothing more".to_owned(),
+        };
+        for i in 0..self.specs.len().max(expected.len()) {
+            let (found, expected) = (self.specs.get(i), expected.get(i));
+            let key = |spec: &ParameterSpec| (spec.name.clone(), spec.shape.clone());
+            if found.map(key) != expected.map(key) {
+                let (found, expected) = (describe(found), describe(expected));
+                return Err(CheckpointError::OtherModel { path: self.contents.path.clone(), found, expected });
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the file has a slab in another order, so that reading a part of it takes reading all of it.
     pub(crate) fn is_turned(&self, parameter: usize, slab: usize) -> bool {
         self.layout.place(parameter, slab).transform != Transform::Same

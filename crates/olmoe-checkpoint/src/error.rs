@@ -284,6 +284,19 @@ pub enum CheckpointError {
         /// The precision asked for.
         precision: &'static str,
     },
+    /// The weights of another model.
+    #[error(
+        "{}: found the parameter {found}, expected {expected}; the configuration is of another model than the checkpoint",
+        path.display()
+    )]
+    OtherModel {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its parameter, with the shape.
+        found: String,
+        /// That of the model.
+        expected: String,
+    },
     /// The model cannot be made.
     #[error(transparent)]
     Model(#[from] ModelError),

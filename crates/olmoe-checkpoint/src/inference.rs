@@ -124,6 +124,17 @@ impl Checkpoint {
         Ok(Loaded { model, notice, wanted: Some(cache) })
     }
 
+    /// Loads the weights into a model that was made for them, for inference or for training, on all threads. `advance` hears
+    /// of the bytes read.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OtherModel`] before anything is read, numbers that are not finite, and what the system says; the
+    /// parameters are then arbitrary.
+    pub fn load_into(&self, model: &mut Model, advance: &(dyn Fn(u64) + Sync)) -> Result<(), CheckpointError> {
+        self.check_parameters(model.parameters())?;
+        self.fill(model, advance)
+    }
+
     /// Fills a model made for these weights.
     fn fill(&self, model: &mut Model, advance: &(dyn Fn(u64) + Sync)) -> Result<(), CheckpointError> {
         for parameter in 0..self.specs.len() {

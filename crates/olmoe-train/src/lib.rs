@@ -7,8 +7,10 @@
 //! | [`metrics`] | what a run writes down of its steps: JSON lines and event files |
 //! | [`optimizer`] | AdamW and LionW, clipping, metrics, saving and restoring |
 //! | [`state`] | how far a run is, and where in the data |
+//! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
+//! | [`plan`] | what a run needs and how long it is, before it begins |
 //!
-//! The parts of a step, for the loop that calls them:
+//! [`trainer::Trainer`] is the loop. The parts of its step, for a loop of one's own:
 //!
 //! ```
 //! use olmoe_model::batch::Batch;
@@ -63,5 +65,7 @@
 pub mod config;
 pub mod metrics;
 pub mod optimizer;
+pub mod plan;
 pub mod schedule;
 pub mod state;
+pub mod trainer;

@@ -18,6 +18,9 @@ pub struct TrainerState {
     pub tokens_seen: u64,
     /// The smallest loss so far, for `early_stopping_factor`.
     pub min_train_loss: Option<f64>,
+    /// Where a warm-up of a fresh optimizer began, in the units of the schedule
+    /// ([`Schedule::with_new_warmup`](crate::schedule::Schedule::with_new_warmup)).
+    pub new_warmup: Option<u64>,
 }
 
 impl TrainerState {
@@ -29,6 +32,7 @@ impl TrainerState {
             examples_seen_this_epoch: 0,
             tokens_seen: 0,
             min_train_loss: None,
+            new_warmup: None,
         }
     }
 
@@ -85,6 +89,7 @@ mod tests {
             examples_seen_this_epoch: 500,
             tokens_seen: 9_000,
             min_train_loss: Some(2.5),
+            new_warmup: None,
         };
         let plain = TrainConfig { global_train_batch_size: 10, ..TrainConfig::default() };
         let with = |change: fn(&mut TrainConfig)| {

@@ -57,6 +57,7 @@ fn a_resumed_run_is_the_uninterrupted_run() {
             examples_seen_this_epoch: 12,
             tokens_seen: u64::MAX,
             min_train_loss: Some(0.1 + 0.2),
+            new_warmup: Some(7),
         };
         let mut writer = checkpoints.begin(3).expect("a checkpoint");
         optimizer.save(&specs, &mut writer, 4096).expect("saved");

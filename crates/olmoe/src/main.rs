@@ -1,6 +1,6 @@
 //! The `olmoe` program: flags and dispatch; every command is a file.
 //!
-//! Exit status: 0 done, 1 failed, 2 wrong usage.
+//! Exit status: 0 done, 1 failed, 2 wrong usage, 75 saved before the end.
 
 mod arguments;
 #[macro_use]
@@ -24,6 +24,7 @@ mod settings;
 mod soup;
 mod tokenize;
 mod tokens;
+mod train;
 mod upcycle;
 mod verify;
 
@@ -38,7 +39,7 @@ use olmoe_tensor::simd::Isa;
 /// rest of the batch, or on the instruction set: `olmoe verify` shows it on your machine.
 ///
 /// Environment: OLMOE_ISA=scalar|avx2|avx512 forces one instruction set; without it the best one that the processor has
-/// is used. Exit status: 0 done, 1 failed, 2 wrong usage.
+/// is used. Exit status: 0 done, 1 failed, 2 wrong usage, 75 training saved before its end.
 #[derive(Parser)]
 #[command(name = "olmoe", version, arg_required_else_help = true, subcommand_required = true, max_term_width = 100)]
 struct Cli {
@@ -60,13 +61,14 @@ enum Command {
     Logits(logits::LogitsArgs),
     Tokens(tokens::TokensArgs),
     Tokenize(tokenize::TokenizeArgs),
+    Train(train::TrainArgs),
     Verify(verify::VerifyArgs),
     Runs(runs::RunsArgs),
     Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(train::keys_last(std::env::args_os()));
     if let Err(error) = Isa::from_environment() {
         eprintln!("error: {error}");
         return ExitCode::from(2);
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Runs(args) => runs::run(args),
+        Command::Train(args) => train::run(args),
         Command::Download(args) => done(download::run(args)),
         Command::Inspect(args) => done(inspect::run(args)),
         Command::Convert(args) => done(convert::run(args)),

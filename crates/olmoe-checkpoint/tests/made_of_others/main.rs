@@ -14,6 +14,7 @@ use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::convert::{Conversion, Target};
 use olmoe_checkpoint::encoding::Encoding;
 use olmoe_checkpoint::huggingface::Experts;
+use olmoe_checkpoint::inference::Loading;
 use olmoe_checkpoint::weights::{Random, Weights};
 use olmoe_checkpoint::{Checkpoint, CheckpointError};
 use olmoe_model::batch::Batch;
@@ -128,7 +129,7 @@ fn assert_same(a: &dyn Weights, b: &dyn Weights) {
 
 fn logits(checkpoint: &Checkpoint) -> Vec<f32> {
     let ids: Vec<u32> = (0..20).map(|i| i * 7 % 99).collect();
-    let model = checkpoint.load(Precision::Fp32, false, &|_| {}).unwrap();
+    let model = checkpoint.load(&Loading::new(Precision::Fp32, false), &|_| {}).unwrap().model;
     let batch = Batch::uniform(&ids, ids.len()).unwrap();
     model.logits(&batch, &mut Activations::new(Keep::Nothing)).unwrap().to_vec()
 }

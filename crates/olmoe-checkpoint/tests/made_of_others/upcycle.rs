@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use olmoe_checkpoint::gguf::mix::Mix;
+use olmoe_checkpoint::inference::Loading;
 use olmoe_checkpoint::olmo_keys;
 use olmoe_checkpoint::upcycle::{Upcycled, Upcycling};
 use olmoe_model::init::Noise;
@@ -149,7 +150,7 @@ fn from_and_to_all_formats_with_the_same_bits() {
 
 fn logits_of(checkpoint: &Checkpoint, rows: u32) -> Vec<f32> {
     let ids: Vec<u32> = (0..20).map(|i| i * 7 % rows).collect();
-    let model = checkpoint.load(Precision::Fp32, false, &|_| {}).unwrap();
+    let model = checkpoint.load(&Loading::new(Precision::Fp32, false), &|_| {}).unwrap().model;
     let batch = Batch::uniform(&ids, ids.len()).unwrap();
     model.logits(&batch, &mut Activations::new(Keep::Nothing)).unwrap().to_vec()
 }

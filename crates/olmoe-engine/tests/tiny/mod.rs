@@ -48,7 +48,8 @@ pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> M
     drawn.initialize(7);
     let Some(format) = format else { return drawn };
     let count = drawn.parameters().len();
-    let mut model = Model::for_inference(config, precision, &vec![Some(Encoding::Blocks(format)); count]).expect("a model");
+    let mut model =
+        Model::for_inference(config, precision, &vec![Some(Encoding::Blocks(format)); count]).expect("a model");
     for id in 0..count {
         let value = drawn.value(id).expect("numbers");
         if model.encoding(id).is_some() {

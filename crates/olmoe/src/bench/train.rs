@@ -12,8 +12,9 @@ use olmoe_tensor::limits::peak_flops;
 use olmoe_tensor::memory;
 use olmoe_tensor::simd::Isa;
 use olmoe_tensor::threads::num_threads;
-use olmoe_train::config::OptimizerConfig;
+use olmoe_train::config::{OptimizerConfig, OptimizerName};
 use olmoe_train::optimizer::{Clip, Optimizer, Step};
+use olmoe_train::plan::{flops_per_token, least_memory, too_little_memory};
 use serde_json::json;
 
 use super::{TrainArgs, median};
@@ -21,31 +22,15 @@ use super::{TrainArgs, median};
 const SEED: u64 = 6198;
 const PEAK_TIME: Duration = Duration::from_millis(300);
 
-/// Multiply-adds of one token's training step, as operations: forward once, backward twice. Matrices by the parameters
-/// that a token passes (not the embedding, which is a look-up), attention by the half of the scores that causality leaves.
-fn flops_per_token(config: &ModelConfig, sequence: usize) -> anyhow::Result<f64> {
-    let active = ParameterCount::of(config)?.active as f64;
-    let embedding = if config.tie_embeddings { 0.0 } else { (config.embedding_size * config.d_model) as f64 };
-    let scores = (config.n_layers * config.query_width() * sequence) as f64;
-    Ok(3.0 * (2.0 * (active - embedding) + 2.0 * scores))
-}
-
-/// Refuses a model that cannot fit: parameters, gradients and two moments in f32, and every weight packed for both
-/// directions. Activations come on top, so this is the least.
+/// Refuses a model that cannot fit. Activations come on top, so this is the least.
 fn check_memory(count: &ParameterCount, precision: Precision) -> anyhow::Result<()> {
-    let packed = match precision {
-        Precision::Fp32 => 2 * 4,
-        Precision::AmpBf16 => 2 * 2,
-    };
-    let needed = count.total * (4 * 4 + packed);
-    if let Some(available) = memory::available_bytes().filter(|available| needed > *available) {
+    let needed = least_memory(count, OptimizerName::AdamW, precision);
+    if let Some(available) = too_little_memory(needed) {
         anyhow::bail!(
-            "training {} parameters in {} takes at least {:.1} GB ({} bytes each: f32 value, gradient and two moments, {packed} \
-             packed), and {:.1} GB are free; choose a smaller configuration",
+            "training {} parameters in {} takes at least {:.1} GB, and {:.1} GB are free; choose a smaller configuration",
             count.total,
             precision.name(),
             needed as f64 / 1e9,
-            4 * 4 + packed,
             available as f64 / 1e9
         );
     }

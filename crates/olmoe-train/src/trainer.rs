@@ -1,0 +1,367 @@
+//! The training loop: from a configuration to a trained model, without ever losing work.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `begin` | what a run begins from: nothing, its own newest checkpoint, or `load_path` |
+//! | `data` | the data of a configuration |
+//! | `step` | one step: micro-batches forward and back, then the update |
+//! | `metrics` | what a step is logged as |
+//! | `evaluation` | perplexity on held-out texts |
+//! | `indices` | which instances each step learned from |
+//! | `folder` | the folder of the run: its lock, when to save, what to keep |
+//!
+//! A step depends on the weights, the state of the optimizer, and the position in the data, all of which a checkpoint has.
+//! So a run that goes on is the run that was never interrupted, bit for bit, on any number of threads.
+//!
+//! ```no_run
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use olmoe_train::config::TrainConfig;
+//! use olmoe_train::trainer::{Event, Outcome, Trainer};
+//!
+//! let overrides = ["--run_name=first", "--save_folder=runs/first", "--try_load_latest_save"];
+//! let config = TrainConfig::read("configs/tiny-train.yml", &overrides)?.config;
+//! let mut log = |event: Event<'_>| {
+//!     if let Event::Step(report, _) = event {
+//!         eprintln!("step {}: loss {:.4}", report.step, report.cross_entropy);
+//!     }
+//! };
+//! let mut trainer = Trainer::new(config, &mut log)?;
+//! // Set it, from a handler of signals, say, and the run saves and returns.
+//! let interrupt = AtomicBool::new(false);
+//! assert_eq!(trainer.run(&interrupt, &mut log)?, Outcome::Finished);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod begin;
+mod data;
+mod error;
+mod evaluation;
+mod folder;
+mod indices;
+mod metrics;
+mod step;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use olmoe_checkpoint::disk::{Disk, LocalDisk};
+use olmoe_checkpoint::save::Saved;
+use olmoe_data::pretrain::{DataSet, Loader, LoaderSettings};
+use olmoe_model::model::{Activations, Gradients, Model};
+
+use crate::config::{TrainConfig, TrainConfigError};
+use crate::optimizer::{Optimizer, Step};
+use crate::plan::{Plan, olmo_flops_per_token, too_little_memory};
+use crate::schedule::Schedule;
+use crate::state::TrainerState;
+use begin::Beginning;
+use evaluation::Evaluator;
+use folder::RunFolder;
+use indices::Indices;
+use metrics::Speed;
+
+pub use error::TrainError;
+pub use folder::{CONFIG_FILE, LOCK_FILE};
+pub use step::StepReport;
+
+/// What happens in a run, as it happens.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Something that the user should know.
+    Notice(&'a str),
+    /// A step, with its metrics where they are due (`wandb.log_interval`), else none.
+    Step(&'a StepReport, &'a [(String, f64)]),
+    /// Evaluations after a step, with their metrics.
+    Evaluated(u64, &'a [(String, f64)]),
+    /// A checkpoint is on disk, and those of these steps were removed.
+    Saved(&'a Saved, &'a [u64]),
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is over.
+    Finished,
+    /// It was asked to stop, and has saved if it saves at all.
+    Interrupted,
+    /// The `time_limit` has come, and it has saved if it saves at all.
+    TimeLimit,
+    /// The loss has risen over `early_stopping_factor` times its smallest.
+    EarlyStop,
+}
+
+/// The instances of a configuration's data, which is opened and closed again.
+///
+/// # Errors
+/// Data that is not there or makes no data set.
+pub fn instances(config: &TrainConfig) -> Result<u64, TrainError> {
+    config.check_start()?;
+    Ok(data::open(&config.data, config.data.files(), &config.model)?.len().into())
+}
+
+/// A run.
+pub struct Trainer<D: Disk = LocalDisk> {
+    config: TrainConfig,
+    model: Model,
+    gradients: Gradients,
+    optimizer: Optimizer,
+    activations: Activations,
+    schedule: Schedule,
+    state: TrainerState,
+    data: Arc<DataSet>,
+    evaluators: Vec<Evaluator>,
+    folder: RunFolder<D>,
+    speed: Speed,
+    flops_per_token: f64,
+    /// Whether it began from a checkpoint.
+    loaded: bool,
+    last_saved: Option<u64>,
+}
+
+impl Trainer {
+    /// Makes a run ready: checks the configuration and the data, locks the folder, loads or draws the weights.
+    ///
+    /// # Errors
+    /// Whatever keeps the run from its first step; nothing that was saved has changed.
+    pub fn new(config: TrainConfig, on: &mut dyn FnMut(Event<'_>)) -> Result<Trainer, TrainError> {
+        Self::on_disk(config, LocalDisk, on)
+    }
+}
+
+impl<D: Disk> Trainer<D> {
+    /// As [`new`](Trainer::new), with checkpoints on a disk of the caller's.
+    ///
+    /// # Errors
+    /// As [`new`](Trainer::new).
+    pub fn on_disk(config: TrainConfig, disk: D, on: &mut dyn FnMut(Event<'_>)) -> Result<Trainer<D>, TrainError> {
+        config.check_start()?;
+        let missing = TrainConfigError::Missing { path: "precision", advice: "set amp_bf16 or fp32" };
+        let precision = config.precision().ok_or(missing)?;
+        let data = data::open(&config.data, config.data.files(), &config.model)?;
+        let (evaluators, others) = evaluation::evaluators(&config)?;
+        if !others.is_empty() {
+            let text = format!("evaluators of the type downstream are left out: {}", others.join(", "));
+            on(Event::Notice(&text));
+        }
+        if config.data.generate_attention_mask {
+            on(Event::Notice(
+                "`data.generate_attention_mask`: padding is taken out of the loss; attention still sees it",
+            ));
+        }
+        let instances = u64::from(data.len());
+        if instances < config.global_train_batch_size {
+            let length = config.model.max_sequence_length;
+            return Err(TrainError::TooLittleData { instances, length, batch: config.global_train_batch_size });
+        }
+        let folder = RunFolder::open(&config, disk)?;
+        let beginning = Beginning::find(&config, &folder, on)?;
+        let plan = Plan::new(&config, &beginning.state, instances)?;
+        if let Some(available) = too_little_memory(plan.memory) {
+            return Err(TrainError::Memory { parameters: plan.parameters.total, needed: plan.memory, available });
+        }
+        let mut model = Model::new(config.model.clone(), precision, true)?;
+        let mut optimizer = Optimizer::new(config.optimizer.clone(), model.parameters());
+        beginning.load(&config, &mut model, &mut optimizer, on)?;
+        let moved = folder.claim(&config, beginning.path(), beginning.state.step, beginning.goes_on)?;
+        for path in moved {
+            on(Event::Notice(&format!("save_overwrite: a checkpoint of another run is now {}", path.display())));
+        }
+        if folder::saves(&config) && plan.steps > 0 {
+            folder.check_space(beginning.state.step, plan.checkpoint)?;
+        }
+        let path = folder.path().join(CONFIG_FILE);
+        std::fs::write(&path, config.to_yaml()?).map_err(TrainError::io("write", &path))?;
+        Ok(Trainer {
+            gradients: Gradients::zeros(model.parameters()),
+            activations: Activations::new(config.keep()),
+            schedule: beginning.schedule(&config),
+            state: beginning.state,
+            flops_per_token: olmo_flops_per_token(&config.model, config.model.max_sequence_length)?,
+            speed: Speed::new(&config),
+            loaded: beginning.path().is_some(),
+            last_saved: beginning.goes_on.then_some(beginning.state.step),
+            optimizer,
+            model,
+            data,
+            evaluators,
+            folder,
+            config,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// How far it is.
+    pub fn state(&self) -> &TrainerState {
+        &self.state
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The model as it is now, to be changed.
+    pub fn model_mut(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
+    /// What is left to do.
+    ///
+    /// # Errors
+    /// More parameters than any model has.
+    pub fn plan(&self) -> Result<Plan, TrainError> {
+        Ok(Plan::new(&self.config, &self.state, self.data.len().into())?)
+    }
+
+    /// Trains to the end, or until `interrupt` is set or the time is over; then it saves. `on` hears of everything.
+    ///
+    /// # Errors
+    /// Data that cannot be read, a loss or a gradient that is no number, a checkpoint that cannot be written. The checkpoints
+    /// that there are stay as they were.
+    pub fn run(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
+        let began = Instant::now();
+        let batches = u64::from(self.data.len()) / self.config.global_train_batch_size;
+        let at = self.state.progress(batches);
+        let (last_step, epochs) = (self.config.stop_step(&at), self.config.max_epochs(&at));
+        let first = match self.loaded {
+            true => self.config.force_save_unsharded,
+            false => !self.config.no_pre_train_checkpoint,
+        };
+        if first && folder::saves(&self.config) {
+            self.save(on)?;
+        }
+        if self.loaded && self.config.eval_on_load {
+            self.evaluate(interrupt, on)?;
+        }
+        let mut indices = match self.config.save_data_indices && self.state.step < last_step {
+            true => Some(Indices::open(self.folder.path(), self.state.step)?),
+            false => None,
+        };
+        let mut outcome = Outcome::Finished;
+        'run: while self.state.epoch < epochs && self.state.step < last_step {
+            let order = data::order(&self.config, &self.data, self.state.epoch)?;
+            order.write(&self.folder.path().join("train_data"))?;
+            let settings = LoaderSettings {
+                batch_size: usize::try_from(self.config.global_train_batch_size).unwrap_or(usize::MAX),
+                start: self.state.examples_seen_this_epoch,
+                drop_last: true,
+                ..LoaderSettings::default()
+            };
+            for batch in Loader::new(self.data.clone(), order, settings)? {
+                let batch = batch?;
+                let report = self.step(&batch, batches)?;
+                if let Some(indices) = &mut indices {
+                    indices.record(report.step, &batch.indices)?;
+                }
+                self.log(&report, on);
+                if let Some(reason) = self.reason_to_end(&report, interrupt, began) {
+                    outcome = reason;
+                    break 'run;
+                }
+                let is_last = self.state.step >= last_step;
+                if folder::is_due(&self.config, self.state.step) {
+                    self.save(on)?;
+                }
+                if is_last || self.state.step.is_multiple_of(self.config.eval_interval) {
+                    self.evaluate(interrupt, on)?;
+                }
+                if is_last {
+                    break 'run;
+                }
+                if interrupt.load(Ordering::Relaxed) {
+                    outcome = Outcome::Interrupted;
+                    break 'run;
+                }
+            }
+            self.state.next_epoch();
+        }
+        if folder::saves(&self.config) && self.last_saved != Some(self.state.step) {
+            self.save(on)?;
+        }
+        Ok(outcome)
+    }
+
+    /// Learns from one batch.
+    ///
+    /// # Errors
+    /// [`TrainError::NotFinite`], ids that the model has no rows for.
+    pub fn step(
+        &mut self,
+        batch: &olmoe_data::pretrain::Batch,
+        batches_per_epoch: u64,
+    ) -> Result<StepReport, TrainError> {
+        let started = Instant::now();
+        let config = &self.config;
+        let before = config.schedule_position(&self.state.progress(batches_per_epoch));
+        let mut state = self.state;
+        state.count_batch(config);
+        let at = state.progress(batches_per_epoch);
+        let mut report = StepReport {
+            step: state.step,
+            epoch: state.epoch,
+            tokens: batch.ids.len() as u64,
+            ..StepReport::default()
+        };
+        step::passes(config, &self.model, batch, &mut self.activations, &mut self.gradients, &mut report)?;
+        let step = Step {
+            number: state.step,
+            learning_rate: self.schedule.learning_rate(config.schedule_position(&at), config.schedule_end(&at)),
+            clip: self.schedule.clip(before),
+            record: config.records_metrics(state.step),
+        };
+        step::update(&mut self.optimizer, &mut self.model, &mut self.gradients, &step, &mut report)?;
+        let least = state.min_train_loss.unwrap_or(f64::INFINITY);
+        state.min_train_loss = Some(least.min(report.cross_entropy));
+        self.state = state;
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    fn log(&mut self, report: &StepReport, on: &mut dyn FnMut(Event<'_>)) {
+        self.speed.add(report);
+        let interval = self.config.wandb.as_ref().map_or(1, |wandb| wandb.log_interval);
+        let metrics = if report.step.is_multiple_of(interval) {
+            let (seen, parameters) = (self.state.tokens_seen, self.optimizer.metrics());
+            metrics::named(&self.config, report, seen, self.flops_per_token, &self.speed, parameters)
+        } else {
+            Vec::new()
+        };
+        on(Event::Step(report, &metrics));
+    }
+
+    fn reason_to_end(&self, report: &StepReport, interrupt: &AtomicBool, began: Instant) -> Option<Outcome> {
+        if interrupt.load(Ordering::Relaxed) {
+            return Some(Outcome::Interrupted);
+        }
+        if self.config.time_limit.is_some_and(|limit| began.elapsed().as_secs_f64() >= limit) {
+            return Some(Outcome::TimeLimit);
+        }
+        let factor = self.config.early_stopping_factor?;
+        let warm = self.config.schedule_position(&self.state.progress(0)) > self.config.scheduler.t_warmup.0;
+        (warm && report.cross_entropy > factor * self.state.min_train_loss?).then_some(Outcome::EarlyStop)
+    }
+
+    fn save(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
+        let (saved, removed) = self.folder.save(&self.config, &self.state, &self.model, &self.optimizer)?;
+        self.last_saved = Some(saved.step);
+        if let Some(path) = &saved.set_aside {
+            on(Event::Notice(&format!("a damaged checkpoint of this step is now {}", path.display())));
+        }
+        on(Event::Saved(&saved, &removed));
+        Ok(())
+    }
+
+    fn evaluate(&self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
+        let metrics = evaluation::evaluate(&self.evaluators, &self.model, interrupt)?;
+        if !metrics.is_empty() {
+            on(Event::Evaluated(self.state.step, &metrics));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+//! What a run begins from: nothing, its own newest checkpoint, or `load_path`.
+
+use std::path::{Path, PathBuf};
+
+use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::disk::Disk;
+use olmoe_checkpoint::open::Format;
+use olmoe_checkpoint::save::{Found, LATEST, MANIFEST_FILE, verify};
+use olmoe_model::model::Model;
+
+use super::Event;
+use super::error::TrainError;
+use super::folder::RunFolder;
+use crate::config::TrainConfig;
+use crate::optimizer::Optimizer;
+use crate::schedule::Schedule;
+use crate::state::TrainerState;
+
+/// What a run begins from.
+pub(super) struct Beginning {
+    pub(super) state: TrainerState,
+    /// The weights; none are drawn.
+    weights: Option<PathBuf>,
+    /// The state of the optimizer.
+    optimizer: Option<Found>,
+    /// Whether the run goes on in its own folder.
+    pub(super) goes_on: bool,
+}
+
+impl Beginning {
+    /// Finds it.
+    pub(super) fn find<D: Disk>(
+        config: &TrainConfig,
+        folder: &RunFolder<D>,
+        on: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Beginning, TrainError> {
+        if config.try_load_latest_save
+            && let Some(found) = folder.checkpoints.load_latest()?
+        {
+            found.notices.iter().for_each(|notice| on(Event::Notice(&notice.to_string())));
+            // It goes on as if it had never stopped: what load_path asks for was done when the run began.
+            let state = trainer_state(&found)?;
+            let weights = Some(found.path.clone());
+            return Ok(Beginning { state, weights, optimizer: Some(found), goes_on: true });
+        }
+        let Some(path) = &config.load_path else {
+            let state = TrainerState::start(config);
+            return Ok(Beginning { state, weights: None, optimizer: None, goes_on: false });
+        };
+        let path = match Path::new(path) {
+            run if !run.join(MANIFEST_FILE).is_file() && run.join(LATEST).join(MANIFEST_FILE).is_file() => {
+                run.join(LATEST)
+            }
+            path => path.to_owned(),
+        };
+        if !path.join(MANIFEST_FILE).is_file() {
+            let text = format!(
+                "load_path {}: only the weights are taken; step, data and optimizer begin anew",
+                path.display()
+            );
+            on(Event::Notice(&text));
+            let state = TrainerState::start(config);
+            return Ok(Beginning { state, weights: Some(path), optimizer: None, goes_on: false });
+        }
+        let manifest = verify(&path)?;
+        let found = Found { step: manifest.step, path: path.clone(), manifest, notices: Vec::new() };
+        let mut state = match config.reset_trainer_state {
+            true => TrainerState::start(config),
+            false => trainer_state(&found)?.resumed(config),
+        };
+        if config.reset_optimizer_state && !config.reset_trainer_state {
+            // Of the schedule only the units matter here.
+            state.new_warmup = Some(config.schedule_position(&state.progress(0)));
+        }
+        let optimizer = (!config.reset_optimizer_state).then_some(found);
+        Ok(Beginning { state, weights: Some(path), optimizer, goes_on: false })
+    }
+
+    /// The checkpoint it comes from.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.weights.as_deref()
+    }
+
+    /// The schedule from here on.
+    pub(super) fn schedule(&self, config: &TrainConfig) -> Schedule {
+        let schedule = Schedule::new(config);
+        self.state.new_warmup.map_or(schedule, |start| schedule.with_new_warmup(start))
+    }
+
+    /// Fills the model and the optimizer.
+    pub(super) fn load(
+        &self,
+        config: &TrainConfig,
+        model: &mut Model,
+        optimizer: &mut Optimizer,
+        on: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        let Some(path) = &self.weights else {
+            model.initialize(config.seed);
+            return Ok(());
+        };
+        let checkpoint = Checkpoint::open(path)?;
+        if checkpoint.contents().format != Format::Training {
+            checkpoint.contents().notices.iter().for_each(|notice| on(Event::Notice(notice)));
+        }
+        if let Err(difference) =
+            checkpoint.contents().config.as_ref().map_or(Ok(()), |own| own.config.same_function(&config.model))
+        {
+            on(Event::Notice(&format!("load_path: the model of the checkpoint computes otherwise: {difference}")));
+        }
+        checkpoint.load_into(model, &|_| {})?;
+        if let Some(found) = &self.optimizer {
+            optimizer.restore(model.parameters(), found)?;
+        }
+        Ok(())
+    }
+}
+
+fn trainer_state(found: &Found) -> Result<TrainerState, TrainError> {
+    serde_json::from_value(found.manifest.state.clone())
+        .map_err(|source| TrainError::TrainerState { path: found.path.clone(), source })
+}

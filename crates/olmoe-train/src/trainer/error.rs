@@ -1,0 +1,147 @@
+//! Why training cannot begin, or ends before its time.
+
+use std::path::PathBuf;
+
+use olmoe_checkpoint::CheckpointError;
+use olmoe_checkpoint::save::SaveError;
+use olmoe_data::pretrain::DataError;
+use olmoe_model::batch::BatchError;
+use olmoe_model::config::ConfigError;
+use olmoe_model::model::ModelError;
+
+use crate::config::TrainConfigError;
+use crate::optimizer::state::StateError;
+
+/// Why training cannot begin, or ends before its time. What was saved before is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(Box<TrainConfigError>),
+    /// The model's configuration.
+    #[error(transparent)]
+    ModelConfig(Box<ConfigError>),
+    /// The model, or ids that it has no rows for.
+    #[error(transparent)]
+    Model(Box<ModelError>),
+    /// The data.
+    #[error(transparent)]
+    Data(Box<DataError>),
+    /// Documents of a batch.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// A checkpoint cannot be saved, or the run's own cannot be loaded.
+    #[error(transparent)]
+    Save(Box<SaveError>),
+    /// The checkpoint to begin from cannot be loaded.
+    #[error(transparent)]
+    Load(Box<CheckpointError>),
+    /// The state of the optimizer cannot be restored.
+    #[error(transparent)]
+    State(Box<StateError>),
+    /// The state of the trainer in a checkpoint cannot be understood.
+    #[error("{}: the state of the trainer: {source}; set reset_trainer_state to begin anew with these weights", path.display())]
+    TrainerState {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A file or folder beside the checkpoints.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another process trains in the folder.
+    #[error("save_folder {}: another process trains here; wait for it, or set another save_folder", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder that holds a run already.
+    #[error(
+        "save_folder {} holds checkpoints up to step {newest}; set try_load_latest_save to go on from there, \
+         save_overwrite to begin another run in it, or another save_folder",
+        path.display()
+    )]
+    FolderInUse {
+        /// The folder.
+        path: PathBuf,
+        /// Its newest checkpoint.
+        newest: u64,
+    },
+    /// Not a single batch.
+    #[error(
+        "the data holds {instances} sequences of {length} tokens, and global_train_batch_size is {batch}; take more data or \
+         a smaller batch"
+    )]
+    TooLittleData {
+        /// Sequences.
+        instances: u64,
+        /// Tokens of each.
+        length: usize,
+        /// Sequences of a batch.
+        batch: u64,
+    },
+    /// Not enough memory.
+    #[error(
+        "training {parameters} parameters takes at least {:.1} GB, and {:.1} GB are free; choose a smaller model, \
+         amp_bf16, or lionw, which keeps one moment",
+        *needed as f64 / 1e9,
+        *available as f64 / 1e9
+    )]
+    Memory {
+        /// Parameters of the model.
+        parameters: u64,
+        /// Bytes without activations.
+        needed: u64,
+        /// Bytes that are free.
+        available: u64,
+    },
+    /// A loss, a gradient or a weight that is no finite number.
+    #[error(
+        "step {step}: {what}; {place}. Nothing was updated or saved; go on from the last checkpoint with a smaller \
+             learning rate, or past this batch with fast_forward_batches"
+    )]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// What it is.
+        what: String,
+        /// Where it was seen first.
+        place: String,
+    },
+}
+
+impl TrainError {
+    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> TrainError {
+        let path = path.into();
+        move |source| TrainError::Io { action, path, source }
+    }
+}
+
+/// The errors of other parts are boxed: they are large, and results are moved often.
+macro_rules! boxed {
+    ($($variant:ident: $error:ty,)*) => {
+        $(impl From<$error> for TrainError {
+            fn from(error: $error) -> TrainError {
+                TrainError::$variant(Box::new(error))
+            }
+        })*
+    };
+}
+
+boxed! {
+    Config: TrainConfigError,
+    ModelConfig: ConfigError,
+    Model: ModelError,
+    Data: DataError,
+    Save: SaveError,
+    Load: CheckpointError,
+    State: StateError,
+}

@@ -1,0 +1,188 @@
+//! One step: micro-batches forward and back, then the update.
+
+use olmoe_data::pretrain::Batch;
+use olmoe_model::model::{Activations, Gradients, Model, Objective};
+use olmoe_tensor::memory::Buffer;
+use olmoe_tensor::ops::cross_entropy::IGNORE;
+
+use super::data;
+use super::error::TrainError;
+use crate::config::TrainConfig;
+use crate::optimizer::{Optimizer, Step};
+
+/// What a step did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepReport {
+    /// Its number.
+    pub step: u64,
+    /// The pass over the data, from 0.
+    pub epoch: u64,
+    /// Its tokens.
+    pub tokens: u64,
+    /// Cross-entropy in nats: the sum over the targets divided by all tokens of the batch, as OLMo has it.
+    pub cross_entropy: f64,
+    /// The load-balancing loss of the routers, with its weight.
+    pub load_balancing: f64,
+    /// The z-loss of the routers, with its weight.
+    pub router_z: f64,
+    /// The z-loss of the logits, with its weight: `softmax_auxiliary_loss`.
+    pub logits_z: f64,
+    /// Norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// What they were multiplied by.
+    pub clip: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Sequences that a filter kept out of the loss.
+    pub masked_instances: u64,
+    /// Choices of each expert, by layer.
+    pub loads: Vec<Vec<u64>>,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+impl StepReport {
+    /// What the gradients are of.
+    pub fn total_loss(&self) -> f64 {
+        self.cross_entropy + self.load_balancing + self.router_z + self.logits_z
+    }
+
+    /// The largest share of an expert, over all layers, as a multiple of an even share; 1 is perfect balance. None for a
+    /// dense model.
+    pub fn imbalance(&self) -> Option<f64> {
+        let layer = |loads: &Vec<u64>| {
+            let (most, sum) = (loads.iter().max().copied().unwrap_or(0), loads.iter().sum::<u64>());
+            most as f64 * loads.len() as f64 / sum.max(1) as f64
+        };
+        self.loads.iter().map(layer).reduce(f64::max)
+    }
+}
+
+/// Forward and backward passes of a whole batch; adds to the gradients.
+pub(super) fn passes(
+    config: &TrainConfig,
+    model: &Model,
+    batch: &Batch,
+    activations: &mut Activations,
+    gradients: &mut Gradients,
+    report: &mut StepReport,
+) -> Result<(), TrainError> {
+    let targets = batch.targets();
+    let length = batch.sequence_length;
+    // OLMo divides by all tokens of the batch, though the last of each sequence, and those that are masked, have no target.
+    let tokens = batch.ids.len() as f64;
+    let multiplier = match config.softmax_auxiliary_loss {
+        true => config.auxiliary_loss_multiplier.unwrap_or(0.0),
+        false => 0.0,
+    };
+    let size = usize::try_from(config.device_train_microbatch_size).unwrap_or(usize::MAX).clamp(1, batch.size.max(1));
+    let count = batch.size.div_ceil(size);
+    report.masked_instances = batch.instance_mask.iter().flatten().filter(|counts| !**counts).count() as u64;
+    for start in (0..batch.size).step_by(size) {
+        let some = start..(start + size).min(batch.size);
+        let targets = &targets[some.start * length..some.end * length];
+        let micro = data::micro_batch(batch, some)?;
+        model.forward(&micro, activations)?;
+        let mut dlogp_t = Buffer::scratch(targets.len());
+        dlogp_t.fill((-1.0 / tokens) as f32);
+        let z = (2.0 * multiplier / tokens) as f32;
+        let objective = Objective { targets, dlogp_t: &dlogp_t, z, auxiliary: 1.0 / count as f64 };
+        let (log_probs, auxiliary) = model.backward(&micro, activations, &objective, gradients)?;
+        report.cross_entropy -= log_probs.logp_t.iter().map(|x| f64::from(*x)).sum::<f64>() / tokens;
+        report.load_balancing += auxiliary.load_balancing;
+        report.router_z += auxiliary.z;
+        if multiplier != 0.0 {
+            let learned = log_probs.lse_t.iter().zip(targets).filter(|(_, target)| **target != IGNORE);
+            let squares: f64 = learned.map(|(lse, _)| f64::from(*lse) * f64::from(*lse)).sum();
+            report.logits_z += multiplier * squares / tokens;
+        }
+        for (layer, routing) in activations.routing.layers.iter().enumerate() {
+            if report.loads.len() == layer {
+                report.loads.push(vec![0; routing.load_e.len()]);
+            }
+            for (sum, load) in report.loads[layer].iter_mut().zip(&routing.load_e[..]) {
+                *sum += u64::from(*load);
+            }
+        }
+        if !report.total_loss().is_finite() {
+            let what = format!("the loss is {}", report.total_loss());
+            return Err(TrainError::NotFinite { step: report.step, what, place: forward_place(model, activations) });
+        }
+    }
+    Ok(())
+}
+
+/// The update.
+pub(super) fn update(
+    optimizer: &mut Optimizer,
+    model: &mut Model,
+    gradients: &mut Gradients,
+    step: &Step,
+    report: &mut StepReport,
+) -> Result<(), TrainError> {
+    let done = optimizer.step(model, gradients, step);
+    (report.grad_norm, report.clip, report.learning_rate) = (done.grad_norm, done.clip, step.learning_rate);
+    if done.applied {
+        return Ok(());
+    }
+    // The backward pass begins at the end of the model.
+    let bad = (0..model.parameters().len()).rev().find_map(|id| Some((id, bad_number(gradients.get(id))?)));
+    let place = match bad {
+        Some((id, (at, number))) => {
+            let spec = &model.parameters()[id];
+            format!(
+                "coming from the loss, the gradient of {} ({}) is the first: {number} at {at}",
+                spec.name,
+                layer(spec.layer)
+            )
+        }
+        None => {
+            let sizes =
+                (0..model.parameters().len()).map(|id| gradients.get(id).iter().fold(0f32, |a, b| a.max(b.abs())));
+            let most = sizes.enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+            let of = most.map(|(id, size)| (&model.parameters()[id], size));
+            of.map_or(String::new(), |(spec, size)| {
+                format!("the largest gradient is {size:e}, of {} ({})", spec.name, layer(spec.layer))
+            })
+        }
+    };
+    Err(TrainError::NotFinite {
+        step: step.number,
+        what: format!("the norm of the gradients is {}", done.grad_norm),
+        place,
+    })
+}
+
+fn layer(layer: Option<usize>) -> String {
+    layer.map_or("outside the layers".to_owned(), |layer| format!("layer {layer}"))
+}
+
+fn bad_number(numbers: &[f32]) -> Option<(usize, f32)> {
+    numbers.iter().enumerate().find(|(_, x)| !x.is_finite()).map(|(at, x)| (at, *x))
+}
+
+/// The first weight that is no finite number.
+pub(super) fn bad_weight(model: &Model) -> Option<String> {
+    model.parameters().iter().enumerate().find_map(|(id, spec)| {
+        let (at, number) = bad_number(model.value(id)?)?;
+        Some(format!("the parameter {} ({}) holds {number} at {at}", spec.name, layer(spec.layer)))
+    })
+}
+
+/// Where a forward pass went wrong.
+fn forward_place(model: &Model, activations: &Activations) -> String {
+    if let Some(weight) = bad_weight(model) {
+        return weight;
+    }
+    let layers = activations.routing.layers.iter();
+    let bad = layers.map(|layer| &layer.routing.lse_t).position(|lse| bad_number(lse).is_some());
+    match (bad, bad_number(activations.hidden())) {
+        (Some(layer), _) => {
+            format!("all parameters are finite; the input of layer {layer}'s experts is the first that is not")
+        }
+        (None, Some(_)) => "all parameters are finite, the hidden states after the last layer are not".to_owned(),
+        (None, None) => {
+            "all parameters and hidden states are finite, the logits of lm_head.weight are too large".to_owned()
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! `olmoe train`
+
+mod metrics;
+mod progress;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Command};
+use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::convert::Conversion;
+use olmoe_checkpoint::save::LATEST;
+use olmoe_model::model::Precision;
+use olmoe_tensor::gemm::Operand;
+use olmoe_tensor::limits::peak_flops;
+use olmoe_train::config::{Loaded, TrainConfig};
+use olmoe_train::plan::{Plan, flops_per_token};
+use olmoe_train::state::TrainerState;
+use olmoe_train::trainer::{Event, Outcome, Trainer, instances};
+
+use crate::arguments::Threads;
+use crate::convert::{ExpertsArg, To};
+use metrics::Metrics;
+use progress::Progress;
+
+const PEAK_TIME: Duration = Duration::from_millis(300);
+/// The exit status of a run that has saved and is not over.
+const SAVED: u8 = 75;
+/// The share of the peak that the estimate of a dry run supposes.
+const SUPPOSED_SHARE: f64 = 0.5;
+
+/// Train a model as a configuration of OLMo's says
+///
+/// CONFIG is a YAML file with OLMo's keys; --section.key=value changes one of them, and a bare --section.key is true.
+/// Everything is written into save_folder: checkpoints step-N with `latest`, config.yaml, and metrics.jsonl with a line of
+/// JSON for each step. A run that is interrupted goes on with --try_load_latest_save, with the same bits as if it had never
+/// stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
+#[derive(Args)]
+#[command(
+    override_usage = "olmoe train [OPTIONS] CONFIG [--KEY=VALUE]...",
+    after_long_help = "\
+Examples:
+  olmoe train configs/tiny-train.yml --run_name=first --save_folder=runs/first
+  olmoe train configs/tiny-train.yml --save_folder=runs/first --try_load_latest_save --optimizer.learning_rate=1e-3
+  olmoe train configs/tiny-train.yml --dry-run
+  olmoe convert runs/first/latest first-hf --to hf
+
+Exit status: 0 if the run is over, 1 if it failed, 2 for wrong usage, 75 if it saved before its end, after a signal or at
+its time_limit."
+)]
+pub(crate) struct TrainArgs {
+    /// Configuration, a YAML file
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+
+    /// Changes to the configuration: --section.key=value
+    #[arg(value_name = "--KEY=VALUE", last = true)]
+    overrides: Vec<String>,
+
+    /// Print the whole configuration with all defaults, and end
+    #[arg(long)]
+    print_config: bool,
+
+    /// Say what the run needs and how long it is; nothing is trained or written
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Convert the last checkpoint when the run is over, to save_folder/step-N-FORMAT
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    export: Option<To>,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// No progress; notices and errors only
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// Sets keys of the configuration, which look like flags, apart from the flags: `--` comes before them, at the end.
+pub(crate) fn keys_last(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments = arguments.collect::<Vec<_>>();
+    if arguments.get(1).is_none_or(|command| command != "train") {
+        return arguments;
+    }
+    let rest = arguments.split_off(2);
+    let command = TrainArgs::augment_args(Command::new("train"));
+    let is_flag = |text: &str| {
+        let name = text.trim_start_matches('-').split('=').next().unwrap_or_default();
+        name == "help" || command.get_arguments().any(|argument| argument.get_long() == Some(name))
+    };
+    let is_key = |argument: &OsString| {
+        argument.to_str().is_some_and(|text| text.starts_with("--") && text.len() > 2 && !is_flag(text))
+    };
+    let (keys, others): (Vec<_>, Vec<_>) = rest.into_iter().filter(|argument| argument != "--").partition(is_key);
+    arguments.extend(others);
+    if !keys.is_empty() {
+        arguments.push("--".into());
+        arguments.extend(keys);
+    }
+    arguments
+}
+
+pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let Loaded { config, notices } = TrainConfig::read(&args.config, &args.overrides)?;
+    if args.print_config {
+        println!("{}", config.to_yaml()?.trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    args.threads.apply();
+    notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    if args.dry_run || config.dry_run {
+        dry_run(&config)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let interrupt = on_signals()?;
+    let mut early = |event: Event<'_>| notice(&event);
+    let mut trainer = Trainer::new(config, &mut early)?;
+    let plan = trainer.plan()?;
+    let folder = PathBuf::from(&trainer.config().save_folder);
+    let mut metrics = Metrics::open(&folder, trainer.state().step)?;
+    // Without progress nobody sees the share of the peak.
+    let peak = if args.quiet { 0.0 } else { peak(trainer.config()) };
+    let mut progress = Progress::new(trainer.config(), &plan, peak, args.quiet);
+    progress.begin(trainer.state());
+    let mut failed = None;
+    let outcome = trainer.run(&interrupt, &mut |event| {
+        notice(&event);
+        progress.show(&event);
+        let recorded = match &event {
+            Event::Step(report, values) => metrics.record(report.step, values),
+            Event::Evaluated(step, values) => metrics.record(*step, values),
+            _ => Ok(()),
+        };
+        if let Err(error) = recorded {
+            // A full disk must not cost the run more than its log.
+            if failed.is_none() {
+                eprintln!("note: {error:#}; metrics are not written any more");
+            }
+            failed.get_or_insert(());
+        }
+    })?;
+    progress.end(outcome, trainer.state());
+    let saved = folder.join(LATEST).exists();
+    match (outcome, args.export) {
+        (Outcome::Finished | Outcome::EarlyStop, Some(format)) => {
+            export(&folder, trainer.state().step, format, args.quiet)?
+        }
+        (Outcome::Finished | Outcome::EarlyStop, None) => {}
+        (Outcome::Interrupted | Outcome::TimeLimit, _) => {
+            anyhow::ensure!(
+                saved,
+                "the run ended before its time, and save_num_checkpoints_to_keep=0 kept it from saving"
+            );
+            return Ok(ExitCode::from(SAVED));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn notice(event: &Event<'_>) {
+    if let Event::Notice(text) = event {
+        eprintln!("note: {text}");
+    }
+}
+
+/// Set by the first SIGINT or SIGTERM; the second ends the program at once.
+fn on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let shutdown = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, flag.clone());
+        shutdown.and_then(|_| signal_hook::flag::register(signal, flag.clone())).context("cannot watch for signals")?;
+    }
+    Ok(flag)
+}
+
+/// Operations a second that the machine can do in the configuration's precision.
+fn peak(config: &TrainConfig) -> f64 {
+    let operand = match config.precision() {
+        Some(Precision::AmpBf16) => Operand::Bf16,
+        Some(Precision::Fp32) | None => Operand::F32,
+    };
+    peak_flops(operand, PEAK_TIME)
+}
+
+fn dry_run(config: &TrainConfig) -> anyhow::Result<()> {
+    let state = TrainerState::start(config);
+    let known = instances(config);
+    let plan = Plan::new(config, &state, known.as_ref().map_or(u64::from(u32::MAX), |count| *count))?;
+    println!("{} parameters, {} of them for each token", plan.parameters.total, plan.parameters.active);
+    println!("{:.2} GB of memory at least; activations come on top", plan.memory as f64 / 1e9);
+    println!("{:.2} GB a checkpoint", plan.checkpoint as f64 / 1e9);
+    match &known {
+        Ok(instances) => println!(
+            "{instances} sequences of {} tokens, {} batches an epoch",
+            config.model.max_sequence_length, plan.batches_per_epoch
+        ),
+        Err(problem) => println!("data cannot be read, enough of it is supposed below: {problem}"),
+    }
+    let tokens = plan.steps.saturating_mul(plan.tokens_per_step);
+    println!("{} steps of {} tokens, {tokens} tokens in all", plan.steps, plan.tokens_per_step);
+    let flops = flops_per_token(&config.model, config.model.max_sequence_length)?;
+    let seconds = tokens as f64 * flops / (peak(config) * SUPPOSED_SHARE);
+    println!(
+        "about {} at {:.0} % of the multiply-add peak measured now; nothing was written",
+        progress::duration(seconds),
+        SUPPOSED_SHARE * 100.0
+    );
+    Ok(())
+}
+
+fn export(folder: &Path, step: u64, format: To, quiet: bool) -> anyhow::Result<()> {
+    let name = match format {
+        To::Hf => "hf",
+        To::Olmo => "olmo",
+        To::Gguf => "gguf",
+    };
+    let checkpoint = Checkpoint::open(&folder.join(LATEST))?;
+    let companions = Companions::of(&checkpoint, None, false)?;
+    let conversion = Conversion::plan(&checkpoint, &companions, format.target(None, ExpertsArg::Separate))?;
+    companions.notices.iter().chain(&conversion.notices).for_each(|notice| eprintln!("note: {notice}"));
+    let separator = if format == To::Gguf { '.' } else { '-' };
+    let out = folder.join(format!("step-{step}{separator}{name}"));
+    conversion.run(&out, false, &|_| {})?;
+    if !quiet {
+        eprintln!("exported to {}", out.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_flags_come_in_any_order() {
+        for (given, expected) in [
+            ("olmoe train c.yml", "olmoe train c.yml"),
+            ("olmoe train c.yml --a.b=1 --quiet --c", "olmoe train c.yml --quiet -- --a.b=1 --c"),
+            (
+                "olmoe train --a=--b c.yml --threads 2 --export=hf",
+                "olmoe train c.yml --threads 2 --export=hf -- --a=--b",
+            ),
+            ("olmoe train c.yml -- --a=1 -h", "olmoe train c.yml -h -- --a=1"),
+            ("olmoe bench --a=1", "olmoe bench --a=1"),
+            ("olmoe", "olmoe"),
+        ] {
+            let arranged = keys_last(given.split(' ').map(Into::into));
+            let text: Vec<&str> = arranged.iter().filter_map(|argument| argument.to_str()).collect();
+            assert_eq!(text.join(" "), expected);
+        }
+    }
+}
