@@ -59,7 +59,6 @@ pub(crate) struct LiveLine {
     quiet: bool,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the training command is its user; remove this line there"))]
 impl LiveLine {
     /// Begins; `interval` is `console_log_interval`. A `quiet` one says nothing but notes.
     pub(crate) fn new(interval: u64, quiet: bool) -> LiveLine {

@@ -1,6 +1,5 @@
 //! `olmoe train`
 
-mod metrics;
 mod progress;
 
 use std::ffi::OsString;
@@ -8,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Command};
@@ -20,13 +19,14 @@ use olmoe_model::model::Precision;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::peak_flops;
 use olmoe_train::config::{Loaded, TrainConfig};
+use olmoe_train::metrics::{EventFile, MAX_STEPS, MetricsError, MetricsLog, Record};
 use olmoe_train::plan::{Plan, flops_per_token};
 use olmoe_train::state::TrainerState;
 use olmoe_train::trainer::{Event, Outcome, Trainer, instances};
 
 use crate::arguments::Threads;
 use crate::convert::{ExpertsArg, To};
-use metrics::Metrics;
+use crate::live::duration;
 use progress::Progress;
 
 const PEAK_TIME: Duration = Duration::from_millis(300);
@@ -38,8 +38,8 @@ const SUPPOSED_SHARE: f64 = 0.5;
 /// Train a model as a configuration of OLMo's says
 ///
 /// CONFIG is a YAML file with OLMo's keys; --section.key=value changes one of them, and a bare --section.key is true.
-/// Everything is written into save_folder: checkpoints step-N with `latest`, config.yaml, and metrics.jsonl with a line of
-/// JSON for each step. A run that is interrupted goes on with --try_load_latest_save, with the same bits as if it had never
+/// Everything is written into save_folder: checkpoints step-N with `latest`, config.yaml, metrics.jsonl with a line of JSON
+/// for each step, and the same for TensorBoard. A run that is interrupted goes on with --try_load_latest_save, with the same bits as if it had never
 /// stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
 #[derive(Args)]
 #[command(
@@ -124,7 +124,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let mut trainer = Trainer::new(config, &mut early)?;
     let plan = trainer.plan()?;
     let folder = PathBuf::from(&trainer.config().save_folder);
-    let mut metrics = Metrics::open(&folder, trainer.state().step)?;
+    let mut metrics = Metrics::open(&folder, trainer.state().step, plan.last_step)?;
     // Without progress nobody sees the share of the peak.
     let peak = if args.quiet { 0.0 } else { peak(trainer.config()) };
     let mut progress = Progress::new(trainer.config(), &plan, peak, args.quiet);
@@ -136,12 +136,13 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         let recorded = match &event {
             Event::Step(report, values) => metrics.record(report.step, values),
             Event::Evaluated(step, values) => metrics.record(*step, values),
-            _ => Ok(()),
+            Event::Saved(..) => metrics.lines.sync(),
+            Event::Notice(_) => Ok(()),
         };
         if let Err(error) = recorded {
             // A full disk must not cost the run more than its log.
             if failed.is_none() {
-                eprintln!("note: {error:#}; metrics are not written any more");
+                eprintln!("note: {error}; metrics are not written any more");
             }
             failed.get_or_insert(());
         }
@@ -162,6 +163,38 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a run writes down of its steps, as lines of JSON and for TensorBoard.
+struct Metrics {
+    lines: MetricsLog,
+    events: EventFile,
+    /// The steps of the run, until they are written.
+    max_steps: Option<u64>,
+}
+
+impl Metrics {
+    /// Goes on after `step`: what was written of later steps, before an end without a save, is taken away.
+    fn open(folder: &Path, step: u64, max_steps: u64) -> Result<Metrics, MetricsError> {
+        let lines = MetricsLog::open(folder, step)?;
+        let events = EventFile::create(folder, step, SystemTime::now())?;
+        Ok(Metrics { lines, events, max_steps: Some(max_steps) })
+    }
+
+    fn record(&mut self, step: u64, values: &[(String, f64)]) -> Result<(), MetricsError> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let mut record = Record::new(step);
+        for (name, value) in values {
+            record.push(name.clone(), *value);
+        }
+        if let Some(steps) = self.max_steps.take() {
+            record.push(MAX_STEPS, steps as f64);
+        }
+        self.lines.append(&record)?;
+        self.events.append(&record, SystemTime::now())
+    }
 }
 
 fn notice(event: &Event<'_>) {
@@ -210,7 +243,7 @@ fn dry_run(config: &TrainConfig) -> anyhow::Result<()> {
     let seconds = tokens as f64 * flops / (peak(config) * SUPPOSED_SHARE);
     println!(
         "about {} at {:.0} % of the multiply-add peak measured now; nothing was written",
-        progress::duration(seconds),
+        Duration::try_from_secs_f64(seconds).map_or("forever".into(), duration),
         SUPPOSED_SHARE * 100.0
     );
     Ok(())

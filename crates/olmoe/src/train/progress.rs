@@ -1,19 +1,21 @@
-//! How a run goes: plain lines on standard error.
+//! How a run goes, on standard error.
 
-use std::io::{Write, stderr};
+use std::time::Duration;
 
 use olmoe_train::config::TrainConfig;
 use olmoe_train::plan::{Plan, flops_per_token};
 use olmoe_train::state::TrainerState;
 use olmoe_train::trainer::{Event, Outcome, StepReport};
 
+use crate::live::{LiveLine, Now};
+
 /// How much the newest step counts in the speed that is shown.
 const NEWEST: f64 = 0.1;
 
 /// What is shown of a run.
 pub(super) struct Progress {
+    live: LiveLine,
     quiet: bool,
-    interval: u64,
     last_step: u64,
     /// Operations of a token, over those of the machine in a second.
     seconds_at_peak: f64,
@@ -26,8 +28,8 @@ impl Progress {
     pub(super) fn new(config: &TrainConfig, plan: &Plan, peak: f64, quiet: bool) -> Progress {
         let flops = flops_per_token(&config.model, config.model.max_sequence_length).unwrap_or(0.0);
         Progress {
+            live: LiveLine::new(config.console_log_interval, quiet),
             quiet,
-            interval: config.console_log_interval.max(1),
             last_step: plan.last_step,
             seconds_at_peak: flops / peak,
             parameters: (plan.parameters.total, plan.parameters.active),
@@ -49,9 +51,7 @@ impl Progress {
             Event::Step(report, _) => {
                 let seconds = self.step_seconds.map_or(report.seconds, |old| old + NEWEST * (report.seconds - old));
                 self.step_seconds = Some(seconds);
-                if report.step.is_multiple_of(self.interval) || report.step >= self.last_step {
-                    self.line(&self.step(report, seconds));
-                }
+                self.live.show(&self.now(report, seconds));
             }
             Event::Evaluated(step, values) => {
                 for (name, value) in values.iter() {
@@ -69,20 +69,20 @@ impl Progress {
         }
     }
 
-    fn step(&self, report: &StepReport, seconds: f64) -> String {
+    fn now(&self, report: &StepReport, seconds: f64) -> Now {
         let rate = report.tokens as f64 / report.seconds.max(1e-9);
-        let balance = report.imbalance().map_or(String::new(), |most| format!(", busiest expert {most:.2}x"));
-        format!(
-            "[step={}/{},epoch={}] loss {:.4}, lr {:.3e}, grad norm {:.3}, {rate:.0} tokens/s, {:.0} % of peak{balance}, {} left",
-            report.step,
-            self.last_step,
-            report.epoch,
-            report.cross_entropy,
-            report.learning_rate,
-            report.grad_norm,
-            100.0 * rate * self.seconds_at_peak,
-            duration(self.last_step.saturating_sub(report.step) as f64 * seconds)
-        )
+        let left = self.last_step.saturating_sub(report.step) as f64 * seconds;
+        Now {
+            step: report.step,
+            steps: Some(self.last_step),
+            loss: report.cross_entropy,
+            learning_rate: report.learning_rate,
+            gradient_norm: Some(report.grad_norm),
+            tokens_per_second: rate,
+            share_of_peak: Some(rate * self.seconds_at_peak),
+            load: report.imbalance(),
+            left: Duration::try_from_secs_f64(left).ok(),
+        }
     }
 
     pub(super) fn end(&self, outcome: Outcome, state: &TrainerState) {
@@ -97,18 +97,7 @@ impl Progress {
 
     fn line(&self, text: &str) {
         if !self.quiet {
-            // If nobody reads it the work goes on all the same.
-            let _ = writeln!(stderr(), "{text}");
+            self.live.note(text);
         }
-    }
-}
-
-/// A length of time for people.
-pub(super) fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 100.0 => format!("{s:.0} s"),
-        s if s < 100.0 * 60.0 => format!("{:.0} min", s / 60.0),
-        s if s < 100.0 * 3600.0 => format!("{:.1} h", s / 3600.0),
-        s => format!("{:.1} days", s / 86_400.0),
     }
 }
