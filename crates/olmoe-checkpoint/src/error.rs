@@ -266,7 +266,7 @@ pub enum CheckpointError {
     /// Not enough memory for the model and what it needs beside its weights.
     #[error(
         "{:.2} GB of memory are needed: {:.2} GB for the weights at {precision}, {:.2} GB for caches and activations; \
-         {:.2} GB are available. Use bf16, a smaller model or a shorter context, or a machine with more memory",
+         {:.2} GB are available. Use bf16, a smaller model, a shorter context, fewer sequences, or a machine with more memory",
         *needed as f64 / 1e9,
         *weights as f64 / 1e9,
         *beside as f64 / 1e9,
