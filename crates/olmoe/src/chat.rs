@@ -18,7 +18,8 @@ use olmoe_model::config::closest;
 use olmoe_model::model::Model;
 use signal_hook::consts::SIGINT;
 
-use crate::generator::{Generator, Work, interrupts};
+use crate::generator::{Generator, Work};
+use crate::interrupts::interrupts;
 use crate::output::print;
 use crate::settings::{self, Settings};
 

@@ -39,6 +39,19 @@ pub(crate) struct ConvertArgs {
     #[arg(value_name = "OUT")]
     output: PathBuf,
 
+    #[command(flatten)]
+    form: Form,
+
+    #[command(flatten)]
+    beside: Beside,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What is written.
+#[derive(Args)]
+pub(crate) struct Form {
     /// Format to write
     #[arg(long, value_enum)]
     to: To,
@@ -52,12 +65,17 @@ pub(crate) struct ConvertArgs {
     /// How Hugging Face files store experts
     #[arg(long, value_enum, default_value = "separate")]
     experts: ExpertsArg,
+}
 
-    #[command(flatten)]
-    beside: Beside,
+impl Form {
+    pub(crate) fn target(&self) -> Target {
+        self.to.target(self.dtype, self.experts)
+    }
 
-    #[command(flatten)]
-    run: RunArgs,
+    /// The type of the numbers, where it is asked for.
+    pub(crate) fn dtype(&self) -> Option<DType> {
+        self.dtype.map(Number::dtype)
+    }
 }
 
 /// What goes beside the weights.
@@ -191,7 +209,7 @@ impl To {
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&input(&args.input, MODEL_FILES, args.run.offline)?)?;
     let companions = args.beside.companions(&checkpoint)?;
-    let target = args.to.target(args.dtype, args.experts);
+    let target = args.form.target();
     let written = args.run.write(&checkpoint, &companions, target, &args.output)?;
     if !args.run.quiet {
         println!("{}: {}", args.output.display(), summary(&written));

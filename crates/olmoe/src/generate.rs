@@ -20,7 +20,8 @@ use olmoe_tensor::memory::resident_peak_bytes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::arguments::positive;
-use crate::generator::{Generator, INTERRUPTED, Work, interrupts};
+use crate::generator::{Generator, Work};
+use crate::interrupts::{INTERRUPTED, interrupts};
 use crate::output::print;
 use crate::settings::{Line, Prompt, Settings};
 

@@ -1,10 +1,7 @@
-//! The model behind the commands that generate: how it is loaded, what limits its engine, what interrupts it.
+//! The model behind the commands that generate: how it is loaded, and what limits its engine.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use anyhow::Context;
 use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
@@ -15,9 +12,6 @@ use olmoe_tensor::memory::available_bytes;
 
 use crate::arguments::{CacheArg, OnePrecision, Threads};
 use crate::loading::{LoadingArgs, beside};
-
-/// Exit status after an interrupt, as shells have it.
-pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Which model, and how it computes.
 #[derive(Args)]
@@ -122,15 +116,4 @@ impl Generator {
         };
         (limits, beside)
     }
-}
-
-/// A flag that any of these signals sets; one that comes while it is set ends the program.
-pub(crate) fn interrupts(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for &signal in signals {
-        let shutdown = signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), flag.clone());
-        let set = shutdown.and_then(|_| signal_hook::flag::register(signal, flag.clone()));
-        set.context("cannot listen for interrupts")?;
-    }
-    Ok(flag)
 }

@@ -14,6 +14,7 @@ mod generate;
 mod generator;
 mod init;
 mod inspect;
+mod interrupts;
 mod live;
 mod loading;
 mod logits;

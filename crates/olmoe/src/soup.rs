@@ -8,14 +8,14 @@ use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::soup::Soup;
 
 use crate::arguments::input;
-use crate::convert::{Beside, ExpertsArg, Number, RunArgs, To};
+use crate::convert::{Beside, Form, RunArgs};
 
 /// Average checkpoints of one model
 ///
 /// Every number is the average of theirs, summed in f64 in the order given and rounded once, so equal checkpoints give
 /// themselves bit for bit. Formats may differ; architectures and vocabularies may not. What goes beside the weights comes
-/// from the first checkpoint. OLMoE-1B-7B-0125 is the soup of three annealing runs. Memory: the largest matrix and some
-/// ten megabytes, however many checkpoints there are.
+/// from the first checkpoint, and so do the types of the numbers. OLMoE-1B-7B-0125 is the soup of three annealing runs.
+/// Memory: the largest matrix and some ten megabytes, however many checkpoints there are.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -32,21 +32,12 @@ pub(crate) struct SoupArgs {
     #[arg(long = "out", value_name = "OUT")]
     output: PathBuf,
 
-    /// Format to write
-    #[arg(long, value_enum)]
-    to: To,
+    #[command(flatten)]
+    form: Form,
 
     /// A number above 0 for each checkpoint; only their ratios count [default: all alike]
     #[arg(long, value_name = "X,X,…", value_delimiter = ',')]
     weights: Vec<f64>,
-
-    /// Type of the numbers to write [default: that of each tensor of the first]
-    #[arg(long, value_enum)]
-    dtype: Option<Number>,
-
-    /// How Hugging Face files store experts
-    #[arg(long, value_enum, default_value = "separate")]
-    experts: ExpertsArg,
 
     #[command(flatten)]
     beside: Beside,
@@ -60,10 +51,10 @@ pub(crate) fn run(args: &SoupArgs) -> anyhow::Result<()> {
     for name in &args.inputs {
         checkpoints.push(Checkpoint::open(&input(name, MODEL_FILES, args.run.offline)?)?);
     }
-    let soup = Soup::new(checkpoints, &args.weights, args.dtype.map(Number::dtype))?;
+    let soup = Soup::new(checkpoints, &args.weights, args.form.dtype())?;
     let companions = args.beside.companions_of(soup.checkpoints())?;
     soup.same_tokenizer(&companions)?.iter().for_each(|notice| eprintln!("note: {notice}"));
-    let target = args.to.target(args.dtype, args.experts);
+    let target = args.form.target();
     let written = args.run.write(&soup, &companions[0], target, &args.output)?;
     if !args.run.quiet {
         let (count, tensors, bytes) = (args.inputs.len(), written.tensors, written.bytes);

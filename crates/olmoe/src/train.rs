@@ -5,11 +5,8 @@ mod progress;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
 use clap::{Args, Command};
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
@@ -23,9 +20,11 @@ use olmoe_train::metrics::{EventFile, MAX_STEPS, MetricsError, MetricsLog, Recor
 use olmoe_train::plan::{Plan, flops_per_token};
 use olmoe_train::state::TrainerState;
 use olmoe_train::trainer::{Event, Outcome, Trainer, instances};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::arguments::Threads;
 use crate::convert::{ExpertsArg, To};
+use crate::interrupts::interrupts;
 use crate::live::duration;
 use progress::Progress;
 
@@ -119,7 +118,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         dry_run(&config)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let interrupt = on_signals()?;
+    let interrupt = interrupts(&[SIGINT, SIGTERM])?;
     let mut early = |event: Event<'_>| notice(&event);
     let mut trainer = Trainer::new(config, &mut early)?;
     let plan = trainer.plan()?;
@@ -201,17 +200,6 @@ fn notice(event: &Event<'_>) {
     if let Event::Notice(text) = event {
         eprintln!("note: {text}");
     }
-}
-
-/// Set by the first SIGINT or SIGTERM; the second ends the program at once.
-fn on_signals() -> anyhow::Result<Arc<AtomicBool>> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        let shutdown = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, flag.clone());
-        shutdown.and_then(|_| signal_hook::flag::register(signal, flag.clone())).context("cannot watch for signals")?;
-    }
-    Ok(flag)
 }
 
 /// Operations a second that the machine can do in the configuration's precision.

@@ -9,7 +9,7 @@ use olmoe_checkpoint::upcycle::{Upcycled, Upcycling};
 use olmoe_model::init::Noise;
 
 use crate::arguments::{input, positive};
-use crate::convert::{Beside, ExpertsArg, Number, RunArgs, To};
+use crate::convert::{Beside, Form, RunArgs};
 
 /// Make a mixture of experts of a dense model
 ///
@@ -37,9 +37,8 @@ pub(crate) struct UpcycleArgs {
     #[arg(value_name = "OUT")]
     output: PathBuf,
 
-    /// Format to write
-    #[arg(long, value_enum)]
-    to: To,
+    #[command(flatten)]
+    form: Form,
 
     /// Seed of routers and noise; the same bits on every machine
     #[arg(long, value_name = "N")]
@@ -77,14 +76,6 @@ pub(crate) struct UpcycleArgs {
     #[arg(long, value_name = "X", default_value = "0.02")]
     router_std: f64,
 
-    /// Type of the numbers to write [default: that of each tensor]
-    #[arg(long, value_enum)]
-    dtype: Option<Number>,
-
-    /// How Hugging Face files store experts
-    #[arg(long, value_enum, default_value = "separate")]
-    experts: ExpertsArg,
-
     #[command(flatten)]
     beside: Beside,
 
@@ -107,7 +98,7 @@ pub(crate) fn run(args: &UpcycleArgs) -> anyhow::Result<()> {
         seed: args.seed,
     };
     let mixture = Upcycled::new(&dense, upcycling)?;
-    let target = args.to.target(args.dtype, args.experts);
+    let target = args.form.target();
     let written = args.run.write(&mixture, &companions, target, &args.output)?;
     if !args.run.quiet {
         let (tensors, bytes) = (written.tensors, written.bytes);
