@@ -9,10 +9,12 @@
 //! | [`tokenize`] | documents to token files, as `dolma tokens` makes them |
 //! | [`token_file`] | token files: headerless ones, and Megatron's |
 //! | [`pretrain`] | token files to training batches, in the order of OLMo's trainer |
+//! | [`NGrams`] | what counting alone predicts, to compare a model's loss with |
 //! | [`random`] | the generators of Python and NumPy, which these orders come from |
 
 mod chat_template;
 pub mod documents;
+mod n_grams;
 pub mod pretrain;
 pub mod random;
 mod special_tokens;
@@ -21,6 +23,7 @@ pub mod tokenize;
 mod tokenizer;
 
 pub use chat_template::{ChatTemplate, ChatTemplateError, ChatTokens, MAX_TEMPLATE_BYTES, Message, TULU};
+pub use n_grams::NGrams;
 pub use special_tokens::{Notice, SpecialTokenError, SpecialTokenSources, SpecialTokens};
 pub use tokenizer::{
     DecodeStream, MAX_JSON_BYTES, MAX_TOKENS, Piece, Pre, TokenKind, Tokenizer, TokenizerError, Vocabulary,

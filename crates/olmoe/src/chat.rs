@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use olmoe_analysis::ExpertCounts;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_data::{ChatTemplate, ChatTokens, MAX_TEMPLATE_BYTES, TULU};
@@ -28,7 +29,6 @@ mod experts;
 mod input;
 
 use conversation::{Conversation, Prompt};
-use experts::Experts;
 use input::{Input, Source};
 
 /// Tokens of a prompt that are read between two looks at whether it was interrupted.
@@ -170,7 +170,7 @@ struct Chat<'a> {
     /// The token that ends an answer in this template.
     ends_answer: Option<u32>,
     /// Those of the last answer.
-    experts: Option<Experts>,
+    experts: Option<ExpertCounts>,
     interrupted: Arc<AtomicBool>,
     quiet: bool,
 }
@@ -254,7 +254,7 @@ impl Chat<'_> {
             "/set" => self.set(rest)?,
             "/experts" => {
                 ensure!(self.model.config().moe().is_some(), "this model is dense: it has no experts");
-                let table = self.experts.as_ref().and_then(Experts::table);
+                let table = self.experts.as_ref().and_then(experts::table);
                 print(&table.context("there is no answer yet whose experts could be shown")?)?;
             }
             _ => {
@@ -329,7 +329,7 @@ impl Chat<'_> {
         self.interrupted.store(false, Ordering::Relaxed);
         let (start, mut first) = (Instant::now(), None);
         let (mut text, mut ids, mut end, mut shown) = (String::new(), Vec::new(), None, Ok(()));
-        let mut experts = Experts::new(self.model.config().moe().map_or(0, |moe| moe.num_experts));
+        let mut experts = ExpertCounts::new(self.model.config().moe().map_or(0, |moe| moe.num_experts));
         while end.is_none() && !self.engine.is_idle() {
             if self.interrupted.load(Ordering::Relaxed) || shown.is_err() {
                 self.engine.cancel(id);
@@ -339,7 +339,7 @@ impl Chat<'_> {
                     EventKind::Token(token) => {
                         first.get_or_insert_with(Instant::now);
                         ids.push(token.id);
-                        experts.add(&token);
+                        experts.add(1, token.experts.iter().map(Vec::as_slice));
                         token.text
                     }
                     EventKind::Finished(finished) => end.insert(finished).text.clone(),

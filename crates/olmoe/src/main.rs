@@ -10,6 +10,7 @@ mod bench;
 mod chat;
 mod convert;
 mod download;
+mod experts;
 mod generate;
 mod generator;
 mod init;
@@ -20,6 +21,7 @@ mod loading;
 mod logits;
 mod progress;
 mod quantize;
+mod quickstart;
 mod runs;
 mod settings;
 mod soup;
@@ -29,6 +31,7 @@ mod train;
 mod upcycle;
 mod verify;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -50,6 +53,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Quickstart(quickstart::QuickstartArgs),
     Download(download::DownloadArgs),
     Inspect(inspect::InspectArgs),
     Convert(convert::ConvertArgs),
@@ -60,6 +64,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Logits(logits::LogitsArgs),
+    Experts(experts::ExpertsArgs),
     Tokens(tokens::TokensArgs),
     Tokenize(tokenize::TokenizeArgs),
     Train(train::TrainArgs),
@@ -69,13 +74,22 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(train::keys_last(std::env::args_os()));
+    execute(std::env::args_os()).unwrap_or_else(|error| {
+        eprintln!("error: {}", with_causes(&error));
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs a command line. Ends the program if it is wrong.
+fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse_from(train::keys_last(arguments));
     if let Err(error) = Isa::from_environment() {
         eprintln!("error: {error}");
-        return ExitCode::from(2);
+        return Ok(ExitCode::from(2));
     }
     let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
-    let done = match &cli.command {
+    match &cli.command {
+        Command::Quickstart(args) => quickstart::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
@@ -89,14 +103,11 @@ fn main() -> ExitCode {
         Command::Upcycle(args) => done(upcycle::run(args)),
         Command::Soup(args) => done(soup::run(args)),
         Command::Logits(args) => done(logits::run(args)),
+        Command::Experts(args) => done(experts::run(args)),
         Command::Tokens(args) => done(tokens::run(args)),
         Command::Tokenize(args) => done(tokenize::run(args)),
         Command::Bench(args) => done(bench::run(args)),
-    };
-    done.unwrap_or_else(|error| {
-        eprintln!("error: {}", with_causes(&error));
-        ExitCode::FAILURE
-    })
+    }
 }
 
 /// An error and its causes on one line; a cause that a text already holds is not repeated.

@@ -7,6 +7,7 @@ use anyhow::Context;
 
 /// In place of the standard macro, which panics when the reader has gone.
 macro_rules! println {
+    () => { $crate::output::line(format_args!("")) };
     ($($argument:tt)*) => { $crate::output::line(format_args!($($argument)*)) };
 }
 

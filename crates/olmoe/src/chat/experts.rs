@@ -2,91 +2,49 @@
 
 use std::fmt::Write;
 
-use olmoe_engine::Token;
+use olmoe_analysis::ExpertCounts;
 
 /// Experts that are named for each layer.
 const SHOWN: usize = 4;
 
-/// How often each expert of each layer was chosen.
-#[derive(Default)]
-pub(super) struct Experts {
-    /// `[layer][expert]`
-    counts: Vec<Vec<u64>>,
-    experts: usize,
-    tokens: u64,
-}
-
-impl Experts {
-    /// For layers of so many experts.
-    pub(super) fn new(experts: usize) -> Experts {
-        Experts { counts: Vec::new(), experts, tokens: 0 }
+/// A line a layer; none if nothing was counted.
+pub(super) fn table(counts: &ExpertCounts) -> Option<String> {
+    if counts.tokens() == 0 || counts.layers().is_empty() {
+        return None;
     }
-
-    /// Counts those of a token.
-    pub(super) fn add(&mut self, token: &Token) {
-        self.tokens += 1;
-        self.counts.resize(self.counts.len().max(token.experts.len()), vec![0; self.experts]);
-        for (layer, chosen) in self.counts.iter_mut().zip(&token.experts) {
-            for expert in chosen {
-                if let Some(count) = layer.get_mut(*expert as usize) {
-                    *count += 1;
-                }
-            }
+    let experts = counts.experts();
+    let mut table = format!("{} tokens, {} of {experts} experts each\n", counts.tokens(), counts.top_k());
+    let _ = writeln!(table, "layer  evenness  chosen  busiest, with their share of the choices");
+    for layer in 0..counts.layers().len() {
+        let used = format!("{}/{experts}", counts.used(layer));
+        // Writing to a string does not fail.
+        let _ = write!(table, "{layer:>5}  {:>6.1} %  {used:>6}", 100.0 * counts.evenness(layer));
+        let shares = counts.shares_of_choices(layer);
+        for expert in counts.busiest(layer).into_iter().take(SHOWN) {
+            let _ = write!(table, "  {expert:>3} {:>5.1} %", 100.0 * shares[expert]);
         }
+        table.push('\n');
     }
-
-    /// A line a layer; none if nothing was counted.
-    ///
-    /// With shares `s_e` of the choices, the evenness is their entropy `−Σ s_e ln s_e` over `ln E`: 100 % if all experts
-    /// were chosen alike, 0 if it was always the same one.
-    pub(super) fn table(&self) -> Option<String> {
-        let choices: u64 = self.counts.first()?.iter().sum();
-        let (experts, each) = (self.experts, choices / self.tokens.max(1));
-        let mut table = format!("{} tokens, {each} of {experts} experts each\n", self.tokens);
-        let _ = writeln!(table, "layer  evenness  chosen  busiest, with their share of the choices");
-        for (layer, counts) in self.counts.iter().enumerate() {
-            let all = counts.iter().sum::<u64>().max(1) as f64;
-            let share = |count: &u64| *count as f64 / all;
-            let chosen = counts.iter().filter(|count| **count > 0);
-            let entropy: f64 = chosen.clone().map(|count| -share(count) * share(count).ln()).sum();
-            // Adding zero makes -0 into 0.
-            let even = if experts > 1 { (entropy + 0.0) / (experts as f64).ln() } else { 1.0 };
-            let mut order: Vec<usize> = (0..counts.len()).filter(|expert| counts[*expert] > 0).collect();
-            order.sort_by_key(|expert| std::cmp::Reverse(counts[*expert]));
-            let used = format!("{}/{experts}", chosen.count());
-            // Writing to a string does not fail.
-            let _ = write!(table, "{layer:>5}  {:>6.1} %  {used:>6}", 100.0 * even);
-            for expert in order.iter().take(SHOWN) {
-                let _ = write!(table, "  {expert:>3} {:>5.1} %", 100.0 * share(&counts[*expert]));
-            }
-            table.push('\n');
-        }
-        Some(table)
-    }
+    Some(table)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn token(experts: &[&[u32]]) -> Token {
-        let experts = experts.iter().map(|layer| layer.to_vec()).collect();
-        Token { id: 0, text: String::new(), logprob: None, alternatives: Vec::new(), experts }
-    }
-
     #[test]
     fn shares_and_evenness() {
-        let mut counted = Experts::new(4);
-        assert_eq!(counted.table(), None);
-        counted.add(&token(&[&[0, 1], &[3, 2]]));
-        counted.add(&token(&[&[2, 3], &[3, 0]]));
+        let mut counted = ExpertCounts::new(4);
+        assert_eq!(table(&counted), None);
+        counted.add(1, [[0, 1].as_slice(), &[3, 2]]);
+        counted.add(1, [[2, 3].as_slice(), &[3, 0]]);
         let expected = "2 tokens, 2 of 4 experts each\n\
             layer  evenness  chosen  busiest, with their share of the choices\n    \
             0   100.0 %     4/4    0  25.0 %    1  25.0 %    2  25.0 %    3  25.0 %\n    \
             1    75.0 %     3/4    3  50.0 %    0  25.0 %    2  25.0 %\n";
-        assert_eq!(counted.table().unwrap(), expected);
-        let mut one = Experts::new(4);
-        one.add(&token(&[&[3]]));
-        assert!(one.table().unwrap().contains("    0     0.0 %     1/4    3 100.0 %\n"), "{:?}", one.table());
+        assert_eq!(table(&counted).unwrap(), expected);
+        let mut one = ExpertCounts::new(4);
+        one.add(1, [[3].as_slice()]);
+        assert!(table(&one).unwrap().contains("    0     0.0 %     1/4    3 100.0 %\n"), "{:?}", table(&one));
     }
 }

@@ -1,0 +1,137 @@
+//! How often each expert was chosen, and what follows from it.
+
+/// Choices of each expert of each layer, over some tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExpertCounts {
+    experts: usize,
+    /// `[layer][expert]`
+    counts: Vec<Vec<u64>>,
+    tokens: u64,
+}
+
+impl ExpertCounts {
+    /// None yet, of layers with so many experts.
+    pub fn new(experts: usize) -> ExpertCounts {
+        ExpertCounts { experts, counts: Vec::new(), tokens: 0 }
+    }
+
+    /// Counts what was chosen for so many tokens: the experts of each layer, in any order.
+    pub fn add<'a>(&mut self, tokens: u64, layers: impl IntoIterator<Item = &'a [u32]>) {
+        self.tokens += tokens;
+        for (at, chosen) in layers.into_iter().enumerate() {
+            if at == self.counts.len() {
+                self.counts.push(vec![0; self.experts]);
+            }
+            for expert in chosen {
+                if let Some(count) = self.counts[at].get_mut(*expert as usize) {
+                    *count += 1;
+                }
+            }
+        }
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Experts of a layer.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Experts that a token chose in a layer.
+    pub fn top_k(&self) -> u64 {
+        self.counts.first().map_or(0, |counts| counts.iter().sum::<u64>() / self.tokens.max(1))
+    }
+
+    /// The layers in order, each with a number for every expert.
+    pub fn layers(&self) -> &[Vec<u64>] {
+        &self.counts
+    }
+
+    /// Share of the tokens that chose each expert of a layer, 0 to 1: `K / E` if all are chosen alike.
+    ///
+    /// This is the domain specialisation of the OLMoE paper when the tokens are those of a domain.
+    pub fn shares_of_tokens(&self, layer: usize) -> Vec<f64> {
+        self.divided(layer, self.tokens)
+    }
+
+    /// Share of the choices that each expert of a layer got; they sum to 1.
+    pub fn shares_of_choices(&self, layer: usize) -> Vec<f64> {
+        self.divided(layer, self.counts[layer].iter().sum())
+    }
+
+    fn divided(&self, layer: usize, by: u64) -> Vec<f64> {
+        self.counts[layer].iter().map(|count| *count as f64 / by.max(1) as f64).collect()
+    }
+
+    /// Entropy of the shares of a layer's choices over its largest, `−Σ s_e ln s_e / ln E`: 1 if all experts were chosen
+    /// alike, 0 if it was always the same one.
+    pub fn evenness(&self, layer: usize) -> f64 {
+        if self.experts < 2 {
+            return 1.0;
+        }
+        let shares = self.shares_of_choices(layer);
+        let entropy: f64 = shares.iter().filter(|share| **share > 0.0).map(|share| -share * share.ln()).sum();
+        // Adding zero makes -0 into 0.
+        (entropy + 0.0) / (self.experts as f64).ln()
+    }
+
+    /// Experts of a layer that were chosen at all.
+    pub fn used(&self, layer: usize) -> usize {
+        self.counts[layer].iter().filter(|count| **count > 0).count()
+    }
+
+    /// The experts of a layer that were chosen, the busiest first.
+    pub fn busiest(&self, layer: usize) -> Vec<usize> {
+        let counts = &self.counts[layer];
+        let mut order: Vec<usize> = (0..counts.len()).filter(|expert| counts[*expert] > 0).collect();
+        order.sort_by_key(|expert| std::cmp::Reverse(counts[*expert]));
+        order
+    }
+}
+
+/// How far the texts of a layer go to experts of their own: the mean over texts of half of `Σ_e |s_e − m_e|`, with `s` the
+/// shares of the text's choices and `m` the mean of the texts' shares. 0: all texts alike; `1 − 1/n` for `n` texts that
+/// have no expert in common.
+pub fn specialisation(texts: &[ExpertCounts], layer: usize) -> f64 {
+    let shares: Vec<Vec<f64>> = texts.iter().map(|text| text.shares_of_choices(layer)).collect();
+    let (count, experts) = (shares.len().max(1) as f64, shares.first().map_or(0, Vec::len));
+    let mean: Vec<f64> = (0..experts).map(|e| shares.iter().map(|text| text[e]).sum::<f64>() / count).collect();
+    let distance = |text: &Vec<f64>| text.iter().zip(&mean).map(|(s, m)| (s - m).abs()).sum::<f64>() / 2.0;
+    shares.iter().map(distance).sum::<f64>() / count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(layers: &[&[u32]], tokens: u64) -> ExpertCounts {
+        let mut counts = ExpertCounts::new(4);
+        counts.add(tokens, layers.iter().copied());
+        counts
+    }
+
+    #[test]
+    fn shares_evenness_and_order() {
+        let counts = counted(&[&[0, 1, 2, 3], &[3, 2, 3, 0]], 2);
+        assert_eq!((counts.tokens(), counts.top_k(), counts.experts()), (2, 2, 4));
+        assert_eq!(counts.shares_of_tokens(1), [0.5, 0.0, 0.5, 1.0]);
+        assert_eq!(counts.shares_of_choices(1), [0.25, 0.0, 0.25, 0.5]);
+        assert_eq!(counts.evenness(0), 1.0);
+        // 0.5 of ln 2 + 0.5 of ln 4 over ln 4
+        assert!((counts.evenness(1) - 0.75).abs() < 1e-12);
+        assert_eq!((counts.used(1), counts.busiest(1)), (3, vec![3, 0, 2]));
+        // An expert that the layer does not have is not counted.
+        assert_eq!(counted(&[&[7]], 1).used(0), 0);
+        assert_eq!(counted(&[&[3, 3]], 2).evenness(0), 0.0);
+    }
+
+    #[test]
+    fn texts_with_experts_of_their_own_are_far_apart() {
+        let (a, b) = (counted(&[&[0, 1], &[0, 1]], 1), counted(&[&[2, 3], &[1, 0]], 1));
+        assert_eq!(specialisation(&[a.clone(), b], 0), 0.5);
+        assert_eq!(specialisation(&[a.clone(), a], 1), 0.0);
+    }
+}

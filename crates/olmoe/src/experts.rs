@@ -1,0 +1,269 @@
+//! `olmoe experts`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use olmoe_analysis::{ExpertCounts, HeatMap, Picture, specialisation};
+use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::weights::Weights;
+use olmoe_data::Tokenizer;
+use olmoe_data::documents::{Documents, Fields};
+use olmoe_model::batch::Batch;
+use olmoe_model::model::{Activations, Keep, KvCache, Model};
+use serde_json::{Value, json};
+
+use crate::arguments::{OnePrecision, Threads, positive};
+use crate::loading::{LoadingArgs, beside};
+use crate::progress::Progress;
+
+/// Experts that are named for each layer and text.
+const SHOWN: usize = 4;
+
+/// Show which experts take which kind of text
+///
+/// Runs the model over the texts and counts, layer by layer, how often each expert is among the chosen. A text is a file:
+/// documents as lines of JSON with a `text` (.jsonl, .json, also .gz and .zst), anything else as it is. It is read in pieces
+/// of --context tokens, each by itself, as far as --tokens.
+///
+/// The table has the busiest experts with the share of the text's tokens that chose them, which is top_k over experts where
+/// all are alike. Evenness is the entropy of the choices over its largest. The last column says how far the texts of a
+/// layer go to experts of their own: half of the sum of the differences from the mean over the texts, 0 to 1.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe experts -m model.gguf prose=stories.jsonl.gz code=main.rs --plot experts.svg
+  olmoe experts -m OLMoE-1B-7B-0924 novel.txt --layers 0,7,15 --json
+
+Exit status: 0 done, 1 if a text could not be read or the model has no experts, 2 for wrong usage.")]
+pub(crate) struct ExpertsArgs {
+    #[command(flatten)]
+    loading: LoadingArgs,
+
+    /// Texts, with names to call them by; without one it is the file's
+    #[arg(value_name = "[NAME=]FILE", required = true)]
+    texts: Vec<String>,
+
+    /// Tokens of each text that are read
+    #[arg(long, value_name = "N", default_value = "204800", value_parser = positive)]
+    tokens: usize,
+
+    /// Tokens of a piece [default: 2048, or what the model can hold]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    context: Option<usize>,
+
+    /// Layers to show, from 0 [default: all]
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    layers: Vec<usize>,
+
+    /// Draw a map of the shares into this file, .svg or .png
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+
+    /// Print one JSON object: `texts`, an array, with the choices of every expert
+    #[arg(long)]
+    json: bool,
+
+    /// Precision of the matrix products
+    #[arg(long, value_enum, default_value = "bf16")]
+    precision: OnePrecision,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    /// No progress
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// A text and the experts that took it.
+struct Text {
+    name: String,
+    ids: Vec<u32>,
+    counts: ExpertCounts,
+}
+
+pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
+    args.threads.apply();
+    if let Some(path) = &args.plot {
+        Picture::check_name(path)?;
+    }
+    let checkpoint = args.loading.open()?;
+    let config = Weights::config(&checkpoint);
+    let Some(moe) = config.moe() else { bail!("this model is dense: it has no experts") };
+    let experts = moe.num_experts;
+    let longest = config.max_sequence_length;
+    let context = args.context.unwrap_or(2048.min(longest));
+    ensure!(context <= longest, "--context {context}: this model holds {longest} tokens at most");
+
+    let companions = Companions::of(&checkpoint, None, false)?;
+    let tokenizer = companions.tokenizer().context("this model comes without a tokenizer")?;
+    let end = companions.special_tokens().and_then(|special| special.eos).or(config.eos_token_id);
+    let mut texts = Vec::new();
+    for text in &args.texts {
+        let (name, path) = split(text);
+        let ids = read(path, tokenizer, end, args.tokens)?;
+        ensure!(!ids.is_empty(), "{}: there is no text in it", path.display());
+        texts.push(Text { name, ids, counts: ExpertCounts::new(experts) });
+    }
+    let precision = args.precision.into();
+    let kept = args.precision == OnePrecision::AmpBf16;
+    let beside = beside(config, KvCache::default_type(precision), &[], context, 0);
+    let model = args.loading.load(&checkpoint, precision, kept, beside, args.quiet)?;
+    count(&model, &mut texts, context, args.quiet)?;
+
+    let counted = texts.iter().map(|text| text.counts.clone()).collect::<Vec<_>>();
+    let there = counted[0].layers().len();
+    if let Some(layer) = args.layers.iter().find(|layer| **layer >= there) {
+        bail!("--layers {layer}: this model has the layers 0 to {}", there - 1);
+    }
+    let layers = if args.layers.is_empty() { (0..there).collect() } else { args.layers.clone() };
+    if args.json {
+        println!("{}", serde_json::to_string(&json(&texts, &counted, &layers))?);
+    } else {
+        table(&texts, &counted, &layers);
+    }
+    if let Some(path) = &args.plot {
+        map(&texts, &layers).draw()?.write(path)?;
+        if !args.json {
+            println!("{}", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// `NAME=FILE` or FILE, which is named after itself. What exists is a file, whatever it is called.
+fn split(text: &str) -> (String, &Path) {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !Path::new(text).exists() => (name.to_owned(), Path::new(path)),
+        _ => {
+            let path = Path::new(text);
+            let name = path.file_name().map_or(text.to_owned(), |name| name.to_string_lossy().into_owned());
+            (name.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or(&name).to_owned(), path)
+        }
+    }
+}
+
+/// The tokens of a text, `most` at most; every document ends with `end`.
+fn read(path: &Path, tokenizer: &Tokenizer, end: Option<u32>, most: usize) -> anyhow::Result<Vec<u32>> {
+    let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let unpacked = name.trim_end_matches(".gz").trim_end_matches(".zst");
+    let is_documents = unpacked.ends_with(".jsonl") || unpacked.ends_with(".json") || unpacked.len() < name.len();
+    let mut ids = Vec::new();
+    if is_documents {
+        let fields = Fields::default();
+        let place = || format!("cannot read {}", path.display());
+        let mut documents = Documents::open(path, &fields, &|_| {}).with_context(place)?;
+        let mut malformed = None;
+        while ids.len() < most {
+            let Some(document) = documents.next(&mut |line| _ = malformed.get_or_insert(line)).with_context(place)?
+            else {
+                break;
+            };
+            ids.extend(tokenizer.encode(&document.text)?);
+            ids.extend(end);
+        }
+        if let Some(line) = malformed {
+            eprintln!("note: {line}; left out");
+        }
+    } else {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        ids = tokenizer.encode(&text)?;
+    }
+    ids.truncate(most);
+    Ok(ids)
+}
+
+fn count(model: &Model, texts: &mut [Text], context: usize, quiet: bool) -> anyhow::Result<()> {
+    let tokens: usize = texts.iter().map(|text| text.ids.len()).sum();
+    let progress = Progress::new("reading", (tokens * size_of::<u32>()) as u64, quiet);
+    let mut activations = Activations::new(Keep::Nothing);
+    for text in texts {
+        for piece in text.ids.chunks(context) {
+            let place = || format!("reading {}", text.name);
+            model.forward(&Batch::uniform(piece, piece.len())?, &mut activations).with_context(place)?;
+            let layers = activations.routing.layers.iter().map(|layer| &layer.routing.ids_tk[..]);
+            text.counts.add(piece.len() as u64, layers);
+            progress.advance(size_of_val(piece) as u64);
+        }
+    }
+    Ok(())
+}
+
+fn table(texts: &[Text], counted: &[ExpertCounts], layers: &[usize]) {
+    let (experts, top_k) = (counted[0].experts(), counted[0].top_k());
+    let width = texts.iter().map(|text| text.name.chars().count()).max().unwrap_or(0).max(4);
+    for text in texts {
+        println!("{:<width$}  {} tokens", text.name, text.counts.tokens());
+    }
+    let uniform = 100.0 * top_k as f64 / experts as f64;
+    println!("{top_k} of {experts} experts for each token; {uniform:.1} % of the tokens each, if all were alike\n");
+    println!("layer  {:<width$}  evenness    used  busiest, with their share of the tokens     apart", "text");
+    for layer in layers {
+        for (at, text) in texts.iter().enumerate() {
+            let (counts, shares) = (&text.counts, text.counts.shares_of_tokens(*layer));
+            let busiest = counts.busiest(*layer).into_iter().take(SHOWN);
+            let busiest: String = busiest.map(|e| format!("  {e:>3} {:>4.0} %", 100.0 * shares[e])).collect();
+            let apart = match at {
+                0 if texts.len() > 1 => format!("  {:>5.2}", specialisation(counted, *layer)),
+                _ => String::new(),
+            };
+            let used = format!("{}/{experts}", counts.used(*layer));
+            let evenness = 100.0 * counts.evenness(*layer);
+            println!("{layer:>5}  {:<width$}  {evenness:>6.1} %  {used:>6}{busiest:<44}{apart}", text.name);
+        }
+    }
+}
+
+fn json(texts: &[Text], counted: &[ExpertCounts], layers: &[usize]) -> Value {
+    let of = |text: &Text| {
+        let layers = layers.iter().map(|layer| {
+            let counts = &text.counts;
+            json!({
+                "layer": layer, "counts": counts.layers()[*layer], "evenness": counts.evenness(*layer),
+                "used": counts.used(*layer),
+            })
+        });
+        json!({"name": text.name, "tokens": text.counts.tokens(), "layers": layers.collect::<Vec<_>>()})
+    };
+    let apart = layers.iter().map(|layer| json!({"layer": layer, "apart": specialisation(counted, *layer)}));
+    json!({
+        "experts": counted[0].experts(), "top_k": counted[0].top_k(),
+        "texts": texts.iter().map(of).collect::<Vec<_>>(), "specialisation": apart.collect::<Vec<_>>(),
+    })
+}
+
+/// A row a layer and text; as many tokens as if all experts were alike are white.
+fn map(texts: &[Text], layers: &[usize]) -> HeatMap {
+    let counts = &texts[0].counts;
+    let rows = layers.iter().flat_map(|layer| texts.iter().map(move |text| (*layer, text)));
+    HeatMap {
+        title: "Which experts take which kind of text".to_owned(),
+        row_label: "layer and text".to_owned(),
+        rows: rows.clone().map(|(layer, text)| format!("{layer} {}", text.name)).collect(),
+        column_label: "expert".to_owned(),
+        columns: (0..counts.experts()).map(|expert| expert.to_string()).collect(),
+        values: rows.flat_map(|(layer, text)| text.counts.shares_of_tokens(layer)).map(|share| 100.0 * share).collect(),
+        value_label: "% of the text's tokens".to_owned(),
+        middle: Some(100.0 * counts.top_k() as f64 / counts.experts() as f64),
+        decimals: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_has_a_name() {
+        for (given, name, path) in [
+            ("code=src/lib.rs", "code", "src/lib.rs"),
+            ("data/prose.jsonl.gz", "prose", "data/prose.jsonl.gz"),
+            ("=odd", "=odd", "=odd"),
+            ("a=b=c", "a", "b=c"),
+            ("Cargo.toml", "Cargo", "Cargo.toml"),
+        ] {
+            assert_eq!(split(given), (name.to_owned(), Path::new(path)), "{given}");
+        }
+    }
+}

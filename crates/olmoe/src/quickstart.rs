@@ -1,0 +1,263 @@
+//! `olmoe quickstart`
+
+mod files;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use olmoe_data::NGrams;
+use olmoe_data::token_file::{TokenFile, TokenType};
+use olmoe_train::config::TrainConfig;
+use olmoe_train::metrics::{FILE_NAME, Reader};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::arguments::Threads;
+use crate::interrupts::{INTERRUPTED, interrupts};
+use crate::live::duration;
+use files::{KINDS, Kind};
+
+/// From text to a mixture of experts that talks: all steps, on a small scale
+///
+/// Makes a folder with a small corpus of stories, programs and word problems, and OLMoE's tokenizer, all of which this
+/// program carries, and runs the other commands on it, each shown as you would type it: the text becomes tokens, a small
+/// OLMoE (64 experts, 8 for each token) is trained and evaluated on text that it has not seen, exported to Hugging Face and
+/// to GGUF, asked to write, and looked into. Three to four minutes on two processors. No network is needed.
+///
+/// What is there already is not made again: a run that was interrupted goes on when the same command is given once more.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  olmoe quickstart
+  olmoe quickstart /tmp/first --steps 100
+
+Exit status: 0 done, 1 if a step failed, 2 for wrong usage, 75 if training saved after a signal, 130 if another step was
+interrupted.")]
+pub(crate) struct QuickstartArgs {
+    /// Folder for everything that is made
+    #[arg(value_name = "DIR", default_value = "quickstart")]
+    folder: PathBuf,
+
+    /// Train for fewer steps, to see the way without the wait
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+
+    #[command(flatten)]
+    threads: Threads,
+}
+
+/// The commands that are run, and where.
+struct Tour<'a> {
+    folder: &'a Path,
+    interrupted: Arc<AtomicBool>,
+    began: Instant,
+    /// The step that is shown, from 1.
+    step: usize,
+}
+
+/// Headings.
+const STEPS: usize = 6;
+
+/// Why a tour ends before its end.
+enum Stop {
+    Error(anyhow::Error),
+    /// With this exit status.
+    Status(ExitCode),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Stop {
+    fn from(error: E) -> Stop {
+        Stop::Error(error.into())
+    }
+}
+
+pub(crate) fn run(args: &QuickstartArgs) -> anyhow::Result<ExitCode> {
+    args.threads.apply();
+    let folder = &args.folder;
+    let steps = files::write(folder, args.steps)?;
+    let interrupted = interrupts(&[SIGINT, SIGTERM])?;
+    let mut tour = Tour { folder, interrupted, began: Instant::now(), step: 0 };
+    match tour.run(steps) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(Stop::Status(status)) => {
+            println!("\ninterrupted; the same command goes on from here");
+            Ok(status)
+        }
+        Err(Stop::Error(error)) => Err(error),
+    }
+}
+
+impl Tour<'_> {
+    fn run(&mut self, steps: u64) -> Result<(), Stop> {
+        let (run, gguf) = (self.path("run"), self.path("model-q8_0.gguf"));
+        let held_out = |kind: &Kind| self.path(&format!("text/{}-held-out.jsonl.gz", kind.name));
+        let texts: Vec<String> = KINDS.iter().map(|kind| format!("{}={}", kind.name, held_out(kind))).collect();
+
+        self.heading("Text becomes tokens");
+        for kind in &KINDS {
+            for name in [kind.name.to_owned(), format!("{}-held-out", kind.name)] {
+                self.tokenize(&name)?;
+            }
+        }
+
+        self.heading("Training: 64 experts in each of 4 layers, 8 of them for each token");
+        let config = self.path("train.yml");
+        self.command(&["train", &config, "--try_load_latest_save"])?;
+        self.baselines()?;
+
+        self.heading("The model for other programs");
+        let checkpoint = format!("{run}/step-{steps}");
+        let huggingface = self.path("model-hf");
+        self.once(&huggingface, &["convert", &checkpoint, &huggingface, "--to", "hf", "--dtype", "bf16", "--quiet"])?;
+        self.once(&gguf, &["quantize", &checkpoint, &gguf, "--type", "q8_0", "--quiet"])?;
+
+        self.heading("The quantised model writes");
+        for kind in &KINDS {
+            let (prompt, temperature) = (kind.prompt, "0.6");
+            let sampling = ["-n", "90", "--temp", temperature, "--top-p", "0.95", "--seed", "1", "--quiet"];
+            let model = ["generate", "-m", &gguf, "-p", prompt];
+            self.command(&[&model[..], &sampling].concat())?;
+            println!();
+        }
+
+        self.heading("Who does what");
+        let map = self.path("experts.svg");
+        let texts = texts.iter().map(String::as_str);
+        let experts: Vec<&str> = ["experts", "-m", &gguf].into_iter().chain(texts).collect();
+        self.command(&[&experts[..], &["--plot", &map, "--quiet"]].concat())?;
+
+        self.heading("How training went");
+        let curve = self.path("loss.svg");
+        self.command(&["runs", &run, "--plot", &curve])?;
+
+        println!("\nDone in {}. What there is now:", duration(self.began.elapsed()));
+        for (path, what) in [
+            ("run", "checkpoints, metrics.jsonl, and the same for TensorBoard"),
+            ("loss.svg", "loss, learning rate and load of the experts"),
+            ("experts.svg", "which experts take stories, programs and word problems"),
+            ("model-hf", "for transformers: OlmoeForCausalLM.from_pretrained"),
+            ("model-q8_0.gguf", "for llama.cpp, and for `olmoe generate`"),
+            ("train.yml", "the configuration, with OLMo's keys"),
+        ] {
+            println!("  {:<32} {what}", self.path(path));
+        }
+        println!("\nWhat to try next:");
+        for command in [
+            format!("olmoe generate -m {gguf} -p 'One day, a little' -n 60"),
+            format!("olmoe train {config} --save_folder={}-2 --optimizer.learning_rate=1e-3", run),
+            format!("olmoe runs {run} {run}-2"),
+            "olmoe train configs/olmoe-1b-7b.yml --dry-run".to_owned(),
+            "olmoe download allenai/OLMoE-1B-7B-0924".to_owned(),
+        ] {
+            println!("  {command}");
+        }
+        Ok(())
+    }
+
+    /// A file or folder of the tour, as it is typed.
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    fn heading(&mut self, text: &str) {
+        self.step += 1;
+        println!("\n{}/{STEPS}  {text}", self.step);
+    }
+
+    /// Shows a command and runs it.
+    fn command(&self, arguments: &[&str]) -> Result<(), Stop> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            return Err(Stop::Status(ExitCode::from(INTERRUPTED)));
+        }
+        let shown: Vec<String> = arguments.iter().map(|argument| quoted(argument)).collect();
+        println!("$ olmoe {}", shown.join(" "));
+        let place = || format!("olmoe {}", shown.join(" "));
+        match crate::execute(["olmoe"].iter().chain(arguments).map(Into::into)).with_context(place)? {
+            status if status == ExitCode::SUCCESS => Ok(()),
+            status => Err(Stop::Status(status)),
+        }
+    }
+
+    /// The same, unless what it makes is there.
+    fn once(&self, made: &str, arguments: &[&str]) -> Result<(), Stop> {
+        match Path::new(made).exists() {
+            true => {
+                println!("{made} is there already");
+                Ok(())
+            }
+            false => self.command(arguments),
+        }
+    }
+
+    fn tokenize(&self, name: &str) -> Result<(), Stop> {
+        let (documents, tokens) = (self.path(&format!("text/{name}.jsonl.gz")), self.path(&format!("tokens/{name}")));
+        let tokenizer = self.path("tokenizer.json");
+        let arguments = ["tokenize", "--documents", &documents, "--destination", &tokens];
+        let special = ["--tokenizer.name_or_path", &tokenizer, "--tokenizer.eos_token_id", "50279", "--quiet"];
+        self.once(&tokens, &[&arguments[..], &special].concat())
+    }
+
+    /// The losses of the run beside those of counting.
+    fn baselines(&self) -> anyhow::Result<()> {
+        let config = TrainConfig::read(self.folder.join("train.yml"), &[] as &[&str])?.config;
+        let (length, vocabulary) = (config.model.max_sequence_length, config.model.vocab_size);
+        let read = |name: &str| {
+            let file = self.folder.join("tokens").join(name).join("part-0-00000.npy");
+            let file = TokenFile::open(&file, TokenType::U16)?;
+            let mut ids = vec![0; usize::try_from(file.len())?];
+            file.read(0, &mut ids, u32::try_from(vocabulary)?, &mut Vec::new())?;
+            Ok::<_, anyhow::Error>(ids)
+        };
+        let mut counted = NGrams::new(vocabulary);
+        for kind in &KINDS {
+            counted.count(&read(kind.name)?);
+        }
+        let mut records = Reader::open(&self.folder.join("run").join(FILE_NAME))?;
+        let mut losses = [None; KINDS.len()];
+        while let Some(record) = records.next().transpose()? {
+            for (loss, kind) in losses.iter_mut().zip(&KINDS) {
+                *loss = record.get(&format!("eval/{}/CrossEntropyLoss", kind.name)).or(*loss);
+            }
+        }
+        println!("\nheld-out loss, nats a token   single tokens   pairs of tokens   this model   its perplexity");
+        for (kind, loss) in KINDS.iter().zip(losses) {
+            let held_out = read(&format!("{}-held-out", kind.name))?;
+            let (Some(loss), Some((unigram, bigram))) = (loss, counted.losses(&held_out, length)) else {
+                bail!("{}: no evaluation of {} in it", self.path("run"), kind.name);
+            };
+            println!("  {:<26} {unigram:>14.2} {bigram:>17.2} {loss:>12.2} {:>16.1}", kind.name, loss.exp());
+        }
+        Ok(())
+    }
+}
+
+/// An argument as a shell takes it.
+fn quoted(argument: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=:,%+@".contains(letter);
+    match argument {
+        _ if !argument.is_empty() && argument.chars().all(plain) => argument.to_owned(),
+        _ => format!("'{}'", argument.replace('\'', "'\\''").replace('\n', "'$'\\n''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_can_be_typed() {
+        for (argument, typed) in [
+            ("--top-p", "--top-p"),
+            ("code=a/b.rs", "code=a/b.rs"),
+            ("Once upon", "'Once upon'"),
+            ("it's", "'it'\\''s'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(argument), typed);
+        }
+    }
+}
