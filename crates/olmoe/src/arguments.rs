@@ -13,12 +13,13 @@ use crate::download::Terminal;
 
 /// Which model.
 #[derive(Args)]
+#[command(next_help_heading = "Model")]
 pub(crate) struct ModelArg {
     /// A file or folder, or a model of the Hugging Face hub, which is downloaded unless it has been before
     #[arg(short, long, value_name = "PATH|REPO[@REVISION]")]
     model: String,
 
-    /// Use files downloaded before; an error if one is missing
+    /// Use files of the hub downloaded before; an error if one is missing
     #[arg(long)]
     offline: bool,
 }
@@ -64,6 +65,7 @@ impl Threads {
 
 /// How keys and values are kept.
 #[derive(Args)]
+#[command(next_help_heading = "Model")]
 pub(crate) struct CacheArg {
     /// How keys and values are kept: f32, bf16 or q8_0 [default: that of the precision, f32 or bf16]
     ///

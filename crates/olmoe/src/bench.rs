@@ -42,7 +42,9 @@ enum BenchCommand {
 #[command(after_long_help = "\
 Examples:
   olmoe bench gemm
-  olmoe bench gemm --precision amp_bf16 --threads 1 --json")]
+  olmoe bench gemm --precision amp_bf16 --threads 1 --json
+
+Exit status: 0 done, 1 if it could not be measured, 2 for wrong usage.")]
 pub(crate) struct GemmArgs {
     /// Precision of the products
     #[arg(long, value_enum, default_value = "all")]
@@ -69,7 +71,9 @@ impl GemmArgs {
 #[command(after_long_help = "\
 Examples:
   olmoe bench quantized
-  olmoe bench quantized --format q4_k --format q6_k --threads 1 --json")]
+  olmoe bench quantized --format q4_k --format q6_k --threads 1 --json
+
+Exit status: 0 done, 1 if it could not be measured, 2 for wrong usage.")]
 pub(crate) struct QuantizedArgs {
     /// Format of the weights; may be given several times [default: all]
     #[arg(long, value_name = "FORMAT", value_parser = block_format)]
@@ -105,7 +109,9 @@ fn block_format(name: &str) -> Result<BlockFormat, String> {
 Examples:
   olmoe bench train
   olmoe bench train --config small --precision fp32 --batch 2 --recompute attention
-  olmoe bench train --config my-model.yml --sequence 1024 --json")]
+  olmoe bench train --config my-model.yml --sequence 1024 --json
+
+Exit status: 0 done, 1 if it could not be measured, 2 for wrong usage.")]
 pub(crate) struct TrainArgs {
     /// `tiny`, `small`, or a configuration file (config.json or YAML)
     #[arg(long, value_name = "tiny|small|PATH", default_value = "tiny")]
@@ -175,7 +181,9 @@ impl TrainArgs {
 #[command(after_long_help = "\
 Examples:
   olmoe bench limits
-  olmoe bench limits --threads 1 --json")]
+  olmoe bench limits --threads 1 --json
+
+Exit status: 0 done, 1 if it could not be measured, 2 for wrong usage.")]
 pub(crate) struct LimitsArgs {
     #[command(flatten)]
     threads: Threads,

@@ -21,7 +21,7 @@ use signal_hook::consts::SIGINT;
 
 use crate::generator::{Generator, Work};
 use crate::interrupts::interrupts;
-use crate::output::print;
+use crate::output::{note, print};
 use crate::settings::{self, Settings};
 
 mod conversation;
@@ -72,23 +72,24 @@ Examples:
   olmoe chat -m model.gguf --system 'Answer in one sentence.' --temp 0 -n 200
   printf '%s\\n' 'What is a mixture of experts?' 'And a router?' /experts | olmoe chat -m model.gguf --quiet
 
-A file of /save and /load holds a list of messages: [{\"role\": \"user\", \"content\": \"…\"}, …], with the roles system
-(the first one only), user and assistant. If the last message is the user's, it is answered at once.
+Files: reads the model and the template; /save writes and /load reads a list of messages, [{\"role\": \"user\", \
+\"content\": \"…\"}, …], with the roles system (the first one only), user and assistant. If the last message is the \
+user's, it is answered at once.
 
 Turn i, from 0, has the seed of the settings plus i, so the same messages with the same seed get the same answers.
 
-Exit status: 0 done, 1 failed, or a line did that did not come from a terminal, 2 for wrong usage, 130 after an interrupt
-between two answers.")]
+Exit status: 0 done, 1 failed, or a line did that did not come from a terminal, 2 for wrong usage, 130 after an \
+interrupt between two answers.")]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     generator: Generator,
 
     /// What the model is told before the conversation
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Conversation")]
     system: Option<String>,
 
     /// A file with a Jinja template to use instead of the model's own
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Conversation")]
     chat_template: Option<PathBuf>,
 
     #[command(flatten)]
@@ -152,9 +153,7 @@ fn template(args: &ChatArgs, companions: &Companions) -> anyhow::Result<(ChatTem
             false,
         )),
         None => {
-            if !args.generator.quiet {
-                eprintln!("note: this model comes without a chat template; that of OLMoE's fine-tuning, tulu, is used");
-            }
+            note("this model comes without a chat template; that of OLMoE's fine-tuning, tulu, is used");
             Ok((ChatTemplate::new(TULU)?, true))
         }
     }
@@ -210,10 +209,7 @@ impl Chat<'_> {
 
     /// Says something that is no answer.
     fn note(&self, text: &str) {
-        if !self.quiet {
-            // If nobody reads it, all goes on.
-            let _ = writeln!(stderr(), "note: {text}");
-        }
+        note(text);
     }
 
     fn command(&mut self, line: &str) -> anyhow::Result<bool> {

@@ -14,7 +14,9 @@ use olmoe_checkpoint::weights::Weights;
 use olmoe_tensor::dtype::DType;
 
 use crate::arguments::{Threads, input};
+use crate::output::note;
 use crate::progress::Progress;
+use crate::record::RecordArg;
 
 /// Convert a checkpoint between Hugging Face, OLMo and GGUF
 ///
@@ -28,6 +30,10 @@ Examples:
   olmoe convert OLMoE-1B-7B-0924 olmoe.gguf --to gguf
   olmoe convert step1200000-unsharded OLMoE-hf --to hf --dtype bf16 --tokenizer tokenizer.json
   olmoe convert allenai/OLMoE-1B-7B-0924 OLMoE-native --to olmo
+  olmoe convert runs/first/latest first.gguf --to gguf --json
+
+Files: reads IN; writes OUT, a folder with config.json, *.safetensors and the tokenizer (hf), with model.safetensors and \
+config.yaml (olmo), or one file (gguf).
 
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct ConvertArgs {
@@ -46,24 +52,28 @@ pub(crate) struct ConvertArgs {
     beside: Beside,
 
     #[command(flatten)]
+    record: RecordArg,
+
+    #[command(flatten)]
     run: RunArgs,
 }
 
 /// What is written.
 #[derive(Args)]
+#[command(next_help_heading = "Output")]
 pub(crate) struct Form {
     /// Format to write
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "FORMAT")]
     to: To,
 
     /// Type of the numbers to write [default: that of each tensor]
     ///
     /// Needed for quantised weights; f32 holds them exactly.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "TYPE")]
     dtype: Option<Number>,
 
     /// How Hugging Face files store experts
-    #[arg(long, value_enum, default_value = "separate")]
+    #[arg(long, value_enum, value_name = "HOW", default_value = "separate")]
     experts: ExpertsArg,
 }
 
@@ -80,6 +90,7 @@ impl Form {
 
 /// What goes beside the weights.
 #[derive(Args)]
+#[command(next_help_heading = "Output")]
 pub(crate) struct Beside {
     /// A tokenizer.json to use instead of the checkpoint's own
     #[arg(long, value_name = "FILE")]
@@ -96,7 +107,7 @@ impl Beside {
     /// What goes beside the weights of a checkpoint. The user is told what is remarkable about either.
     pub(crate) fn companions(&self, checkpoint: &Checkpoint) -> anyhow::Result<Companions> {
         let (companions, notices) = self.silently(checkpoint)?;
-        notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+        notices.iter().for_each(note);
         Ok(companions)
     }
 
@@ -107,7 +118,7 @@ impl Beside {
             let (companions, notices) = self.silently(checkpoint)?;
             for notice in notices {
                 if !said.contains(&notice) {
-                    eprintln!("note: {notice}");
+                    note(&notice);
                     said.insert(notice);
                 }
             }
@@ -127,7 +138,7 @@ impl Beside {
 #[derive(Args)]
 pub(crate) struct RunArgs {
     /// Replace OUT: a file, or the folder of a checkpoint
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     force: bool,
 
     /// Use files of the hub downloaded before; an error if one is missing
@@ -137,8 +148,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     threads: Threads,
 
-    /// No progress and no summary
-    #[arg(long)]
+    /// No progress, no notes and no summary
+    #[arg(long, help_heading = "Output")]
     pub(crate) quiet: bool,
 }
 
@@ -211,10 +222,7 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let companions = args.beside.companions(&checkpoint)?;
     let target = args.form.target();
     let written = args.run.write(&checkpoint, &companions, target, &args.output)?;
-    if !args.run.quiet {
-        println!("{}: {}", args.output.display(), summary(&written));
-    }
-    Ok(())
+    args.record.show(&args.output, &written, format_args!("{}: {}", args.output.display(), summary(&written)))
 }
 
 impl RunArgs {
@@ -228,7 +236,7 @@ impl RunArgs {
     ) -> anyhow::Result<Written> {
         self.threads.apply();
         let conversion = Conversion::plan(source, companions, target)?;
-        conversion.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+        conversion.notices.iter().for_each(note);
         let writing = Progress::new("writing", conversion.bytes(), self.quiet);
         let comparing = std::sync::OnceLock::new();
         let total = conversion.bytes();

@@ -6,6 +6,9 @@ use std::io::{IsTerminal, Write, stderr};
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use olmoe_checkpoint::hub::{Hub, ModelRef, Progress, RevisionKind};
+use serde_json::json;
+
+use crate::output::is_quiet;
 
 /// Download a model from the Hugging Face hub
 ///
@@ -18,6 +21,8 @@ Examples:
   olmoe download allenai/OLMoE-1B-7B-0924
   olmoe download allenai/OLMoE-1B-7B-0924 --list-revisions
   olmoe download allenai/OLMoE-1B-7B-0924 --revision step5000-tokens20B --include '*.json' --include '*.safetensors'
+
+Files: writes the cache, by default ~/.cache/huggingface/hub/models--ORG--NAME. The folder printed holds links into it.
 
 Environment:
   HF_HOME                   folder for the cache and the token [default: ~/.cache/huggingface]
@@ -48,9 +53,17 @@ pub(crate) struct DownloadArgs {
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
 
-    /// Use the files downloaded before; an error if one is missing
+    /// Use files of the hub downloaded before; an error if one is missing
     #[arg(long)]
     offline: bool,
+
+    /// Print one JSON object: repo, revision and folder, or repo and revisions, an array
+    #[arg(long)]
+    json: bool,
+
+    /// No progress and no notes
+    #[arg(long)]
+    quiet: bool,
 }
 
 pub(crate) fn run(args: &DownloadArgs) -> anyhow::Result<()> {
@@ -58,12 +71,20 @@ pub(crate) fn run(args: &DownloadArgs) -> anyhow::Result<()> {
     let progress = Terminal::new();
     let repo = &args.model.repo;
     if args.list_revisions {
+        let mut list = Vec::new();
         for revision in hub.revisions(repo, &progress)? {
             let kind = match revision.kind {
                 RevisionKind::Branch => "branch",
                 RevisionKind::Tag => "tag",
             };
-            println!("{:<40} {kind:<6} {}", revision.name, revision.commit);
+            if args.json {
+                list.push(json!({ "name": revision.name, "kind": kind, "commit": revision.commit }));
+            } else {
+                println!("{:<40} {kind:<6} {}", revision.name, revision.commit);
+            }
+        }
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&json!({ "repo": repo.to_string(), "revisions": list }))?);
         }
         return Ok(());
     }
@@ -76,7 +97,12 @@ pub(crate) fn run(args: &DownloadArgs) -> anyhow::Result<()> {
     };
     let include: Vec<&str> = args.include.iter().map(String::as_str).collect();
     let folder = hub.download(repo, revision, &include, &progress)?;
-    println!("{}", folder.display());
+    if args.json {
+        let folder = folder.display().to_string();
+        println!("{}", json!({ "repo": repo.to_string(), "revision": revision, "folder": folder }));
+    } else {
+        println!("{}", folder.display());
+    }
     Ok(())
 }
 
@@ -84,6 +110,7 @@ pub(crate) fn run(args: &DownloadArgs) -> anyhow::Result<()> {
 pub(crate) struct Terminal {
     bar: RefCell<Option<ProgressBar>>,
     bars: bool,
+    quiet: bool,
     size: Cell<Option<u64>>,
     /// Tenths of the file that have been reported.
     tenths: Cell<u64>,
@@ -94,7 +121,8 @@ const LARGE: u64 = 100_000_000;
 
 impl Terminal {
     pub(crate) fn new() -> Terminal {
-        Terminal { bar: RefCell::new(None), bars: stderr().is_terminal(), size: Cell::new(None), tenths: Cell::new(0) }
+        let (quiet, bars) = (is_quiet(), stderr().is_terminal());
+        Terminal { bar: RefCell::new(None), bars, quiet, size: Cell::new(None), tenths: Cell::new(0) }
     }
 
     /// A line. If nobody reads it the download goes on all the same.
@@ -111,13 +139,18 @@ impl Terminal {
 
 impl Progress for Terminal {
     fn note(&self, text: &str) {
-        self.line(text);
+        if !self.quiet {
+            self.line(text);
+        }
     }
 
     fn begin(&self, number: usize, count: usize, file: &str, size: Option<u64>) {
         let prefix = format!("[{number}/{count}] {file}");
         self.size.set(size);
         self.tenths.set(0);
+        if self.quiet {
+            return;
+        }
         if !self.bars {
             let size = size.map(|size| format!(" ({})", HumanBytes(size))).unwrap_or_default();
             self.line(&format!("{prefix}{size}"));
@@ -143,7 +176,7 @@ impl Progress for Terminal {
             } else {
                 bar.set_position(bytes);
             }
-        } else if let Some(size) = self.size.get().filter(|&size| size >= LARGE) {
+        } else if let Some(size) = self.size.get().filter(|&size| size >= LARGE && !self.quiet) {
             let tenths = bytes / (size / 10);
             if tenths > self.tenths.get() && bytes < size {
                 self.line(&format!("  {} of {}", HumanBytes(bytes), HumanBytes(size)));

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::{OnePrecision, Threads, positive};
 use crate::loading::{LoadingArgs, beside};
+use crate::output::note;
 use crate::progress::Progress;
 
 /// Experts that are named for each layer and text.
@@ -41,38 +42,38 @@ pub(crate) struct ExpertsArgs {
     loading: LoadingArgs,
 
     /// Texts, with names to call them by; without one it is the file's
-    #[arg(value_name = "[NAME=]FILE", required = true)]
+    #[arg(value_name = "[NAME=]FILE", required = true, help_heading = "Text")]
     texts: Vec<String>,
 
     /// Tokens of each text that are read
-    #[arg(long, value_name = "N", default_value = "204800", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "204800", value_parser = positive, help_heading = "Text")]
     tokens: usize,
 
     /// Tokens of a piece [default: 2048, or what the model can hold]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Text")]
     context: Option<usize>,
 
     /// Layers to show, from 0 [default: all]
-    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', help_heading = "Output")]
     layers: Vec<usize>,
 
     /// Draw a map of the shares into this file, .svg or .png
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     plot: Option<PathBuf>,
 
     /// Print one JSON object: `texts`, an array, with the choices of every expert
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 
     /// Precision of the matrix products
-    #[arg(long, value_enum, default_value = "bf16")]
+    #[arg(long, value_enum, default_value = "amp_bf16", help_heading = "Model")]
     precision: OnePrecision,
 
     #[command(flatten)]
     threads: Threads,
 
     /// No progress
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -164,7 +165,7 @@ fn read(path: &Path, tokenizer: &Tokenizer, end: Option<u32>, most: usize) -> an
             ids.extend(end);
         }
         if let Some(line) = malformed {
-            eprintln!("note: {line}; left out");
+            note(format_args!("{line}; left out"));
         }
     } else {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;

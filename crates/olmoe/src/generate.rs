@@ -22,7 +22,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::arguments::positive;
 use crate::generator::{Generator, Work};
 use crate::interrupts::{INTERRUPTED, interrupts};
-use crate::output::print;
+use crate::output::{note, print};
 use crate::settings::{Line, Prompt, Settings};
 
 mod report;
@@ -45,9 +45,11 @@ Examples:
   olmoe generate -m OLMoE-1B-7B-0924 -f notes.txt --temp 0 --stop '\\n\\n' --json --logprobs 5
   olmoe generate -m OLMoE-1B-7B-0924 --batch prompts.jsonl --samples 4 --seed 1 > texts.jsonl
 
-A line of a batch is an object with `prompt`, a text or an array of ids, and what differs from the flags: max_tokens,
-min_tokens, temperature, top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty, presence_penalty,
+A line of a batch is an object with `prompt`, a text or an array of ids, and what differs from the flags: max_tokens, \
+min_tokens, temperature, top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty, presence_penalty, \
 logit_bias {\"ID\": X}, seed, stop, stop_ids, ignore_eos, samples, logprobs, experts. `id` comes back as it is.
+
+Files: reads the model, and FILE of --file or --batch; writes none but the weights of --packed-cache.
 
 Exit status: 0 done, 1 failed, or a prompt of a batch did, 2 for wrong usage, 130 after an interrupt.")]
 #[command(group(clap::ArgGroup::new("source").args(["prompt", "file", "ids", "batch"])))]
@@ -56,38 +58,38 @@ pub(crate) struct GenerateArgs {
     generator: Generator,
 
     /// The text to continue [default: standard input]
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
     prompt: Option<String>,
 
     /// A file with the text; the line break at its end is left out, as it is of standard input
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
     /// Token ids to continue
-    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', help_heading = "Prompt")]
     ids: Option<Vec<u32>>,
 
     /// A file of JSON objects, one a line, each with a `prompt`; - for standard input. Prints one object a line, in order
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     batch: Option<PathBuf>,
 
     #[command(flatten)]
     settings: Settings,
 
     /// Samples to generate from each prompt
-    #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive, help_heading = "Prompt")]
     samples: usize,
 
     /// With --json: the log-probability of each token, and of K alternatives
     ///
     /// Of the model's own distribution: before bias, penalties, filters and temperature.
-    #[arg(long, value_name = "K", num_args = 0..=1, default_missing_value = "0")]
+    #[arg(long, value_name = "K", num_args = 0..=1, default_missing_value = "0", help_heading = "Output")]
     logprobs: Option<usize>,
 
     /// With --json: the experts of each token, by layer
     ///
     /// Those of the pass whose outcome the token is; it reads the token before it.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     experts: bool,
 
     /// Most texts that are generated at once
@@ -95,7 +97,7 @@ pub(crate) struct GenerateArgs {
     parallel: usize,
 
     /// Print one JSON object: `samples` with `text`, `ids`, `finish_reason`, `usage` and what was asked for
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
@@ -210,8 +212,8 @@ fn text(args: &GenerateArgs) -> anyhow::Result<String> {
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
         }
         (None, None) => {
-            if stdin().is_terminal() && !args.generator.quiet {
-                eprintln!("note: the prompt is read from the terminal; end it with Ctrl-D, or give --prompt");
+            if stdin().is_terminal() {
+                note("the prompt is read from the terminal; end it with Ctrl-D, or give --prompt");
             }
             let mut text = String::new();
             stdin().lock().read_to_string(&mut text).context("cannot read standard input")?;

@@ -12,6 +12,7 @@ use olmoe_tensor::memory::available_bytes;
 
 use crate::arguments::{CacheArg, OnePrecision, Threads};
 use crate::loading::{LoadingArgs, beside};
+use crate::output::note;
 
 /// Which model, and how it computes.
 #[derive(Args)]
@@ -21,9 +22,9 @@ pub(crate) struct Generator {
 
     /// Precision of the matrix products
     ///
-    /// With bf16 quantised weights stay quantised, and what they are multiplied with is rounded to eight bits; with fp32
+    /// With amp_bf16 quantised weights stay quantised, and what they are multiplied with is rounded to eight bits; with fp32
     /// they become the numbers that they stand for.
-    #[arg(long, value_enum, default_value = "bf16")]
+    #[arg(long, value_enum, default_value = "amp_bf16", help_heading = "Model")]
     precision: OnePrecision,
 
     #[command(flatten)]
@@ -32,8 +33,8 @@ pub(crate) struct Generator {
     #[command(flatten)]
     threads: Threads,
 
-    /// No progress and no summary
-    #[arg(long)]
+    /// No progress, no notes and no summary
+    #[arg(long, help_heading = "Output")]
     pub(crate) quiet: bool,
 }
 
@@ -52,7 +53,7 @@ impl Generator {
         self.threads.apply();
         let checkpoint = self.loading.open()?;
         let companions = Companions::of(&checkpoint, None, false)?;
-        companions.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+        companions.notices.iter().for_each(note);
         Ok((checkpoint, companions))
     }
 

@@ -8,6 +8,8 @@ use olmoe_checkpoint::weights::Random;
 use olmoe_model::config::ModelConfig;
 
 use crate::convert::{ExpertsArg, Number, RunArgs, To};
+use crate::output::note;
+use crate::record::RecordArg;
 
 /// Write a checkpoint with fresh random weights
 ///
@@ -19,13 +21,15 @@ Examples:
   olmoe init --config configs/tiny.yml --seed 1 tiny
   olmoe init --config configs/olmoe-1b-7b.yml --seed 1 random.gguf --to gguf --tokenizer tokenizer.json
 
+Files: reads the configuration and the tokenizer; writes OUT as `olmoe convert` does.
+
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct InitArgs {
     /// Configuration: an OLMo YAML, a Hugging Face config.json, or this program's own JSON
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
-    /// Seed of the draws
+    /// Seed of the draws; the same bits on every machine
     #[arg(long, value_name = "N")]
     seed: u64,
 
@@ -34,20 +38,23 @@ pub(crate) struct InitArgs {
     output: PathBuf,
 
     /// Format to write
-    #[arg(long, value_enum, default_value = "hf")]
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "hf", help_heading = "Output")]
     to: To,
 
     /// Type of the numbers to write
-    #[arg(long, value_enum, default_value = "bf16")]
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "bf16", help_heading = "Output")]
     dtype: Number,
 
     /// How Hugging Face files store experts
-    #[arg(long, value_enum, default_value = "separate")]
+    #[arg(long, value_enum, value_name = "HOW", default_value = "separate", help_heading = "Output")]
     experts: ExpertsArg,
 
     /// A tokenizer.json to put beside the weights
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     tokenizer: Option<PathBuf>,
+
+    #[command(flatten)]
+    record: RecordArg,
 
     #[command(flatten)]
     run: RunArgs,
@@ -55,18 +62,16 @@ pub(crate) struct InitArgs {
 
 pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
     let loaded = ModelConfig::read(&args.config)?;
-    loaded.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    loaded.notices.iter().for_each(note);
     let name = args.config.file_stem().map_or("model".into(), |name| name.to_string_lossy().into_owned());
     let companions = match &args.tokenizer {
         None => Companions::named(name),
         Some(path) => Companions::with_tokenizer(name, path, &loaded.config)?,
     };
-    companions.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    companions.notices.iter().for_each(note);
     let random = Random::new(loaded.config, args.seed, args.dtype.dtype());
     let target = args.to.target(Some(args.dtype), args.experts);
     let written = args.run.write(&random, &companions, target, &args.output)?;
-    if !args.run.quiet {
-        println!("{}: {} tensors, {} bytes", args.output.display(), written.tensors, written.bytes);
-    }
-    Ok(())
+    let text = format!("{}: {} tensors, {} bytes", args.output.display(), written.tensors, written.bytes);
+    args.record.show(&args.output, &written, text)
 }

@@ -23,17 +23,19 @@ Examples:
   olmoe inspect olmoe-q4_0.gguf --json
   olmoe inspect configs/olmoe-1b-7b.yml
 
+Files: reads the headers of *.safetensors, *.gguf or an OLMo checkpoint, config.json, and the tokenizer.
+
 Exit status: 0 if it could be read, 1 if not, 2 for wrong usage.")]
 pub(crate) struct InspectArgs {
     /// A folder, a file, or a model of the hub (REPO or REPO@REVISION)
     #[arg(value_name = "PATH")]
     path: String,
 
-    /// A line for every tensor
+    /// Print a line for every tensor
     #[arg(long)]
     tensors: bool,
 
-    /// Print one JSON object: format, config, tokenizer, metadata, tensors, parameters_total, parameters_active
+    /// Print one JSON object: path, format, config, parameters_total, parameters_active, tokenizer, tensors, …
     #[arg(long)]
     json: bool,
 

@@ -11,6 +11,7 @@ use olmoe_model::model::{Model, Precision};
 use olmoe_tensor::ops::attention::CacheType;
 
 use crate::arguments::ModelArg;
+use crate::output::note;
 use crate::progress::Progress;
 
 /// Bytes of the program itself: its code, tokenizer, tables and small buffers.
@@ -18,6 +19,7 @@ const PROGRAM: u64 = 16 << 20;
 
 /// Which model, and how it is loaded.
 #[derive(Args)]
+#[command(next_help_heading = "Model")]
 pub(crate) struct LoadingArgs {
     #[command(flatten)]
     model: ModelArg,
@@ -34,7 +36,7 @@ impl LoadingArgs {
     /// Opens the checkpoint and says what is remarkable about it.
     pub(crate) fn open(&self) -> anyhow::Result<Checkpoint> {
         let checkpoint = Checkpoint::open(&self.model.resolve()?)?;
-        checkpoint.contents().notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+        checkpoint.contents().notices.iter().for_each(note);
         Ok(checkpoint)
     }
 
@@ -58,12 +60,12 @@ impl LoadingArgs {
         let mut loaded = checkpoint.load(&loading, &|bytes| progress.advance(bytes))?;
         drop(progress);
         if let Some(notice) = &loaded.notice {
-            eprintln!("note: {notice}");
+            note(notice);
         }
         if let Some(bytes) = loaded.to_keep() {
             let progress = Progress::new("keeping", bytes, quiet);
             if let Err(error) = loaded.keep(&|bytes| progress.advance(bytes)) {
-                eprintln!("note: the packed weights are not kept: {error}");
+                note(format_args!("the packed weights are not kept: {error}"));
             }
         }
         Ok(loaded.model)

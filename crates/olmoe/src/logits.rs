@@ -31,6 +31,8 @@ Examples:
   olmoe logits -m OLMoE-1B-7B-0924 --text 'Bitcoin is' --out logits.safetensors
   olmoe logits -m tiny --ids 5,17,42 --out logits.safetensors --routing --precision fp32
 
+Files: reads the model and the text; writes FILE of --out.
+
 Exit status: 0 if the file was written, 1 if not, 2 for wrong usage.")]
 #[command(group(clap::ArgGroup::new("tokens").required(true).args(["ids", "text", "file"])))]
 pub(crate) struct LogitsArgs {
@@ -38,34 +40,38 @@ pub(crate) struct LogitsArgs {
     loading: LoadingArgs,
 
     /// Token ids
-    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', help_heading = "Text")]
     ids: Vec<u32>,
 
     /// A text
-    #[arg(long)]
+    #[arg(long, value_name = "TEXT", help_heading = "Text")]
     text: Option<String>,
 
     /// A file with a text
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Text")]
     file: Option<PathBuf>,
 
-    /// The file to write
-    #[arg(long, value_name = "FILE")]
+    /// File to write; one that is there is replaced
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     out: PathBuf,
 
     /// Write the experts of each token, too
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     routing: bool,
 
     /// Precision of the matrix products
-    #[arg(long, value_enum, default_value = "fp32")]
+    #[arg(long, value_enum, default_value = "fp32", help_heading = "Model")]
     precision: OnePrecision,
 
     #[command(flatten)]
     threads: Threads,
 
-    /// No progress and no summary
-    #[arg(long)]
+    /// Print one JSON object: path, tokens and logits, the number for each token
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+
+    /// No progress, no notes and no summary
+    #[arg(long, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -127,7 +133,10 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
         Ok(())
     };
     write().with_context(|| format!("{}: could not be written", args.out.display()))?;
-    if !args.quiet {
+    if args.json {
+        let path = args.out.display().to_string();
+        println!("{}", serde_json::json!({ "path": path, "tokens": num_tokens, "logits": rows }));
+    } else if !args.quiet {
         println!("{}: {num_tokens} tokens, {rows} logits each", args.out.display());
     }
     Ok(())

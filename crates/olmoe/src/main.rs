@@ -1,6 +1,6 @@
 //! The `olmoe` program: flags and dispatch; every command is a file.
 //!
-//! Exit status: 0 done, 1 failed, 2 wrong usage, 75 saved before the end.
+//! Exit status: 0 done, 1 failed, 2 wrong usage, 75 saved before the end, 130 and 143 after a signal.
 
 mod arguments;
 #[macro_use]
@@ -8,20 +8,25 @@ mod output;
 
 mod bench;
 mod chat;
+mod completions;
 mod convert;
 mod download;
 mod experts;
+mod files;
 mod generate;
 mod generator;
+mod help;
 mod init;
 mod inspect;
 mod interrupts;
 mod live;
 mod loading;
 mod logits;
+mod man;
 mod progress;
 mod quantize;
 mod quickstart;
+mod record;
 mod runs;
 mod settings;
 mod soup;
@@ -34,18 +39,39 @@ mod verify;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use olmoe_tensor::simd::Isa;
 
 /// The OLMoE mixture-of-experts language models on the CPU: right, deterministic, fast.
 ///
 /// The same forward pass serves training and inference, and a result never depends on the number of threads, on the
 /// rest of the batch, or on the instruction set: `olmoe verify` shows it on your machine.
-///
-/// Environment: OLMOE_ISA=scalar|avx2|avx512 forces one instruction set; without it the best one that the processor has
-/// is used. Exit status: 0 done, 1 failed, 2 wrong usage, 75 training saved before its end.
 #[derive(Parser)]
-#[command(name = "olmoe", version, arg_required_else_help = true, subcommand_required = true, max_term_width = 100)]
+#[command(
+    name = "olmoe",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    max_term_width = 100,
+    after_long_help = "\
+Examples:
+  olmoe download allenai/OLMoE-1B-7B-0924-Instruct
+  olmoe chat -m allenai/OLMoE-1B-7B-0924-Instruct
+  olmoe quantize allenai/OLMoE-1B-7B-0924 olmoe.gguf --type q4_k_m
+  olmoe generate -m olmoe.gguf -p 'Bitcoin is' -n 64
+  olmoe help bench decode
+
+Results go to standard output; progress, notes and errors to standard error, where --quiet leaves the errors only. \
+Progress bars and colours are for terminals.
+
+Environment:
+  OLMOE_ISA    scalar, avx2 or avx512: use this instruction set [default: the best of the processor]
+  HF_HOME      cache and token of models of the hub; `olmoe help download` has this and the others
+  NO_COLOR     not empty: no colours in help and errors
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 75 training saved before its end, 130 after an interrupt (Ctrl-C), 143 \
+after SIGTERM. A reader that closes standard output early, such as head, is no error."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -71,6 +97,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     Runs(runs::RunsArgs),
     Bench(bench::BenchArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -82,7 +110,9 @@ fn main() -> ExitCode {
 
 /// Runs a command line. Ends the program if it is wrong.
 fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse_from(train::keys_last(arguments));
+    let matches = command().get_matches_from(train::keys_last(arguments));
+    output::be_quiet(asks_for_quiet(&matches));
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let Err(error) = Isa::from_environment() {
         eprintln!("error: {error}");
         return Ok(ExitCode::from(2));
@@ -107,7 +137,21 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         Command::Tokens(args) => done(tokens::run(args)),
         Command::Tokenize(args) => done(tokenize::run(args)),
         Command::Bench(args) => done(bench::run(args)),
+        Command::Completions(args) => done(completions::run(args)),
+        Command::Man(args) => done(man::run(args)),
     }
+}
+
+/// The program's flags.
+fn command() -> clap::Command {
+    help::grouped(Cli::command())
+}
+
+/// Whether the command that was called, at any depth, was called with --quiet.
+fn asks_for_quiet(matches: &ArgMatches) -> bool {
+    matches.subcommand().is_some_and(|(_, below)| {
+        below.try_get_one::<bool>("quiet").is_ok_and(|quiet| quiet == Some(&true)) || asks_for_quiet(below)
+    })
 }
 
 /// An error and its causes on one line; a cause that a text already holds is not repeated.
@@ -123,13 +167,11 @@ fn with_causes(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_flags_are_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! `olmoe quantize`
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use olmoe_checkpoint::convert::Target;
+use olmoe_checkpoint::convert::{Target, Written};
 use olmoe_checkpoint::gguf::mix::Mix;
 use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::weights::Weights;
@@ -11,6 +12,7 @@ use olmoe_checkpoint::{Checkpoint, CheckpointError};
 
 use crate::arguments::input;
 use crate::convert::{Beside, RunArgs};
+use crate::record::RecordArg;
 
 /// Quantise a checkpoint to a GGUF file
 ///
@@ -22,6 +24,9 @@ use crate::convert::{Beside, RunArgs};
 Examples:
   olmoe quantize OLMoE-1B-7B-0924 olmoe-q4_k_m.gguf --type q4_k_m
   olmoe quantize olmoe-bf16.gguf olmoe-q8_0.gguf --type q8_0
+  olmoe quantize allenai/OLMoE-1B-7B-0924 small.gguf --type q4_0 --json
+
+Files: reads IN; writes OUT, a GGUF file with the tokenizer in it.
 
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct QuantizeArgs {
@@ -34,7 +39,7 @@ pub(crate) struct QuantizeArgs {
     output: PathBuf,
 
     /// Kind of file: q4_0 q4_1 q5_0 q5_1 q8_0 q4_k_s q4_k_m q5_k_s q5_k_m q6_k, or bf16 f16 f32
-    #[arg(long = "type", value_name = "TYPE", value_parser = mix)]
+    #[arg(long = "type", value_name = "TYPE", value_parser = mix, help_heading = "Output")]
     mix: Mix,
 
     /// Quantise what is quantised already
@@ -43,6 +48,9 @@ pub(crate) struct QuantizeArgs {
 
     #[command(flatten)]
     beside: Beside,
+
+    #[command(flatten)]
+    record: RecordArg,
 
     #[command(flatten)]
     run: RunArgs,
@@ -64,27 +72,38 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let companions = args.beside.companions(&checkpoint)?;
     let target = Target::Gguf { mix: Some(args.mix) };
     let written = args.run.write(&checkpoint, &companions, target, &args.output)?;
-    if args.run.quiet {
-        return Ok(());
+    args.record.show(&args.output, &written, Table { path: &args.output, written: &written })
+}
+
+/// What each kind of tensor became.
+struct Table<'a> {
+    path: &'a Path,
+    written: &'a Written,
+}
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Table { path, written } = self;
+        writeln!(
+            f,
+            "{:<28} {:<18} {:>14} {:>14} {:>10} {:>10}",
+            "tensors", "types", "bytes before", "bytes after", "rmse", "relative"
+        )?;
+        for (kind, fidelity) in &written.kinds {
+            let types: Vec<String> = fidelity.encodings.iter().map(|(name, count)| format!("{name}×{count}")).collect();
+            writeln!(
+                f,
+                "{kind:<28} {:<18} {:>14} {:>14} {:>10.2e} {:>9.3}%",
+                types.join(" "),
+                fidelity.bytes_before,
+                fidelity.bytes_after,
+                fidelity.rmse(),
+                fidelity.relative() * 100.0
+            )?;
+        }
+        let before: u64 = written.kinds.values().map(|kind| kind.bytes_before).sum();
+        let numbers: u64 = written.kinds.values().map(|kind| kind.numbers).sum();
+        let bits = written.bytes as f64 * 8.0 / numbers.max(1) as f64;
+        write!(f, "{}: {before} bytes became {} ({bits:.2} bits a number)", path.display(), written.bytes)
     }
-    println!(
-        "{:<28} {:<18} {:>14} {:>14} {:>10} {:>10}",
-        "tensors", "types", "bytes before", "bytes after", "rmse", "relative"
-    );
-    for (kind, fidelity) in &written.kinds {
-        let types: Vec<String> = fidelity.encodings.iter().map(|(name, count)| format!("{name}×{count}")).collect();
-        println!(
-            "{kind:<28} {:<18} {:>14} {:>14} {:>10.2e} {:>9.3}%",
-            types.join(" "),
-            fidelity.bytes_before,
-            fidelity.bytes_after,
-            fidelity.rmse(),
-            fidelity.relative() * 100.0
-        );
-    }
-    let before: u64 = written.kinds.values().map(|kind| kind.bytes_before).sum();
-    let numbers: u64 = written.kinds.values().map(|kind| kind.numbers).sum();
-    let bits = written.bytes as f64 * 8.0 / numbers.max(1) as f64;
-    println!("{}: {before} bytes became {} ({bits:.2} bits a number)", args.output.display(), written.bytes);
-    Ok(())
 }

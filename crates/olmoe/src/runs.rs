@@ -39,6 +39,8 @@ Examples:
   olmoe runs runs/a --plot load.png --metric train/MaxExpertLoad --log y --smooth 50
   olmoe runs runs/ --json
 
+Files: reads metrics.jsonl of each run; writes FILE of --plot.
+
 Exit status: 0 done, 1 if there is no run or one could not be read, 2 for wrong usage.")]
 pub(crate) struct RunsArgs {
     /// Run folders, or folders of them
@@ -54,22 +56,22 @@ pub(crate) struct RunsArgs {
     smooth: usize,
 
     /// Draw curves into this file, .svg or .png
-    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    #[arg(long, value_name = "FILE", conflicts_with = "json", help_heading = "Picture")]
     plot: Option<PathBuf>,
 
     /// What the picture has from left to right
-    #[arg(long, value_name = "AXIS", default_value = "steps", requires = "plot")]
+    #[arg(long, value_name = "AXIS", default_value = "steps", requires = "plot", help_heading = "Picture")]
     x: XAxis,
 
     /// Axes of the picture with a logarithmic scale
-    #[arg(long, value_name = "AXIS", value_delimiter = ',', requires = "plot")]
+    #[arg(long, value_name = "AXIS", value_delimiter = ',', requires = "plot", help_heading = "Picture")]
     log: Vec<LogAxis>,
 
     /// Title of the picture
-    #[arg(long, value_name = "TEXT", requires = "plot")]
+    #[arg(long, value_name = "TEXT", requires = "plot", help_heading = "Picture")]
     title: Option<String>,
 
-    /// Print one JSON object: `runs`, an array
+    /// Print one JSON object: runs, an array
     #[arg(long)]
     json: bool,
 }

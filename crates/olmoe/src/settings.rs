@@ -13,13 +13,14 @@ use crate::arguments::{bias, positive};
 
 /// How to generate.
 #[derive(Args)]
+#[command(next_help_heading = "Sampling")]
 pub(crate) struct Settings {
     /// Most tokens to generate [default: until an end-of-text token or the end of the model's context]
-    #[arg(short = 'n', long, visible_aliases = ["n-predict", "predict"], value_name = "N", value_parser = positive)]
+    #[arg(short = 'n', long, visible_aliases = ["n-predict", "predict"], value_name = "N", value_parser = positive, help_heading = "End of the text")]
     max_tokens: Option<usize>,
 
     /// Before so many tokens no end-of-text token is chosen and no stop string counts
-    #[arg(long, value_name = "N", default_value = "0")]
+    #[arg(long, value_name = "N", default_value = "0", help_heading = "End of the text")]
     min_tokens: usize,
 
     /// Divides the logits before the draw; 0 takes the likeliest token every time
@@ -84,15 +85,15 @@ pub(crate) struct Settings {
     seed: Option<u64>,
 
     /// A text that ends generation; it is not part of the output. May be repeated
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = "End of the text")]
     stop: Vec<String>,
 
     /// End-of-text tokens are tokens like others
-    #[arg(long)]
+    #[arg(long, help_heading = "End of the text")]
     ignore_eos: bool,
 
     /// Show the texts of special tokens
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     special: bool,
 }
 

@@ -9,6 +9,8 @@ use olmoe_checkpoint::soup::Soup;
 
 use crate::arguments::input;
 use crate::convert::{Beside, Form, RunArgs};
+use crate::output::note;
+use crate::record::RecordArg;
 
 /// Average checkpoints of one model
 ///
@@ -22,6 +24,8 @@ Examples:
   olmoe soup anneal-42 anneal-43 anneal-44 --out soup --to hf
   olmoe soup base.gguf finetuned.gguf --weights 1,3 --out mixed.gguf --to gguf
 
+Files: reads each IN; writes OUT as `olmoe convert` does.
+
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct SoupArgs {
     /// Checkpoints, two or more: folders, GGUF files, or models of the hub (REPO or REPO@REVISION)
@@ -29,7 +33,7 @@ pub(crate) struct SoupArgs {
     inputs: Vec<String>,
 
     /// Folder (hf, olmo) or file (gguf) to write; must not exist yet
-    #[arg(long = "out", value_name = "OUT")]
+    #[arg(long = "out", value_name = "OUT", help_heading = "Output")]
     output: PathBuf,
 
     #[command(flatten)]
@@ -43,6 +47,9 @@ pub(crate) struct SoupArgs {
     beside: Beside,
 
     #[command(flatten)]
+    record: RecordArg,
+
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -53,13 +60,12 @@ pub(crate) fn run(args: &SoupArgs) -> anyhow::Result<()> {
     }
     let soup = Soup::new(checkpoints, &args.weights, args.form.dtype())?;
     let companions = args.beside.companions_of(soup.checkpoints())?;
-    soup.same_tokenizer(&companions)?.iter().for_each(|notice| eprintln!("note: {notice}"));
+    soup.same_tokenizer(&companions)?.iter().for_each(note);
     let target = args.form.target();
     let written = args.run.write(&soup, &companions[0], target, &args.output)?;
-    if !args.run.quiet {
-        let (count, tensors, bytes) = (args.inputs.len(), written.tensors, written.bytes);
-        let out = args.output.display();
-        println!("{out}: the average of {count} checkpoints, {tensors} tensors, {bytes} bytes, read back and compared");
-    }
-    Ok(())
+    let (count, tensors, bytes) = (args.inputs.len(), written.tensors, written.bytes);
+    let out = args.output.display();
+    let text =
+        format!("{out}: the average of {count} checkpoints, {tensors} tensors, {bytes} bytes, read back and compared");
+    args.record.show(&args.output, &written, text)
 }

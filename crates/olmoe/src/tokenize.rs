@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::arguments::{Threads, input};
+use crate::output::note;
 use crate::progress::Progress;
 
 /// Malformed lines that are shown one by one.
@@ -35,13 +36,15 @@ Examples:
       --tokenizer.eos_token_id 50279 --tokenizer.pad_token_id 1 --seed 0 --max_size 2_147_483_648 --processes 8
   olmoe tokenize -c tokens.yaml --dryrun
 
-Differences from dolma: the seed has an effect, files of a pattern come by name, a destination that holds files is not
-written over without --force, an archive that cannot be read to its end is an error, and a line of bytes that are no text
-costs that line only.
+The differences from dolma are these. The seed has an effect, files of a pattern come by name, a destination that holds \
+files is not written over without --force, an archive that cannot be read to its end is an error, and a line of bytes \
+that are no text costs that line only.
+
+Files: reads the documents, the tokenizer and the settings; writes DESTINATION.
 
 Exit status: 0 done, 1 if an input could not be read or nothing was written, 2 for wrong usage.")]
 pub(crate) struct TokenizeArgs {
-    /// A YAML or JSON file with these settings, sections as objects; flags come first
+    /// A YAML or JSON file with these settings, sections as objects; flags come before it
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -49,7 +52,7 @@ pub(crate) struct TokenizeArgs {
     options: Options,
 
     /// Replace DESTINATION if it holds nothing but token files
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     force: bool,
 
     /// Use files of the hub downloaded before; an error if one is missing
@@ -59,21 +62,26 @@ pub(crate) struct TokenizeArgs {
     #[command(flatten)]
     threads: Threads,
 
-    /// No progress and no summary; malformed lines are still named
-    #[arg(long)]
+    /// Print one JSON object: destination, parts, documents, tokens, malformed and empty
+    #[arg(long, help_heading = "Output", conflicts_with = "dryrun")]
+    json: bool,
+
+    /// No progress, no notes and no summary; malformed lines are still named
+    #[arg(long, help_heading = "Output")]
     quiet: bool,
 }
 
 /// dolma's settings, of the command line or of a file.
 #[derive(Args, Clone, Default, Deserialize)]
+#[command(next_help_heading = "Order and parts")]
 #[serde(deny_unknown_fields, default)]
 struct Options {
     /// Files, folders, or patterns with * ? [...] **
-    #[arg(long, value_name = "PATTERN", num_args = 1..)]
+    #[arg(long, value_name = "PATTERN", num_args = 1.., help_heading = "Documents")]
     documents: Vec<String>,
 
     /// Folder to write
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
     destination: Option<PathBuf>,
 
     #[command(flatten)]
@@ -104,7 +112,7 @@ struct Options {
     ring_size: Option<usize>,
 
     /// Open files give documents at random, by their sizes, and not in turn
-    #[arg(long = "sample_ring_prop", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long = "sample_ring_prop", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     sample_ring_prop: Option<bool>,
 
     /// A part file has fewer tokens than this [default: 1_073_741_824]
@@ -115,7 +123,7 @@ struct Options {
     max_size: Option<u64>,
 
     /// Numbers of the part files: uint8, uint16, uint32 or uint64 [default: uint16]
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", help_heading = "Output")]
     dtype: Option<String>,
 
     /// Seed of the order [default: 3920]
@@ -127,11 +135,12 @@ struct Options {
     debug: bool,
 
     /// Show what would be done, and do nothing
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     dryrun: bool,
 }
 
 #[derive(Args, Clone, Default, Deserialize)]
+#[command(next_help_heading = "Tokenizer")]
 #[serde(deny_unknown_fields, default)]
 struct TokenizerOptions {
     /// A tokenizer.json, a folder that holds one, or a repository of the hub
@@ -152,12 +161,12 @@ struct TokenizerOptions {
 
     /// Encode paragraphs one by one
     #[arg(long = "tokenizer.segment_before_tokenization", id = "tokenizer.segment_before_tokenization",
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     segment_before_tokenization: Option<bool>,
 
     /// Encode the text of a special token like any other text
     #[arg(long = "tokenizer.encode_special_tokens", id = "tokenizer.encode_special_tokens",
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     encode_special_tokens: Option<bool>,
 
     /// Accepted; there is nothing to refresh
@@ -166,11 +175,12 @@ struct TokenizerOptions {
 
     /// Accepted if true; there is one kind of tokenizer
     #[arg(long = "tokenizer.fast", id = "tokenizer.fast", hide = true,
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     fast: Option<bool>,
 }
 
 #[derive(Args, Clone, Default, Deserialize)]
+#[command(next_help_heading = "Documents")]
 #[serde(deny_unknown_fields, default)]
 struct FieldOptions {
     /// Key of the text; dots lead into objects [default: text]
@@ -210,7 +220,7 @@ pub(crate) fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
         None => args.options.clone(),
     };
     let inputs = find(&options.documents)?;
-    inputs.unmatched.iter().for_each(|pattern| eprintln!("note: no documents match {pattern}"));
+    inputs.unmatched.iter().for_each(|pattern| note(format_args!("no documents match {pattern}")));
     let Some(name) = &options.tokenizer.name_or_path else {
         bail!("no tokenizer is given; give --tokenizer.name_or_path with a tokenizer.json or a repository of the hub");
     };
@@ -230,17 +240,11 @@ pub(crate) fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
     let progress = Progress::new("tokenizing", inputs.bytes, args.quiet);
     let summary = plan.run(destination, args.force, &|bytes| progress.advance(bytes));
     drop(progress);
-    report(&summary?, destination, args.quiet);
-    Ok(())
-}
-
-/// Names the malformed lines and says what was written.
-fn report(summary: &Summary, destination: &Path, quiet: bool) {
-    summary.named.iter().take(SHOWN).for_each(|malformed| eprintln!("left out: {malformed}"));
-    if summary.malformed > SHOWN as u64 {
-        eprintln!("left out: {} malformed lines in all, of which {SHOWN} are named", summary.malformed);
-    }
-    if !quiet {
+    let summary = summary?;
+    name_malformed(&summary);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&record(&summary, destination))?);
+    } else if !args.quiet {
         println!(
             "{}: part files {}, documents {}, tokens {}; left out: malformed lines {}, empty texts {}",
             destination.display(),
@@ -250,6 +254,24 @@ fn report(summary: &Summary, destination: &Path, quiet: bool) {
             summary.malformed,
             summary.empty
         );
+    }
+    Ok(())
+}
+
+/// What was written.
+fn record(summary: &Summary, destination: &Path) -> serde_json::Value {
+    let parts: Vec<String> = summary.parts.iter().map(|path| path.display().to_string()).collect();
+    serde_json::json!({
+        "destination": destination.display().to_string(), "parts": parts, "documents": summary.documents,
+        "tokens": summary.tokens, "malformed": summary.malformed, "empty": summary.empty,
+    })
+}
+
+/// Names the first malformed lines.
+fn name_malformed(summary: &Summary) {
+    summary.named.iter().take(SHOWN).for_each(|malformed| eprintln!("left out: {malformed}"));
+    if summary.malformed > SHOWN as u64 {
+        eprintln!("left out: {} malformed lines in all, of which {SHOWN} are named", summary.malformed);
     }
 }
 
@@ -269,7 +291,7 @@ fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<Settings
     };
     if let Some(eos) = eos.filter(|eos| !tokenizer.is_special(*eos) && (*eos as usize) < tokenizer.size()) {
         let token = tokenizer.token(eos).unwrap_or("no token");
-        eprintln!("note: documents end with {eos}, which is {token:?} and no special token of this tokenizer");
+        note(format_args!("documents end with {eos}, which is {token:?} and no special token of this tokenizer"));
     }
     for (key, given) in [
         ("tokenizer.refresh", options.tokenizer.refresh.is_some_and(|every| every > 0)),
@@ -278,7 +300,7 @@ fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<Settings
         ("work_dir.output", options.work_dir.output.is_some()),
     ] {
         if given {
-            eprintln!("note: `{key}` has no effect");
+            note(format_args!("`{key}` has no effect"));
         }
     }
     let FieldOptions { text_field_name, text_field_type, id_field_name, id_field_type } = &options.fields;

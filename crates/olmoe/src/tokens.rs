@@ -25,6 +25,8 @@ Examples:
   olmoe tokens -m OLMoE-1B-7B-0924 --file notes.txt --json
   echo 'Bitcoin is' | olmoe tokens -m OLMoE-1B-7B-0924 --stdin
 
+Files: reads the tokenizer and the text; writes none but what is downloaded.
+
 Exit status: 0 done, 1 if the tokenizer or the text could not be read, 2 for wrong usage.")]
 pub(crate) struct TokensArgs {
     /// The text
@@ -35,7 +37,7 @@ pub(crate) struct TokensArgs {
     #[arg(long, value_name = "PATH", required_unless_present = "model", conflicts_with = "model")]
     tokenizer: Option<PathBuf>,
 
-    /// Use the tokenizer of this model: a checkpoint, a GGUF file, or a model of the hub (only its tokenizer is downloaded)
+    /// Use the tokenizer of this model: a file or folder, or a model of the hub, whose tokenizer is downloaded
     #[arg(short, long, value_name = "PATH|REPO[@REVISION]")]
     model: Option<String>,
 

@@ -38,8 +38,8 @@ const SUPPOSED_SHARE: f64 = 0.5;
 ///
 /// CONFIG is a YAML file with OLMo's keys; --section.key=value changes one of them, and a bare --section.key is true.
 /// Everything is written into save_folder: checkpoints step-N with `latest`, config.yaml, metrics.jsonl with a line of JSON
-/// for each step, and the same for TensorBoard. A run that is interrupted goes on with --try_load_latest_save, with the same bits as if it had never
-/// stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
+/// for each step, and the same for TensorBoard. A run that is interrupted goes on with --try_load_latest_save, with the
+/// same bits as if it had never stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
 #[derive(Args)]
 #[command(
     override_usage = "olmoe train [OPTIONS] CONFIG [--KEY=VALUE]...",
@@ -50,8 +50,10 @@ Examples:
   olmoe train configs/tiny-train.yml --dry-run
   olmoe convert runs/first/latest first-hf --to hf
 
-Exit status: 0 if the run is over, 1 if it failed, 2 for wrong usage, 75 if it saved before its end, after a signal or at
-its time_limit."
+Files: reads CONFIG and the token files that it names; writes save_folder.
+
+Exit status: 0 if the run is over, 1 if it failed, 2 for wrong usage, 75 if it saved before its end, after a signal or \
+at its time_limit, 130 or 143 after a second signal."
 )]
 pub(crate) struct TrainArgs {
     /// Configuration, a YAML file

@@ -27,6 +27,8 @@ Examples:
   olmoe upcycle step700000-unsharded moe --to olmo --seed 1
   olmoe upcycle step700000-unsharded moe-hf --to hf --seed 1 --num-experts 64 --top-k 8 --normalize-top-k --noise 0.5
 
+Files: reads IN; writes OUT as `olmoe convert` does.
+
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct UpcycleArgs {
     /// A dense checkpoint: a folder, a GGUF file, or a model of the hub (REPO or REPO@REVISION)

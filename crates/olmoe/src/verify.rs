@@ -26,6 +26,8 @@ Examples:
   olmoe verify --precision fp32 --threads 4
   olmoe verify --golden tests/golden --json > checks.json
 
+Files: reads none but those of --golden; writes none.
+
 Exit status: 0 if every check passed, 1 if one failed or a file could not be read, 2 for wrong usage.")]
 pub(crate) struct VerifyArgs {
     /// Read the golden states of this folder, not those in the program

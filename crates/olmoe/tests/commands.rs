@@ -5,12 +5,13 @@ use std::process::Stdio;
 
 mod program;
 
+use program::desk::Desk;
 use program::{PROGRAM, olmoe};
 
 #[test]
 fn help_has_examples_and_exit_statuses() {
     for (arguments, expected) in [
-        (&["--help"][..], "Exit status: 0 done, 1 failed, 2 wrong usage"),
+        (&["--help"][..], "Exit status: 0 done, 1 failed, 2 wrong usage, 75 training saved"),
         (&["verify", "--help"], "olmoe verify --golden tests/golden --json"),
         (&["download", "--help"], "olmoe download allenai/OLMoE-1B-7B-0924"),
         (&["inspect", "--help"], "olmoe inspect olmoe-q4_0.gguf --json"),
@@ -27,6 +28,8 @@ fn help_has_examples_and_exit_statuses() {
         (&["bench", "train", "--help"], "olmoe bench train --config small"),
         (&["bench", "batch", "--help"], "--sequences 4,8,16"),
         (&["bench", "limits", "--help"], "olmoe bench limits --threads 1"),
+        (&["completions", "--help"], "olmoe completions fish"),
+        (&["man", "--help"], "olmoe man pages"),
     ] {
         let done = olmoe(arguments, &[]);
         assert_eq!((done.code, done.err.as_str()), (0, ""), "{arguments:?}");
@@ -71,6 +74,10 @@ fn wrong_usage_is_status_2() {
         (&["bench", "train", "--precision", "all"], "fp32, amp_bf16"),
         (&["bench", "batch", "-m", "a", "--sequences", "4,0"], "above 0"),
         (&["bench", "batch"], "--model"),
+        (&["bench", "decod"], "similar subcommand exists: 'decode'"),
+        (&["completions", "bsh"], "similar value exists: 'bash'"),
+        (&["man"], "<DIR>"),
+        (&["tokenize", "--json", "--dryrun"], "cannot be used with"),
     ] {
         let done = olmoe(arguments, &[]);
         assert_eq!(done.code, 2, "{arguments:?}: {}", done.err);
@@ -163,4 +170,136 @@ fn a_reader_that_goes_away_is_no_error() {
     assert!(line.contains("logits"), "{line}");
     let done = child.wait_with_output().unwrap();
     assert_eq!((done.status.code(), String::from_utf8(done.stderr).unwrap()), (Some(0), String::new()));
+}
+
+/// Runs it with pipes whose readers go away at once; its exit status.
+fn with_closed_pipes(arguments: &[&str]) -> Option<i32> {
+    let mut command = std::process::Command::new(PROGRAM);
+    let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn nobody_has_to_read() {
+    for (arguments, code) in [
+        (&["--help"][..], 0),
+        (&["bench", "decode", "--help"], 0),
+        (&["completions", "zsh"], 0),
+        (&["verify", "--precision", "fp32"], 0),
+        (&["inspect", "/nowhere/at/all"], 1),
+        (&["verfy"], 2),
+    ] {
+        assert_eq!(with_closed_pipes(arguments), Some(code), "{arguments:?}");
+    }
+}
+
+/// The commands that help lists, with those below bench.
+fn commands() -> Vec<String> {
+    let listed = |arguments: &[&str]| {
+        let help = olmoe(arguments, &[]).out;
+        let lines = help
+            .lines()
+            .filter(|line| line.starts_with("  ") && !line.starts_with("   ") && !line.trim_start().starts_with('-'));
+        let names = lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
+        names.filter(|name| name != "help").collect::<Vec<_>>()
+    };
+    let mut all = listed(&["-h"]);
+    assert!(all.len() >= 18 && all.contains(&"generate".to_owned()), "{all:?}");
+    all.extend(listed(&["bench", "-h"]).iter().map(|name| format!("bench-{name}")));
+    all
+}
+
+#[test]
+fn completions_name_every_command() {
+    let script = olmoe(&["completions", "bash"], &[]);
+    assert_eq!((script.code, script.err.as_str()), (0, ""));
+    for name in commands() {
+        assert!(script.out.contains(&format!("olmoe__subcmd__{}", name.replace('-', "__subcmd__"))), "{name}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("olmoe.bash");
+    std::fs::write(&file, script.out).unwrap();
+    match std::process::Command::new("bash").arg("-n").arg(file).output() {
+        Ok(done) => assert!(done.status.success() && done.stderr.is_empty(), "{done:?}"),
+        Err(error) => println!("skipped: no bash here: {error}"),
+    }
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        let script = olmoe(&["completions", shell], &[]);
+        assert!(script.code == 0 && script.out.contains("quantize"), "{shell}: {}", script.err);
+    }
+}
+
+#[test]
+fn every_command_has_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("share/man1");
+    let done = olmoe(&["man", pages.to_str().unwrap()], &[]);
+    assert_eq!((done.code, done.err.as_str()), (0, ""));
+    let names: Vec<String> =
+        commands().iter().map(|name| format!("olmoe-{name}.1")).chain(["olmoe.1".into()]).collect();
+    assert!(done.out.contains(&format!("{} pages", names.len())), "{}", done.out);
+    assert_eq!(std::fs::read_dir(&pages).unwrap().count(), names.len(), "nothing else");
+    for name in &names {
+        let page = pages.join(name);
+        let text = std::fs::read_to_string(&page).unwrap_or_else(|error| panic!("{name}: {error}"));
+        for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXAMPLES", "\"EXIT STATUS\""] {
+            let bench = name == "olmoe-bench.1" && !["NAME", "SYNOPSIS", "OPTIONS"].contains(&section);
+            assert!(bench || text.contains(&format!(".SH {section}\n")), "{name}: {section}");
+        }
+        match std::process::Command::new("groff").args(["-man", "-ww", "-z", "-Tutf8", "-Kutf8"]).arg(&page).output() {
+            Ok(done) => assert!(done.status.success() && done.stderr.is_empty(), "{name}: {done:?}"),
+            Err(error) => println!("skipped: no groff here: {error}"),
+        }
+    }
+    // Again over what is there, and where no folder can be.
+    let again = olmoe(&["man", pages.to_str().unwrap(), "--quiet"], &[]);
+    assert_eq!((again.code, again.out.as_str(), again.err.as_str()), (0, "", ""));
+    let done = olmoe(&["man", pages.join("olmoe.1").to_str().unwrap()], &[]);
+    assert!(done.code == 1 && done.err.contains("cannot make the folder"), "{}", done.err);
+}
+
+#[test]
+fn records_are_json_and_quiet_says_nothing() {
+    let desk = Desk::new("logits", 16);
+    let path = |name: &str| desk.path(name).to_str().unwrap().to_owned();
+    let written = desk.json(&["--ids", "1,2,3", "--out", "x.safetensors", "--json"]);
+    assert_eq!((&written["tokens"], &written["logits"]), (&3.into(), &260.into()));
+    let (hf, config) = (path("hf"), path("config.json"));
+    for (number, arguments) in [
+        &["convert", &hf, "--to", "gguf"][..],
+        &["quantize", &hf, "--type", "f16"],
+        &["init", "--config", &config, "--seed", "1"],
+        &["soup", &hf, &hf, "--to", "hf"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        for flag in ["--json", "--quiet"] {
+            let out = path(&format!("out{number}{flag}"));
+            let out: &[&str] = if arguments[0] == "soup" { &["--out", &out, flag] } else { &[&out, flag] };
+            let done = olmoe(&[*arguments, out].concat(), &[]);
+            assert_eq!(done.code, 0, "{arguments:?}: {}", done.err);
+            if flag == "--quiet" {
+                assert_eq!((done.out.as_str(), done.err.as_str()), ("", ""), "{arguments:?}");
+                continue;
+            }
+            let record: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+            assert!(record["tensors"].as_u64() > Some(0) && record["bytes"].as_u64() > Some(0), "{record}");
+            assert!(record["kinds"][0]["rmse"].is_number() && record["path"].is_string(), "{record}");
+        }
+    }
+    std::fs::write(desk.path("a.jsonl"), "{\"id\": \"1\", \"text\": \"Hello\"}\nno JSON\n").unwrap();
+    let (documents, tokens, tokenizer) = (path("a.jsonl"), path("tokens"), path("tokenizer.json"));
+    let done = olmoe(
+        &[
+            &["tokenize", "--documents", &documents, "--destination", &tokens][..],
+            &["--tokenizer.name_or_path", &tokenizer, "--json"],
+        ]
+        .concat(),
+        &[],
+    );
+    let record: serde_json::Value = serde_json::from_str(&done.out).unwrap_or_else(|_| panic!("{}", done.err));
+    assert_eq!((&record["documents"], &record["tokens"], &record["malformed"]), (&1.into(), &6.into(), &1.into()));
+    assert!(record["parts"][0].as_str().is_some_and(|part| part.ends_with(".npy")), "{record}");
 }

@@ -29,7 +29,7 @@ pub(crate) struct InferenceArgs {
     loading: LoadingArgs,
 
     /// Precision of the matrices that are not quantised, and of attention
-    #[arg(long, value_enum, default_value = "amp_bf16")]
+    #[arg(long, value_enum, default_value = "amp_bf16", help_heading = "Model")]
     precision: OnePrecision,
 
     /// Rounds; the median counts
@@ -88,7 +88,9 @@ impl InferenceArgs {
 #[command(after_long_help = "\
 Examples:
   olmoe bench decode -m olmoe-q4_0.gguf
-  olmoe bench decode -m olmoe-q4_0.gguf --depth 2048 --tokens 64 --json")]
+  olmoe bench decode -m olmoe-q4_0.gguf --depth 2048 --tokens 64 --json
+
+Exit status: 0 done, 1 if the model could not be read or does not fit the memory, 2 for wrong usage.")]
 pub(crate) struct DecodeArgs {
     #[command(flatten)]
     common: InferenceArgs,
@@ -111,7 +113,9 @@ pub(crate) struct DecodeArgs {
 #[command(after_long_help = "\
 Examples:
   olmoe bench batch -m olmoe-q4_0.gguf
-  olmoe bench batch -m olmoe-q4_0.gguf --sequences 4,8,16 --depth 512 --json")]
+  olmoe bench batch -m olmoe-q4_0.gguf --sequences 4,8,16 --depth 512 --json
+
+Exit status: 0 done, 1 if the model could not be read or does not fit the memory, 2 for wrong usage.")]
 pub(crate) struct BatchArgs {
     #[command(flatten)]
     common: InferenceArgs,
@@ -137,7 +141,9 @@ pub(crate) struct BatchArgs {
 #[command(after_long_help = "\
 Examples:
   olmoe bench prefill -m olmoe-q4_0.gguf
-  olmoe bench prefill -m olmoe-q4_0.gguf --length 2048 --json")]
+  olmoe bench prefill -m olmoe-q4_0.gguf --length 2048 --json
+
+Exit status: 0 done, 1 if the model could not be read or does not fit the memory, 2 for wrong usage.")]
 pub(crate) struct PrefillArgs {
     #[command(flatten)]
     common: InferenceArgs,

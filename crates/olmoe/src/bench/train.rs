@@ -18,6 +18,7 @@ use olmoe_train::plan::{flops_per_token, least_memory, too_little_memory};
 use serde_json::json;
 
 use super::{TrainArgs, median};
+use crate::output::note;
 
 const SEED: u64 = 6198;
 const PEAK_TIME: Duration = Duration::from_millis(300);
@@ -46,7 +47,7 @@ fn read_config(name: &str) -> anyhow::Result<ModelConfig> {
             let found = Path::new(path).exists();
             anyhow::ensure!(found, "--config {path}: no such file, and no built-in configuration but tiny and small");
             let loaded = ModelConfig::read(path)?;
-            loaded.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+            loaded.notices.iter().for_each(note);
             Ok(loaded.config)
         }
     }

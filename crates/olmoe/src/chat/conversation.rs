@@ -1,11 +1,13 @@
 //! What was said, and the tokens it is for the model.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use olmoe_data::{ChatTemplate, ChatTokens, Message, Tokenizer};
+
+use crate::files::write_whole;
 
 /// Most bytes of a file with messages.
 const MAX_FILE: u64 = 64 << 20;
@@ -170,23 +172,4 @@ impl<'a> Conversation<'a> {
         self.messages = messages;
         Ok(self.messages.len())
     }
-}
-
-/// Writes a file beside its place and gives it its name when it is whole and on the disk.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any file that is made: the process's mask takes from it what it takes.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.prefix(".chat-").tempfile_in(parent)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    #[cfg(unix)]
-    File::open(parent)?.sync_all()?;
-    Ok(())
 }
