@@ -20,7 +20,8 @@ use crate::output::is_quiet;
 Examples:
   olmoe download allenai/OLMoE-1B-7B-0924
   olmoe download allenai/OLMoE-1B-7B-0924 --list-revisions
-  olmoe download allenai/OLMoE-1B-7B-0924 --revision step5000-tokens20B --include '*.json' --include '*.safetensors'
+  olmoe download allenai/OLMoE-1B-7B-0924 --revision step5000-tokens20B \\
+      --include '*.json' --include '*.safetensors'
 
 Files: writes the cache, by default ~/.cache/huggingface/hub/models--ORG--NAME. The folder printed holds links into it.
 

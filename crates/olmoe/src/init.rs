@@ -19,7 +19,8 @@ use crate::record::RecordArg;
 #[command(after_long_help = "\
 Examples:
   olmoe init --config configs/tiny.yml --seed 1 tiny
-  olmoe init --config configs/olmoe-1b-7b.yml --seed 1 random.gguf --to gguf --tokenizer tokenizer.json
+  olmoe init --config configs/olmoe-1b-7b.yml --seed 1 random.gguf --to gguf \\
+      --tokenizer tokenizer.json
 
 Files: reads the configuration and the tokenizer; writes OUT as `olmoe convert` does.
 

@@ -31,8 +31,10 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
-  olmoe tokenize --documents 'data/*.jsonl.gz' --destination tokens --tokenizer.name_or_path tokenizer.json
-  olmoe tokenize --documents data --destination tokens --tokenizer.name_or_path allenai/gpt-neox-olmo-dolma-v1_5 \\
+  olmoe tokenize --documents 'data/*.jsonl.gz' --destination tokens \\
+      --tokenizer.name_or_path tokenizer.json
+  olmoe tokenize --documents data --destination tokens \\
+      --tokenizer.name_or_path allenai/gpt-neox-olmo-dolma-v1_5 \\
       --tokenizer.eos_token_id 50279 --tokenizer.pad_token_id 1 --seed 0 --max_size 2_147_483_648 --processes 8
   olmoe tokenize -c tokens.yaml --dryrun
 

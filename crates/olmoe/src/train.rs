@@ -46,7 +46,8 @@ const SUPPOSED_SHARE: f64 = 0.5;
     after_long_help = "\
 Examples:
   olmoe train configs/tiny-train.yml --run_name=first --save_folder=runs/first
-  olmoe train configs/tiny-train.yml --save_folder=runs/first --try_load_latest_save --optimizer.learning_rate=1e-3
+  olmoe train configs/tiny-train.yml --save_folder=runs/first --try_load_latest_save \\
+      --optimizer.learning_rate=1e-3
   olmoe train configs/tiny-train.yml --dry-run
   olmoe convert runs/first/latest first-hf --to hf
 

@@ -25,7 +25,8 @@ use crate::convert::{Beside, Form, RunArgs};
 #[command(after_long_help = "\
 Examples:
   olmoe upcycle step700000-unsharded moe --to olmo --seed 1
-  olmoe upcycle step700000-unsharded moe-hf --to hf --seed 1 --num-experts 64 --top-k 8 --normalize-top-k --noise 0.5
+  olmoe upcycle step700000-unsharded moe-hf --to hf --seed 1 \\
+      --num-experts 64 --top-k 8 --normalize-top-k --noise 0.5
 
 Files: reads IN; writes OUT as `olmoe convert` does.
 
