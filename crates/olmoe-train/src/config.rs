@@ -1,4 +1,4 @@
-//! The configuration of a training run: OLMo's YAML files as they are.
+//! The configuration of a training run: OLMo's YAML files as they are, and one section more, [`SamplesConfig`].
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -29,9 +29,9 @@ pub use notices::Notice;
 pub use schema::{
     ActivationCheckpointing, CompilerConfig, DataConfig, DdpConfig, DdpGradSyncMode, DistributedStrategy,
     EvaluatorConfig, EvaluatorType, FsdpConfig, FsdpPrecision, FsdpWrapStrategy, InstanceFilterConfig, OptimizerConfig,
-    OptimizerName, PaddingDirection, SchedulerConfig, SchedulerName, SchedulerUnits, ShardedCheckpointer,
-    ShardingStrategy, SingleGpuConfig, SpeedMonitorConfig, TokenType, TokenizerConfig, TrainConfig, TrainPrecision,
-    TruncationDirection, WandbConfig,
+    OptimizerName, PaddingDirection, SamplesConfig, SchedulerConfig, SchedulerName, SchedulerUnits,
+    ShardedCheckpointer, ShardingStrategy, SingleGpuConfig, SpeedMonitorConfig, TokenType, TokenizerConfig,
+    TrainConfig, TrainPrecision, TruncationDirection, WandbConfig,
 };
 
 use std::path::Path;
@@ -40,7 +40,10 @@ use olmoe_model::config::{ModelConfig, parse_yaml, read_text};
 use olmoe_model::model::Precision;
 use serde_json::Value;
 
-use field::{At, Field};
+use field::{At, Field, Tree};
+
+/// The key that is not OLMo's.
+const SAMPLES: &str = "samples";
 
 /// A configuration and what there is to say about how it was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,7 +121,12 @@ impl TrainConfig {
     /// [`TrainConfigError::Model`] for a model that a section cannot describe, as one that was made from other files.
     pub fn to_yaml(&self) -> Result<String, TrainConfigError> {
         schema::check_model(&self.model).map_err(TrainConfigError::Model)?;
-        Ok(yaml::write(&self.tree()))
+        let mut tree = self.tree();
+        if let (Tree::Map(entries), None) = (&mut tree, &self.samples) {
+            // OLMo refuses keys that it does not know.
+            entries.retain(|(key, _)| key != SAMPLES);
+        }
+        Ok(yaml::write(&tree))
     }
 
     /// The number formats of training, if they are set.

@@ -1,10 +1,11 @@
-//! What a run measured: a record a step, with the names that OLMo gives its metrics.
+//! What a run writes down: a record a step, with the names that OLMo gives its metrics, and texts of the model.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `record` | one step's names and values, and how they are a line of JSON |
-//! | `log` | `metrics.jsonl` of a run folder: appending, and going on after a resume |
-//! | `read` | reading it, also while it is being written |
+//! | `sample` | a text that the model wrote, and how it is a line of JSON |
+//! | `log` | `metrics.jsonl` and `samples.jsonl` of a run folder: appending, and going on after a resume |
+//! | `read` | reading them, also while they are being written |
 //! | `tensorboard` | the same records as an event file of TensorBoard |
 //!
 //! A name is data: the loop and the optimizer give them, nothing here depends on which there are, except where a
@@ -13,15 +14,20 @@
 mod log;
 mod read;
 mod record;
+mod sample;
 mod tensorboard;
 
-pub use log::MetricsLog;
-pub use read::{Reader, is_being_written};
+pub use log::Log;
+pub use read::{Lines, is_being_written};
 pub use record::Record;
+pub use sample::Sample;
 pub use tensorboard::EventFile;
 
 use std::io;
 use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// The file of a run folder.
 pub const FILE_NAME: &str = "metrics.jsonl";
@@ -42,6 +48,23 @@ pub const EXPERT_LOAD: &str = "train/MaxExpertLoad";
 /// Steps that the run is to have. Not a name of OLMo; one record of a run that has it is enough for `olmoe runs` to
 /// tell a finished run.
 pub const MAX_STEPS: &str = "run/max_steps";
+
+/// What a log has a line of JSON for.
+pub trait Line: Serialize + DeserializeOwned {
+    /// The file of a run folder.
+    const FILE_NAME: &str;
+    /// Such a line.
+    const EXAMPLE: &str;
+    /// The step that it is of.
+    fn step(&self) -> u64;
+}
+
+/// The log of what steps measured.
+pub type MetricsLog = Log<Record>;
+/// The log of texts.
+pub type SampleLog = Log<Sample>;
+/// Reads what steps measured.
+pub type Reader = Lines<Record>;
 
 /// Why metrics could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +93,7 @@ pub enum MetricsError {
     },
     /// A line that is no record, and not the last one, which a crash may have cut.
     #[error(
-        "{}, line {line}: {reason}; expected an object such as {{\"step\":1,\"{LOSS}\":10.8}}; remove or mend this line",
+        "{}, line {line}: {reason}; expected an object such as {example}; remove or mend this line",
         path.display()
     )]
     Malformed {
@@ -80,6 +103,8 @@ pub enum MetricsError {
         line: u64,
         /// What is wrong with it.
         reason: String,
+        /// A good one.
+        example: &'static str,
     },
     /// A line longer than any record.
     #[error("{}, line {line}: more than {MAX_LINE_BYTES} bytes without a line break; this is no file of metrics", path.display())]

@@ -7,6 +7,7 @@
 //! | `step` | one step: micro-batches forward and back, then the update |
 //! | `metrics` | what a step is logged as |
 //! | `evaluation` | perplexity on held-out texts |
+//! | `samples` | texts that the model writes meanwhile |
 //! | `indices` | which instances each step learned from |
 //! | `folder` | the folder of the run: its lock, when to save, what to keep |
 //!
@@ -40,6 +41,7 @@ mod evaluation;
 mod folder;
 mod indices;
 mod metrics;
+mod samples;
 mod step;
 
 use std::sync::Arc;
@@ -52,6 +54,7 @@ use olmoe_data::pretrain::{DataSet, Loader, LoaderSettings};
 use olmoe_model::model::{Activations, Gradients, Model};
 
 use crate::config::{TrainConfig, TrainConfigError};
+use crate::metrics::Sample;
 use crate::optimizer::{Optimizer, Step};
 use crate::plan::{Plan, olmo_flops_per_token, too_little_memory};
 use crate::schedule::Schedule;
@@ -61,6 +64,7 @@ use evaluation::Evaluator;
 use folder::RunFolder;
 use indices::Indices;
 use metrics::Speed;
+use samples::Samples;
 
 pub use error::TrainError;
 pub use folder::{CONFIG_FILE, LOCK_FILE};
@@ -75,6 +79,8 @@ pub enum Event<'a> {
     Step(&'a StepReport, &'a [(String, f64)]),
     /// Evaluations after a step, with their metrics.
     Evaluated(u64, &'a [(String, f64)]),
+    /// What the model made of the prompts of `samples`, in their order.
+    Sampled(&'a [Sample]),
     /// A checkpoint is on disk, and those of these steps were removed.
     Saved(&'a Saved, &'a [u64]),
 }
@@ -112,6 +118,9 @@ pub struct Trainer<D: Disk = LocalDisk> {
     state: TrainerState,
     data: Arc<DataSet>,
     evaluators: Vec<Evaluator>,
+    samples: Option<Samples>,
+    /// The step of the last samples.
+    last_sampled: Option<u64>,
     folder: RunFolder<D>,
     speed: Speed,
     flops_per_token: f64,
@@ -140,6 +149,7 @@ impl<D: Disk> Trainer<D> {
         let missing = TrainConfigError::Missing { path: "precision", advice: "set amp_bf16 or fp32" };
         let precision = config.precision().ok_or(missing)?;
         let data = data::open(&config.data, config.data.files(), &config.model)?;
+        let samples = Samples::open(&config)?;
         let (evaluators, others) = evaluation::evaluators(&config)?;
         if !others.is_empty() {
             let text = format!("evaluators of the type downstream are left out: {}", others.join(", "));
@@ -162,6 +172,7 @@ impl<D: Disk> Trainer<D> {
             return Err(TrainError::Memory { parameters: plan.parameters.total, needed: plan.memory, available });
         }
         let mut model = Model::new(config.model.clone(), precision, true)?;
+        samples.iter().try_for_each(|samples| samples.check(&model))?;
         let mut optimizer = Optimizer::new(config.optimizer.clone(), model.parameters());
         beginning.load(&config, &mut model, &mut optimizer, on)?;
         let moved = folder.claim(&config, beginning.path(), beginning.state.step, beginning.goes_on)?;
@@ -186,6 +197,8 @@ impl<D: Disk> Trainer<D> {
             model,
             data,
             evaluators,
+            samples,
+            last_sampled: None,
             folder,
             config,
         })
@@ -219,6 +232,17 @@ impl<D: Disk> Trainer<D> {
         Ok(Plan::new(&self.config, &self.state, self.data.len().into())?)
     }
 
+    /// The step up to which the samples of an earlier part of this run are there; those of later steps are (still, or again)
+    /// to come.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn sampled_up_to(&self) -> Result<u64, TrainError> {
+        let step = self.state.step;
+        let again = self.samples_are_due() || self.plan()?.steps == 0;
+        Ok(if again { step.saturating_sub(1) } else { step })
+    }
+
     /// Trains to the end, or until `interrupt` is set or the time is over; then it saves. `on` hears of everything.
     ///
     /// # Errors
@@ -243,8 +267,12 @@ impl<D: Disk> Trainer<D> {
             true => Some(Indices::open(self.folder.path(), self.state.step)?),
             false => None,
         };
-        let mut outcome = Outcome::Finished;
-        'run: while self.state.epoch < epochs && self.state.step < last_step {
+        // Those of the checkpoint's own step: if there was an interruption they may not have come.
+        let mut outcome = match self.samples_are_due() {
+            true => self.sample(interrupt, on)?,
+            false => Outcome::Finished,
+        };
+        'run: while outcome == Outcome::Finished && self.state.epoch < epochs && self.state.step < last_step {
             let order = data::order(&self.config, &self.data, self.state.epoch)?;
             order.write(&self.folder.path().join("train_data"))?;
             let settings = LoaderSettings {
@@ -274,6 +302,9 @@ impl<D: Disk> Trainer<D> {
                 if is_last {
                     break 'run;
                 }
+                if self.samples_are_due() {
+                    self.sample(interrupt, on)?;
+                }
                 if interrupt.load(Ordering::Relaxed) {
                     outcome = Outcome::Interrupted;
                     break 'run;
@@ -283,6 +314,11 @@ impl<D: Disk> Trainer<D> {
         }
         if folder::saves(&self.config) && self.last_saved != Some(self.state.step) {
             self.save(on)?;
+        }
+        if matches!(outcome, Outcome::Finished | Outcome::EarlyStop)
+            && self.sample(interrupt, on)? == Outcome::Interrupted
+        {
+            outcome = Outcome::Interrupted;
         }
         Ok(outcome)
     }
@@ -363,5 +399,21 @@ impl<D: Disk> Trainer<D> {
             on(Event::Evaluated(self.state.step, &metrics));
         }
         Ok(())
+    }
+
+    fn samples_are_due(&self) -> bool {
+        self.samples.as_ref().is_some_and(|samples| samples.are_due(self.state.step))
+    }
+
+    /// Writes the samples of the present step if they are not there.
+    fn sample(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
+        let step = self.state.step;
+        let Some(samples) = self.samples.as_ref().filter(|_| self.last_sampled != Some(step)) else {
+            return Ok(Outcome::Finished);
+        };
+        let Some(written) = samples.write(&self.model, step, interrupt)? else { return Ok(Outcome::Interrupted) };
+        self.last_sampled = Some(step);
+        on(Event::Sampled(&written));
+        Ok(Outcome::Finished)
     }
 }

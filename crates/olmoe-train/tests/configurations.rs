@@ -131,6 +131,17 @@ fn all_keys_are_written_in_the_order_of_olmo() {
 }
 
 #[test]
+fn the_one_key_of_our_own_is_written_where_it_is_set() {
+    assert!(!config("", &[]).to_yaml().expect("it can be written").contains("samples"));
+    let written = config("samples: {prompts: ['a: b', '']}", &["--samples.top_k=5"]).to_yaml().expect("so can this");
+    let end = "samples:\n  prompts:\n  - \"a: b\"\n  - \"\"\n  interval: 1000\n  max_new_tokens: 64\n  temperature: 0.8\n  \
+               top_k: 5\n  top_p: 0.95\n  seed: null\n";
+    assert!(written.ends_with(end), "{written}");
+    let again = TrainConfig::from_yaml(&written, &[""; 0], &no_environment).expect("what was written").config;
+    assert_eq!(again.samples.expect("it is there").prompts, ["a: b", ""]);
+}
+
+#[test]
 fn overrides() {
     let lines = "data: {paths: [a, b, c]}\nwandb: {project: p, tags: [x]}\nevaluators: [{label: one}, {label: two}]";
     let config = config(
@@ -264,6 +275,12 @@ fn what_is_wrong_is_named() {
             "optimizer: {learnig_rate: 1}",
             "unknown key `optimizer.learnig_rate`; did you mean `optimizer.learning_rate`?",
         ),
+        ("sample: {}", "unknown key `sample`; did you mean `samples`?"),
+        ("samples: {promts: [a]}", "unknown key `samples.promts`; did you mean `samples.prompts`?"),
+        ("samples: {}", "`samples.prompts` is empty; list the texts to go on from"),
+        ("samples: {prompts: [a], interval: 0}", "`samples.interval` is 0; it must be at least 1"),
+        ("samples: {prompts: [a], max_new_tokens: 0}", "`samples.max_new_tokens` is 0; it must be at least 1"),
+        ("samples: {prompts: [a], temperature: -1}", "in the section `samples`: temperature is -1, expected 0 or more"),
         ("optimiser: {}", "unknown key `optimiser`; did you mean `optimizer`?"),
         ("zebra: 1", "unknown key `zebra`; remove it"),
         (

@@ -105,6 +105,7 @@ impl Run {
             Event::Evaluated(step, metrics) => {
                 seen.evaluations.extend(metrics.iter().map(|(name, value)| (step, name.clone(), value.to_bits())))
             }
+            Event::Sampled(_) => {}
             Event::Saved(saved, _) => seen.saved.push(saved.step),
         };
         let mut trainer = Trainer::new(self.config(save_folder, overrides), &mut on)?;
@@ -338,6 +339,37 @@ fn evaluates_and_names_its_metrics() {
     ] {
         assert_eq!(seen.names.iter().filter(|known| *known == name).count(), 1, "{name}");
     }
+}
+
+/// `torch.randperm(30, generator=torch.Generator().manual_seed(6198))` begins with these.
+const DRAWN: [usize; 3] = [18, 8, 21];
+
+#[test]
+fn a_subset_is_what_olmo_draws() {
+    let run = Run::new();
+    let bytes = std::fs::read(run.path("data.npy")).unwrap();
+    let instances: Vec<&[u8]> = bytes.chunks(32).collect();
+    for (name, picked) in [("drawn.npy", DRAWN), ("first.npy", [0, 1, 2])] {
+        std::fs::write(run.path(name), picked.map(|i| instances[i]).concat()).unwrap();
+    }
+    let evaluator = |label: &str, file: &str, more: &str| {
+        format!("{{label: {label}, data: {{paths: [{}]{more}}}}}", run.path(file).display())
+    };
+    let data = evaluator("subset", "data.npy", "").replace("}}", "}, subset_num_batches: 1}");
+    let all = evaluator("all", "data.npy", "").replace("}}", "}, subset_num_batches: 0}");
+    // A batch as large as what there is, where whole ones are asked for.
+    let (drawn, first) = (evaluator("drawn", "drawn.npy", ", drop_last: true"), evaluator("first", "first.npy", ""));
+    let whole = evaluator("whole", "data.npy", "");
+    let evaluators = format!("--evaluators=[{data}, {drawn}, {first}, {all}, {whole}]");
+    let (_, seen) = run.train("run", &[&evaluators, "--device_eval_batch_size=3", "--stop_at=4"]).unwrap();
+    let loss = |label: &str| {
+        let name = format!("eval/{label}/CrossEntropyLoss");
+        let found = seen.evaluations.iter().find(|(_, known, _)| *known == name);
+        f64::from_bits(found.unwrap().2)
+    };
+    assert!((loss("subset") - loss("drawn")).abs() < 1e-12);
+    assert!((loss("subset") - loss("first")).abs() > 1e-6);
+    assert_eq!(loss("all"), loss("whole"));
 }
 
 #[test]

@@ -70,7 +70,7 @@ A line that ends in \\ goes on with the next one. A message that begins with \"\
 Examples:
   olmoe chat -m allenai/OLMoE-1B-7B-0924-Instruct
   olmoe chat -m model.gguf --system 'Answer in one sentence.' --temp 0 -n 200
-  printf '%s\\n' 'What is a mixture of experts?' 'And a router?' /experts | olmoe chat -m model.gguf --quiet
+  printf '%s\\n' 'What is a mixture of experts?' /experts | olmoe chat -m model.gguf --quiet
 
 Files: reads the model and the template; /save writes and /load reads a list of messages, [{\"role\": \"user\", \
 \"content\": \"…\"}, …], with the roles system (the first one only), user and assistant. If the last message is the \

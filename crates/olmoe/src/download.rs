@@ -28,7 +28,7 @@ Files: writes the cache, by default ~/.cache/huggingface/hub/models--ORG--NAME. 
 Environment:
   HF_HOME                   folder for the cache and the token [default: ~/.cache/huggingface]
   HF_HUB_CACHE              folder for the cache alone [default: $HF_HOME/hub]
-  HF_TOKEN                  token for private and gated models [default: the content of $HF_HOME/token]
+  HF_TOKEN                  token for private and gated models [default: in $HF_HOME/token]
   HF_ENDPOINT               another hub [default: https://huggingface.co]
   HF_HUB_OFFLINE=1          as --offline
   HTTPS_PROXY, NO_PROXY     proxy, and the hosts to reach without it

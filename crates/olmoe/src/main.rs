@@ -65,7 +65,7 @@ Results go to standard output; progress, notes and errors to standard error, whe
 Progress bars and colours are for terminals.
 
 Environment:
-  OLMOE_ISA    scalar, avx2 or avx512: use this instruction set [default: the best of the processor]
+  OLMOE_ISA    scalar, avx2 or avx512: use this instruction set [default: the processor's best]
   HF_HOME      cache and token of models of the hub; `olmoe help download` has this and the others
   NO_COLOR     not empty: no colours in help and errors
 

@@ -16,7 +16,7 @@ use olmoe_model::model::Precision;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::peak_flops;
 use olmoe_train::config::{Loaded, TrainConfig};
-use olmoe_train::metrics::{EventFile, MAX_STEPS, MetricsError, MetricsLog, Record};
+use olmoe_train::metrics::{EventFile, MAX_STEPS, MetricsError, MetricsLog, Record, Sample, SampleLog};
 use olmoe_train::plan::{Plan, flops_per_token};
 use olmoe_train::state::TrainerState;
 use olmoe_train::trainer::{Event, Outcome, Trainer, instances};
@@ -38,8 +38,9 @@ const SUPPOSED_SHARE: f64 = 0.5;
 ///
 /// CONFIG is a YAML file with OLMo's keys; --section.key=value changes one of them, and a bare --section.key is true.
 /// Everything is written into save_folder: checkpoints step-N with `latest`, config.yaml, metrics.jsonl with a line of JSON
-/// for each step, and the same for TensorBoard. A run that is interrupted goes on with --try_load_latest_save, with the
-/// same bits as if it had never stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
+/// for each step, and the same for TensorBoard; with a section `samples`, also samples.jsonl, texts that the model writes
+/// meanwhile. A run that is interrupted goes on with --try_load_latest_save, with the same bits as if it had never
+/// stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
 #[derive(Args)]
 #[command(
     override_usage = "olmoe train [OPTIONS] CONFIG [--KEY=VALUE]...",
@@ -49,6 +50,7 @@ Examples:
   olmoe train configs/tiny-train.yml --save_folder=runs/first --try_load_latest_save \\
       --optimizer.learning_rate=1e-3
   olmoe train configs/tiny-train.yml --dry-run
+  olmoe train configs/tiny-train.yml --samples='{prompts: [Once upon a time], interval: 100}'
   olmoe convert runs/first/latest first-hf --to hf
 
 Files: reads CONFIG and the token files that it names; writes save_folder.
@@ -126,7 +128,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let mut trainer = Trainer::new(config, &mut early)?;
     let plan = trainer.plan()?;
     let folder = PathBuf::from(&trainer.config().save_folder);
-    let mut metrics = Metrics::open(&folder, trainer.state().step, plan.last_step)?;
+    let mut metrics = Metrics::open(&folder, &trainer, plan.last_step)?;
     // Without progress nobody sees the share of the peak.
     let peak = if args.quiet { 0.0 } else { peak(trainer.config()) };
     let mut progress = Progress::new(trainer.config(), &plan, peak, args.quiet);
@@ -138,7 +140,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         let recorded = match &event {
             Event::Step(report, values) => metrics.record(report.step, values),
             Event::Evaluated(step, values) => metrics.record(*step, values),
-            Event::Saved(..) => metrics.lines.sync(),
+            Event::Sampled(samples) => metrics.record_samples(samples),
+            Event::Saved(..) => metrics.sync(),
             Event::Notice(_) => Ok(()),
         };
         if let Err(error) = recorded {
@@ -170,6 +173,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
 /// What a run writes down of its steps, as lines of JSON and for TensorBoard.
 struct Metrics {
     lines: MetricsLog,
+    samples: Option<SampleLog>,
     events: EventFile,
     /// The steps of the run, until they are written.
     max_steps: Option<u64>,
@@ -177,10 +181,28 @@ struct Metrics {
 
 impl Metrics {
     /// Goes on after `step`: what was written of later steps, before an end without a save, is taken away.
-    fn open(folder: &Path, step: u64, max_steps: u64) -> Result<Metrics, MetricsError> {
+    fn open(folder: &Path, trainer: &Trainer, max_steps: u64) -> anyhow::Result<Metrics> {
+        let step = trainer.state().step;
         let lines = MetricsLog::open(folder, step)?;
         let events = EventFile::create(folder, step, SystemTime::now())?;
-        Ok(Metrics { lines, events, max_steps: Some(max_steps) })
+        let samples = match trainer.config().samples {
+            Some(_) => Some(SampleLog::open(folder, trainer.sampled_up_to()?)?),
+            None => None,
+        };
+        Ok(Metrics { lines, samples, events, max_steps: Some(max_steps) })
+    }
+
+    fn record_samples(&mut self, samples: &[Sample]) -> Result<(), MetricsError> {
+        for (i, sample) in samples.iter().enumerate() {
+            self.samples.as_mut().map_or(Ok(()), |log| log.append(sample))?;
+            self.events.append_text(&format!("samples/{i}"), sample, SystemTime::now())?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), MetricsError> {
+        self.lines.sync()?;
+        self.samples.as_ref().map_or(Ok(()), SampleLog::sync)
     }
 
     fn record(&mut self, step: u64, values: &[(String, f64)]) -> Result<(), MetricsError> {

@@ -157,6 +157,85 @@ fn a_signal_saves_and_the_run_goes_on() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_second_signal_while_saving_ends_it_at_once_and_loses_nothing() {
+    let folder = folder();
+    // Large enough that a save takes its time.
+    let large = ["--model.embedding_size=16000", "--model.d_model=64", "--save_interval=null"];
+    let endless = [&large[..], &["--max_duration=100000ep", "--stop_at=100000"]].concat();
+    for (first, second, status) in [("INT", "INT", 130), ("TERM", "TERM", 143), ("INT", "TERM", 143)] {
+        let run = format!("{first}-{second}");
+        let path = folder.path().join(&run);
+        let code = (0..20).find_map(|_| {
+            if path.exists() {
+                fs::remove_dir_all(&path).unwrap();
+            }
+            let mut child = start(folder.path(), &run, &endless);
+            wait_for(&path.join("step-0"));
+            wait_for_lines(&path.join("metrics.jsonl"));
+            signal(&child, first);
+            let saving = || {
+                let names = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name());
+                names
+                    .filter_map(|name| name.into_string().ok())
+                    .any(|name| name.ends_with(".tmp") && name.starts_with("step-"))
+            };
+            while !saving() && child.try_wait().unwrap().is_none() {}
+            // It stands still until the second one has come.
+            if child.try_wait().unwrap().is_some() {
+                return None;
+            }
+            signal(&child, "STOP");
+            let in_time = saving();
+            signal(&child, second);
+            signal(&child, "CONT");
+            let code = child.wait().unwrap().code();
+            in_time.then_some(code)
+        });
+        assert_eq!(code, Some(Some(status)), "{run}");
+        assert_eq!(newest(folder.path(), &run), Some(0));
+        olmoe_checkpoint::save::verify(&path.join("step-0")).unwrap();
+        let goes_on = [&large[..], &["--try_load_latest_save", "--stop_at=2"]].concat();
+        let done = train(folder.path(), &run, &goes_on);
+        assert_eq!(done.code, 0, "{}", done.err);
+        assert_eq!((newest(folder.path(), &run), losses(folder.path(), &run).len()), (Some(2), 2));
+    }
+}
+
+/// Until a file has a line.
+fn wait_for_lines(path: &Path) {
+    let began = Instant::now();
+    while !fs::read(path).is_ok_and(|bytes| bytes.contains(&b'\n')) {
+        assert!(began.elapsed() < Duration::from_secs(60), "{} stays empty", path.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn writes_samples_while_it_trains() {
+    let folder = folder();
+    let desk = program::desk::Desk::new("train", 64);
+    let tokenizer = format!("--tokenizer.identifier={}", desk.path("tokenizer.json").display());
+    let samples = "--samples={prompts: ['a b', \"c\\n\"], interval: 2, max_new_tokens: 5}";
+    let more = ["--model.vocab_size=257", "--model.embedding_size=264", &tokenizer, samples, "--stop_at=5"];
+    let done = train(folder.path(), "run", &more);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("step 4: \"a b\" -> \"") && done.err.contains("step 5: \"c\\n\" -> \""), "{}", done.err);
+    let text = fs::read_to_string(folder.path().join("run/samples.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let steps: Vec<_> = lines.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [2, 2, 4, 4, 5, 5]);
+    assert!(lines.iter().all(|line| (1..=5).contains(&line["ids"].as_array().unwrap().len())), "{text}");
+    let events = fs::read_dir(folder.path().join("run")).unwrap().map(|entry| entry.unwrap().path());
+    let events = events.filter(|path| path.to_str().unwrap().contains("tfevents")).map(|path| fs::read(path).unwrap());
+    assert!(events.flatten().collect::<Vec<u8>>().windows(9).any(|bytes| bytes == b"samples/1"));
+    let done = train(folder.path(), "none", &["--tokenizer.identifier=none.json", samples]);
+    assert!(done.code == 1 && done.err.contains("set `tokenizer.identifier`"), "{}", done.err);
+    let done = train(folder.path(), "run", &["--print-config", samples]);
+    assert!(done.out.ends_with("  top_p: 0.95\n  seed: null\n"), "{}", done.out);
+}
+
+#[test]
 fn says_what_it_will_do_and_exports() {
     let folder = folder();
     let done = train(folder.path(), "run", &["--dry-run"]);

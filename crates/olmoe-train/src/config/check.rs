@@ -2,9 +2,11 @@
 
 use std::fs::File;
 
+use olmoe_engine::Sampling;
+
 use super::error::TrainConfigError;
 use super::interpolation::is_remote;
-use super::schema::{DataConfig, EvaluatorType, SchedulerName, TrainConfig, check_model};
+use super::schema::{DataConfig, EvaluatorType, SamplesConfig, SchedulerName, TrainConfig, check_model};
 
 /// Most sequences of a batch.
 const MAX_BATCH: u64 = 1 << 32;
@@ -16,6 +18,12 @@ pub(super) fn check(config: &TrainConfig) -> Result<(), TrainConfigError> {
     schedule(config)?;
     counts(config)?;
     data(&config.data, "data")?;
+    if let Some(samples) = &config.samples {
+        if samples.prompts.is_empty() {
+            return Err(value("samples.prompts", "empty", "list the texts to go on from, or leave out `samples`"));
+        }
+        samples.sampling().check(config.model.embedding_size).map_err(TrainConfigError::Samples)?;
+    }
     for (i, evaluator) in config.evaluators.iter().enumerate() {
         let label = evaluator.label.as_str();
         if label.is_empty() {
@@ -100,6 +108,8 @@ fn counts(config: &TrainConfig) -> Result<(), TrainConfigError> {
         ("device_eval_batch_size", Some(config.device_eval_batch_size)),
         ("console_log_interval", Some(config.console_log_interval)),
         ("speed_monitor.window_size", Some(config.speed_monitor.window_size)),
+        ("samples.interval", config.samples.as_ref().map(|samples| samples.interval)),
+        ("samples.max_new_tokens", config.samples.as_ref().map(|samples| samples.max_new_tokens)),
         ("optimizer.metrics_log_interval", config.optimizer.metrics_log_interval),
         ("wandb.log_interval", config.wandb.as_ref().map(|wandb| wandb.log_interval)),
     ];
@@ -172,6 +182,14 @@ impl TrainConfig {
             }
         }
         Ok(())
+    }
+}
+
+impl SamplesConfig {
+    /// How tokens are chosen.
+    pub fn sampling(&self) -> Sampling {
+        let top_k = usize::try_from(self.top_k).unwrap_or(usize::MAX);
+        Sampling { temperature: self.temperature, top_k, top_p: self.top_p, ..Sampling::default() }
     }
 }
 

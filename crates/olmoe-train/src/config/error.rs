@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use olmoe_engine::SamplingError;
 use olmoe_model::config::ConfigError;
 
 /// Why a training configuration cannot be read, or training cannot begin with it.
@@ -62,6 +63,9 @@ pub enum TrainConfigError {
         /// What is wrong with it, and what to set.
         problem: &'static str,
     },
+    /// A setting of the draws of `samples`.
+    #[error("in the section `samples`: {0}")]
+    Samples(SamplingError),
     /// A duration that is none.
     #[error(
         "`{path}` is `{found}`; expected a number of steps, tokens such as 2e12T, or whole epochs such as 1ep, at most 2^53 \

@@ -289,7 +289,7 @@ sections! {
         pub data: DataConfig = DataConfig::default(),
         /// Sequences at once; none: that of the top level.
         pub device_eval_batch_size: Option<u64> = None,
-        /// Batches, -1 for all; none: `eval_subset_num_batches`.
+        /// Batches, drawn once for all evaluations; -1 or 0 for all; none: `eval_subset_num_batches`.
         pub subset_num_batches: Option<i64> = None,
     }
 
@@ -369,6 +369,24 @@ sections! {
         pub device: String = "auto".into(),
     }
 
+    /// `samples`: texts that the model writes while it is trained. Not a section of OLMo's.
+    pub struct SamplesConfig {
+        /// What it goes on from, each by itself; at least one.
+        pub prompts: Vec<String> = Vec::new(),
+        /// Steps from one time to the next. The end of the run is one, too.
+        pub interval: u64 = 1000,
+        /// Most tokens of a text; an end-of-text token or the end of the model's context may end it before.
+        pub max_new_tokens: u64 = 64,
+        /// Divides the logits before the draw; 0 takes the likeliest token every time.
+        pub temperature: f64 = 0.8,
+        /// Only so many likeliest tokens; 0 for all.
+        pub top_k: u64 = 40,
+        /// Only the likeliest tokens that have this probability together; 1 for all.
+        pub top_p: f64 = 0.95,
+        /// Seed of the draws; none: `seed`. The prompt at place i has this plus i, every time.
+        pub seed: Option<u64> = None,
+    }
+
     /// A whole training configuration. The defaults are OLMo's, but for the model: OLMo's is a GPT-2 with dropout that no
     /// one trains, here it is that of the release. A file has to have the section `model`.
     pub struct TrainConfig {
@@ -396,7 +414,7 @@ sections! {
         pub evaluators: Vec<EvaluatorConfig> = Vec::new(),
         /// Steps from one evaluation to the next.
         pub eval_interval: u64 = 1000,
-        /// The tokenizer, for the evaluators.
+        /// The tokenizer, for evaluators and samples.
         pub tokenizer: TokenizerConfig = TokenizerConfig::default(),
         /// The folder of the run.
         pub save_folder: String = "./".into(),
@@ -444,7 +462,7 @@ sections! {
         pub device_train_microbatch_size: u64 = 16,
         /// Sequences of a forward pass of an evaluation.
         pub device_eval_batch_size: u64 = 16,
-        /// Batches of an evaluation; -1 all.
+        /// Batches of an evaluation, drawn once for all; -1 or 0 all.
         pub eval_subset_num_batches: i64 = -1,
         /// Whether evaluations run at once when a checkpoint was loaded.
         pub eval_on_load: bool = false,
@@ -502,6 +520,8 @@ sections! {
         pub hf_datasets_cache_dir: Option<String> = None,
         /// Steps whose intermediate results OLMo writes down.
         pub module_outputs_save_steps: Option<Vec<u64>> = None,
+        /// Texts that the model writes while it is trained. The one key that is not OLMo's; it is written only when it is set.
+        pub samples: Option<SamplesConfig> = None,
     }
 }
 

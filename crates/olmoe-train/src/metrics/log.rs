@@ -1,30 +1,32 @@
-//! `metrics.jsonl` of a run folder: appending, and going on after a resume.
+//! `metrics.jsonl` and `samples.jsonl` of a run folder: appending, and going on after a resume.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::{FILE_NAME, MetricsError, Reader, Record};
+use super::{Line, Lines, MetricsError};
 
 /// Times to try for the lock, which a reader holds for a moment when it asks whether anybody writes.
 const TRIES: u32 = 20;
 const BETWEEN_TRIES: Duration = Duration::from_millis(25);
 
-/// The file to which a run appends a line a record.
+/// The file to which a run appends lines.
 ///
 /// The file is locked as long as this lives, so no two runs mix their lines, and a reader can tell a run that goes on.
-/// A record is one write to the system, which keeps it if the program is killed.
+/// A line is one write to the system, which keeps it if the program is killed.
 #[derive(Debug)]
-pub struct MetricsLog {
+pub struct Log<T> {
     path: PathBuf,
     file: File,
     /// Bytes of whole lines.
     length: u64,
+    of: PhantomData<T>,
 }
 
-impl MetricsLog {
+impl<T: Line> Log<T> {
     /// Opens the file of a run folder, which exists, for what comes after the step `after`: 0 for a run from its
     /// beginning.
     ///
@@ -33,8 +35,8 @@ impl MetricsLog {
     ///
     /// # Errors
     /// [`MetricsError`]: another process writes it, a kept line is malformed, or the system says no.
-    pub fn open(folder: &Path, after: u64) -> Result<MetricsLog, MetricsError> {
-        let path = folder.join(FILE_NAME);
+    pub fn open(folder: &Path, after: u64) -> Result<Log<T>, MetricsError> {
+        let path = folder.join(T::FILE_NAME);
         if path.exists() && !path.is_file() {
             return Err(MetricsError::NotAFile { path });
         }
@@ -42,15 +44,15 @@ impl MetricsLog {
         let file = file.map_err(MetricsError::io("open", &path))?;
         lock(&file, &path)?;
 
-        let mut reader = Reader::of(file.try_clone().map_err(MetricsError::io("read", &path))?, &path)?;
+        let mut reader = Lines::<T>::of(file.try_clone().map_err(MetricsError::io("read", &path))?, &path)?;
         let (mut length, mut terminated) = (0, true);
-        while let Some(record) = reader.next().transpose()? {
-            if record.step > after {
+        while let Some(line) = reader.next().transpose()? {
+            if line.step() > after {
                 break;
             }
             (length, terminated) = (reader.offset, reader.terminated);
         }
-        let mut log = MetricsLog { path, file, length };
+        let mut log = Log { path, file, length, of: PhantomData };
         log.mend().map_err(MetricsError::io("write", &log.path))?;
         if !terminated {
             log.write(b"\n")?;
@@ -58,15 +60,17 @@ impl MetricsLog {
         Ok(log)
     }
 
-    /// Appends a record; after an error the file is as it was before.
+    /// Appends a line; after an error the file is as it was before.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
-    pub fn append(&mut self, record: &Record) -> Result<(), MetricsError> {
-        self.write(&record.to_line())
+    pub fn append(&mut self, line: &T) -> Result<(), MetricsError> {
+        let mut line = serde_json::to_vec(line).expect("maps of numbers and texts are always JSON");
+        line.push(b'\n');
+        self.write(&line)
     }
 
-    /// Returns when all records would survive a loss of power; for the moment of a checkpoint.
+    /// Returns when all lines would survive a loss of power; for the moment of a checkpoint.
     ///
     /// # Errors
     /// [`MetricsError::Io`].

@@ -1,14 +1,15 @@
-//! Reading `metrics.jsonl`, also while it is being written.
+//! Reading a log, also while it is being written.
 
 use std::fs::{File, TryLockError};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use super::{MAX_LINE_BYTES, MetricsError, Record};
+use super::{Line, MAX_LINE_BYTES, MetricsError};
 
-/// The records of a file, in order. It ends before a last line that is not whole, and after an error.
+/// The lines of a file, in order. It ends before a last line that is not whole, and after an error.
 #[derive(Debug)]
-pub struct Reader {
+pub struct Lines<T> {
     path: PathBuf,
     input: BufReader<File>,
     line: Vec<u8>,
@@ -18,25 +19,26 @@ pub struct Reader {
     /// The last of them has a line break.
     pub(super) terminated: bool,
     ended: bool,
+    of: PhantomData<T>,
 }
 
-impl Reader {
+impl<T: Line> Lines<T> {
     /// Opens a file.
     ///
     /// # Errors
     /// [`MetricsError::Io`], [`MetricsError::NotAFile`].
-    pub fn open(path: &Path) -> Result<Reader, MetricsError> {
+    pub fn open(path: &Path) -> Result<Lines<T>, MetricsError> {
         // Opening a pipe would wait for its writer.
         if !std::fs::metadata(path).map_err(MetricsError::io("read", path))?.is_file() {
             return Err(MetricsError::NotAFile { path: path.to_owned() });
         }
-        Reader::of(File::open(path).map_err(MetricsError::io("read", path))?, path)
+        Lines::of(File::open(path).map_err(MetricsError::io("read", path))?, path)
     }
 
-    pub(super) fn of(mut file: File, path: &Path) -> Result<Reader, MetricsError> {
+    pub(super) fn of(mut file: File, path: &Path) -> Result<Lines<T>, MetricsError> {
         file.seek(SeekFrom::Start(0)).map_err(MetricsError::io("read", path))?;
         let input = BufReader::with_capacity(1 << 16, file);
-        Ok(Reader {
+        Ok(Lines {
             path: path.to_owned(),
             input,
             line: Vec::new(),
@@ -44,10 +46,11 @@ impl Reader {
             offset: 0,
             terminated: true,
             ended: false,
+            of: PhantomData,
         })
     }
 
-    fn read(&mut self) -> Result<Option<Record>, MetricsError> {
+    fn read(&mut self) -> Result<Option<T>, MetricsError> {
         self.line.clear();
         self.number += 1;
         let (path, line) = (&self.path, self.number);
@@ -68,7 +71,10 @@ impl Reader {
             }
             // No beginning of an object is an object, so this one is not whole.
             Err(_) if !terminated => Ok(None),
-            Err(error) => Err(MetricsError::Malformed { path: path.clone(), line, reason: reason(&error) }),
+            Err(error) => {
+                let (path, reason) = (path.clone(), reason(&error));
+                Err(MetricsError::Malformed { path, line, reason, example: T::EXAMPLE })
+            }
         }
     }
 }
@@ -85,10 +91,10 @@ fn reason(error: &serde_json::Error) -> String {
     short
 }
 
-impl Iterator for Reader {
-    type Item = Result<Record, MetricsError>;
+impl<T: Line> Iterator for Lines<T> {
+    type Item = Result<T, MetricsError>;
 
-    fn next(&mut self) -> Option<Result<Record, MetricsError>> {
+    fn next(&mut self) -> Option<Result<T, MetricsError>> {
         if self.ended {
             return None;
         }

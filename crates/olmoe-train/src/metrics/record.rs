@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::EXPERT_LOAD;
+use super::{EXPERT_LOAD, FILE_NAME, Line};
 
 /// The key of the step in a line.
 const STEP: &str = "step";
@@ -78,12 +78,14 @@ impl Record {
         }
         layers.iter().map(|(_, max, sum, experts)| max * f64::from(*experts) / sum).reduce(f64::max)
     }
+}
 
-    /// The line, with its end.
-    pub(super) fn to_line(&self) -> Vec<u8> {
-        let mut line = serde_json::to_vec(self).expect("maps of numbers and texts are always JSON");
-        line.push(b'\n');
-        line
+impl Line for Record {
+    const FILE_NAME: &str = FILE_NAME;
+    const EXAMPLE: &str = r#"{"step":1,"train/CrossEntropyLoss":10.8}"#;
+
+    fn step(&self) -> u64 {
+        self.step
     }
 }
 
@@ -189,21 +191,21 @@ mod tests {
         for (at, value) in values.iter().enumerate() {
             record.push(format!("train/{at}"), *value);
         }
-        let line = record.to_line();
+        let line = serde_json::to_vec(&record).unwrap();
         let read: Record = serde_json::from_slice(&line).unwrap();
         assert_eq!(read.step, u64::MAX);
         for ((_, read), value) in read.values().zip(&values) {
             assert_eq!(read.to_bits(), value.to_bits(), "{value}");
         }
-        let read: Record = serde_json::from_slice(&Record::new(1).with("a", f64::NAN).to_line()).unwrap();
+        let read: Record = serde_json::from_value(serde_json::json!(Record::new(1).with("a", f64::NAN))).unwrap();
         assert!(read.get("a").unwrap().is_nan());
     }
 
     #[test]
     fn a_line_has_the_step_first_and_names_in_order() {
         let record = Record::new(3).with("train/b", 2.5).with("a \"quoted\"\n", f64::NAN).with("c", 7_u32);
-        let expected = "{\"step\":3,\"train/b\":2.5,\"a \\\"quoted\\\"\\n\":\"NaN\",\"c\":7.0}\n";
-        assert_eq!(String::from_utf8(record.to_line()).unwrap(), expected);
+        let expected = "{\"step\":3,\"train/b\":2.5,\"a \\\"quoted\\\"\\n\":\"NaN\",\"c\":7.0}";
+        assert_eq!(serde_json::to_string(&record).unwrap(), expected);
     }
 
     #[test]

@@ -6,7 +6,10 @@
 //! ```text
 //! Event      1 wall_time: double   2 step: int64   3 file_version: string   5 summary: Summary   7 session_log: SessionLog
 //! Summary    1 value: repeated Value
-//! Value      1 tag: string         2 simple_value: float
+//! Value      1 tag: string         2 simple_value: float   8 tensor: Tensor   9 metadata: Metadata
+//! Tensor     1 type: enum          STRING = 7          2 shape: Shape, empty for one text   8 string: bytes
+//! Metadata   1 plugin: Plugin      4 class: enum       TENSOR = 2
+//! Plugin     1 name: string
 //! SessionLog 1 status: enum        START = 1
 //! ```
 
@@ -15,7 +18,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{MetricsError, Record};
+use super::{MetricsError, Record, Sample};
 
 /// What a file begins with, so that readers know the rules.
 const FILE_VERSION: &[u8] = b"brain.Event:2";
@@ -64,6 +67,15 @@ impl EventFile {
     /// [`MetricsError::Io`].
     pub fn append(&mut self, record: &Record, now: SystemTime) -> Result<(), MetricsError> {
         let event = scalars(now, record);
+        self.write(&event)
+    }
+
+    /// Appends a text, prompt and all; `name` is what it is found under. After an error the file is as it was before.
+    ///
+    /// # Errors
+    /// [`MetricsError::Io`].
+    pub fn append_text(&mut self, name: &str, sample: &Sample, now: SystemTime) -> Result<(), MetricsError> {
+        let event = text(now, sample.step, name, &format!("{}{}", sample.prompt, sample.text));
         self.write(&event)
     }
 
@@ -118,10 +130,29 @@ fn scalars(now: SystemTime, record: &Record) -> Vec<u8> {
         value.extend_from_slice(&(number as f32).to_le_bytes());
         block(1, &value, &mut summary);
     }
+    of_step(now, record.step, &summary)
+}
+
+fn text(now: SystemTime, step: u64, name: &str, text: &str) -> Vec<u8> {
+    let (mut tensor, mut plugin, mut metadata, mut value, mut summary) = <(Vec<u8>, _, _, _, _)>::default();
+    integer(1, 7, &mut tensor);
+    block(2, &[], &mut tensor);
+    block(8, text.as_bytes(), &mut tensor);
+    block(1, b"text", &mut plugin);
+    block(1, &plugin, &mut metadata);
+    integer(4, 2, &mut metadata);
+    block(1, name.as_bytes(), &mut value);
+    block(8, &tensor, &mut value);
+    block(9, &metadata, &mut value);
+    block(1, &value, &mut summary);
+    of_step(now, step, &summary)
+}
+
+fn of_step(now: SystemTime, step: u64, summary: &[u8]) -> Vec<u8> {
     let mut event = Vec::with_capacity(summary.len() + 32);
     double(1, wall_time(now), &mut event);
-    integer(2, record.step, &mut event);
-    block(5, &summary, &mut event);
+    integer(2, step, &mut event);
+    block(5, summary, &mut event);
     event
 }
 
@@ -231,6 +262,7 @@ mod tests {
         assert_eq!(hex(&file_version(now)), GOLDEN_VERSION);
         assert_eq!(hex(&session_start(now, 301)), GOLDEN_START);
         assert_eq!(hex(&scalars(now, &record)), GOLDEN_SCALARS);
+        assert_eq!(hex(&text(now, 300, "samples/0", "once — é")), GOLDEN_TEXT);
     }
 
     const GOLDEN_VERSION: &str = "1800000000000000a37f4b2209000010402049da411a0d627261696e2e4576656e743a327b854a4b";
@@ -238,6 +270,8 @@ mod tests {
     const GOLDEN_SCALARS: &str = "5b000000000000001b01028a09000010402049da4110ac022a4d0a1d0a16747261696e2f43726f7373456e74726f7079\
         4c6f737315e5d086400a210a1a6f7074696d2f6c6561726e696e675f726174655f67726f75703015ea78cc390a090a02\
         c3a9150000c07f2b61db4e";
+    const GOLDEN_TEXT: &str = "3a000000000000001295eae209000010402049da4110ac022a2c0a2a0a0973616d706c65732f30421108071200420b6f6e63\
+        6520e2809420c3a94a0a0a060a04746578742002b1b0a4e7";
 
     #[test]
     fn two_files_of_one_second_have_two_names() {

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use olmoe_checkpoint::CheckpointError;
 use olmoe_checkpoint::save::SaveError;
+use olmoe_data::TokenizerError;
 use olmoe_data::pretrain::DataError;
+use olmoe_engine::{EngineError, SubmitError};
 use olmoe_model::batch::BatchError;
 use olmoe_model::config::ConfigError;
 use olmoe_model::model::ModelError;
@@ -39,6 +41,20 @@ pub enum TrainError {
     /// The state of the optimizer cannot be restored.
     #[error(transparent)]
     State(Box<StateError>),
+    /// The tokenizer of the samples.
+    #[error("`samples` needs the tokenizer of the data: {0}; set `tokenizer.identifier` to its tokenizer.json")]
+    Tokenizer(Box<TokenizerError>),
+    /// A model that writes no texts.
+    #[error("`samples`: {0}")]
+    Samples(Box<EngineError>),
+    /// A text that the model cannot go on from.
+    #[error("`samples.prompts[{index}]`: {source}")]
+    Prompt {
+        /// Which, from 0.
+        index: usize,
+        /// Why.
+        source: Box<SubmitError>,
+    },
     /// The state of the trainer in a checkpoint cannot be understood.
     #[error("{}: the state of the trainer: {source}; set reset_trainer_state to begin anew with these weights", path.display())]
     TrainerState {
@@ -144,4 +160,6 @@ boxed! {
     Save: SaveError,
     Load: CheckpointError,
     State: StateError,
+    Tokenizer: TokenizerError,
+    Samples: EngineError,
 }

@@ -58,6 +58,10 @@ impl Progress {
                     self.line(&format!("step {step}: {name} {value:.4}"));
                 }
             }
+            // As they would be written in a program, since a model may write anything.
+            Event::Sampled(samples) => samples
+                .iter()
+                .for_each(|one| self.line(&format!("step {}: {:?} -> {:?}", one.step, one.prompt, one.text))),
             Event::Saved(saved, removed) => {
                 let removed = match removed {
                     [] => String::new(),
