@@ -34,6 +34,7 @@ Examples:
 Files: reads the model and the text; writes FILE of --out.
 
 Exit status: 0 if the file was written, 1 if not, 2 for wrong usage.")]
+#[command(override_usage = "olmoe logits [OPTIONS] --model <PATH|REPO[@REVISION]> --out <FILE> <TOKENS>")]
 #[command(group(clap::ArgGroup::new("tokens").required(true).args(["ids", "text", "file"])))]
 pub(crate) struct LogitsArgs {
     #[command(flatten)]

@@ -121,7 +121,6 @@ impl Tour<'_> {
             let sampling = ["-n", "90", "--temp", temperature, "--top-p", "0.95", "--seed", "1", "--quiet"];
             let model = ["generate", "-m", &gguf, "-p", prompt];
             self.command(&[&model[..], &sampling].concat())?;
-            println!();
         }
 
         self.heading("Who does what");
@@ -146,14 +145,17 @@ impl Tour<'_> {
             println!("  {:<32} {what}", self.path(path));
         }
         println!("\nWhat to try next:");
+        // As it was called: a new user has no `olmoe` on the path.
+        let olmoe = std::env::args().next().unwrap_or_else(|| "olmoe".to_owned());
         for command in [
-            format!("olmoe generate -m {gguf} -p 'One day, a little' -n 60"),
-            format!("olmoe train {config} --save_folder={}-2 --optimizer.learning_rate=1e-3", run),
-            format!("olmoe runs {run} {run}-2"),
-            "olmoe train configs/olmoe-1b-7b.yml --dry-run".to_owned(),
-            "olmoe download allenai/OLMoE-1B-7B-0924".to_owned(),
+            format!("generate -m {gguf} -p 'One day, a little' -n 60"),
+            format!("train {config} --save_folder={run}-2 --optimizer.learning_rate=1e-3"),
+            format!("runs {run} {run}-2"),
+            "download allenai/OLMoE-1B-7B-0924-Instruct".to_owned(),
+            "chat -m allenai/OLMoE-1B-7B-0924-Instruct".to_owned(),
+            "help".to_owned(),
         ] {
-            println!("  {command}");
+            println!("  {olmoe} {command}");
         }
         Ok(())
     }
@@ -240,7 +242,7 @@ fn quoted(argument: &str) -> String {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=:,%+@".contains(letter);
     match argument {
         _ if !argument.is_empty() && argument.chars().all(plain) => argument.to_owned(),
-        _ => format!("'{}'", argument.replace('\'', "'\\''").replace('\n', "'$'\\n''")),
+        _ => format!("'{}'", argument.replace('\'', "'\\''")),
     }
 }
 

@@ -35,7 +35,8 @@ Examples:
       --tokenizer.name_or_path tokenizer.json
   olmoe tokenize --documents data --destination tokens \\
       --tokenizer.name_or_path allenai/gpt-neox-olmo-dolma-v1_5 \\
-      --tokenizer.eos_token_id 50279 --tokenizer.pad_token_id 1 --seed 0 --max_size 2_147_483_648 --processes 8
+      --tokenizer.eos_token_id 50279 --tokenizer.pad_token_id 1 --seed 0 \\
+      --max_size 2_147_483_648 --processes 8
   olmoe tokenize -c tokens.yaml --dryrun
 
 The differences from dolma are these. The seed has an effect, files of a pattern come by name, a destination that holds \

@@ -48,7 +48,7 @@ fn wrong_usage_is_status_2() {
         (&["verify", "--threads", "0"], "from 1 to 1024"),
         (&["verify", "--threads", "many"], "from 1 to 1024"),
         (&["verify", "--precision", "f16"], "amp_bf16"),
-        (&["convert", "a", "b"], "--to <TO>"),
+        (&["convert", "a", "b"], "--to <FORMAT>"),
         (&["convert", "a", "b", "--to", "onnx"], "hf, olmo, gguf"),
         (&["quantize", "a", "b", "--type", "q3_k"], "q4_k_m"),
         (&["init", "out", "--config", "c.yml"], "--seed"),

@@ -15,7 +15,7 @@ pub(super) struct Kind {
 /// The kinds.
 pub(super) const KINDS: [Kind; 3] = [
     Kind { name: "prose", prompt: "Once upon a time, there was a little girl named Lily." },
-    Kind { name: "code", prompt: "Write a function to find the maximum of two numbers.\n" },
+    Kind { name: "code", prompt: "Write a function to find the maximum of two numbers." },
     Kind { name: "maths", prompt: "Tom has 5 apples. He buys 3 more." },
 ];
 
