@@ -1,6 +1,7 @@
 """Golden states of the OLMo-native variants, for which transformers has no model.
 
-Computed by olmo_reference.py in fp64 and rounded to fp32 on writing.
+Computed by olmo_reference.py in fp64 and rounded to fp32 on writing. The one whose blocks are dense and
+mixtures in turn can be put together from parts of transformers, too, and must agree with that.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from dataclasses import dataclass, field, fields
 
 import torch
 import yaml
+from transformers import OlmoeForCausalLM
+from transformers.models.olmo.modeling_olmo import OlmoMLP
 
 import golden_io
+import make_golden
 import olmo_reference as reference
 from golden_io import Golden
 
@@ -151,6 +155,10 @@ MODELS = {
         "q/k norm without weights while the block norms have weights",
         {"attention_layer_norm_with_affine": False, "mlp_hidden_size": 16},
     ),
+    "interleave": Model(
+        "dense blocks and mixtures in turn, beginning with a dense one; OLMo's losses over the two mixtures",
+        {"moe_interleave": True, "n_layers": 5, "d_model": 24, "mlp_hidden_size": 20, "moe_loss_weight": 0.2},
+    ),
     "relu_multi_query": Model(
         "dense ReLU MLP, no gate, one key/value head, no q/k norm",
         {
@@ -182,6 +190,63 @@ def yaml_config(model: Model) -> dict[str, object]:
 def reference_config(settings: dict[str, object]) -> reference.Config:
     known = {f.name for f in fields(reference.Config)}
     return reference.Config(**{key: value for key, value in settings.items() if key in known})
+
+
+def run_transformers(
+    model: Model, settings: dict[str, object], params: dict[str, torch.Tensor], ids: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Logits, total loss and gradients of OlmoeForCausalLM whose even blocks have OLMo's MLP, in fp32."""
+    config = reference_config(settings)
+    hf = make_golden.hf_config(
+        {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.d_model,
+            "intermediate_size": config.ffn,
+            "num_hidden_layers": config.n_layers,
+            "num_attention_heads": config.n_heads,
+            "num_key_value_heads": config.kv_heads,
+            "max_position_embeddings": settings["max_sequence_length"],
+            "num_experts": config.moe_num_experts,
+            "num_experts_per_tok": config.moe_top_k,
+            "rope_theta": config.rope_theta,
+        }
+    )
+    built = OlmoeForCausalLM._from_config(
+        hf, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+    )
+    for layer in range(0, config.n_layers, 2):
+        built.model.layers[layer].mlp = OlmoMLP(hf)
+    named = dict(built.named_parameters())
+    names = {own: theirs for own, theirs in make_golden.TOP_NAMES.items()}
+    for layer in range(config.n_layers):
+        own, theirs = f"layers.{layer}.", f"model.layers.{layer}."
+        inside = dict(make_golden.LAYER_NAMES)
+        inside |= {f"mlp.{which}_proj.weight": f"mlp.{which}_proj.weight" for which in ("gate", "up", "down")}
+        names |= {own + ours: theirs + hf_name for ours, hf_name in inside.items() if theirs + hf_name in named}
+
+    def fused(name: str) -> list[str]:
+        return [name.replace("gate_up_proj", f"{which}_proj") + ".weight" for which in ("gate", "up")]
+
+    stacks = {name: fused(name.removeprefix("model.").replace(".mlp.", ".moe.")) for name in named if "gate_up" in name}
+    if set(named) != set(names.values()) | set(stacks):
+        raise RuntimeError(f"parameter names differ: {sorted(set(named) ^ (set(names.values()) | set(stacks)))}")
+    with torch.no_grad():
+        for own, theirs in names.items():
+            named[theirs].copy_(params[own])
+        for theirs, own in stacks.items():
+            named[theirs].copy_(torch.cat([params[name] for name in own], dim=1))
+    output = built(input_ids=ids, output_router_logits=True)
+    routers = []
+    for logits in output.router_logits:
+        probs = logits.softmax(-1)
+        routers.append(reference.Router(logits, probs, probs.topk(config.moe_top_k, dim=-1).indices))
+    total = losses(model, settings, reference.Output(output.logits, routers), ids)["total"]
+    total.backward()
+    found = {"logits": output.logits, "loss.total": total.reshape(1)}
+    found |= {f"grad.{own}": named[theirs].grad for own, theirs in names.items()}
+    for theirs, own in stacks.items():
+        found |= {f"grad.{name}": half for name, half in zip(own, named[theirs].grad.chunk(2, dim=1))}
+    return {name: tensor.detach() for name, tensor in found.items()}
 
 
 @dataclass
@@ -274,6 +339,15 @@ def make(name: str) -> Golden:
         "fp32_error": f"{golden_io.relative_error(single[worst], result.tensors[worst]):.1e}({worst})",
         "bf16": f"{drawn.rounding:.1e}({drawn.worst})",
     }
+    if config.moe_interleave:
+        theirs = run_transformers(model, settings, drawn.params, drawn.ids)
+        if missing := {f"grad.{key}" for key in drawn.params} - set(theirs):
+            raise RuntimeError(f"{name}: transformers has no {missing}")
+        errors = {key: golden_io.relative_error(value, result.tensors[key]) for key, value in theirs.items()}
+        worst = max(errors, key=errors.get)
+        if errors[worst] > 1e-5:
+            raise RuntimeError(f"{name}: transformers and the reference differ by {errors[worst]:.1e} in {worst}")
+        facts["vs_transformers"] = f"{errors[worst]:.1e}({worst})"
     if config.clip_qkv is not None:
         facts["clipped"] = [round(share, 2) for share in result.output.clipped]
     if sum(dropped):

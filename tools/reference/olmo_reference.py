@@ -48,6 +48,7 @@ class Config:
     moe_dropless: bool = True
     moe_capacity_factor: float = 1.25
     moe_shared_expert: bool = False
+    moe_interleave: bool = False
     # HF only: clip after the q/k norm and not before it; divide the chosen weights by their sum.
     clip_after_norm: bool = False
     norm_topk_prob: bool = False
@@ -67,6 +68,10 @@ class Config:
     def ffn(self) -> int:
         return self.mlp_hidden_size // 2 if self.activation_type == "swiglu" else self.mlp_hidden_size
 
+    def is_mixture(self, layer: int) -> bool:
+        # OLMo's branch for such models begins with a sequential block.
+        return self.block_type == "moe" and not (self.moe_interleave and layer % 2 == 0)
+
     @property
     def norm_bias(self) -> bool:
         return self.include_bias if self.bias_for_layer_norm is None else self.bias_for_layer_norm
@@ -79,7 +84,7 @@ class Config:
 
 @dataclass
 class Router:
-    """One layer's routing, over all tokens of the batch in [batch, time] order."""
+    """One mixture's routing, over all tokens of the batch in [batch, time] order."""
 
     logits: Tensor  # [tokens, E]
     probs: Tensor  # [tokens, E]
@@ -125,7 +130,7 @@ def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
             norm(f"{layer}.attention.q_norm", c.d_model, c.attention_layer_norm_with_affine)
             norm(f"{layer}.attention.k_norm", kv, c.attention_layer_norm_with_affine)
         norm(f"{layer}.mlp_norm", c.d_model, c.layer_norm_with_affine)
-        if c.block_type == "moe":
+        if c.is_mixture(i):
             experts = c.moe_num_experts
             shapes[f"{layer}.moe.router.weight"] = (experts, c.d_model)
             if c.gated_experts:
@@ -315,7 +320,7 @@ def forward(config: Config, params: Params, ids: Tensor, document_lengths: Tenso
         h = h + (_norm(config, params, f"{layer}.attention_norm", x) if config.norm_after else x)
 
         x = h if config.norm_after else _norm(config, params, f"{layer}.mlp_norm", h)
-        if config.block_type == "moe":
+        if config.is_mixture(i):
             x, router = _moe(config, params, f"{layer}.moe", x)
             output.routers.append(router)
         else:

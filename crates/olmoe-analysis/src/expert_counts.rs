@@ -1,29 +1,29 @@
 //! How often each expert was chosen, and what follows from it.
 
-/// Choices of each expert of each layer, over some tokens.
+/// Choices of each expert of each mixture of a model, over some tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExpertCounts {
     experts: usize,
-    /// `[layer][expert]`
+    /// The numbers of the mixtures among the layers of the model.
+    layers: Vec<usize>,
+    /// `[mixture][expert]`
     counts: Vec<Vec<u64>>,
     tokens: u64,
 }
 
 impl ExpertCounts {
-    /// None yet, of layers with so many experts.
-    pub fn new(experts: usize) -> ExpertCounts {
-        ExpertCounts { experts, counts: Vec::new(), tokens: 0 }
+    /// None yet, of the layers of a model that are mixtures, with so many experts.
+    pub fn new(layers: impl IntoIterator<Item = usize>, experts: usize) -> ExpertCounts {
+        let layers: Vec<usize> = layers.into_iter().collect();
+        ExpertCounts { experts, counts: vec![vec![0; experts]; layers.len()], layers, tokens: 0 }
     }
 
-    /// Counts what was chosen for so many tokens: the experts of each layer, in any order.
-    pub fn add<'a>(&mut self, tokens: u64, layers: impl IntoIterator<Item = &'a [u32]>) {
+    /// Counts what was chosen for so many tokens: the experts of each mixture, in any order.
+    pub fn add<'a>(&mut self, tokens: u64, mixtures: impl IntoIterator<Item = &'a [u32]>) {
         self.tokens += tokens;
-        for (at, chosen) in layers.into_iter().enumerate() {
-            if at == self.counts.len() {
-                self.counts.push(vec![0; self.experts]);
-            }
+        for (counts, chosen) in self.counts.iter_mut().zip(mixtures) {
             for expert in chosen {
-                if let Some(count) = self.counts[at].get_mut(*expert as usize) {
+                if let Some(count) = counts.get_mut(*expert as usize) {
                     *count += 1;
                 }
             }
@@ -35,68 +35,74 @@ impl ExpertCounts {
         self.tokens
     }
 
-    /// Experts of a layer.
+    /// Experts of a mixture.
     pub fn experts(&self) -> usize {
         self.experts
     }
 
-    /// Experts that a token chose in a layer.
+    /// Experts that a token chose in a mixture.
     pub fn top_k(&self) -> u64 {
         self.counts.first().map_or(0, |counts| counts.iter().sum::<u64>() / self.tokens.max(1))
     }
 
-    /// The layers in order, each with a number for every expert.
-    pub fn layers(&self) -> &[Vec<u64>] {
-        &self.counts
+    /// The number of each mixture among the layers of the model. Elsewhere mixtures are counted from 0, whatever is
+    /// between them.
+    pub fn layers(&self) -> &[usize] {
+        &self.layers
     }
 
-    /// Share of the tokens that chose each expert of a layer, 0 to 1: `K / E` if all are chosen alike.
+    /// How often each expert of a mixture was chosen.
+    pub fn choices(&self, mixture: usize) -> &[u64] {
+        &self.counts[mixture]
+    }
+
+    /// Share of the tokens that chose each expert of a mixture, 0 to 1: `K / E` if all are chosen alike.
     ///
     /// This is the domain specialisation of the OLMoE paper when the tokens are those of a domain.
-    pub fn shares_of_tokens(&self, layer: usize) -> Vec<f64> {
-        self.divided(layer, self.tokens)
+    pub fn shares_of_tokens(&self, mixture: usize) -> Vec<f64> {
+        self.divided(mixture, self.tokens)
     }
 
-    /// Share of the choices that each expert of a layer got; they sum to 1.
-    pub fn shares_of_choices(&self, layer: usize) -> Vec<f64> {
-        self.divided(layer, self.counts[layer].iter().sum())
+    /// Share of the choices that each expert of a mixture got; they sum to 1.
+    pub fn shares_of_choices(&self, mixture: usize) -> Vec<f64> {
+        self.divided(mixture, self.counts[mixture].iter().sum())
     }
 
-    fn divided(&self, layer: usize, by: u64) -> Vec<f64> {
-        self.counts[layer].iter().map(|count| *count as f64 / by.max(1) as f64).collect()
+    fn divided(&self, mixture: usize, by: u64) -> Vec<f64> {
+        self.counts[mixture].iter().map(|count| *count as f64 / by.max(1) as f64).collect()
     }
 
-    /// Entropy of the shares of a layer's choices over its largest, `−Σ s_e ln s_e / ln E`: 1 if all experts were chosen
+    /// Entropy of the shares of a mixture's choices over its largest, `−Σ s_e ln s_e / ln E`: 1 if all experts were chosen
     /// alike, 0 if it was always the same one.
-    pub fn evenness(&self, layer: usize) -> f64 {
+    pub fn evenness(&self, mixture: usize) -> f64 {
         if self.experts < 2 {
             return 1.0;
         }
-        let shares = self.shares_of_choices(layer);
+        let shares = self.shares_of_choices(mixture);
         let entropy: f64 = shares.iter().filter(|share| **share > 0.0).map(|share| -share * share.ln()).sum();
         // Adding zero makes -0 into 0.
         (entropy + 0.0) / (self.experts as f64).ln()
     }
 
-    /// Experts of a layer that were chosen at all.
-    pub fn used(&self, layer: usize) -> usize {
-        self.counts[layer].iter().filter(|count| **count > 0).count()
+    /// Experts of a mixture that were chosen at all.
+    pub fn used(&self, mixture: usize) -> usize {
+        self.counts[mixture].iter().filter(|count| **count > 0).count()
     }
 
-    /// The experts of a layer that were chosen, the busiest first.
-    pub fn busiest(&self, layer: usize) -> Vec<usize> {
-        let counts = &self.counts[layer];
+    /// The experts of a mixture that were chosen, the busiest first.
+    pub fn busiest(&self, mixture: usize) -> Vec<usize> {
+        let counts = &self.counts[mixture];
         let mut order: Vec<usize> = (0..counts.len()).filter(|expert| counts[*expert] > 0).collect();
         order.sort_by_key(|expert| std::cmp::Reverse(counts[*expert]));
         order
     }
 }
 
-/// How far the texts of a layer go to experts of their own: the mean over texts of half of `Σ_e |s_e − m_e|`, with `s` the
+/// How far texts go in a mixture to experts of their own: the mean over texts of half of `Σ_e |s_e − m_e|`, with `s` the
 /// shares of the text's choices and `m` the mean of the texts' shares. 0: all texts alike; `1 − 1/n` for `n` texts that
 /// have no expert in common.
-pub fn specialisation(texts: &[ExpertCounts], layer: usize) -> f64 {
-    let shares: Vec<Vec<f64>> = texts.iter().map(|text| text.shares_of_choices(layer)).collect();
+pub fn specialisation(texts: &[ExpertCounts], mixture: usize) -> f64 {
+    let shares: Vec<Vec<f64>> = texts.iter().map(|text| text.shares_of_choices(mixture)).collect();
     let (count, experts) = (shares.len().max(1) as f64, shares.first().map_or(0, Vec::len));
     let mean: Vec<f64> = (0..experts).map(|e| shares.iter().map(|text| text[e]).sum::<f64>() / count).collect();
     let distance = |text: &Vec<f64>| text.iter().zip(&mean).map(|(s, m)| (s - m).abs()).sum::<f64>() / 2.0;
@@ -108,7 +114,7 @@ mod tests {
     use super::*;
 
     fn counted(layers: &[&[u32]], tokens: u64) -> ExpertCounts {
-        let mut counts = ExpertCounts::new(4);
+        let mut counts = ExpertCounts::new(0..layers.len(), 4);
         counts.add(tokens, layers.iter().copied());
         counts
     }

@@ -2,7 +2,8 @@
 //!
 //! Query, key and value projections are one matrix. A dropless mixture stacks the rows of its experts, and its
 //! down projections are transposed (`w2 [E·I, D]`); one with a capacity keeps `[E, D, I]` and `[E, I, D]`. A dense MLP is
-//! `ff_proj`, whose rows are `up` and then `gate`, and `ff_out`.
+//! `ff_proj`, whose rows are `up` and then `gate`, and `ff_out`; a model of dense blocks and mixtures in turn
+//! (`moe_interleave`) has both.
 
 use olmoe_model::config::ModelConfig;
 

@@ -6,7 +6,7 @@
 //! | `moe.experts.{gate,up,down}_proj` of every expert | the same projection of the MLP, some entries replaced by noise if asked for |
 //! | `moe.router` | independent normal draws |
 //! | `moe.shared_expert.{gate,up,down}_proj`, if asked for | the same projection of the MLP |
-//! | everything else | itself |
+//! | everything else, such as the MLP of a layer that remains dense | itself |
 //!
 //! Equal experts give the MLP's output `m` whichever are chosen, so a layer of the mixture gives `(s + Σp)·m`, where `Σp`
 //! is the sum of the chosen probabilities (1 if they are normalised, `top_k / num_experts` if the router is even) and `s` is
@@ -31,6 +31,9 @@ pub struct Upcycling {
     pub num_experts: usize,
     /// Experts a token. OLMo's default is 2.
     pub top_k: usize,
+    /// Make mixtures of every second layer only, from the second on; the others remain dense. The script's `interleave`,
+    /// off.
+    pub interleave: bool,
     /// Divide the chosen probabilities by their sum. Never in OLMo.
     pub normalize_top_k: bool,
     /// A copy of the MLP that every token passes. The script's `share`, off.
@@ -160,6 +163,7 @@ impl<'s> Upcycled<'s> {
             shared_expert: upcycling.shared_expert.then_some(mlp),
             capacity_factor: None,
         });
+        config.even_layers = upcycling.interleave.then_some(mlp);
         if !matches!(config.init.method, InitMethod::Normal | InitMethod::FullMegatron) {
             // The others are for dense models only, and no parameter is drawn by them any more.
             config.init.method = InitMethod::Normal;

@@ -44,6 +44,11 @@ fn moe(config: &mut ModelConfig) -> &mut Moe {
     }
 }
 
+/// The second of its three layers is a mixture.
+fn interleaved() -> ModelConfig {
+    ModelConfig { even_layers: Some(Mlp { width: 32, activation: Activation::SwiGlu }), ..mixture() }
+}
+
 fn dense() -> ModelConfig {
     let mut config = mixture();
     config.feed_forward = FeedForward::Dense(Mlp { width: 96, activation: Activation::SwiGlu });
@@ -160,6 +165,7 @@ fn olmo_holds_every_variant() {
     let mut bare = mixture();
     (bare.norm.affine, bare.qk_norm) = (false, None);
     configs.push(bare);
+    configs.push(interleaved());
     for config in configs {
         let random = Random::new(config, 5, DType::F32);
         let there = desk.write(&random, OLMO);
@@ -176,7 +182,7 @@ fn olmo_holds_every_variant() {
         }
     }
     let left = std::fs::read_dir(desk.folder.path()).unwrap().count();
-    assert_eq!(left, 2 * 5, "nothing is left of what was refused");
+    assert_eq!(left, 2 * 6, "nothing is left of what was refused");
 }
 
 #[test]
@@ -235,16 +241,47 @@ fn quantised_weights_need_a_word_about_what_they_become() {
     }
 }
 
+/// Beside the other blocks' names and shapes in OLMo's files.
+#[test]
+fn dense_blocks_and_mixtures_in_turn() {
+    let desk = Desk::new();
+    let random = Random::new(interleaved(), 12, DType::F32);
+    let there = desk.write(&random, OLMO);
+    let shape = |name: &str| {
+        let found = there.contents().tensors.iter().find(|tensor| tensor.name == format!("transformer.blocks.{name}"));
+        found.map(|tensor| tensor.shape.clone())
+    };
+    for (dense, mixture) in [(0, 1), (2, 1)] {
+        assert_eq!(shape(&format!("{dense}.ff_proj.weight")), Some(vec![2 * 32, 64]));
+        assert_eq!(shape(&format!("{dense}.ff_out.weight")), Some(vec![64, 32]));
+        assert_eq!(shape(&format!("{mixture}.ffn.experts.mlp.w1")), Some(vec![8 * 32, 64]));
+        assert_eq!(shape(&format!("{dense}.ffn.router.layer.weight")), None);
+        assert_eq!(shape(&format!("{mixture}.ff_proj.weight")), None);
+    }
+    for (target, format) in [(HF, "Hugging Face's olmoe"), (FUSED, "Hugging Face's olmoe"), (GGUF, "llama.cpp's olmoe")]
+    {
+        let error = desk.try_write(&there, target).unwrap_err().to_string();
+        assert!(error.contains(format) && error.contains("even_layers"), "{error}");
+    }
+    // A configuration of the other kind finds its tensors missing, and says which.
+    let config = there.contents().path.join("config.yaml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("moe_interleave: true", "moe_interleave: false")).unwrap();
+    let error = Checkpoint::open(&there.contents().path).map(drop).unwrap_err().to_string();
+    assert!(error.contains("transformer.blocks.0.ffn.router.layer.weight"), "{error}");
+}
+
 #[test]
 fn loading_gives_the_model_that_was_drawn() {
     let desk = Desk::new();
     let ids: Vec<u32> = (0..20).map(|i| i * 7 % 99).collect();
-    for config in [mixture(), dense()] {
+    for config in [mixture(), dense(), interleaved()] {
+        let targets: &[Target] = if config.even_layers.is_some() { &[OLMO] } else { &[HF, OLMO, GGUF] };
         let mut drawn = Model::new(config.clone(), Precision::Fp32, true).unwrap();
         drawn.initialize(9);
         let expected = logits(&drawn, &ids);
         let random = Random::new(config, 9, DType::F32);
-        for target in [HF, OLMO, GGUF] {
+        for &target in targets {
             let there = desk.write(&random, target);
             let read = std::sync::atomic::AtomicU64::new(0);
             let model = there
@@ -312,11 +349,15 @@ fn numbers_that_are_none_are_kept_but_neither_quantised_nor_loaded() {
 
 #[test]
 fn a_training_checkpoint_is_read_like_any_other() {
+    let desk = Desk::new();
+    training_checkpoint(&desk, &Random::new(mixture(), 11, DType::F32), HF);
+    training_checkpoint(&desk, &Random::new(interleaved(), 11, DType::F32), OLMO);
+}
+
+fn training_checkpoint(desk: &Desk, random: &Random, target: Target) {
     use olmoe_checkpoint::safetensors::{SafeType, Spec};
     use olmoe_checkpoint::save::Checkpoints;
-    let desk = Desk::new();
-    let random = Random::new(mixture(), 11, DType::F32);
-    let run = desk.folder.path().join("run");
+    let run = desk.folder.path().join(format!("run-{target:?}"));
     let checkpoints = Checkpoints::open(&run).unwrap();
     let mut writer = checkpoints.begin(5).unwrap();
     let specs: Vec<Spec> =
@@ -333,9 +374,9 @@ fn a_training_checkpoint_is_read_like_any_other() {
     for path in [saved.path.as_path(), &run] {
         let there = Checkpoint::open(path).unwrap();
         assert_eq!(there.contents().format.name(), "training");
-        assert_same(&random, &there);
+        assert_same(random, &there);
     }
-    assert_same(&random, &desk.write(&Checkpoint::open(&run).unwrap(), HF));
+    assert_same(random, &desk.write(&Checkpoint::open(&run).unwrap(), target));
     let shard = Checkpoint::open(&run).unwrap().contents().files[0].0.clone();
     let mut bytes = std::fs::read(&shard).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

@@ -37,7 +37,7 @@ pub struct Token {
     /// The likeliest tokens in its place, from the likeliest on, of equal ones the lower id first; the token itself may
     /// be among them.
     pub alternatives: Vec<Alternative>,
-    /// The experts of each layer in falling order of probability, if asked for.
+    /// The experts of each layer that is a mixture, in falling order of probability, if asked for.
     pub experts: Vec<Vec<u32>>,
 }
 

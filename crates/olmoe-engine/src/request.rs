@@ -39,7 +39,7 @@ pub struct Request {
     /// Log-probability of each token, and of so many likeliest alternatives (0 for none of these). They are those of the
     /// model's own distribution, before bias, penalties, filters and temperature.
     pub logprobs: Option<usize>,
-    /// The experts of each token: those chosen, in each layer, in the pass whose outcome the token is. (That pass reads
+    /// The experts of each token: those chosen, in each mixture, in the pass whose outcome the token is. (That pass reads
     /// the token before it.)
     pub experts: bool,
     /// The text has the texts of special tokens.

@@ -1,7 +1,8 @@
 //! The auxiliary losses of the routers, in the three definitions that are in use.
 //!
-//! L layers, T tokens, E experts, K choices, `n_le` assignments of expert `e` in layer `l`, `P_le` its mean probability,
-//! `lse_lt` the log-sum-exp of a token's router logits. Only `P` and `lse` carry gradients.
+//! L mixtures, T tokens, E experts, K choices, `n_le` assignments of expert `e` in layer `l`, `P_le` its mean probability,
+//! `lse_lt` the log-sum-exp of a token's router logits. Only `P` and `lse` carry gradients. Dense layers between do not
+//! count: OLMo's `moe_interleave` divides by `n_layers // 2`.
 //!
 //! | definition | load balancing | at balance | z-loss |
 //! |---|---|---|---|
@@ -35,8 +36,8 @@ pub struct AuxiliaryGradients {
 }
 
 impl AuxiliaryGradients {
-    /// A layer's rows of probability gradients, one a group of tokens, and the groups' boundaries; none when there is
-    /// no such loss.
+    /// The rows of probability gradients of a layer of the record, one a group of tokens, and the groups' boundaries;
+    /// none when there is no such loss.
     pub fn layer(&self, layer: usize) -> Option<(&[f32], &[u32])> {
         self.dprobs.as_ref().map(|(rows, groups)| {
             let count = groups.len() - 1;
@@ -141,12 +142,12 @@ mod tests {
 
     /// Routings from logits, L layers.
     fn record(logits: &[Vec<f32>], experts: usize, top_k: usize) -> RoutingRecord {
-        let layer = |r: &Vec<f32>| {
+        let layer = |(index, r): (usize, &Vec<f32>)| {
             let routing = router::forward(Tensor::new(r, &[r.len() / experts, experts]), top_k, false);
             let load_e = router::assign(&routing, None).load_e;
-            crate::routing::LayerRouting { routing, load_e }
+            crate::routing::LayerRouting { layer: index, routing, load_e }
         };
-        RoutingRecord { layers: logits.iter().map(layer).collect() }
+        RoutingRecord { layers: logits.iter().enumerate().map(layer).collect() }
     }
 
     fn config(definition: AuxiliaryDefinition) -> Auxiliary {

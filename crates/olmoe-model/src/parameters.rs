@@ -87,8 +87,6 @@ pub struct ParameterCount {
     pub total: u64,
     /// Those that one token passes: all but the experts it is not routed to.
     pub active: u64,
-    /// Those of one layer; all layers are alike.
-    pub per_layer: u64,
 }
 
 impl ParameterCount {
@@ -100,25 +98,23 @@ impl ParameterCount {
         let (mut outer, mut shared, mut experts) = (0u128, 0u128, 0u128);
         before_layers(config, &mut |entry| outer = outer.saturating_add(entry.num_elements()));
         after_layers(config, &mut |entry| outer = outer.saturating_add(entry.num_elements()));
-        layer(config, &mut |entry| {
-            let sum = if entry.kind == ParameterKind::Expert { &mut experts } else { &mut shared };
-            *sum = sum.saturating_add(entry.num_elements());
-        });
+        // Layers are of two kinds at most: those like the first and those like the second.
+        for (index, count) in [(0, config.n_layers.div_ceil(2)), (1, config.n_layers / 2)] {
+            layer(config, index, &mut |entry| {
+                let sum = if entry.kind == ParameterKind::Expert { &mut experts } else { &mut shared };
+                *sum = sum.saturating_add(entry.num_elements().saturating_mul(count as u128));
+            });
+        }
         // Every stack of experts has E equal slices, so the division is exact.
         let routed = config.moe().map_or(0, |moe| {
             (experts / (moe.num_experts as u128).max(1)).saturating_mul(moe.top_k.min(moe.num_experts) as u128)
         });
-        let all = |per_layer: u128| per_layer.saturating_mul(config.n_layers as u128).saturating_add(outer);
-        let per_layer = shared.saturating_add(experts);
+        let with = |experts: u128| outer.saturating_add(shared).saturating_add(experts);
         let bounded = |count: u128| match u64::try_from(count) {
             Ok(count) if count <= MAX_PARAMETERS => Ok(count),
             _ => Err(ConfigError::TooManyParameters { limit: MAX_PARAMETERS }),
         };
-        Ok(Self {
-            total: bounded(all(per_layer))?,
-            active: bounded(all(shared.saturating_add(routed)))?,
-            per_layer: bounded(per_layer)?,
-        })
+        Ok(Self { total: bounded(with(experts))?, active: bounded(with(routed))? })
     }
 }
 
@@ -127,7 +123,7 @@ pub fn parameters(config: &ModelConfig) -> Vec<ParameterSpec> {
     let mut specs = Vec::new();
     before_layers(config, &mut |entry| specs.push(entry.spec(config, None)));
     for index in 0..config.n_layers {
-        layer(config, &mut |entry| specs.push(entry.spec(config, Some(index))));
+        layer(config, index, &mut |entry| specs.push(entry.spec(config, Some(index))));
     }
     after_layers(config, &mut |entry| specs.push(entry.spec(config, None)));
     specs
@@ -224,7 +220,7 @@ fn after_layers(config: &ModelConfig, visit: Visit<'_>) {
     }
 }
 
-fn layer(config: &ModelConfig, visit: Visit<'_>) {
+fn layer(config: &ModelConfig, index: usize, visit: Visit<'_>) {
     let (d, q, kv, bias) = (config.d_model, config.query_width(), config.key_value_width(), config.attention_bias);
     norm("attention_norm", Some(config.norm), d, visit);
     linear("attention.q_proj", q, d, Role::Input, bias, visit);
@@ -234,11 +230,11 @@ fn layer(config: &ModelConfig, visit: Visit<'_>) {
     norm("attention.k_norm", config.qk_norm, kv, visit);
     linear("attention.o_proj", d, q, Role::Output, bias, visit);
     norm("mlp_norm", Some(config.norm), d, visit);
-    match &config.feed_forward {
+    match config.feed_forward_of(index) {
         FeedForward::Dense(shape) => {
-            mlp(["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"], *shape, d, config.mlp_bias, visit);
+            mlp(["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"], shape, d, config.mlp_bias, visit);
         }
-        FeedForward::Moe(moe) => mixture(moe, d, config.mlp_bias, visit),
+        FeedForward::Moe(moe) => mixture(&moe, d, config.mlp_bias, visit),
     }
 }
 
@@ -314,7 +310,6 @@ mod tests {
         let count = ParameterCount::of(&config).unwrap();
         assert_eq!(count.total, 6_919_161_856);
         assert_eq!(count.active, 1_282_017_280);
-        assert_eq!(count.per_layer, 419_569_664);
         let listed: usize = parameters(&config).iter().map(ParameterSpec::num_elements).sum();
         assert_eq!(listed as u64, count.total);
     }
@@ -419,6 +414,28 @@ mod tests {
         assert_eq!(names, expected);
         let count = ParameterCount::of(&config).unwrap();
         assert_eq!(count.total, count.active);
+    }
+
+    #[test]
+    fn dense_layers_and_mixtures_in_turn() {
+        let mut config = ModelConfig::release();
+        let alike = ParameterCount::of(&config).unwrap();
+        (config.n_layers, config.even_layers) = (5, Some(Mlp { width: 1024, activation: Activation::SwiGlu }));
+        config.validate().unwrap();
+        let specs = parameters(&config);
+        let of_kind = |part: &str| -> Vec<usize> {
+            specs.iter().filter(|spec| spec.name.contains(part)).filter_map(|spec| spec.layer).collect()
+        };
+        assert_eq!(of_kind(".moe.router."), [1, 3]);
+        assert_eq!(of_kind(".moe.experts.down_proj."), [1, 3]);
+        assert_eq!(of_kind(".mlp.down_proj."), [0, 2, 4]);
+        let count = ParameterCount::of(&config).unwrap();
+        assert_eq!(count.total, specs.iter().map(|spec| spec.num_elements() as u64).sum::<u64>());
+        let idle = 2 * 56 * 3 * 1024 * 2048;
+        assert_eq!(count.active, count.total - idle);
+        // Three layers without a router and with one MLP in place of 64 experts, and eleven fewer.
+        let layer = (alike.total - 2 * 50304 * 2048 - 2048) / 16;
+        assert_eq!(count.total, alike.total - 11 * layer - 3 * (64 * 2048 + 63 * 3 * 1024 * 2048));
     }
 
     #[test]

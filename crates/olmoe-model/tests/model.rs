@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use olmoe_model::batch::Batch;
-use olmoe_model::config::ModelConfig;
+use olmoe_model::config::{Activation, Mlp, ModelConfig};
 use olmoe_model::model::{Activations, Gradients, Keep, KvCache, Model, ModelError, Objective, Precision};
 
 fn config() -> ModelConfig {
@@ -223,4 +223,31 @@ fn drawing_in_parts_leaves_no_trace() {
     let mut expected = vec![0.0; 40000 * 120];
     olmoe_model::init::initialize(&model.parameters()[id], 5, &mut expected);
     assert!(model.value(id).is_some_and(|value| value[..] == expected[..]));
+}
+
+#[test]
+fn layers_are_counted_as_the_model_has_them() {
+    let even_layers = Some(Mlp { width: 20, activation: Activation::SwiGlu });
+    let config = ModelConfig { n_layers: 5, even_layers, ..config() };
+    let model = {
+        let mut model = Model::new(config.clone(), Precision::Fp32, false).expect("a model");
+        model.initialize(7);
+        model
+    };
+    let mut activations = Activations::new(Keep::Nothing);
+    model.forward(&Batch::uniform(&ids(9, 1), 9).expect("one sequence"), &mut activations).expect("a pass");
+    let routing = &activations.routing;
+    assert_eq!(routing.layers.iter().map(|mixture| mixture.layer).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!((0..5).map(|layer| routing.position(layer)).collect::<Vec<_>>(), [None, Some(0), None, Some(1), None]);
+    // Of the mixtures alone, what is read depends on the experts that are reached.
+    let all = model.bytes_read(|_| 6);
+    let expert = (all - model.bytes_read(|layer| if layer == 3 { 5 } else { 6 })) as f64;
+    assert!(expert >= 3.0 * 10.0 * 24.0 * 4.0, "{expert}");
+    assert_eq!((all - model.bytes_read(|layer| if layer % 2 == 0 { 0 } else { 6 })), 0);
+    // The wider of both kinds of layers is what a pass needs at its widest place.
+    let wide = Some(Mlp { width: 10_000, activation: Activation::SwiGlu });
+    let bytes = |config: &ModelConfig| config.pass_bytes(9, 1);
+    let alike = ModelConfig { even_layers: None, ..config.clone() };
+    assert!(bytes(&ModelConfig { even_layers: wide, ..config.clone() }) > bytes(&alike) + 9 * 3 * 9_000 * 4);
+    assert!(bytes(&config) < bytes(&alike), "fewer routers");
 }

@@ -25,6 +25,16 @@ fn config(dense: bool) -> ModelConfig {
     config
 }
 
+/// A mixture, a dense model, and one whose first layer is dense and whose second a mixture.
+fn configs() -> [(&'static str, ModelConfig); 3] {
+    let even = Some(Mlp { width: 512, activation: Activation::SwiGlu });
+    [
+        ("mixture", config(false)),
+        ("dense", config(true)),
+        ("in turn", ModelConfig { even_layers: even, ..config(false) }),
+    ]
+}
+
 /// A model of blocks, and one of the numbers that these stand for.
 fn models(config: &ModelConfig, format: BlockFormat) -> (Model, Model) {
     let mut drawn = Model::new(config.clone(), Precision::Fp32, true).unwrap();
@@ -77,9 +87,9 @@ fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
 
 #[test]
 fn blocks_compute_what_their_numbers_do() {
-    for dense in [false, true] {
+    for (what, config) in configs() {
         for format in BlockFormat::ALL {
-            let (blocks, numbers) = models(&config(dense), format);
+            let (blocks, numbers) = models(&config, format);
             let ids = ids(33, 1);
             let (ours, expected) = (logits(&blocks, &ids), logits(&numbers, &ids));
             // Of a mixture, only tokens whose experts are the same can be compared.
@@ -90,16 +100,16 @@ fn blocks_compute_what_their_numbers_do() {
             let mut errors: Vec<f64> = rows.collect();
             errors.sort_by(f64::total_cmp);
             let median = errors[errors.len() / 2];
-            assert!((1e-5..2e-2).contains(&median), "{} dense: {dense}: {median}", format.name());
+            assert!((1e-5..2e-2).contains(&median), "{} {what}: {median}", format.name());
         }
     }
 }
 
 #[test]
 fn the_same_bits_however_a_text_is_cut() {
-    for dense in [false, true] {
+    for (_, config) in configs() {
         for format in BlockFormat::ALL {
-            let (model, _) = models(&config(dense), format);
+            let (model, _) = models(&config, format);
             let (first, second) = (ids(20, 1), ids(13, 2));
             let expected = logits(&model, &first);
             for threads in [1, 2, 3] {

@@ -70,6 +70,11 @@ const CASES: &[Case] = &[
     ("odd base", small, |c| c.rope.theta = 10000.5, Ok(()), Err("`rope.theta` is 10000.5, which there could only be 1000")),
     // Only in OLMo's.
     ("shared expert", small, |c| moe(c).shared_expert = Some(moe(c).expert), Err("Hugging Face's olmoe cannot hold this model: `feed_forward.moe.shared_expert` is {\"activation\":\"swi_glu\",\"width\":16}, which there could only be null; convert to OLMo instead"), Ok(())),
+    ("dense layers between", small, |c| c.even_layers = Some(expert(16, Activation::SwiGlu)), Err("Hugging Face's olmoe cannot hold this model: `even_layers` is {\"activation\":\"swi_glu\",\"width\":16}, which there could only be null; convert to OLMo instead"), Ok(())),
+    ("dense layers between experts with a capacity", small, |c| {
+        c.even_layers = Some(expert(16, Activation::SwiGlu));
+        (moe(c).capacity_factor, moe(c).expert.activation) = (Some(1.25), Activation::Silu);
+    }, Err(TO_OLMO), Ok(())),
     ("clamp before norm", small, |c| c.clip_qkv = clip(ClipOrder::BeforeNorm), Err("`clip_qkv.order`"), Ok(())),
     ("clamp without norm", small, |c| (c.clip_qkv, c.qk_norm) = (clip(ClipOrder::AfterNorm), None), Err("`qk_norm` is null"), Ok(())),
     ("no query and key norm", small, |c| c.qk_norm = None, Err(TO_OLMO), Ok(())),
@@ -100,6 +105,7 @@ const CASES: &[Case] = &[
     ("dense without gate", dense, |c| c.feed_forward = FeedForward::Dense(expert(21, Activation::Silu)), Err(NOWHERE), Err(NOWHERE)),
     ("normalised with shared", small, |c| (moe(c).shared_expert, moe(c).normalize_top_k) = (Some(moe(c).expert), true), Err(NOWHERE), Err("`feed_forward.moe.normalize_top_k` is true, which there could only be false; keep it")),
     ("another shared width", small, |c| moe(c).shared_expert = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`feed_forward.moe.shared_expert.width` is 99, which there could only be 16")),
+    ("dense layers of another width", small, |c| c.even_layers = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`even_layers.width` is 99, which there could only be 16")),
     ("two eps", small, |c| c.qk_norm = Some(Norm { eps: 1e-3, ..c.norm }), Err("`qk_norm.eps` is 0.001, which there could only be 0.00001"), Err(NOWHERE)),
     ("not valid", small, |c| c.n_heads = 3, Err("`n_heads` (3) does not divide"), Err("`n_heads` (3) does not divide")),
 ];

@@ -240,6 +240,20 @@ fn a_run_that_goes_on_is_the_run_that_never_stopped() {
 }
 
 #[test]
+fn dense_blocks_and_mixtures_in_turn() {
+    let run = Run::new();
+    let extra = ["--model.moe_interleave=true", "--model.n_layers=3", "--activation_checkpointing=whole_layer"];
+    let (_, all) = run.train("whole", &extra).unwrap();
+    assert!(all.losses.last() < all.losses.first(), "positive numbers, ordered as their bits: it learns");
+    let mixtures = all.names.iter().filter_map(|name| name.strip_prefix("train/TokensTotal/"));
+    assert_eq!(mixtures.collect::<Vec<_>>(), [0, 1, 2, 3].map(|expert| format!("layer1/expert{expert}")));
+    let (_, first) = run.interrupted("part", &extra, 4).unwrap();
+    let (_, second) = run.train("part", &[&extra[..], &["--try_load_latest_save"]].concat()).unwrap();
+    assert_eq!([first.losses, second.losses].concat(), all.losses);
+    assert_eq!(run.checkpoint("part", 10), run.checkpoint("whole", 10));
+}
+
+#[test]
 fn durations_end_where_olmo_ends_them() {
     let run = Run::new();
     for (i, (overrides, steps)) in [

@@ -216,7 +216,7 @@ macro_rules! embedded_files {
 }
 
 /// The golden states of the project, by name; their files are part of the program.
-const EMBEDDED: [(&str, &[u8]); 21] = embedded_files!(
+const EMBEDDED: [(&str, &[u8]); 22] = embedded_files!(
     "toy",
     "release_shape",
     "gqa",
@@ -238,6 +238,7 @@ const EMBEDDED: [(&str, &[u8]); 21] = embedded_files!(
     "clip_qkv_olmo",
     "scale_logits",
     "relu_multi_query",
+    "interleave",
 );
 
 /// The golden states that are part of the program.
@@ -362,11 +363,14 @@ impl File<'_> {
         let z = if config.auxiliary.z_weight == 0.0 { None } else { Some(self.scalar("loss.z")?) };
         let router = match config.moe() {
             None => None,
-            Some(moe) => Some(Router {
-                ids: self.indices("router.ids", &[config.n_layers, tokens, moe.top_k], moe.num_experts)?,
-                probs: self.floats("router.probs", &[config.n_layers, tokens, moe.num_experts])?,
-                margin: self.floats("router.margin", &[config.n_layers, tokens])?,
-            }),
+            Some(moe) => {
+                let mixtures = config.mixture_layers().count();
+                Some(Router {
+                    ids: self.indices("router.ids", &[mixtures, tokens, moe.top_k], moe.num_experts)?,
+                    probs: self.floats("router.probs", &[mixtures, tokens, moe.num_experts])?,
+                    margin: self.floats("router.margin", &[mixtures, tokens])?,
+                })
+            }
         };
         let mut all = Vec::new();
         for spec in parameters(&config) {

@@ -120,6 +120,7 @@ pub const MISTAKES: &[Mistake] = &[
     logits("toy", "experts off by one", InModel(rotated_experts)),
     logits("toy", "fused gate and up split one row late", InModel(|trial| resplit(trial, |row, n| (row + 1) % n))),
     logits("toy", "fused gate and up read as interleaved", InModel(|trial| resplit(trial, interleaved))),
+    logits("interleave", "gate and up of the dense layers swapped", InModel(|trial| swap(trial, ".mlp"))),
     logits("layernorm", "SiLU in place of GELU", InModel(|trial| activation(trial, Activation::Silu))),
     logits("relu_multi_query", "GELU in place of ReLU", InModel(|trial| activation(trial, Activation::Gelu))),
     // Capacity.
@@ -159,6 +160,8 @@ pub const MISTAKES: &[Mistake] = &[
         definition(trial, AuxiliaryDefinition::Olmo);
         trial.golden.config.auxiliary.load_balancing_weight *= trial.golden.config.n_layers as f32;
     }),
+    auxiliary("interleave", "OLMo's loss over the dense layers, too", over_all_layers),
+    mistake("interleave", Quantity::Z, "z-loss over the dense layers, too", InModel(over_all_layers)),
     mistake(
         "olmo_losses",
         Quantity::Z,
@@ -260,6 +263,14 @@ fn activation(trial: &mut Trial, activation: Activation) {
 
 fn definition(trial: &mut Trial, definition: AuxiliaryDefinition) {
     trial.golden.config.auxiliary.definition = definition;
+}
+
+/// Divides by the number of layers, not of mixtures.
+fn over_all_layers(trial: &mut Trial) {
+    let config = &mut trial.golden.config;
+    let share = config.mixture_layers().count() as f32 / config.n_layers as f32;
+    config.auxiliary.load_balancing_weight *= share;
+    config.auxiliary.z_weight *= share;
 }
 
 fn clip_order(trial: &mut Trial, order: ClipOrder) {

@@ -2,7 +2,7 @@
 //! (only the configuration and the golden state it reads), so that both being wrong in the same way is unlikely; and it
 //! can make mistakes on purpose, see [`Slip`].
 //!
-//! T tokens, D model width, V vocabulary, L layers, E experts. A vector is one token's.
+//! T tokens, D model width, V vocabulary, L mixtures, E experts. A vector is one token's.
 
 use olmoe_model::config::{Activation, ClipOrder, FeedForward, Mlp, Moe, Norm, NormKind};
 
@@ -75,9 +75,10 @@ pub(crate) fn forward(golden: &Golden, slip: Option<Slip>) -> Output {
     for layer in 0..config.n_layers {
         let module = |name: &str| format!("layers.{layer}.{name}");
         model.residual(&module("attention_norm"), &mut h, |x| model.attention(&module("attention"), x));
-        model.residual(&module("mlp_norm"), &mut h, |x| match &config.feed_forward {
-            FeedForward::Dense(mlp) => x.iter().map(|x| model.mlp(&module("mlp"), *mlp, x)).collect(),
-            FeedForward::Moe(moe) => model.mixture(&module("moe"), moe, x, &mut probs),
+        model.residual(&module("mlp_norm"), &mut h, |x| match (config.even_layers, &config.feed_forward) {
+            (Some(mlp), _) if layer % 2 == 0 => model.all_mlp(&module("mlp"), mlp, x),
+            (_, FeedForward::Dense(mlp)) => model.all_mlp(&module("mlp"), *mlp, x),
+            (_, FeedForward::Moe(moe)) => model.mixture(&module("moe"), moe, x, &mut probs),
         });
     }
     let head = if config.tie_embeddings { "embed_tokens" } else { "lm_head" };
@@ -289,6 +290,10 @@ impl Reference<'_> {
             hidden.iter_mut().for_each(|h| *h = activate(mlp.activation, *h));
         }
         self.linear(&name("down_proj"), &hidden)
+    }
+
+    fn all_mlp(&self, module: &str, mlp: Mlp, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        x.iter().map(|x| self.mlp(module, mlp, x)).collect()
     }
 
     fn expert(&self, module: &str, moe: &Moe, e: usize, x: &[f64]) -> Vec<f64> {

@@ -325,7 +325,8 @@ impl Chat<'_> {
         self.interrupted.store(false, Ordering::Relaxed);
         let (start, mut first) = (Instant::now(), None);
         let (mut text, mut ids, mut end, mut shown) = (String::new(), Vec::new(), None, Ok(()));
-        let mut experts = ExpertCounts::new(self.model.config().moe().map_or(0, |moe| moe.num_experts));
+        let config = self.model.config();
+        let mut experts = ExpertCounts::new(config.mixture_layers(), config.moe().map_or(0, |moe| moe.num_experts));
         while end.is_none() && !self.engine.is_idle() {
             if self.interrupted.load(Ordering::Relaxed) || shown.is_err() {
                 self.engine.cancel(id);

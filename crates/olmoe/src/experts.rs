@@ -92,10 +92,12 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
     let checkpoint = args.loading.open()?;
     let config = Weights::config(&checkpoint);
     let Some(moe) = config.moe() else { bail!("this model is dense: it has no experts") };
-    let experts = moe.num_experts;
+    let (experts, mixtures) = (moe.num_experts, config.mixture_layers().collect::<Vec<_>>());
     let longest = config.max_sequence_length;
     let context = args.context.unwrap_or(2048.min(longest));
     ensure!(context <= longest, "--context {context}: this model holds {longest} tokens at most");
+
+    let chosen = chosen(&args.layers, &mixtures)?;
 
     let companions = Companions::of(&checkpoint, None, false)?;
     let tokenizer = companions.tokenizer().context("this model comes without a tokenizer")?;
@@ -105,7 +107,7 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
         let (name, path) = split(text);
         let ids = read(path, tokenizer, end, args.tokens)?;
         ensure!(!ids.is_empty(), "{}: there is no text in it", path.display());
-        texts.push(Text { name, ids, counts: ExpertCounts::new(experts) });
+        texts.push(Text { name, ids, counts: ExpertCounts::new(mixtures.clone(), experts) });
     }
     let precision = args.precision.into();
     let kept = args.precision == OnePrecision::AmpBf16;
@@ -114,23 +116,27 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
     count(&model, &mut texts, context, args.quiet)?;
 
     let counted = texts.iter().map(|text| text.counts.clone()).collect::<Vec<_>>();
-    let there = counted[0].layers().len();
-    if let Some(layer) = args.layers.iter().find(|layer| **layer >= there) {
-        bail!("--layers {layer}: this model has the layers 0 to {}", there - 1);
-    }
-    let layers = if args.layers.is_empty() { (0..there).collect() } else { args.layers.clone() };
     if args.json {
-        println!("{}", serde_json::to_string(&json(&texts, &counted, &layers))?);
+        println!("{}", serde_json::to_string(&json(&texts, &counted, &chosen))?);
     } else {
-        table(&texts, &counted, &layers);
+        table(&texts, &counted, &chosen);
     }
     if let Some(path) = &args.plot {
-        map(&texts, &layers).draw()?.write(path)?;
+        map(&texts, &chosen).draw()?.write(path)?;
         if !args.json {
             println!("{}", path.display());
         }
     }
     Ok(())
+}
+
+/// Which of the mixtures are layers that are asked for; all without any.
+fn chosen(asked: &[usize], mixtures: &[usize]) -> anyhow::Result<Vec<usize>> {
+    let place = |layer: &usize| {
+        let found = mixtures.iter().position(|mixture| mixture == layer);
+        found.with_context(|| format!("--layers {layer}: the layers with experts of this model are {mixtures:?}"))
+    };
+    if asked.is_empty() { Ok((0..mixtures.len()).collect()) } else { asked.iter().map(place).collect() }
 }
 
 /// `NAME=FILE` or FILE, which is named after itself. What exists is a file, whatever it is called.
@@ -191,7 +197,7 @@ fn count(model: &Model, texts: &mut [Text], context: usize, quiet: bool) -> anyh
     Ok(())
 }
 
-fn table(texts: &[Text], counted: &[ExpertCounts], layers: &[usize]) {
+fn table(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) {
     let (experts, top_k) = (counted[0].experts(), counted[0].top_k());
     let width = texts.iter().map(|text| text.name.chars().count()).max().unwrap_or(0).max(4);
     for text in texts {
@@ -200,51 +206,57 @@ fn table(texts: &[Text], counted: &[ExpertCounts], layers: &[usize]) {
     let uniform = 100.0 * top_k as f64 / experts as f64;
     println!("{top_k} of {experts} experts for each token; {uniform:.1} % of the tokens each, if all were alike\n");
     println!("layer  {:<width$}  evenness    used  busiest, with their share of the tokens     apart", "text");
-    for layer in layers {
+    for &mixture in mixtures {
+        let layer = counted[0].layers()[mixture];
         for (at, text) in texts.iter().enumerate() {
-            let (counts, shares) = (&text.counts, text.counts.shares_of_tokens(*layer));
-            let busiest = counts.busiest(*layer).into_iter().take(SHOWN);
+            let (counts, shares) = (&text.counts, text.counts.shares_of_tokens(mixture));
+            let busiest = counts.busiest(mixture).into_iter().take(SHOWN);
             let busiest: String = busiest.map(|e| format!("  {e:>3} {:>4.0} %", 100.0 * shares[e])).collect();
             let apart = match at {
-                0 if texts.len() > 1 => format!("  {:>5.2}", specialisation(counted, *layer)),
+                0 if texts.len() > 1 => format!("  {:>5.2}", specialisation(counted, mixture)),
                 _ => String::new(),
             };
-            let used = format!("{}/{experts}", counts.used(*layer));
-            let evenness = 100.0 * counts.evenness(*layer);
+            let used = format!("{}/{experts}", counts.used(mixture));
+            let evenness = 100.0 * counts.evenness(mixture);
             println!("{layer:>5}  {:<width$}  {evenness:>6.1} %  {used:>6}{busiest:<44}{apart}", text.name);
         }
     }
 }
 
-fn json(texts: &[Text], counted: &[ExpertCounts], layers: &[usize]) -> Value {
+fn json(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) -> Value {
+    let number = |mixture: usize| counted[0].layers()[mixture];
     let of = |text: &Text| {
-        let layers = layers.iter().map(|layer| {
+        let layers = mixtures.iter().map(|&mixture| {
             let counts = &text.counts;
             json!({
-                "layer": layer, "counts": counts.layers()[*layer], "evenness": counts.evenness(*layer),
-                "used": counts.used(*layer),
+                "layer": number(mixture), "counts": counts.choices(mixture), "evenness": counts.evenness(mixture),
+                "used": counts.used(mixture),
             })
         });
         json!({"name": text.name, "tokens": text.counts.tokens(), "layers": layers.collect::<Vec<_>>()})
     };
-    let apart = layers.iter().map(|layer| json!({"layer": layer, "apart": specialisation(counted, *layer)}));
+    let apart = |&mixture: &usize| json!({"layer": number(mixture), "apart": specialisation(counted, mixture)});
     json!({
         "experts": counted[0].experts(), "top_k": counted[0].top_k(),
-        "texts": texts.iter().map(of).collect::<Vec<_>>(), "specialisation": apart.collect::<Vec<_>>(),
+        "texts": texts.iter().map(of).collect::<Vec<_>>(),
+        "specialisation": mixtures.iter().map(apart).collect::<Vec<_>>(),
     })
 }
 
 /// A row a layer and text; as many tokens as if all experts were alike are white.
-fn map(texts: &[Text], layers: &[usize]) -> HeatMap {
+fn map(texts: &[Text], mixtures: &[usize]) -> HeatMap {
     let counts = &texts[0].counts;
-    let rows = layers.iter().flat_map(|layer| texts.iter().map(move |text| (*layer, text)));
+    let rows = mixtures.iter().flat_map(|&mixture| texts.iter().map(move |text| (mixture, text)));
     HeatMap {
         title: "Which experts take which kind of text".to_owned(),
         row_label: "layer and text".to_owned(),
-        rows: rows.clone().map(|(layer, text)| format!("{layer} {}", text.name)).collect(),
+        rows: rows.clone().map(|(mixture, text)| format!("{} {}", counts.layers()[mixture], text.name)).collect(),
         column_label: "expert".to_owned(),
         columns: (0..counts.experts()).map(|expert| expert.to_string()).collect(),
-        values: rows.flat_map(|(layer, text)| text.counts.shares_of_tokens(layer)).map(|share| 100.0 * share).collect(),
+        values: rows
+            .flat_map(|(mixture, text)| text.counts.shares_of_tokens(mixture))
+            .map(|share| 100.0 * share)
+            .collect(),
         value_label: "% of the text's tokens".to_owned(),
         middle: Some(100.0 * counts.top_k() as f64 / counts.experts() as f64),
         decimals: None,

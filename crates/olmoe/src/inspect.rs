@@ -126,7 +126,9 @@ fn print(report: &Report<'_>, each: bool) {
         );
         match config.moe() {
             Some(moe) => {
-                println!("experts: {} of width {}, {} a token", moe.num_experts, moe.expert.width, moe.top_k);
+                let dense = config.even_layers.map(|mlp| format!("; even layers are dense, of width {}", mlp.width));
+                let (experts, width, each) = (moe.num_experts, moe.expert.width, moe.top_k);
+                println!("experts: {experts} of width {width}, {each} a token{}", dense.unwrap_or_default());
             }
             None => println!("experts: none, the model is dense"),
         }

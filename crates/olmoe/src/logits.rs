@@ -24,7 +24,8 @@ const ROWS: usize = 256;
 ///
 /// Runs the model once over the tokens and writes a safetensors file: `logits` (T x V), `logprobs` (T-1) of the tokens
 /// given (the first has none), `ids` (T), and with --routing `routing.ids` and `routing.probs` (L x T x K): the chosen
-/// experts of each token in each layer, and their probabilities. The text is taken as it is: no token is put before it.
+/// experts of each token in each layer that has some, and their probabilities. The text is taken as it is: no token is put
+/// before it.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

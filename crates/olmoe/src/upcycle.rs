@@ -14,13 +14,13 @@ use crate::convert::{Beside, Form, RunArgs};
 /// Make a mixture of experts of a dense model
 ///
 /// Every expert begins as a copy of the dense MLP, every router with normal draws; everything else stays as it is. The
-/// start of a training run, as OLMoE's upcycling script makes it. All blocks become mixtures. Memory: the largest matrix
-/// and a few megabytes.
+/// start of a training run, as OLMoE's upcycling script makes it. All blocks become mixtures, with --interleave every
+/// second one. Memory: the largest matrix and a few megabytes.
 ///
 /// With --normalize-top-k the mixture computes what the dense model does. Without, as in OLMo, each of its layers adds only
 /// the chosen share of the probabilities, at first about top-k / experts of what the dense layer adds; --shared-expert adds
 /// a whole copy to that. OLMo holds every mixture but normalised ones; Hugging Face and GGUF hold those with query and key
-/// norms and without a shared expert, and only Hugging Face normalised ones.
+/// norms, without a shared expert and without dense blocks between, and only Hugging Face normalised ones.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -54,6 +54,10 @@ pub(crate) struct UpcycleArgs {
     /// Experts for each token
     #[arg(long, value_name = "N", value_parser = positive, default_value = "2")]
     top_k: usize,
+
+    /// Leave the even blocks (0, 2, ...) dense; OLMo's format alone holds that, and its `moe_interleave` branch trains it
+    #[arg(long)]
+    interleave: bool,
 
     /// Divide the probabilities of the chosen experts by their sum
     #[arg(long)]
@@ -93,6 +97,7 @@ pub(crate) fn run(args: &UpcycleArgs) -> anyhow::Result<()> {
     let upcycling = Upcycling {
         num_experts: args.num_experts,
         top_k: args.top_k,
+        interleave: args.interleave,
         normalize_top_k: args.normalize_top_k,
         shared_expert: args.shared_expert,
         swap_shared_gate: args.upstream_swap,

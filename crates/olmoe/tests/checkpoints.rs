@@ -303,6 +303,13 @@ fn a_dense_model_becomes_a_mixture() {
             == std::fs::read(desk.path("b/model.safetensors")).unwrap()
     );
     desk.done("upcycle @dense @moe.gguf --to gguf --seed 1 --top-k 8");
+    // Every second block alone: the first remains as it is.
+    desk.done("upcycle @dense @half --to olmo --seed 1 --interleave --num-experts 4 --top-k 4");
+    let said = desk.done("inspect @half");
+    assert!(said.contains("experts: 4 of width 48, 4 a token; even layers are dense, of width 48"), "{said}");
+    assert!(dense.iter().zip(&logits("half")).all(|(a, b)| (a - b).abs() < 1e-6));
+    let error = desk.failed("convert @half @x --to gguf --tokenizer @tokenizer.json");
+    assert!(error.contains("`even_layers`"), "{error}");
     for (words, expected) in [
         ("upcycle @moe @x --to hf --seed 1", "a mixture of 4 experts already"),
         ("upcycle @dense @x --to hf --seed 1 --top-k 9", "`top_k` (9) is greater than `num_experts` (8)"),

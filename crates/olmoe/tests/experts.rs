@@ -72,7 +72,7 @@ fn what_is_wrong_is_said_in_one_line() {
         (vec!["missing.txt"], 1, "cannot read missing.txt"),
         (vec!["empty.txt"], 1, "empty.txt: there is no text in it"),
         (vec!["bad.jsonl.gz"], 1, "cannot read bad.jsonl.gz"),
-        (vec!["a.txt", "--layers", "2"], 1, "the layers 0 to 1"),
+        (vec!["a.txt", "--layers", "2"], 1, "of this model are [0, 1]"),
         (vec!["a.txt", "--context", "65"], 1, "64 tokens at most"),
         (vec!["a.txt", "--plot", "map.gif"], 1, ".svg"),
         (vec!["a.txt", "--tokens", "0"], 2, "above 0"),

@@ -14,6 +14,7 @@ fn plain() -> Upcycling {
     Upcycling {
         num_experts: 8,
         top_k: 2,
+        interleave: false,
         normalize_top_k: false,
         shared_expert: false,
         swap_shared_gate: false,
@@ -56,21 +57,43 @@ fn it_is_what_the_script_makes() {
     }
 }
 
+/// The script copies the tensors of the blocks that it leaves dense under their own names.
+#[test]
+fn every_second_block_is_what_the_script_makes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/upcycle");
+    let expected = olmo_tensors(&folder.join("expected.safetensors"));
+    let before = olmo_tensors(&folder.join("dense/model.safetensors"));
+    let dense = Checkpoint::open(&folder.join("dense")).unwrap();
+    let upcycling = Upcycling { num_experts: 3, shared_expert: true, interleave: true, ..plain() };
+    let desk = Desk::new();
+    let mixture = desk.write(&Upcycled::new(&dense, upcycling).unwrap(), OLMO);
+    assert_eq!(mixture.config().mixture_layers().collect::<Vec<_>>(), [1]);
+    let mut found = olmo_tensors(&mixture.contents().path.join("model.safetensors"));
+    assert_eq!(found.remove("transformer.blocks.1.ffn.router.layer.weight").unwrap().0, [3, 16]);
+    for (name, tensor) in &found {
+        let of_mixture = name.starts_with("transformer.blocks.1.");
+        assert!(tensor == if of_mixture { &expected[name] } else { &before[name] }, "{name}");
+    }
+    // A block has six tensors beside its MLP; that has two, three stacks and a shared expert of three.
+    assert_eq!(found.len(), 3 + (6 + 2) + (6 + 3 + 3));
+}
+
 #[test]
 fn probabilities_that_sum_to_one_give_the_dense_function() {
     let desk = Desk::new();
     let dense = desk.write(&Random::new(dense(), 2, DType::F32), OLMO);
     let expected = logits(&dense);
-    for (num_experts, top_k, normalize_top_k, target) in [
-        (8, 2, true, HF),
-        (5, 1, true, FUSED),
-        (8, 7, true, HF),
-        (4, 4, false, OLMO),
-        (3, 3, false, GGUF),
-        (1, 1, false, HF),
+    for (num_experts, top_k, normalize_top_k, interleave, target) in [
+        (8, 2, true, false, HF),
+        (5, 1, true, false, FUSED),
+        (8, 7, true, false, HF),
+        (4, 4, false, false, OLMO),
+        (4, 4, false, true, OLMO),
+        (3, 3, false, false, GGUF),
+        (1, 1, false, false, HF),
     ] {
         // Routers that prefer some experts clearly.
-        let upcycling = Upcycling { num_experts, top_k, normalize_top_k, router_std: 0.5, ..plain() };
+        let upcycling = Upcycling { num_experts, top_k, normalize_top_k, interleave, router_std: 0.5, ..plain() };
         let mixture = desk.write(&Upcycled::new(&dense, upcycling).unwrap(), target);
         let error = apart(&logits(&mixture), &expected);
         assert!(error < 5e-6, "{top_k} of {num_experts}: {error}");
@@ -80,15 +103,15 @@ fn probabilities_that_sum_to_one_give_the_dense_function() {
 #[test]
 fn otherwise_a_layer_adds_the_chosen_share_of_it() {
     let desk = Desk::new();
-    let scaled = |factor: f32| {
+    let scaled = |factor: f32, layers: &'static str| {
         let edited = Edited(Random::new(dense(), 2, DType::F32), move |name: &str, _, numbers: &mut [f32]| {
-            if name.contains("down_proj") {
+            if name.contains("down_proj") && name.starts_with(layers) {
                 numbers.iter_mut().for_each(|x| *x *= factor);
             }
         });
         desk.write(&edited, OLMO)
     };
-    let dense = scaled(1.0);
+    let dense = scaled(1.0, "");
     let expected = logits(&dense);
     // An even router gives every expert 1/8.
     for (top_k, normalize_top_k, shared_expert, target, factor) in [
@@ -100,14 +123,19 @@ fn otherwise_a_layer_adds_the_chosen_share_of_it() {
     ] {
         let upcycling = Upcycling { top_k, normalize_top_k, shared_expert, router_std: 0.0, ..plain() };
         let mixture = logits(&desk.write(&Upcycled::new(&dense, upcycling).unwrap(), target));
-        let error = apart(&mixture, &logits(&scaled(factor)));
+        let error = apart(&mixture, &logits(&scaled(factor, "")));
         assert!(error < 5e-6, "{factor}: {error}");
         assert!(apart(&mixture, &expected) > 1e-2, "{factor} makes a difference");
     }
+    // Of three layers, the second is a mixture.
+    let interleaved = Upcycling { top_k: 2, interleave: true, router_std: 0.0, ..plain() };
+    let interleaved = logits(&desk.write(&Upcycled::new(&dense, interleaved).unwrap(), OLMO));
+    assert!(apart(&interleaved, &logits(&scaled(0.25, "layers.1."))) < 5e-6);
+    assert!(apart(&interleaved, &expected) > 1e-2);
     // The script's mistake does, too: silu is on the other factor.
     let swapped = Upcycling { shared_expert: true, swap_shared_gate: true, router_std: 0.0, ..plain() };
     let swapped = logits(&desk.write(&Upcycled::new(&dense, swapped).unwrap(), OLMO));
-    assert!(apart(&swapped, &logits(&scaled(1.25))) > 1e-2);
+    assert!(apart(&swapped, &logits(&scaled(1.25, ""))) > 1e-2);
 }
 
 #[test]
@@ -216,10 +244,11 @@ fn what_cannot_be_upcycled_is_refused() {
     let mut ungated = dense();
     ungated.feed_forward = FeedForward::Dense(Mlp { width: 96, activation: Activation::Gelu });
     let ungated = Random::new(ungated, 6, DType::F32);
+    let single = Random::new(ModelConfig { n_layers: 1, ..dense() }, 6, DType::F32);
     let noise = |share, std| Upcycling { noise: Some(Noise { share, std }), ..plain() };
     let swap = Upcycling { shared_expert: true, swap_shared_gate: true, ..plain() };
     #[rustfmt::skip]
-    let cases: [(&dyn Weights, Upcycling, &str); 13] = [
+    let cases: [(&dyn Weights, Upcycling, &str); 14] = [
         (&mixture, plain(), "a mixture of 4 experts already"),
         (&quantised, plain(), "quantised (q8_0); upcycle the original"),
         (&biased, plain(), "biases, which experts do not have"),
@@ -233,6 +262,7 @@ fn what_cannot_be_upcycled_is_refused() {
         (&small, noise(0.5, -1.0), "deviation of the noise is -1"),
         (&small, Upcycling { shared_expert: false, ..swap.clone() }, "there is no shared expert"),
         (&ungated, swap, "its MLPs have no gate"),
+        (&single, Upcycling { interleave: true, ..plain() }, "`even_layers` is set, but there is only one layer"),
     ];
     for (source, upcycling, expected) in cases {
         let error = Upcycled::new(source, upcycling).map(drop).unwrap_err().to_string();

@@ -340,9 +340,26 @@ pub enum ConfigError {
         /// The key.
         key: &'static str,
     },
-    /// Dense and mixture blocks in turn.
-    #[error("`moe_interleave: true` is not implemented: either all blocks have experts or none; set it to false")]
-    InterleavedBlocks,
+    /// Some layers dense, and the others, too.
+    #[error(
+        "`{key}` is set, but the model has no experts, so that all its layers are dense; leave it out, or give the model \
+         experts (OLMo's `block_type: moe`)"
+    )]
+    InterleavedWithoutExperts {
+        /// The key.
+        key: &'static str,
+    },
+    /// Two kinds of layers, and room for one.
+    #[error(
+        "`{key}` is set, but there is only one layer, which would be dense; leave it out, or set `{layers_key}` to at \
+         least 2"
+    )]
+    OneInterleavedLayer {
+        /// The key.
+        key: &'static str,
+        /// The key of the number of layers.
+        layers_key: &'static str,
+    },
     /// One set of weights for several layers.
     #[error("`{key}: true` is not implemented: every layer has its own weights; set it to false")]
     SharedLayers {

@@ -214,6 +214,7 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
             true => FeedForward::Dense(mlp),
             false => FeedForward::Moe(mixture(&section, mlp)?),
         },
+        even_layers: None,
         norm,
         qk_norm: (!is_dense).then_some(norm),
         embedding_norm: None,

@@ -54,9 +54,13 @@ pub struct ModelConfig {
     pub embedding_size: usize,
     /// Longest input, in tokens. OLMo `max_sequence_length` (1024), HF `max_position_embeddings` (4096).
     pub max_sequence_length: usize,
-    /// What each block does after attention. OLMo `block_type` (sequential = dense), HF `model_type` (olmoe: a mixture,
-    /// llama: dense).
+    /// What each block does after attention, unless `even_layers` says otherwise. OLMo `block_type` (sequential =
+    /// dense), HF `model_type` (olmoe: a mixture, llama: dense).
     pub feed_forward: FeedForward,
+    /// The MLP of every second layer, beginning with the first (0, 2, …), where those are dense and only the others are
+    /// the mixture that `feed_forward` says. `None`: all layers are alike. OLMo `moe_interleave` (off; as wide as an
+    /// expert, and gated with swiglu even where a capacity takes the gate from the experts), HF: never.
+    pub even_layers: Option<Mlp>,
     /// The two norms of each block and the final norm. OLMo `layer_norm_*`, HF: RMS with weight, `rms_norm_eps`.
     pub norm: Norm,
     /// Norm of the projected queries and keys, before the heads are split and before RoPE; its statistics run over the
@@ -304,6 +308,7 @@ impl ModelConfig {
                 shared_expert: None,
                 capacity_factor: None,
             }),
+            even_layers: None,
             norm,
             qk_norm: Some(norm),
             embedding_norm: None,
@@ -448,7 +453,20 @@ impl ModelConfig {
         self.n_kv_heads.saturating_mul(self.head_dim)
     }
 
-    /// The mixture, or `None` for a dense model.
+    /// What a layer, counted from 0, does after attention.
+    pub fn feed_forward_of(&self, layer: usize) -> FeedForward {
+        match self.even_layers {
+            Some(mlp) if layer.is_multiple_of(2) => FeedForward::Dense(mlp),
+            _ => self.feed_forward.clone(),
+        }
+    }
+
+    /// The layers that are mixtures, in ascending order.
+    pub fn mixture_layers(&self) -> impl Iterator<Item = usize> {
+        (0..self.n_layers).filter(|layer| matches!(self.feed_forward_of(*layer), FeedForward::Moe(_)))
+    }
+
+    /// The mixture, of the layers that are one, or `None` for a dense model.
     pub fn moe(&self) -> Option<&Moe> {
         match &self.feed_forward {
             FeedForward::Moe(moe) => Some(moe),

@@ -11,6 +11,7 @@ pub(super) struct Names {
     pub(super) embedding_size: &'static str,
     pub(super) max_sequence_length: &'static str,
     pub(super) mlp_width: &'static str,
+    pub(super) even_layers: &'static str,
     pub(super) shared_width: &'static str,
     pub(super) num_experts: &'static str,
     pub(super) top_k: &'static str,
@@ -36,6 +37,7 @@ pub(super) const OWN: Names = Names {
     embedding_size: "embedding_size",
     max_sequence_length: "max_sequence_length",
     mlp_width: "feed_forward width",
+    even_layers: "even_layers",
     shared_width: "shared_expert.width",
     num_experts: "num_experts",
     top_k: "top_k",
@@ -74,6 +76,7 @@ pub(super) const HF: Names = Names {
 /// The `model:` section of an OLMo YAML.
 pub(super) const OLMO: Names = Names {
     mlp_width: "mlp_hidden_size",
+    even_layers: "moe_interleave",
     shared_width: "mlp_hidden_size",
     num_experts: "moe_num_experts",
     top_k: "moe_top_k",

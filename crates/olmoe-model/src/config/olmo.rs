@@ -185,6 +185,7 @@ fn config(section: &Section<'_>, block: Block, notices: &mut Vec<Notice>) -> Res
     let affine = section.flag("layer_norm_with_affine", true)?;
     let qk_affine = section.flag("attention_layer_norm_with_affine", true)?;
 
+    let mlp = mlp(section, d_model)?;
     let eos_token_id = section.size("eos_token_id", 50256)?;
     if eos_token_id == 0 && vocab_size == 50280 {
         let text = "0 is how OLMoE's training files say it, but their data ends documents with 50279; set 50279 \
@@ -202,7 +203,8 @@ fn config(section: &Section<'_>, block: Block, notices: &mut Vec<Notice>) -> Res
         vocab_size,
         embedding_size,
         max_sequence_length: section.size("max_sequence_length", 1024)?,
-        feed_forward: feed_forward(section, block, d_model)?,
+        feed_forward: feed_forward(section, block, mlp)?,
+        even_layers: section.optional_flag("moe_interleave", None)?.unwrap_or(false).then_some(mlp),
         norm: norm(affine),
         qk_norm: section.flag("attention_layer_norm", false)?.then(|| norm(qk_affine)),
         embedding_norm: section.flag("embedding_layer_norm", false)?.then(|| norm(affine)),
@@ -248,7 +250,8 @@ fn key_value_heads(section: &Section<'_>, n_heads: usize) -> Result<usize, Confi
     }
 }
 
-fn feed_forward(section: &Section<'_>, block: Block, d_model: usize) -> Result<FeedForward, ConfigError> {
+/// The MLP of a dense block and, but for its gate where there is a capacity, of an expert.
+fn mlp(section: &Section<'_>, d_model: usize) -> Result<Mlp, ConfigError> {
     let activation = section.name(
         "activation_type",
         Activation::SwiGlu,
@@ -269,7 +272,10 @@ fn feed_forward(section: &Section<'_>, block: Block, d_model: usize) -> Result<F
         Activation::SwiGlu => hidden / 2,
         _ => hidden,
     };
-    let mlp = Mlp { width, activation };
+    Ok(Mlp { width, activation })
+}
+
+fn feed_forward(section: &Section<'_>, block: Block, mlp: Mlp) -> Result<FeedForward, ConfigError> {
     if block != Block::Moe {
         return Ok(FeedForward::Dense(mlp));
     }
@@ -279,9 +285,9 @@ fn feed_forward(section: &Section<'_>, block: Block, d_model: usize) -> Result<F
     let capacity = section.optional_number("moe_capacity_factor", Some(1.25))?;
     // A null counts as false, as in OLMo.
     let dropless = section.optional_flag("moe_dropless", Some(true))?.unwrap_or(false);
-    let expert = match activation {
+    let expert = match mlp.activation {
         // Experts with a capacity have no gate, whatever the activation: swiglu leaves its silu.
-        Activation::SwiGlu if !dropless => Mlp { width, activation: Activation::Silu },
+        Activation::SwiGlu if !dropless => Mlp { activation: Activation::Silu, ..mlp },
         _ => mlp,
     };
     Ok(FeedForward::Moe(Moe {
@@ -343,9 +349,6 @@ fn reject_unsupported(section: &Section<'_>) -> Result<(), ConfigError> {
         if on(key)? {
             return Err(ConfigError::SharedLayers { key });
         }
-    }
-    if on("moe_interleave")? {
-        return Err(ConfigError::InterleavedBlocks);
     }
     if on("share_load_balance_across_layers")? {
         return Err(ConfigError::SharedLoadBalance);
@@ -500,6 +503,24 @@ mod tests {
     }
 
     #[test]
+    fn dense_layers_and_mixtures_in_turn() {
+        let even = |lines: &str| plain(&format!("block_type: moe\nmoe_interleave: true\n{lines}")).unwrap().config;
+        let swiglu = Mlp { width: 1536, activation: Activation::SwiGlu };
+        let config = even("moe_dropless: true");
+        assert_eq!((config.even_layers, config.moe().unwrap().expert), (Some(swiglu), swiglu));
+        assert_eq!(config.mixture_layers().collect::<Vec<_>>(), [1, 3, 5, 7, 9, 11]);
+        assert_eq!(even("mlp_hidden_size: 14").even_layers, Some(Mlp { width: 7, ..swiglu }));
+        let capacity = even("moe_dropless: false");
+        assert_eq!(capacity.even_layers, Some(swiglu), "a dense block keeps its gate");
+        assert_eq!(capacity.moe().unwrap().expert.activation, Activation::Silu);
+        assert_eq!(plain("block_type: moe\nmoe_interleave: null").unwrap().config.even_layers, None);
+        let dense = rejected("moe_interleave: true");
+        assert!(dense.contains("`moe_interleave` is set, but the model has no experts"), "{dense}");
+        let one = rejected("block_type: moe\nmoe_interleave: true\nn_layers: 1");
+        assert!(one.contains("set `n_layers` to at least 2"), "{one}");
+    }
+
+    #[test]
     fn positions_and_dropout() {
         assert!(rejected("alibi: true").contains("exclude each other"));
         assert!(read("alibi: true").unwrap_err().to_string().contains("set `alibi: false` and `rope: true`"));
@@ -521,7 +542,6 @@ mod tests {
         for key in ["moe_expert_choice", "moe_expert_choice_grouped", "share_blocks", "share_moe", "share_experts"] {
             assert!(rejected(&format!("{key}: true")).contains(&format!("`{key}: true` is not implemented")));
         }
-        assert!(rejected("moe_interleave: true").contains("moe_interleave"));
         assert!(rejected("share_load_balance_across_layers: true").contains("per layer"));
         assert!(rejected("init_dense_router: true").contains("no implementation in OLMo"));
         assert!(rejected("block_type: llama\nnorm_after: true").contains("llama"));

@@ -47,6 +47,7 @@ pub(super) fn check(config: &ModelConfig, names: &Names) -> Result<(), ConfigErr
         mixture(moe, names)?;
         dense_only(&config.init)?;
     }
+    interleave(config, names)?;
     let norms = [("norm", Some(config.norm)), ("qk_norm", config.qk_norm), ("embedding_norm", config.embedding_norm)];
     for (key, norm) in norms {
         norm.map_or(Ok(()), |norm| check_norm(key, norm, names))?;
@@ -67,6 +68,7 @@ fn sizes(config: &ModelConfig, names: &Names) -> Result<(), ConfigError> {
     size(names.vocab_size, config.vocab_size, MAX_VOCABULARY)?;
     size(names.embedding_size, config.embedding_size, MAX_VOCABULARY)?;
     size(names.max_sequence_length, config.max_sequence_length, MAX_SEQUENCE_LENGTH)?;
+    config.even_layers.map_or(Ok(()), |mlp| size(names.mlp_width, mlp.width, MAX_WIDTH))?;
     match &config.feed_forward {
         FeedForward::Dense(mlp) => size(names.mlp_width, mlp.width, MAX_WIDTH),
         FeedForward::Moe(moe) => {
@@ -130,6 +132,18 @@ fn mixture(moe: &Moe, names: &Names) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// Layers of two kinds are a mixture's, and there is at least one of each.
+fn interleave(config: &ModelConfig, names: &Names) -> Result<(), ConfigError> {
+    let key = names.even_layers;
+    match (config.even_layers, &config.feed_forward) {
+        (Some(_), FeedForward::Dense(_)) => Err(ConfigError::InterleavedWithoutExperts { key }),
+        (Some(_), _) if config.n_layers < 2 => {
+            Err(ConfigError::OneInterleavedLayer { key, layers_key: names.n_layers })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn dense_only(init: &Init) -> Result<(), ConfigError> {
@@ -232,6 +246,8 @@ mod tests {
         assert!(rejected(|c| c.n_heads = usize::MAX).contains("`n_heads`"));
         assert!(rejected(|c| moe(c).expert.width = 1 << 21).contains("width"));
         assert!(rejected(|c| moe(c).top_k = 0).contains("`top_k` is 0"));
+        let wide = Some(Mlp { width: 1 << 21, activation: Activation::SwiGlu });
+        assert!(rejected(|c| c.even_layers = wide).contains("`feed_forward width` is 2097152"));
         let huge = rejected(|c| {
             c.n_layers = MAX_LAYERS;
             moe(c).num_experts = MAX_EXPERTS;
@@ -283,9 +299,15 @@ mod tests {
         assert!(rejected(|c| c.init.method = InitMethod::Mitchell).contains("mitchell"));
         assert!(rejected(|c| c.init.method = InitMethod::KaimingNormal).contains("kaiming_normal"));
         assert!(rejected(|c| c.init.method = InitMethod::FanIn).contains("fan_in"));
+        let even = Some(Mlp { width: 8, activation: Activation::SwiGlu });
+        let one = rejected(|c| (c.n_layers, c.even_layers) = (1, even));
+        assert!(one.contains("`even_layers` is set, but there is only one layer"), "{one}");
         let mut dense = ModelConfig::release();
         dense.feed_forward = FeedForward::Dense(Mlp { width: 8192, activation: Activation::SwiGlu });
         dense.init.method = InitMethod::Mitchell;
         dense.validate().unwrap();
+        dense.even_layers = even;
+        let error = dense.validate().unwrap_err().to_string();
+        assert!(error.contains("`even_layers` is set, but the model has no experts"), "{error}");
     }
 }

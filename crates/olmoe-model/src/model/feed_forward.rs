@@ -35,9 +35,10 @@ fn capacity(moe: &Moe, tokens: usize) -> Option<usize> {
     (limit > 0).then_some(limit)
 }
 
-/// `y [T, D]` of `x [T, D]`; the routing is added to `record`.
+/// `y [T, D]` of `x [T, D]`; the routing of a mixture is added to `record` as that of `layer`.
 pub(super) fn forward(
     model: &Model,
+    layer: usize,
     module: &FeedForwardModule,
     x_td: &Tensor,
     dense: &Assignment,
@@ -53,7 +54,7 @@ pub(super) fn forward(
             let logits_te = Input::new(x_td).times(model.weight(module.router));
             let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
             let assignment = router::assign(&routing, capacity(moe, x_td.rows()));
-            record.push(LayerRouting { routing, load_e: assignment.load_e.clone() });
+            record.push(LayerRouting { layer, routing, load_e: assignment.load_e.clone() });
             experts(model, module, x_td, dense, assignment)
         }
     }
@@ -62,6 +63,7 @@ pub(super) fn forward(
 /// The same from a routing that is known: the repetition of a pass whose results were dropped.
 pub(super) fn forward_again(
     model: &Model,
+    layer: usize,
     module: &FeedForwardModule,
     x_td: &Tensor,
     dense: &Assignment,
@@ -72,7 +74,7 @@ pub(super) fn forward_again(
             let assignment = router::assign(&known.routing, capacity(moe, x_td.rows()));
             experts(model, module, x_td, dense, assignment)
         }
-        _ => forward(model, module, x_td, dense, &mut Vec::new()),
+        _ => forward(model, layer, module, x_td, dense, &mut Vec::new()),
     }
 }
 

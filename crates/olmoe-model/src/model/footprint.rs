@@ -23,17 +23,22 @@ impl ModelConfig {
         // The residual stream before and after a step, the norm between, and queries, keys, values and their results.
         let attention = number(self.query_width() + 2 * self.n_kv_heads * self.head_dim);
         let stream = 4 * d + 2 * attention;
-        // Slots a token, their width, and beside them the shared expert.
-        let (slots, width, shared) = match &self.feed_forward {
-            FeedForward::Dense(mlp) => (1, number(mlp.width), 0),
-            FeedForward::Moe(moe) => {
-                let shared = moe.shared_expert.as_ref().map_or(0, |shared| number(shared.width));
-                (number(moe.top_k), number(moe.expert.width), shared)
-            }
+        let feed_forward = |layer| {
+            // Slots a token, their width, and beside them the shared expert.
+            let (slots, width, shared) = match self.feed_forward_of(layer) {
+                FeedForward::Dense(mlp) => (1, number(mlp.width), 0),
+                FeedForward::Moe(moe) => {
+                    let shared = moe.shared_expert.map_or(0, |shared| number(shared.width));
+                    (number(moe.top_k), number(moe.expert.width), shared)
+                }
+            };
+            // Gate, up and their product, that rounded, and the output of every slot.
+            slots.saturating_mul(3 * width + width / 2 + d).max(3 * shared + d)
         };
-        // Gate, up and their product, that rounded, and the output of every slot.
-        let feed_forward = slots.saturating_mul(3 * width + width / 2 + d).max(3 * shared + d);
-        let routing = self.moe().map_or(0, |moe| number(self.n_layers) * number(moe.num_experts + 4 * moe.top_k));
+        // Layers are of two kinds at most.
+        let feed_forward = feed_forward(0).max(feed_forward(1));
+        let mixtures = number(self.mixture_layers().count());
+        let routing = self.moe().map_or(0, |moe| mixtures * number(moe.num_experts + 4 * moe.top_k));
         let pass = t.saturating_mul(stream + feed_forward + routing);
         pass.saturating_add(number(rows).saturating_mul(number(self.embedding_size))).saturating_mul(F32)
     }

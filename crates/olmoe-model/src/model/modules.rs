@@ -119,8 +119,8 @@ impl Names<'_> {
                 k_norm: qk_norm("attention.k_norm"),
             },
             mlp_norm: self.norm(&name("mlp_norm"), config.norm),
-            feed_forward: match &config.feed_forward {
-                FeedForward::Dense(mlp) => FeedForwardModule::Dense(self.mlp(&name("mlp"), *mlp)),
+            feed_forward: match config.feed_forward_of(layer) {
+                FeedForward::Dense(mlp) => FeedForwardModule::Dense(self.mlp(&name("mlp"), mlp)),
                 FeedForward::Moe(moe) => FeedForwardModule::Moe(MoeModule {
                     router: self.weight(&name("moe.router")),
                     experts: self.mlp(&name("moe.experts"), moe.expert),

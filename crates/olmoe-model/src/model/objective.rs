@@ -87,7 +87,8 @@ impl Model {
             auxiliary::losses(&activations.routing, batch, &self.config.auxiliary, objective.auxiliary);
         dh_td = self.final_norm_backward(activations, &dh_td, gradients);
         for layer in (0..self.config.n_layers).rev() {
-            let router = RouterGradients { dprobs: auxiliary.layer(layer), z: auxiliary.z };
+            let dprobs = activations.routing.position(layer).and_then(|at| auxiliary.layer(at));
+            let router = RouterGradients { dprobs, z: auxiliary.z };
             self.block_backward(layer, batch, activations, router, &mut dh_td, gradients);
         }
         self.embedding_backward(batch, activations, &dh_td, gradients);

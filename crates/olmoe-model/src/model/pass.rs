@@ -40,7 +40,7 @@ pub struct Activations {
     last: Option<(Tensor, norm::Saved)>,
     hidden: Option<Tensor>,
     dense: Option<Assignment>,
-    /// The routing of every layer.
+    /// The routing of every mixture.
     pub routing: RoutingRecord,
 }
 
@@ -96,13 +96,13 @@ impl Model {
         activations.clear();
         let mut h_td = self.embed(batch, activations);
         let dense = Assignment::dense(batch.tokens());
-        for module in &self.modules.blocks {
+        for (layer, module) in self.modules.blocks.iter().enumerate() {
             let (middle, attention) = residual::forward(self, &module.attention_norm, &h_td, |x| {
                 attention::forward(self, &module.attention, x, batch)
             });
             let record = &mut activations.routing.layers;
             let (out, feed_forward) = residual::forward(self, &module.mlp_norm, &middle, |x| {
-                feed_forward::forward(self, &module.feed_forward, x, &dense, record)
+                feed_forward::forward(self, layer, &module.feed_forward, x, &dense, record)
             });
             let h_td = std::mem::replace(&mut h_td, out);
             match activations.keep {
@@ -153,7 +153,7 @@ impl Model {
             });
             let record = &mut activations.routing.layers;
             (h_td, _) = residual::forward(self, &module.mlp_norm, &middle, |x| {
-                feed_forward::forward(self, &module.feed_forward, x, &dense, record)
+                feed_forward::forward(self, layer, &module.feed_forward, x, &dense, record)
             });
         }
         activations.hidden = Some(norm::forward(&h_td, &self.norm(&self.modules.norm)).0);
@@ -211,7 +211,8 @@ impl Model {
         let module = &self.modules.blocks[layer];
         let block = activations.blocks.pop().expect("every block keeps its input");
         let dense = activations.dense.as_ref().expect("a forward pass leaves it");
-        let known = activations.routing.layers.get(layer);
+        let routing = &activations.routing;
+        let known = routing.position(layer).and_then(|at| routing.layers.get(at));
 
         let (attention, middle) = block.attention.unwrap_or_else(|| {
             let (middle, saved) = residual::forward(self, &module.attention_norm, &block.h_td, |x| {
@@ -222,7 +223,8 @@ impl Model {
         let feed_forward = match block.feed_forward {
             Some(kept) => kept.restore(self, &module.mlp_norm, &middle),
             None => {
-                let again = |x: &Tensor| feed_forward::forward_again(self, &module.feed_forward, x, dense, known);
+                let again =
+                    |x: &Tensor| feed_forward::forward_again(self, layer, &module.feed_forward, x, dense, known);
                 residual::forward(self, &module.mlp_norm, &middle, again).1
             }
         };

@@ -35,7 +35,7 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Sequences that a filter kept out of the loss.
     pub masked_instances: u64,
-    /// Choices of each expert, by layer.
+    /// Choices of each expert, by layer; none for a layer that is dense.
     pub loads: Vec<Vec<u64>>,
     /// Seconds it took.
     pub seconds: f64,
@@ -96,11 +96,11 @@ pub(super) fn passes(
             let squares: f64 = learned.map(|(lse, _)| f64::from(*lse) * f64::from(*lse)).sum();
             report.logits_z += multiplier * squares / tokens;
         }
-        for (layer, routing) in activations.routing.layers.iter().enumerate() {
-            if report.loads.len() == layer {
-                report.loads.push(vec![0; routing.load_e.len()]);
-            }
-            for (sum, load) in report.loads[layer].iter_mut().zip(&routing.load_e[..]) {
+        for routing in &activations.routing.layers {
+            report.loads.resize(report.loads.len().max(routing.layer + 1), Vec::new());
+            let loads = &mut report.loads[routing.layer];
+            loads.resize(routing.load_e.len(), 0);
+            for (sum, load) in loads.iter_mut().zip(&routing.load_e[..]) {
                 *sum += u64::from(*load);
             }
         }
@@ -174,10 +174,10 @@ fn forward_place(model: &Model, activations: &Activations) -> String {
     if let Some(weight) = bad_weight(model) {
         return weight;
     }
-    let layers = activations.routing.layers.iter();
-    let bad = layers.map(|layer| &layer.routing.lse_t).position(|lse| bad_number(lse).is_some());
+    let bad = activations.routing.layers.iter().find(|mixture| bad_number(&mixture.routing.lse_t).is_some());
     match (bad, bad_number(activations.hidden())) {
-        (Some(layer), _) => {
+        (Some(mixture), _) => {
+            let layer = mixture.layer;
             format!("all parameters are finite; the input of layer {layer}'s experts is the first that is not")
         }
         (None, Some(_)) => "all parameters are finite, the hidden states after the last layer are not".to_owned(),

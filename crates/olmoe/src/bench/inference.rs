@@ -246,11 +246,13 @@ fn measure(
     for ids in steps {
         read(model, ids, caches, &mut activations)?;
         let routing = &activations.routing.layers;
-        let reached: Vec<usize> =
-            routing.iter().map(|layer| layer.load_e.iter().filter(|load| **load > 0).count()).collect();
+        let mut reached = vec![0; model.config().n_layers];
+        for mixture in routing {
+            reached[mixture.layer] = mixture.load_e.iter().filter(|load| **load > 0).count();
+        }
         weights += model.bytes_read(|layer| reached[layer]) as f64;
         experts += reached.iter().sum::<usize>();
-        layers += reached.len();
+        layers += routing.len();
     }
     let cache = (common.cache_bytes_per_token(model) * work.held * work.sequences) as f64;
     let bytes = weights / steps.len() as f64 + cache;

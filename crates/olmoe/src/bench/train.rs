@@ -155,5 +155,6 @@ fn describe(config: &ModelConfig) -> String {
             format!("{} experts of width {}, top {}", moe.num_experts, moe.expert.width, moe.top_k)
         }
     };
-    format!("{} layers, width {}, {} heads, {feed_forward}", config.n_layers, config.d_model, config.n_heads)
+    let dense = config.even_layers.map(|mlp| format!(", even layers dense of width {}", mlp.width)).unwrap_or_default();
+    format!("{} layers, width {}, {} heads, {feed_forward}{dense}", config.n_layers, config.d_model, config.n_heads)
 }

@@ -7,7 +7,7 @@ use olmoe_analysis::ExpertCounts;
 /// Experts that are named for each layer.
 const SHOWN: usize = 4;
 
-/// A line a layer; none if nothing was counted.
+/// A line a mixture; none if nothing was counted.
 pub(super) fn table(counts: &ExpertCounts) -> Option<String> {
     if counts.tokens() == 0 || counts.layers().is_empty() {
         return None;
@@ -15,12 +15,12 @@ pub(super) fn table(counts: &ExpertCounts) -> Option<String> {
     let experts = counts.experts();
     let mut table = format!("{} tokens, {} of {experts} experts each\n", counts.tokens(), counts.top_k());
     let _ = writeln!(table, "layer  evenness  chosen  busiest, with their share of the choices");
-    for layer in 0..counts.layers().len() {
-        let used = format!("{}/{experts}", counts.used(layer));
+    for (at, layer) in counts.layers().iter().enumerate() {
+        let used = format!("{}/{experts}", counts.used(at));
         // Writing to a string does not fail.
-        let _ = write!(table, "{layer:>5}  {:>6.1} %  {used:>6}", 100.0 * counts.evenness(layer));
-        let shares = counts.shares_of_choices(layer);
-        for expert in counts.busiest(layer).into_iter().take(SHOWN) {
+        let _ = write!(table, "{layer:>5}  {:>6.1} %  {used:>6}", 100.0 * counts.evenness(at));
+        let shares = counts.shares_of_choices(at);
+        for expert in counts.busiest(at).into_iter().take(SHOWN) {
             let _ = write!(table, "  {expert:>3} {:>5.1} %", 100.0 * shares[expert]);
         }
         table.push('\n');
@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn shares_and_evenness() {
-        let mut counted = ExpertCounts::new(4);
+        let mut counted = ExpertCounts::new(0..2, 4);
         assert_eq!(table(&counted), None);
         counted.add(1, [[0, 1].as_slice(), &[3, 2]]);
         counted.add(1, [[2, 3].as_slice(), &[3, 0]]);
@@ -43,8 +43,9 @@ mod tests {
             0   100.0 %     4/4    0  25.0 %    1  25.0 %    2  25.0 %    3  25.0 %\n    \
             1    75.0 %     3/4    3  50.0 %    0  25.0 %    2  25.0 %\n";
         assert_eq!(table(&counted).unwrap(), expected);
-        let mut one = ExpertCounts::new(4);
+        // The layer before it is dense.
+        let mut one = ExpertCounts::new([1], 4);
         one.add(1, [[3].as_slice()]);
-        assert!(table(&one).unwrap().contains("    0     0.0 %     1/4    3 100.0 %\n"), "{:?}", table(&one));
+        assert!(table(&one).unwrap().contains("    1     0.0 %     1/4    3 100.0 %\n"), "{:?}", table(&one));
     }
 }

@@ -78,6 +78,7 @@ fn feed_forward(config: &ModelConfig, lines: &mut Lines) {
         lines.add("moe_capacity_factor", number(factor));
     }
     lines.add("moe_shared_expert", moe.shared_expert.is_some());
+    lines.add("moe_interleave", config.even_layers.is_some());
 }
 
 fn norms(config: &ModelConfig, lines: &mut Lines) {
