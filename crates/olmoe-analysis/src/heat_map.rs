@@ -78,7 +78,10 @@ impl HeatMap {
         let (width, height) = (cell_width * columns as f32, cell_height * rows as f32);
 
         let range = self.range();
-        let bar = Axis::around([range.0, range.1].into_iter(), Scale::Linear);
+        // Where nothing is negative the bar has nothing below 0, though the colours would.
+        let negative = self.values.iter().any(|value| *value < 0.0);
+        let bottom = if negative { range.0 } else { range.0.max(0.0) };
+        let bar = Axis::around([bottom, range.1].into_iter(), Scale::Linear);
         // Neighbours that share a digit or two are told apart by more ticks than the height asks for.
         let ticks = bar.ticks((height / 45.0).clamp(2.0, 8.0) as usize);
         let bar_height = height.max(80.0);
@@ -134,7 +137,7 @@ impl HeatMap {
             let share = (strip as f64 + 0.5) / f64::from(strips);
             let height = bar_height / strips as f32;
             let y = top + bar_height - height * (strip + 1) as f32;
-            let colour = self.colour(range.0 + (range.1 - range.0) * share, range);
+            let colour = self.colour(bottom + (range.1 - bottom) * share, range);
             picture.rectangle(bar_left, y, 16.0, height + 0.5, colour);
         }
         picture.frame(bar_left, top, 16.0, bar_height, frame);

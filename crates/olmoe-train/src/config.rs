@@ -42,8 +42,8 @@ use serde_json::Value;
 
 use field::{At, Field, Tree};
 
-/// The key that is not OLMo's.
-const SAMPLES: &str = "samples";
+/// The keys that are not OLMo's.
+const OWN: [&str; 2] = ["samples", "ratios"];
 
 /// A configuration and what there is to say about how it was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,10 +122,8 @@ impl TrainConfig {
     pub fn to_yaml(&self) -> Result<String, TrainConfigError> {
         schema::check_model(&self.model).map_err(TrainConfigError::Model)?;
         let mut tree = self.tree();
-        if let (Tree::Map(entries), None) = (&mut tree, &self.samples) {
-            // OLMo refuses keys that it does not know.
-            entries.retain(|(key, _)| key != SAMPLES);
-        }
+        // OLMo refuses keys that it does not know.
+        tree.remove_unset(&OWN);
         Ok(yaml::write(&tree))
     }
 

@@ -131,8 +131,13 @@ fn all_keys_are_written_in_the_order_of_olmo() {
 }
 
 #[test]
-fn the_one_key_of_our_own_is_written_where_it_is_set() {
-    assert!(!config("", &[]).to_yaml().expect("it can be written").contains("samples"));
+fn keys_of_our_own_are_written_where_they_are_set() {
+    let evaluated = config("evaluators: [{label: a, data: {paths: [b]}}]", &[]);
+    for own in ["samples", "ratios"] {
+        assert!(!evaluated.to_yaml().expect("it can be written").contains(own), "{own}");
+    }
+    let mixed = config("data: {paths: [a, b], ratios: [0.5, 2]}", &[]).to_yaml().expect("so can this");
+    assert!(mixed.contains("  ratios:\n  - 0.5\n  - 2"), "{mixed}");
     let written = config("samples: {prompts: ['a: b', '']}", &["--samples.top_k=5"]).to_yaml().expect("so can this");
     let end = "samples:\n  prompts:\n  - \"a: b\"\n  - \"\"\n  interval: 1000\n  max_new_tokens: 64\n  temperature: 0.8\n  \
                top_k: 5\n  top_p: 0.95\n  seed: null\n";
@@ -277,6 +282,10 @@ fn what_is_wrong_is_named() {
         ),
         ("sample: {}", "unknown key `sample`; did you mean `samples`?"),
         ("samples: {promts: [a]}", "unknown key `samples.promts`; did you mean `samples.prompts`?"),
+        (
+            "data: {paths: [a, b], ratios: [1]}",
+            "`data.ratios` is a list of 1; it must have one number for each of `paths`",
+        ),
         ("samples: {}", "`samples.prompts` is empty; list the texts to go on from"),
         ("samples: {prompts: [a], interval: 0}", "`samples.interval` is 0; it must be at least 1"),
         ("samples: {prompts: [a], max_new_tokens: 0}", "`samples.max_new_tokens` is 0; it must be at least 1"),

@@ -10,7 +10,7 @@ use olmoe_checkpoint::disk::{Disk, LocalDisk};
 use olmoe_checkpoint::save::verify;
 use olmoe_tensor::threads::set_num_threads;
 use olmoe_train::config::TrainConfig;
-use olmoe_train::trainer::{Event, Outcome, TrainError, Trainer};
+use olmoe_train::trainer::{Event, Outcome, TrainError, Trainer, instances};
 use tempfile::TempDir;
 
 const YAML: &str = "
@@ -237,6 +237,18 @@ fn a_run_that_goes_on_is_the_run_that_never_stopped() {
     let (outcome, seen) =
         run.train("whole0", &["--precision=amp_bf16", "--scheduler.units=tokens", "--try_load_latest_save"]).unwrap();
     assert_eq!((outcome, seen), (Outcome::Finished, Seen::default()));
+}
+
+#[test]
+fn files_are_mixed_by_ratios() {
+    let run = Run::new();
+    run.write("more.npy", &[1; 8 * 16]);
+    let paths = format!("--data.paths=[{}, {}]", run.path("data.npy").display(), run.path("more.npy").display());
+    let count = |ratios: &str| instances(&run.config("run", &[&paths, ratios])).unwrap();
+    let each = count("--data.ratios=[1, 0]");
+    assert_eq!(count("--data.ratios=null"), count("--data.ratios=[1, 1]"));
+    assert_eq!(count("--data.ratios=[2, 0]"), 2 * each);
+    assert_eq!(count("--data.ratios=[0.5, 2]"), each / 2 + 2 * count("--data.ratios=[0, 1]"));
 }
 
 #[test]

@@ -29,24 +29,25 @@ pub(crate) struct Now {
 
 impl fmt::Display for Now {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A narrow terminal shows the beginning.
         write!(f, "step {}", self.step)?;
         if let Some(steps) = self.steps {
             write!(f, "/{steps}")?;
         }
-        write!(f, " · loss {:.3} · lr {:.1e}", self.loss, self.learning_rate)?;
-        if let Some(norm) = self.gradient_norm {
-            write!(f, " · grad {norm:.2}")?;
+        if let Some(left) = self.left {
+            write!(f, " · {} left", duration(left))?;
         }
-        write!(f, " · {} tok/s", short(self.tokens_per_second))?;
+        write!(f, " · loss {:.3} · {} tok/s", self.loss, short(self.tokens_per_second))?;
         if let Some(share) = self.share_of_peak {
             write!(f, " · {:.0} % of peak", share * 100.0)?;
         }
         if let Some(load) = self.load {
             write!(f, " · load {load:.2}")?;
         }
-        if let Some(left) = self.left {
-            write!(f, " · {} left", duration(left))?;
+        if let Some(norm) = self.gradient_norm {
+            write!(f, " · grad {norm:.2}")?;
         }
+        write!(f, " · lr {:.1e}", self.learning_rate)?;
         Ok(())
     }
 }
@@ -123,12 +124,13 @@ pub(crate) fn short(value: f64) -> String {
     }
 }
 
-/// Two units at most: `45s`, `12m`, `3h 20m`, `2d 4h`.
+/// Two units at most: `45s`, `2m 50s`, `12m`, `3h 20m`, `2d 4h`.
 pub(crate) fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match () {
         () if minutes == 0 => format!("{seconds}s"),
+        () if minutes < 10 => format!("{minutes}m {}s", seconds % 60),
         () if hours == 0 => format!("{minutes}m"),
         () if days == 0 => format!("{hours}h {}m", minutes % 60),
         () => format!("{days}d {}h", hours % 24),
@@ -153,12 +155,12 @@ mod tests {
             left: Some(Duration::from_secs(12 * 60 + 40)),
         };
         let whole =
-            "step 120/3000 · loss 4.213 · lr 3.9e-4 · grad 0.82 · 12.4k tok/s · 46 % of peak · load 1.31 · 12m left";
+            "step 120/3000 · 12m left · loss 4.213 · 12.4k tok/s · 46 % of peak · load 1.31 · grad 0.82 · lr 3.9e-4";
         assert_eq!(now.to_string(), whole);
         let line = LiveLine { bar: None, interval: 50, quiet: false };
         assert!(!line.is_due(&now));
         now = Now { step: 3000, loss: f64::NAN, ..Now::default() };
-        assert_eq!(now.to_string(), "step 3000 · loss NaN · lr 0.0e0 · 0 tok/s");
+        assert_eq!(now.to_string(), "step 3000 · loss NaN · 0 tok/s · lr 0.0e0");
         assert!(line.is_due(&now));
         let last = Now { step: 77, steps: Some(77), ..now };
         assert!(line.is_due(&last) && !line.is_due(&Now { steps: Some(78), ..last.clone() }));
@@ -184,9 +186,15 @@ mod tests {
         ] {
             assert_eq!(short(value), expected);
         }
-        for (seconds, expected) in
-            [(0, "0s"), (59, "59s"), (60, "1m"), (3599, "59m"), (12_000, "3h 20m"), (187_200, "2d 4h")]
-        {
+        for (seconds, expected) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m 0s"),
+            (170, "2m 50s"),
+            (3599, "59m"),
+            (12_000, "3h 20m"),
+            (187_200, "2d 4h"),
+        ] {
             assert_eq!(duration(Duration::from_secs(seconds)), expected);
         }
     }

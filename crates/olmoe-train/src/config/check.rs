@@ -140,6 +140,10 @@ fn data(data: &DataConfig, path: &str) -> Result<(), TrainConfigError> {
         return Err(value(format!("{path}.datasets"), "set", problem));
     }
     let (paths, masks) = (data.paths.as_deref().unwrap_or_default(), data.label_mask_paths.as_deref());
+    if let Some(ratios) = data.ratios.as_ref().filter(|ratios| ratios.len() != paths.len()) {
+        let found = format!("a list of {}", ratios.len());
+        return Err(value(format!("{path}.ratios"), found, "it must have one number for each of `paths`"));
+    }
     if masks.is_some_and(|masks| masks.len() != paths.len()) {
         let found = masks.unwrap_or_default().len();
         return Err(value(

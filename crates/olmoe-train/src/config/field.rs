@@ -55,6 +55,19 @@ pub(super) enum Tree {
 }
 
 impl Tree {
+    /// Takes away these keys, wherever they are and not set.
+    pub(super) fn remove_unset(&mut self, keys: &[&str]) {
+        match self {
+            Tree::Value(_) => {}
+            Tree::List(items) => items.iter_mut().for_each(|item| item.remove_unset(keys)),
+            Tree::Map(entries) => {
+                let is_unset = |key: &str, tree: &Tree| keys.contains(&key) && *tree == Tree::Value(Value::Null);
+                entries.retain(|(key, tree)| !is_unset(key, tree));
+                entries.iter_mut().for_each(|(_, tree)| tree.remove_unset(keys));
+            }
+        }
+    }
+
     /// The same without an order.
     pub(super) fn value(&self) -> Value {
         match self {

@@ -247,6 +247,8 @@ sections! {
     pub struct DataConfig {
         /// Files of tokens; either these or `datasets`.
         pub paths: Option<Vec<String>> = None,
+        /// How often each file of `paths` is read in a pass, such as 0.5 or 2, to mix them. Not a key of OLMo's.
+        pub ratios: Option<Vec<f64>> = None,
         /// How token ids lie in them.
         pub memmap_dtype: TokenType = TokenType::Uint16,
         /// Files of tokens by the name of their set.

@@ -17,6 +17,7 @@ pub(super) fn open<'a>(
     let count = |x: u64| usize::try_from(x).unwrap_or(usize::MAX);
     let settings = DataSettings {
         label_mask_paths: data.label_mask_paths.as_ref().map(|paths| paths.iter().map(Into::into).collect()),
+        ratios: data.ratios.clone(),
         dtype: match data.memmap_dtype {
             TokenType::Uint8 => token_file::TokenType::U8,
             TokenType::Uint16 => token_file::TokenType::U16,
