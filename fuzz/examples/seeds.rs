@@ -11,8 +11,11 @@ use olmoe_checkpoint::huggingface::Experts;
 use olmoe_checkpoint::olmo_keys;
 use olmoe_checkpoint::safetensors::ShardIndex;
 use olmoe_checkpoint::weights::Random;
+use olmoe_data::TULU;
+use olmoe_data::token_file::{MegatronWriter, TokenType};
 use olmoe_model::config::{FeedForward, Mlp, ModelConfig, Moe};
 use olmoe_tensor::dtype::DType;
+use olmoe_train::metrics::{LOSS, MetricsLog, Record};
 use serde_json::json;
 
 fn config(width: usize) -> ModelConfig {
@@ -111,6 +114,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ccollections\nOrderedDict\nq\n)Rq\x0btq\x0cRq\rs.";
     put("pickle", "state", pickle)?;
     put("torch_file", "state", pickle)?;
+    let mut megatron = MegatronWriter::create(&work.join("set"), TokenType::U16)?;
+    for sequence in [&[1, 2, 3][..], &[4], &[5, 6]] {
+        megatron.sequence(sequence)?;
+        megatron.end_document();
+    }
+    megatron.finish()?;
+    put("megatron", "three", &fs::read(work.join("set.idx"))?)?;
+
+    let mut log = MetricsLog::open(&work, 0)?;
+    for step in 1..=2 {
+        log.append(&Record::new(step).with(LOSS, 2.5).with("train/TokensPercentage/layer0/expert0", 50.0))?;
+    }
+    put("metrics", "two", &fs::read(log.path())?)?;
+    put("chat_template", "tulu", TULU.as_bytes())?;
+    put("train_config", "tiny", include_bytes!("../../configs/tiny-train.yml"))?;
     fs::remove_dir_all(work)?;
     Ok(())
 }

@@ -40,7 +40,7 @@ use olmoe_model::config::{ModelConfig, parse_yaml, read_text};
 use olmoe_model::model::Precision;
 use serde_json::Value;
 
-use field::{At, Field, Tree};
+use field::{At, Field};
 
 /// The keys that are not OLMo's.
 const OWN: [&str; 2] = ["samples", "ratios"];

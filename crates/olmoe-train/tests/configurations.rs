@@ -1,5 +1,6 @@
 //! OLMo's public training files, overrides, interpolations, and what is refused.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use olmoe_model::config::ModelConfig;
@@ -27,7 +28,7 @@ fn config(lines: &str, overrides: &[&str]) -> TrainConfig {
 /// The public files in a folder, or none where it is not.
 fn files(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    let Ok(entries) = std::fs::read_dir(&folder) else {
+    let Ok(entries) = fs::read_dir(&folder) else {
         println!("skipped: there is no {}", folder.display());
         return Vec::new();
     };
@@ -41,7 +42,7 @@ fn public_files_are_accepted_as_they_are() {
     let own = files("tests/configs");
     assert_eq!(own.len(), 3);
     for path in own.into_iter().chain(files("../../../shared/data/configs")) {
-        let text = std::fs::read_to_string(&path).expect("a text");
+        let text = fs::read_to_string(&path).expect("a text");
         let loaded = TrainConfig::from_yaml(&text, &[""; 0], &no_environment)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let written = loaded.config.to_yaml().expect("it can be written");
@@ -131,6 +132,21 @@ fn all_keys_are_written_in_the_order_of_olmo() {
 }
 
 #[test]
+fn the_projects_runs_are_accepted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut runs = vec![root.join("crates/olmoe/quickstart/train.yml")];
+    let configs = fs::read_dir(root.join("configs")).expect("the folder of configurations");
+    runs.extend(configs.map(|entry| entry.expect("an entry").path()));
+    // Some are of a model alone.
+    runs.retain(|path| fs::read_to_string(path).expect("a text").contains("\noptimizer:"));
+    assert!(runs.len() >= 4, "{runs:?}");
+    for run in runs {
+        let loaded = TrainConfig::read(&run, &[""; 0]).unwrap_or_else(|error| panic!("{}: {error}", run.display()));
+        assert!(loaded.config.optimizer.learning_rate > 0.0);
+    }
+}
+
+#[test]
 fn keys_of_our_own_are_written_where_they_are_set() {
     let evaluated = config("evaluators: [{label: a, data: {paths: [b]}}]", &[]);
     for own in ["samples", "ratios"] {
@@ -199,7 +215,7 @@ fn interpolations() {
     let folder = tempfile::tempdir().expect("a folder");
     let root = folder.path().to_str().expect("UTF-8").to_owned();
     for name in ["b.npy", "a.npy", ".hidden.npy", "c.txt"] {
-        std::fs::write(folder.path().join(name), "").expect("written");
+        fs::write(folder.path().join(name), "").expect("written");
     }
     for name in ["run/step9", "run/step10", "run/step10-unsharded", "run/latest", "own/step-3", "own/step-12", "none"] {
         std::fs::create_dir_all(folder.path().join(name)).expect("made");
@@ -422,7 +438,7 @@ fn durations_end_as_in_olmo() {
 fn what_training_needs_to_start() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("a.npy");
-    std::fs::write(&file, "").expect("written");
+    fs::write(&file, "").expect("written");
     let file = file.to_str().expect("UTF-8");
     let start = |overrides: &[&str]| config("", overrides).check_start().map_err(|error| error.to_string());
     let paths = format!("--data.paths=[{file}]");
@@ -443,7 +459,7 @@ fn what_training_needs_to_start() {
     assert!(error.contains("`evaluators[0].data.paths` names /nowhere"), "{error}");
     let error = TrainConfig::read(folder.path().join("none.yml"), &[""; 0]).expect_err("no file");
     assert!(error.to_string().contains("none.yml"), "{error}");
-    std::fs::write(folder.path().join("bad.yml"), "zebra: 1").expect("written");
+    fs::write(folder.path().join("bad.yml"), "zebra: 1").expect("written");
     let error = TrainConfig::read(folder.path().join("bad.yml"), &[""; 0]).expect_err("no configuration");
     assert!(error.to_string().contains("bad.yml: unknown key `zebra`"), "{error}");
 }

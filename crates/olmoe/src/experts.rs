@@ -77,11 +77,10 @@ pub(crate) struct ExpertsArgs {
     quiet: bool,
 }
 
-/// A text and the experts that took it.
+/// A text, as tokens.
 struct Text {
     name: String,
     ids: Vec<u32>,
-    counts: ExpertCounts,
 }
 
 pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
@@ -98,7 +97,6 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
     ensure!(context <= longest, "--context {context}: this model holds {longest} tokens at most");
 
     let chosen = chosen(&args.layers, &mixtures)?;
-
     let companions = Companions::of(&checkpoint, None, false)?;
     let tokenizer = companions.tokenizer().context("this model comes without a tokenizer")?;
     let end = companions.special_tokens().and_then(|special| special.eos).or(config.eos_token_id);
@@ -107,22 +105,21 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
         let (name, path) = split(text);
         let ids = read(path, tokenizer, end, args.tokens)?;
         ensure!(!ids.is_empty(), "{}: there is no text in it", path.display());
-        texts.push(Text { name, ids, counts: ExpertCounts::new(mixtures.clone(), experts) });
+        texts.push(Text { name, ids });
     }
     let precision = args.precision.into();
     let kept = args.precision == OnePrecision::AmpBf16;
     let beside = beside(config, KvCache::default_type(precision), &[], context, 0);
     let model = args.loading.load(&checkpoint, precision, kept, beside, args.quiet)?;
-    count(&model, &mut texts, context, args.quiet)?;
-
-    let counted = texts.iter().map(|text| text.counts.clone()).collect::<Vec<_>>();
+    let mut counted: Vec<_> = texts.iter().map(|_| ExpertCounts::new(mixtures.clone(), experts)).collect();
+    count(&model, &texts, &mut counted, context, args.quiet)?;
     if args.json {
         println!("{}", serde_json::to_string(&json(&texts, &counted, &chosen))?);
     } else {
         table(&texts, &counted, &chosen);
     }
     if let Some(path) = &args.plot {
-        map(&texts, &chosen).draw()?.write(path)?;
+        map(&texts, &counted, &chosen).draw()?.write(path)?;
         if !args.json {
             println!("{}", path.display());
         }
@@ -181,16 +178,22 @@ fn read(path: &Path, tokenizer: &Tokenizer, end: Option<u32>, most: usize) -> an
     Ok(ids)
 }
 
-fn count(model: &Model, texts: &mut [Text], context: usize, quiet: bool) -> anyhow::Result<()> {
+fn count(
+    model: &Model,
+    texts: &[Text],
+    counted: &mut [ExpertCounts],
+    context: usize,
+    quiet: bool,
+) -> anyhow::Result<()> {
     let tokens: usize = texts.iter().map(|text| text.ids.len()).sum();
     let progress = Progress::new("reading", (tokens * size_of::<u32>()) as u64, quiet);
     let mut activations = Activations::new(Keep::Nothing);
-    for text in texts {
+    for (text, counts) in texts.iter().zip(counted) {
         for piece in text.ids.chunks(context) {
             let place = || format!("reading {}", text.name);
             model.forward(&Batch::uniform(piece, piece.len())?, &mut activations).with_context(place)?;
             let layers = activations.routing.layers.iter().map(|layer| &layer.routing.ids_tk[..]);
-            text.counts.add(piece.len() as u64, layers);
+            counts.add(piece.len() as u64, layers);
             progress.advance(size_of_val(piece) as u64);
         }
     }
@@ -201,15 +204,15 @@ fn table(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) {
     let (experts, top_k) = (counted[0].experts(), counted[0].top_k());
     let width = texts.iter().map(|text| text.name.chars().count()).max().unwrap_or(0).max(4);
     for text in texts {
-        println!("{:<width$}  {} tokens", text.name, text.counts.tokens());
+        println!("{:<width$}  {} tokens", text.name, text.ids.len());
     }
     let uniform = 100.0 * top_k as f64 / experts as f64;
     println!("{top_k} of {experts} experts for each token; {uniform:.1} % of the tokens each, if all were alike\n");
     println!("layer  {:<width$}  evenness    used  busiest, with their share of the tokens     apart", "text");
     for &mixture in mixtures {
         let layer = counted[0].layers()[mixture];
-        for (at, text) in texts.iter().enumerate() {
-            let (counts, shares) = (&text.counts, text.counts.shares_of_tokens(mixture));
+        for (at, (text, counts)) in texts.iter().zip(counted).enumerate() {
+            let shares = counts.shares_of_tokens(mixture);
             let busiest = counts.busiest(mixture).into_iter().take(SHOWN);
             let busiest: String = busiest.map(|e| format!("  {e:>3} {:>4.0} %", 100.0 * shares[e])).collect();
             let apart = match at {
@@ -225,40 +228,39 @@ fn table(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) {
 
 fn json(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) -> Value {
     let number = |mixture: usize| counted[0].layers()[mixture];
-    let of = |text: &Text| {
+    let of = |(text, counts): (&Text, &ExpertCounts)| {
         let layers = mixtures.iter().map(|&mixture| {
-            let counts = &text.counts;
             json!({
                 "layer": number(mixture), "counts": counts.choices(mixture), "evenness": counts.evenness(mixture),
                 "used": counts.used(mixture),
             })
         });
-        json!({"name": text.name, "tokens": text.counts.tokens(), "layers": layers.collect::<Vec<_>>()})
+        json!({"name": text.name, "tokens": counts.tokens(), "layers": layers.collect::<Vec<_>>()})
     };
     let apart = |&mixture: &usize| json!({"layer": number(mixture), "apart": specialisation(counted, mixture)});
     json!({
         "experts": counted[0].experts(), "top_k": counted[0].top_k(),
-        "texts": texts.iter().map(of).collect::<Vec<_>>(),
+        "texts": texts.iter().zip(counted).map(of).collect::<Vec<_>>(),
         "specialisation": mixtures.iter().map(apart).collect::<Vec<_>>(),
     })
 }
 
 /// A row a layer and text; as many tokens as if all experts were alike are white.
-fn map(texts: &[Text], mixtures: &[usize]) -> HeatMap {
-    let counts = &texts[0].counts;
-    let rows = mixtures.iter().flat_map(|&mixture| texts.iter().map(move |text| (mixture, text)));
+fn map(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) -> HeatMap {
+    let first = &counted[0];
+    let rows = mixtures.iter().flat_map(|&mixture| texts.iter().zip(counted).map(move |text| (mixture, text)));
     HeatMap {
         title: "Which experts take which kind of text".to_owned(),
         row_label: "layer and text".to_owned(),
-        rows: rows.clone().map(|(mixture, text)| format!("{} {}", counts.layers()[mixture], text.name)).collect(),
+        rows: rows.clone().map(|(mixture, (text, _))| format!("{} {}", first.layers()[mixture], text.name)).collect(),
         column_label: "expert".to_owned(),
-        columns: (0..counts.experts()).map(|expert| expert.to_string()).collect(),
+        columns: (0..first.experts()).map(|expert| expert.to_string()).collect(),
         values: rows
-            .flat_map(|(mixture, text)| text.counts.shares_of_tokens(mixture))
+            .flat_map(|(mixture, (_, counts))| counts.shares_of_tokens(mixture))
             .map(|share| 100.0 * share)
             .collect(),
         value_label: "% of the text's tokens".to_owned(),
-        middle: Some(100.0 * counts.top_k() as f64 / counts.experts() as f64),
+        middle: Some(100.0 * first.top_k() as f64 / first.experts() as f64),
         decimals: None,
     }
 }

@@ -15,6 +15,7 @@ use olmoe_model::model::{Activations, Keep, KvCache};
 use olmoe_tensor::tensor::Tensor;
 
 use crate::arguments::{OnePrecision, Threads};
+use crate::files::make_whole;
 use crate::loading::{LoadingArgs, beside};
 
 /// Tokens whose logits are computed at once.
@@ -105,9 +106,8 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
         specs.push(Spec::new("routing.ids", SafeType::I32, shape));
         specs.push(Spec::new("routing.probs", SafeType::F32, shape));
     }
-    let write = || -> anyhow::Result<()> {
-        let file = BufWriter::new(File::create(&args.out)?);
-        let mut writer = Writer::new(file, &specs, &BTreeMap::new())?;
+    let write = |file: &mut File| -> anyhow::Result<()> {
+        let mut writer = Writer::new(BufWriter::new(file), &specs, &BTreeMap::new())?;
         writer.write(&bytes(ids.iter().map(|id| id.to_le_bytes())))?;
         let hidden_td = activations.hidden();
         for first in (0..num_tokens).step_by(ROWS) {
@@ -134,7 +134,7 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
         writer.finish()?.flush()?;
         Ok(())
     };
-    write().with_context(|| format!("{}: could not be written", args.out.display()))?;
+    make_whole(&args.out, write).with_context(|| format!("{}: could not be written", args.out.display()))?;
     if args.json {
         let path = args.out.display().to_string();
         println!("{}", serde_json::json!({ "path": path, "tokens": num_tokens, "logits": rows }));

@@ -98,11 +98,12 @@ impl Tour<'_> {
         let texts: Vec<String> = KINDS.iter().map(|kind| format!("{}={}", kind.name, held_out(kind))).collect();
 
         self.heading("Text becomes tokens");
-        for kind in &KINDS {
-            for name in [kind.name.to_owned(), format!("{}-held-out", kind.name)] {
-                self.tokenize(&name)?;
-            }
+        let names: Vec<String> =
+            KINDS.iter().flat_map(|kind| [kind.name.to_owned(), format!("{}-held-out", kind.name)]).collect();
+        for (at, name) in names.iter().enumerate() {
+            self.tokenize(name, at == 0)?;
         }
+        println!("and the same for {}", names[1..].join(", "));
 
         self.heading("Training: 64 experts in each of 4 layers, 8 of them for each token");
         let config = self.path("train.yml");
@@ -117,9 +118,8 @@ impl Tour<'_> {
 
         self.heading("The quantised model writes");
         for kind in &KINDS {
-            let (prompt, temperature) = (kind.prompt, "0.6");
-            let sampling = ["-n", "90", "--temp", temperature, "--top-p", "0.95", "--seed", "1", "--quiet"];
-            let model = ["generate", "-m", &gguf, "-p", prompt];
+            let sampling = ["-n", "70", "--temp", "0.7", "--top-p", "0.9", "--seed", "3", "--quiet"];
+            let model = ["generate", "-m", &gguf, "-p", kind.prompt];
             self.command(&[&model[..], &sampling].concat())?;
         }
 
@@ -172,13 +172,17 @@ impl Tour<'_> {
 
     /// Shows a command and runs it.
     fn command(&self, arguments: &[&str]) -> Result<(), Stop> {
+        println!("$ {}", typed(arguments));
+        self.quietly(arguments)
+    }
+
+    /// Runs a command.
+    fn quietly(&self, arguments: &[&str]) -> Result<(), Stop> {
         if self.interrupted.load(Ordering::Relaxed) {
             return Err(Stop::Status(ExitCode::from(INTERRUPTED)));
         }
-        let shown: Vec<String> = arguments.iter().map(|argument| quoted(argument)).collect();
-        println!("$ olmoe {}", shown.join(" "));
-        let place = || format!("olmoe {}", shown.join(" "));
-        match crate::execute(["olmoe"].iter().chain(arguments).map(Into::into)).with_context(place)? {
+        let arguments_after = arguments.iter().map(Into::into);
+        match crate::execute(["olmoe".into()].into_iter().chain(arguments_after)).with_context(|| typed(arguments))? {
             status if status == ExitCode::SUCCESS => Ok(()),
             status => Err(Stop::Status(status)),
         }
@@ -195,12 +199,17 @@ impl Tour<'_> {
         }
     }
 
-    fn tokenize(&self, name: &str) -> Result<(), Stop> {
+    fn tokenize(&self, name: &str, shown: bool) -> Result<(), Stop> {
         let (documents, tokens) = (self.path(&format!("text/{name}.jsonl.gz")), self.path(&format!("tokens/{name}")));
         let tokenizer = self.path("tokenizer.json");
         let arguments = ["tokenize", "--documents", &documents, "--destination", &tokens];
         let special = ["--tokenizer.name_or_path", &tokenizer, "--tokenizer.eos_token_id", "50279", "--quiet"];
-        self.once(&tokens, &[&arguments[..], &special].concat())
+        let arguments = [&arguments[..], &special].concat();
+        match shown {
+            true => self.once(&tokens, &arguments),
+            false if Path::new(&tokens).exists() => Ok(()),
+            false => self.quietly(&arguments),
+        }
     }
 
     /// The losses of the run beside those of counting.
@@ -235,6 +244,12 @@ impl Tour<'_> {
         }
         Ok(())
     }
+}
+
+/// A command as it is typed.
+fn typed(arguments: &[&str]) -> String {
+    let arguments: Vec<String> = arguments.iter().map(|argument| quoted(argument)).collect();
+    format!("olmoe {}", arguments.join(" "))
 }
 
 /// An argument as a shell takes it.

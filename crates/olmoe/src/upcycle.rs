@@ -10,6 +10,7 @@ use olmoe_model::init::Noise;
 
 use crate::arguments::{input, positive};
 use crate::convert::{Beside, Form, RunArgs};
+use crate::record::RecordArg;
 
 /// Make a mixture of experts of a dense model
 ///
@@ -87,6 +88,9 @@ pub(crate) struct UpcycleArgs {
     beside: Beside,
 
     #[command(flatten)]
+    record: RecordArg,
+
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -108,9 +112,6 @@ pub(crate) fn run(args: &UpcycleArgs) -> anyhow::Result<()> {
     let mixture = Upcycled::new(&dense, upcycling)?;
     let target = args.form.target();
     let written = args.run.write(&mixture, &companions, target, &args.output)?;
-    if !args.run.quiet {
-        let (tensors, bytes) = (written.tensors, written.bytes);
-        println!("{}: {tensors} tensors, {bytes} bytes, read back and compared", args.output.display());
-    }
-    Ok(())
+    let (out, tensors, bytes) = (args.output.display(), written.tensors, written.bytes);
+    args.record.show(&args.output, &written, format!("{out}: {tensors} tensors, {bytes} bytes, read back and compared"))
 }

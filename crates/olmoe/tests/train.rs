@@ -252,7 +252,7 @@ fn says_what_it_will_do_and_exports() {
     assert!(!folder.path().join("run").exists());
     let done = train(folder.path(), "run", &["--stop_at=3", "--export", "hf", "--eval_on_load"]);
     assert_eq!(done.code, 0, "{}", done.err);
-    assert!(done.err.contains("step 3/3 · loss"), "{}", done.err);
+    assert!(done.err.contains("step 3/3 · 0s left · loss"), "{}", done.err);
     assert!(folder.path().join("run/step-3-hf/config.json").is_file());
     let done = train(folder.path(), "run", &["--try_load_latest_save", "--stop_at=3", "--export=olmo", "--quiet"]);
     assert_eq!(done.code, 0, "{}", done.err);
