@@ -217,3 +217,13 @@ fn a_gguf_file_as_another_program_reads_it() {
     println!("{} texts", rows.lines().count());
     assert!(differ.is_empty(), "{} differ:\n{}", differ.len(), differ.join("\n"));
 }
+
+#[test]
+fn a_vocabulary_of_bytes_has_a_token_for_each() {
+    let vocabulary = Vocabulary::bytes();
+    assert_eq!(vocabulary.tokens[..256], shared::letters());
+    let tokenizer = Tokenizer::from_vocabulary(&vocabulary).unwrap();
+    let text = "A 生活 of\n\tbytes.";
+    assert_eq!(tokenizer.encode(text).unwrap(), text.bytes().map(u32::from).collect::<Vec<_>>());
+    assert_eq!(tokenizer.encode("a<|endoftext|>").unwrap(), [97, 256]);
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
+use olmoe_data::{Tokenizer, Vocabulary};
 use olmoe_tensor::memory::peak_bytes;
 use olmoe_tensor::threads::set_num_threads;
 use olmoe_train::config::TrainConfig;
@@ -116,19 +116,7 @@ impl Runs {
 
 /// The bytes, then an end of text.
 fn tokenizer() -> Tokenizer {
-    let mut next = 255;
-    let letters = (0..=255u32).map(|byte| {
-        let printed = (33..127).contains(&byte) || (161..=255).contains(&byte) && byte != 173;
-        next += u32::from(!printed);
-        char::from_u32(if printed { byte } else { next }).unwrap().to_string()
-    });
-    let tokens: Vec<String> = letters.chain(["<|endoftext|>".to_owned()]).collect();
-    let mut kinds = vec![TokenKind::Normal; tokens.len()];
-    kinds[256] = TokenKind::Control;
-    let (model, pre, merges) = ("gpt2".into(), Pre::Olmo, vec![]);
-    let (bos, eos, pad, unk, add_bos, chat_template) = (None, Some(256), Some(1), None, false, None);
-    let vocabulary = Vocabulary { model, pre, tokens, kinds, merges, bos, eos, pad, unk, add_bos, chat_template };
-    Tokenizer::from_vocabulary(&vocabulary).unwrap()
+    Tokenizer::from_vocabulary(&Vocabulary { pad: Some(1), ..Vocabulary::bytes() }).unwrap()
 }
 
 #[test]

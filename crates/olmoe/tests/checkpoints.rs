@@ -4,7 +4,7 @@ mod program;
 
 use std::path::{Path, PathBuf};
 
-use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
+use olmoe_data::{TokenKind, Tokenizer, Vocabulary};
 use program::{Done, olmoe};
 use serde_json::Value;
 
@@ -59,31 +59,15 @@ impl Desk {
 
 /// The bytes, two merges, a masked address as token 0 and an end of text.
 fn tokenizer() -> Tokenizer {
-    let mut next = 255;
-    let letters = (0..=255u32).map(|byte| {
-        let printed = (33..127).contains(&byte) || (161..=255).contains(&byte) && byte != 173;
-        next += u32::from(!printed);
-        char::from_u32(if printed { byte } else { next }).unwrap().to_string()
-    });
+    let bytes = Vocabulary::bytes();
     let mut tokens = vec!["|||IP_ADDRESS|||".to_owned(), "<|padding|>".to_owned()];
-    tokens.extend(letters);
+    tokens.extend_from_slice(&bytes.tokens[..256]);
     tokens.extend(["th", "the", "<|endoftext|>"].map(str::to_owned));
     let mut kinds = vec![TokenKind::Normal; tokens.len()];
     kinds[0] = TokenKind::UserDefined;
     (kinds[1], kinds[260]) = (TokenKind::Control, TokenKind::Control);
-    let vocabulary = Vocabulary {
-        model: "gpt2".into(),
-        pre: Pre::Olmo,
-        tokens,
-        kinds,
-        merges: vec!["t h".into(), "th e".into()],
-        bos: None,
-        eos: Some(260),
-        pad: Some(1),
-        unk: None,
-        add_bos: false,
-        chat_template: None,
-    };
+    let merges = vec!["t h".into(), "th e".into()];
+    let vocabulary = Vocabulary { tokens, kinds, merges, eos: Some(260), pad: Some(1), ..bytes };
     Tokenizer::from_vocabulary(&vocabulary).unwrap()
 }
 

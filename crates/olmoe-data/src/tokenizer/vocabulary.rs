@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use super::bytes::letter;
 use super::definition::{Definition, MAX_TOKENS, Merge};
 use super::words::{CL100K, CL100K_SINGLE_DIGITS, Words};
 use super::{Tokenizer, TokenizerError};
@@ -35,6 +36,30 @@ pub struct Vocabulary {
     pub add_bos: bool,
     /// `tokenizer.chat_template`, a Jinja template.
     pub chat_template: Option<String>,
+}
+
+impl Vocabulary {
+    /// The 256 bytes, each as the id of its value, and `<|endoftext|>`, id 256, at the end of a text. There are no merges, so
+    /// every byte of a text is a token: for small models.
+    pub fn bytes() -> Vocabulary {
+        let mut tokens: Vec<String> = (0..=255).map(|byte| letter(byte).to_string()).collect();
+        let mut kinds = vec![TokenKind::Normal; tokens.len()];
+        tokens.push("<|endoftext|>".to_owned());
+        kinds.push(TokenKind::Control);
+        Vocabulary {
+            model: "gpt2".to_owned(),
+            pre: Pre::Olmo,
+            tokens,
+            kinds,
+            merges: Vec::new(),
+            bos: None,
+            eos: Some(256),
+            pad: None,
+            unk: None,
+            add_bos: false,
+            chat_template: None,
+        }
+    }
 }
 
 /// What a token of a GGUF vocabulary is.

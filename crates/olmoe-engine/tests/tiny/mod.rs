@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
+use olmoe_data::{Tokenizer, Vocabulary};
 use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Finished, Request, RequestId, Token};
 use olmoe_model::config::{FeedForward, ModelConfig};
 use olmoe_model::model::{Model, Precision};
@@ -73,30 +73,7 @@ pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> M
 
 /// The bytes, then an end of text.
 pub(crate) fn tokenizer() -> Tokenizer {
-    let mut next = 255;
-    let letters = (0..=255u32).map(|byte| {
-        let printed = (33..127).contains(&byte) || (161..=255).contains(&byte) && byte != 173;
-        next += u32::from(!printed);
-        char::from_u32(if printed { byte } else { next }).expect("a letter").to_string()
-    });
-    let mut tokens: Vec<String> = letters.collect();
-    tokens.push("<|endoftext|>".to_owned());
-    let mut kinds = vec![TokenKind::Normal; tokens.len()];
-    kinds[256] = TokenKind::Control;
-    let vocabulary = Vocabulary {
-        model: "gpt2".into(),
-        pre: Pre::Olmo,
-        tokens,
-        kinds,
-        merges: vec![],
-        bos: None,
-        eos: Some(256),
-        pad: None,
-        unk: None,
-        add_bos: false,
-        chat_template: None,
-    };
-    Tokenizer::from_vocabulary(&vocabulary).expect("a tokenizer")
+    Tokenizer::from_vocabulary(&Vocabulary::bytes()).expect("a tokenizer")
 }
 
 /// Some ids, the same for the same seed.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use olmoe_data::{Pre, TokenKind, Tokenizer, Vocabulary};
+use olmoe_data::{Tokenizer, Vocabulary};
 use serde_json::{Value, json};
 
 use super::{Done, PROGRAM, olmoe};
@@ -78,18 +78,5 @@ impl Desk {
 
 /// The bytes, then an end of text.
 fn tokenizer() -> Tokenizer {
-    let mut next = 255;
-    let letters = (0..=255u32).map(|byte| {
-        let printed = (33..127).contains(&byte) || (161..=255).contains(&byte) && byte != 173;
-        next += u32::from(!printed);
-        char::from_u32(if printed { byte } else { next }).unwrap().to_string()
-    });
-    let mut tokens: Vec<String> = letters.collect();
-    tokens.push("<|endoftext|>".to_owned());
-    let mut kinds = vec![TokenKind::Normal; tokens.len()];
-    kinds[256] = TokenKind::Control;
-    let (model, pre, merges) = ("gpt2".into(), Pre::Olmo, vec![]);
-    let (bos, eos, pad, unk, add_bos, chat_template) = (None, Some(256), Some(1), None, false, None);
-    let vocabulary = Vocabulary { model, pre, tokens, kinds, merges, bos, eos, pad, unk, add_bos, chat_template };
-    Tokenizer::from_vocabulary(&vocabulary).unwrap()
+    Tokenizer::from_vocabulary(&Vocabulary { pad: Some(1), ..Vocabulary::bytes() }).unwrap()
 }
