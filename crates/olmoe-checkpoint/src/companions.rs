@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use olmoe_data::{SpecialTokenSources, SpecialTokens, Tokenizer, TokenizerError, Vocabulary};
 use olmoe_model::config::ModelConfig;
@@ -124,7 +125,7 @@ impl TokenizerDifference {
 pub struct Companions {
     name: String,
     files: Vec<(String, Vec<u8>)>,
-    tokenizer: Option<Tokenizer>,
+    tokenizer: Option<Arc<Tokenizer>>,
     special: Option<SpecialTokens>,
     add_bos: bool,
     chat_template: Option<String>,
@@ -156,11 +157,12 @@ impl Companions {
         let mut companions = Self::named(name.map_or("model".into(), |name| name.to_string_lossy().into_owned()));
         companions.read_files(contents, replacement)?;
         let vocabulary = vocabulary(contents)?;
-        companions.tokenizer = match (replacement, &vocabulary) {
+        let own = match (replacement, &vocabulary) {
             (Some(path), _) => Some(Tokenizer::from_file(path).map_err(in_file(path))?),
             (None, Some(vocabulary)) => Some(of_vocabulary(contents, vocabulary)?),
             (None, None) => tokenizer(contents)?,
         };
+        companions.tokenizer = own.map(Arc::new);
         if let Some(vocabulary) = vocabulary {
             companions.chat_template = vocabulary.chat_template;
             companions.add_bos = vocabulary.add_bos;
@@ -179,7 +181,7 @@ impl Companions {
         config: &ModelConfig,
     ) -> Result<Companions, CheckpointError> {
         let mut companions = Self::named(name);
-        companions.tokenizer = Some(Tokenizer::from_file(path).map_err(in_file(path))?);
+        companions.tokenizer = Some(Arc::new(Tokenizer::from_file(path).map_err(in_file(path))?));
         companions.decide_special_tokens(path, config, false)?;
         Ok(companions)
     }
@@ -270,7 +272,7 @@ impl Companions {
     }
 
     /// The tokenizer, if there is one.
-    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+    pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
         self.tokenizer.as_ref()
     }
 

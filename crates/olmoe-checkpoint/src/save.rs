@@ -34,7 +34,7 @@ pub use found::{Found, MAX_SMALL_FILE, Notice};
 pub use manifest::{FileRecord, MANIFEST_FILE, MANIFEST_VERSION, MAX_MANIFEST, Manifest, verify};
 pub use writer::{SPACE_RESERVE, Saved, Writer};
 
-use crate::disk::{Disk, LocalDisk};
+use crate::disk::{Disk, LocalDisk, make_folders};
 
 /// The pointer to the checkpoint that was saved last.
 pub const LATEST: &str = "latest";
@@ -64,13 +64,18 @@ impl<D: Disk> Checkpoints<D> {
     /// [`SaveError::Io`].
     pub fn open_on(run_dir: impl Into<PathBuf>, disk: D) -> Result<Self, SaveError> {
         let run_dir = run_dir.into();
-        create_durably(&disk, &run_dir)?;
+        make_folders(&disk, &run_dir).map_err(SaveError::io("make the folder", &run_dir))?;
         Ok(Self { run_dir, disk })
     }
 
     /// The folder of the run.
     pub fn run_dir(&self) -> &Path {
         &self.run_dir
+    }
+
+    /// The disk that it is on, for the files beside the checkpoints.
+    pub fn disk(&self) -> &D {
+        &self.disk
     }
 
     /// Steps that have a folder, ascending; nothing says yet that they verify.
@@ -203,18 +208,6 @@ fn names(folder: &Path) -> Result<Vec<String>, SaveError> {
     let mut names = list().map_err(SaveError::io("list the folder", folder))?;
     names.sort_unstable();
     Ok(names)
-}
-
-/// Makes a folder and those above it, each known to the one above when this returns.
-fn create_durably(disk: &impl Disk, path: &Path) -> Result<(), SaveError> {
-    if path.as_os_str().is_empty() || path.is_dir() {
-        return Ok(());
-    }
-    let parent = path.parent().unwrap_or(Path::new(""));
-    create_durably(disk, parent)?;
-    disk.create_dir(path).map_err(SaveError::io("make the folder", path))?;
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    disk.sync_dir(parent).map_err(SaveError::io("sync the folder", parent))
 }
 
 /// Removes a file, or a folder and all in it; nothing there is fine. Links are not followed.

@@ -294,6 +294,12 @@ impl Disk for FullDisk {
     fn write(&self, file: &mut Self::File, bytes: &[u8]) -> io::Result<()> {
         LocalDisk.write(file, bytes)
     }
+    fn open_append(&self, path: &Path) -> io::Result<Self::File> {
+        LocalDisk.open_append(path)
+    }
+    fn truncate(&self, file: &mut Self::File, length: u64) -> io::Result<()> {
+        LocalDisk.truncate(file, length)
+    }
     fn sync_file(&self, file: &Self::File) -> io::Result<()> {
         LocalDisk.sync_file(file)
     }

@@ -21,10 +21,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::Tokenizer;
 use crate::documents::{Fields, Malformed};
 use crate::random::Mersenne;
 use crate::token_file::TokenType;
-use crate::{Tokenizer, TokenizerError};
 
 mod batch;
 mod error;
@@ -32,6 +32,7 @@ mod folder;
 mod group;
 mod inputs;
 mod part;
+mod text;
 
 pub use error::TokenizeError;
 pub use inputs::{Inputs, find};
@@ -230,52 +231,4 @@ impl<'a> Plan<'a> {
         summary.parts.iter_mut().for_each(|part| *part = destination.join(&*part));
         Ok(summary)
     }
-}
-
-/// The ids of a text with what goes around it.
-fn bounded(mut ids: Vec<u32>, settings: &Settings) -> Vec<u32> {
-    if let (Some(bos), Some(first)) = (settings.bos, ids.first())
-        && *first != bos
-    {
-        ids.insert(0, bos);
-    }
-    if let (Some(eos), Some(last)) = (settings.eos, ids.last())
-        && *last != eos
-    {
-        ids.push(eos);
-    }
-    ids
-}
-
-/// Encodes the paragraphs of a text one by one: a paragraph is the newlines before it and all up to the next newline. Where
-/// the tokenizer puts a space before every text, it is as though only the first paragraph got one.
-fn encode_paragraphs(tokenizer: &Tokenizer, spaced: bool, text: &str) -> Result<Vec<u32>, TokenizerError> {
-    let bytes = text.as_bytes();
-    let mut ids = Vec::new();
-    let mut start = 0;
-    for at in 1..=bytes.len() {
-        let ends = bytes.get(at).is_none_or(|byte| *byte == b'\n' && bytes[at - 1] != b'\n');
-        if ends {
-            let paragraph = &text[start..at];
-            if spaced && start > 0 {
-                ids.extend(tokenizer.encode(&format!(" {paragraph}"))?.into_iter().skip(1));
-            } else {
-                ids.extend(tokenizer.encode(paragraph)?);
-            }
-            start = at;
-        }
-    }
-    Ok(ids)
-}
-
-/// Whether a tokenizer puts a space before a text.
-fn puts_space_before(tokenizer: &Tokenizer) -> bool {
-    let json: serde_json::Value = serde_json::from_slice(tokenizer.json()).unwrap_or_default();
-    let parts = |key: &str, list: &str| match json.get(key) {
-        Some(part) if part["type"] == "Sequence" => part[list].as_array().cloned().unwrap_or_default(),
-        Some(part) => vec![part.clone()],
-        None => Vec::new(),
-    };
-    parts("pre_tokenizer", "pretokenizers").iter().any(|part| part["add_prefix_space"] == true)
-        || parts("normalizer", "normalizers").iter().any(|part| part["type"] == "Prepend")
 }

@@ -3,12 +3,14 @@
 //! `cargo run --release --example several -- MODEL 'Bitcoin is' 'The capital of France is'`
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::inference::Loading;
-use olmoe_engine::{Engine, EngineConfig, EventKind, Request, Sampling};
+use olmoe_engine::{Engine, EngineConfig, Request, Sampling};
 use olmoe_model::model::Precision;
 
 fn main() -> anyhow::Result<()> {
@@ -20,25 +22,19 @@ fn main() -> anyhow::Result<()> {
     let model = checkpoint.load(&Loading::new(Precision::AmpBf16, true), &|_| {})?.model;
 
     let ends = companions.special_tokens().and_then(|special| special.eos).into_iter().collect();
-    let mut engine = Engine::new(&model, Some(tokenizer), EngineConfig { ends, ..EngineConfig::default() })?;
-    let mut texts = Vec::new();
-    for prompt in arguments {
+    let config = EngineConfig { ends, ..EngineConfig::default() };
+    let mut engine = Engine::new(Arc::new(model), Some(tokenizer.clone()), config)?;
+    let prompts: Vec<String> = arguments.collect();
+    let request = |prompt: &String| {
         let sampling = Sampling { temperature: 0.8, top_p: 0.95, ..Sampling::default() };
-        let ids = tokenizer.encode(&prompt)?;
-        // Requests are numbered from 0.
-        engine.submit(Request { max_tokens: Some(64), sampling, ..Request::new(ids) })?;
-        texts.push(prompt);
-    }
-    while !engine.is_idle() {
-        for event in engine.step() {
-            let text = &mut texts[event.request.0 as usize];
-            match event.kind {
-                EventKind::Token(token) => text.push_str(&token.text),
-                EventKind::Finished(end) => {
-                    text.push_str(&end.text);
-                    println!("{text}\n({}, {} tokens)\n", end.reason.name(), end.usage.completion_tokens);
-                }
-            }
+        Ok(Request { max_tokens: Some(64), sampling, ..Request::new(tokenizer.encode(prompt)?) })
+    };
+    let requests = prompts.iter().map(request).collect::<anyhow::Result<Vec<Request>>>()?;
+    let done = engine.complete_all(requests, &AtomicBool::new(false)).context("nothing interrupts it")?;
+    for (prompt, samples) in prompts.iter().zip(done) {
+        for sample in samples? {
+            let reason = sample.end.as_ref().map_or("", |end| end.reason.name());
+            println!("{prompt}{}\n({reason}, {} tokens)\n", sample.text(), sample.tokens.len());
         }
     }
     Ok(())

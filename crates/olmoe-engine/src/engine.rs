@@ -1,6 +1,8 @@
 //! The engine: many requests over one model, step by step.
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use olmoe_data::Tokenizer;
@@ -9,86 +11,13 @@ use olmoe_model::model::{Activations, Keep, KvCache, Model};
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::tensor::Tensor;
 
-use crate::event::{Event, FinishReason, GenerationError};
+use crate::config::{EngineConfig, EngineError};
+use crate::event::{Event, EventKind, FinishReason, GenerationError};
 use crate::prefix::{Held, Kept, common};
 use crate::request::{Request, RequestId, SubmitError};
 use crate::sampling::Candidates;
 use crate::sampling::random::derive;
 use crate::sequence::{Sequence, Task};
-
-/// The limits of an engine. None of them but `cache_type` changes a result.
-#[derive(Clone, Debug)]
-pub struct EngineConfig {
-    /// Most samples that run at once (16).
-    pub max_running: usize,
-    /// Most tokens in a step, at least `max_running` (512): one of each sample that is generating, the rest from prompts.
-    /// Fewer make the tokens come more evenly while prompts are read, more make prompts faster.
-    pub step_tokens: usize,
-    /// Most samples that wait (1024).
-    pub queue: usize,
-    /// Tokens that the caches of running samples have room for together (32768). A sample begins when there is room for
-    /// its prompt and all that it may generate. See [`Engine::cache_bytes_per_token`].
-    pub cache_tokens: usize,
-    /// Tokens that caches of finished samples have room for together, beside those (8192); 0 keeps none.
-    pub kept_tokens: usize,
-    /// How keys and values are kept; none for the type of the model's precision.
-    pub cache_type: Option<CacheType>,
-    /// Tokens that end a text, unless the request says `ignore_eos`.
-    pub ends: Vec<u32>,
-    /// Makes the seeds of requests that come without one (0).
-    pub seed: u64,
-}
-
-impl Default for EngineConfig {
-    fn default() -> EngineConfig {
-        EngineConfig {
-            max_running: 16,
-            step_tokens: 512,
-            queue: 1024,
-            cache_tokens: 32768,
-            kept_tokens: 8192,
-            cache_type: None,
-            ends: Vec::new(),
-            seed: 0,
-        }
-    }
-}
-
-/// Why there is no engine.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum EngineError {
-    /// Nothing could run.
-    #[error("max_running is 0; let at least one sample run")]
-    NothingRuns,
-    /// Not a token for every sample.
-    #[error(
-        "step_tokens is {step_tokens}, below max_running, {max_running}: every running sample takes a token of a step; raise it"
-    )]
-    StepTooSmall {
-        /// `step_tokens`.
-        step_tokens: usize,
-        /// `max_running`.
-        max_running: usize,
-    },
-    /// A token outside the vocabulary.
-    #[error(
-        "the end-of-text id {id} is outside the model's vocabulary of {rows}; check that the tokenizer is the model's"
-    )]
-    EndId {
-        /// The id.
-        id: u32,
-        /// Rows of the embedding.
-        rows: usize,
-    },
-    /// Experts that drop tokens.
-    #[error(
-        "this model's experts have a capacity factor of {factor}: which tokens they drop depends on all tokens of a batch, so no text would be the same twice; take the factor out of its configuration"
-    )]
-    Capacity {
-        /// The factor.
-        factor: f32,
-    },
-}
 
 /// How much is going on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,17 +33,17 @@ pub struct Load {
 }
 
 /// Runs requests over a model.
-pub struct Engine<'a> {
-    model: &'a Model,
-    tokenizer: Option<&'a Tokenizer>,
+pub struct Engine {
+    model: Arc<Model>,
+    tokenizer: Option<Arc<Tokenizer>>,
     config: EngineConfig,
     submitted: u64,
-    waiting: VecDeque<Sequence<'a>>,
+    waiting: VecDeque<Sequence>,
     /// From the one that began first on.
-    running: Vec<Sequence<'a>>,
+    running: Vec<Sequence>,
     kept: Kept,
     /// What happened between steps.
-    between: Vec<Event>,
+    pub(crate) between: Vec<Event>,
     step: StepMemory,
 }
 
@@ -132,16 +61,31 @@ struct StepMemory {
     last: Vec<usize>,
 }
 
-impl<'a> Engine<'a> {
+impl StepMemory {
+    fn new() -> StepMemory {
+        StepMemory {
+            activations: Activations::new(Keep::Nothing),
+            candidates: Candidates::default(),
+            parts: Vec::new(),
+            ids: Vec::new(),
+            lengths: Vec::new(),
+            held: Vec::new(),
+            caches: Vec::new(),
+            last: Vec::new(),
+        }
+    }
+}
+
+impl Engine {
     /// An engine without work. Without a tokenizer it gives ids and no text.
     ///
     /// # Errors
     /// Limits that do not fit together, and a model whose results would depend on the batch.
     pub fn new(
-        model: &'a Model,
-        tokenizer: Option<&'a Tokenizer>,
+        model: Arc<Model>,
+        tokenizer: Option<Arc<Tokenizer>>,
         config: EngineConfig,
-    ) -> Result<Engine<'a>, EngineError> {
+    ) -> Result<Engine, EngineError> {
         let EngineConfig { max_running, step_tokens, .. } = config;
         if max_running == 0 {
             return Err(EngineError::NothingRuns);
@@ -157,17 +101,7 @@ impl<'a> Engine<'a> {
         if let Some(factor) = model.config().moe().and_then(|moe| moe.capacity_factor).filter(|factor| *factor > 0.0) {
             return Err(EngineError::Capacity { factor });
         }
-        let kept = Kept::new(config.kept_tokens);
-        let step = StepMemory {
-            activations: Activations::new(Keep::Nothing),
-            candidates: Candidates::default(),
-            parts: Vec::new(),
-            ids: Vec::new(),
-            lengths: Vec::new(),
-            held: Vec::new(),
-            caches: Vec::new(),
-            last: Vec::new(),
-        };
+        let (kept, step) = (Kept::new(config.kept_tokens), StepMemory::new());
         let (waiting, running, between) = Default::default();
         Ok(Engine { model, tokenizer, config, submitted: 0, waiting, running, kept, between, step })
     }
@@ -205,7 +139,7 @@ impl<'a> Engine<'a> {
         }
         let seed = request.seed.unwrap_or_else(|| derive(self.config.seed, id.0));
         let task = Arc::new(Task { id, request, ends, max_tokens, seed });
-        let sequence = |sample| Sequence::new(task.clone(), sample, self.tokenizer);
+        let sequence = |sample| Sequence::new(task.clone(), sample, self.tokenizer.clone());
         self.waiting.extend((0..asked).map(sequence));
         Ok(id)
     }
@@ -253,17 +187,48 @@ impl<'a> Engine<'a> {
         self.kept.clear();
     }
 
+    /// Samples that the queue still has room for.
+    pub(crate) fn room(&self) -> usize {
+        self.config.queue.saturating_sub(self.waiting.len())
+    }
+
     /// One pass of the model: a token of every sample that is generating, then pieces of prompts, up to the budget.
     /// Returns what happened since the last step, in the order of the samples. Does nothing without work.
+    ///
+    /// A panic in it, which only an error in this program can cause, ends every sample that was running with
+    /// [`GenerationError::Panic`]; those that wait run in the next step, as if nothing had happened.
     pub fn step(&mut self) -> Vec<Event> {
+        self.guarded(Engine::work)
+    }
+
+    /// Does the work of a step, and survives its panic: what that leaves half done is dropped, which is the samples that
+    /// run, with their caches, and the memory of the step. Kept caches are of samples that ended before.
+    fn guarded(&mut self, work: impl FnOnce(&mut Engine, &mut Vec<Event>)) -> Vec<Event> {
+        let mut events = std::mem::take(&mut self.between);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self, &mut events))) {
+            let error = GenerationError::Panic(message(&*panic));
+            self.step = StepMemory::new();
+            for sequence in std::mem::take(&mut self.running) {
+                let ended = |event: &Event| {
+                    let same = event.request == sequence.task.id && event.sample == sequence.sample;
+                    same && matches!(event.kind, EventKind::Finished(_))
+                };
+                if !events.iter().any(ended) {
+                    events.push(sequence.event(sequence.dropped(FinishReason::Error(error.clone()))));
+                }
+            }
+        }
+        events
+    }
+
+    fn work(&mut self, events: &mut Vec<Event>) {
         self.admit();
         self.plan();
-        let mut events = std::mem::take(&mut self.between);
         if self.step.parts.is_empty() {
-            return events;
+            return;
         }
         match self.pass() {
-            Ok(()) => self.choose(&mut events),
+            Ok(()) => self.choose(events),
             Err(error) => {
                 // Nothing that was checked before can be refused here; if it is, those who took part end.
                 for at in self.step.parts.iter().rev().map(|part| part.0) {
@@ -274,7 +239,6 @@ impl<'a> Engine<'a> {
                 }
             }
         }
-        events
     }
 
     /// Tokens that the caches of running samples have room for.
@@ -282,7 +246,7 @@ impl<'a> Engine<'a> {
         self.running.iter().map(|sequence| sequence.task.most()).sum()
     }
 
-    fn end(&mut self, sequence: &mut Sequence<'a>, reason: FinishReason) {
+    fn end(&mut self, sequence: &mut Sequence, reason: FinishReason) {
         let end = sequence.finished(reason);
         self.between.push(sequence.event(end));
     }
@@ -291,7 +255,7 @@ impl<'a> Engine<'a> {
     fn admit(&mut self) {
         while self.running.len() < self.config.max_running {
             // The other samples of a request wait until the first one has read the prompt, and let others pass.
-            let reads = |sequence: &Sequence<'_>| {
+            let reads = |sequence: &Sequence| {
                 let prompt = sequence.task.request.prompt.len();
                 let mut same = self.running.iter().filter(|other| Arc::ptr_eq(&other.task, &sequence.task));
                 same.any(|other| other.held() + 1 < prompt)
@@ -300,10 +264,14 @@ impl<'a> Engine<'a> {
             if self.reserved() + self.waiting[at].task.most() > self.config.cache_tokens {
                 return;
             }
-            let Some(mut sequence) = self.waiting.remove(at) else { return };
-            let cache = self.cache_for(&sequence.task);
-            sequence.start(cache);
+            let Some(sequence) = self.waiting.remove(at) else { return };
+            let task = sequence.task.clone();
+            // It runs from here on: should the next line panic, it is among those that end.
             self.running.push(sequence);
+            let cache = self.cache_for(&task);
+            if let Some(sequence) = self.running.last_mut() {
+                sequence.start(cache);
+            }
         }
     }
 
@@ -311,7 +279,7 @@ impl<'a> Engine<'a> {
     fn cache_for(&mut self, task: &Task) -> KvCache {
         let most = task.most();
         let begin = &task.request.prompt[..task.request.prompt.len() - 1];
-        let of = |other: &Sequence<'_>| common(&other.ids[..other.held()], begin);
+        let of = |other: &Sequence| common(&other.ids[..other.held()], begin);
         let running = self.running.iter().map(|other| (other, of(other))).max_by_key(|(_, len)| *len);
         let kept = self.kept.find(begin);
         match (running, kept) {
@@ -323,7 +291,7 @@ impl<'a> Engine<'a> {
             (_, Some((at, len))) => self.kept.take(at, len, most),
             _ => {
                 let kind = self.config.cache_type.unwrap_or(KvCache::default_type(self.model.precision()));
-                KvCache::of_type(self.model, most, kind)
+                KvCache::of_type(&self.model, most, kind)
             }
         }
     }
@@ -400,7 +368,7 @@ impl<'a> Engine<'a> {
             let (token, end) = sequence.advance(logits.row(row), (&activations.routing, last[row]), candidates);
             events.extend(token.map(|token| sequence.event(token)));
             if let Some(end) = end {
-                let broken = matches!(&end, crate::event::EventKind::Finished(end) if matches!(end.reason, FinishReason::Error(_)));
+                let broken = matches!(&end, EventKind::Finished(end) if matches!(end.reason, FinishReason::Error(_)));
                 events.push(sequence.event(end));
                 ended.push((at, broken));
             }
@@ -414,9 +382,104 @@ impl<'a> Engine<'a> {
     }
 
     /// Keeps what a sample leaves for requests that begin alike.
-    fn keep(&mut self, sequence: Sequence<'a>) {
+    fn keep(&mut self, sequence: Sequence) {
         let Sequence { mut ids, cache: Some(cache), .. } = sequence else { return };
         ids.truncate(cache.len());
         self.kept.put(Held { ids, cache });
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use olmoe_model::config::ModelConfig;
+    use olmoe_model::model::Precision;
+
+    use super::*;
+    use crate::completion::Completion;
+
+    const JSON: &str = r#"{"model_type": "olmoe", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_experts": 4, "num_experts_per_tok": 2,
+        "max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 0}"#;
+
+    fn engine() -> Engine {
+        let mut model = Model::new(ModelConfig::from_hf_json(JSON).unwrap().config, Precision::Fp32, false).unwrap();
+        model.initialize(5);
+        let config = EngineConfig { max_running: 2, step_tokens: 8, ..EngineConfig::default() };
+        Engine::new(Arc::new(model), None, config).unwrap()
+    }
+
+    fn request(first: u32) -> Request {
+        Request { max_tokens: Some(9), seed: Some(1), ..Request::new((first..first + 12).collect()) }
+    }
+
+    /// What comes of a request in the engine as it is.
+    fn answer(engine: &mut Engine, request: Request) -> Completion {
+        let id = engine.submit(request).unwrap();
+        let mut completion = Completion::default();
+        while !engine.is_idle() {
+            engine.step().into_iter().filter(|event| event.request == id).for_each(|event| completion.add(event.kind));
+        }
+        completion
+    }
+
+    /// The places of a step at which it can be cut short: before anything, after the choice of what to read, after the
+    /// pass, and after tokens were chosen and told.
+    fn cut(engine: &mut Engine, events: &mut Vec<Event>, place: usize) {
+        if place > 0 {
+            engine.admit();
+            engine.plan();
+        }
+        if place > 1 {
+            engine.pass().unwrap();
+        }
+        if place > 2 {
+            engine.choose(events);
+        }
+        panic!("at place {place}");
+    }
+
+    #[test]
+    fn a_panic_ends_what_runs_and_leaves_the_engine_usable() {
+        let expected = answer(&mut engine(), request(20));
+        for steps in 0..14 {
+            for place in 0..4 {
+                let mut engine = engine();
+                let ids = [2, 3, 20].map(|first| engine.submit(request(first)).unwrap());
+                let mut told: Vec<Event> = (0..steps).flat_map(|_| engine.step()).collect();
+                let running = if steps + place == 0 { 0 } else { 2 };
+                let last = engine.guarded(|engine, events| cut(engine, events, place));
+                let ends = |events: &[Event], id: RequestId| {
+                    let of = events.iter().filter(|event| event.request == id);
+                    of.filter_map(|event| match &event.kind {
+                        EventKind::Finished(end) => Some(end.reason.clone()),
+                        EventKind::Token(_) => None,
+                    })
+                    .collect::<Vec<_>>()
+                };
+                told.extend(last);
+                assert_eq!((engine.load().running, engine.load().cache_tokens), (0, 0));
+                for id in &ids[..running] {
+                    let panic = FinishReason::Error(GenerationError::Panic(format!("at place {place}")));
+                    let found = ends(&told, *id);
+                    assert!(found == [panic] || found == [FinishReason::Length], "{steps} {place}: {found:?}");
+                }
+                // Those that waited run as if nothing had happened, and so does what comes.
+                while !engine.is_idle() {
+                    told.extend(engine.step());
+                }
+                ids.iter().for_each(|id| assert_eq!(ends(&told, *id).len(), 1, "{steps} {place}"));
+                let mut found = answer(&mut engine, request(20));
+                if let Some(end) = &mut found.end {
+                    end.usage.reused_tokens = 0;
+                }
+                assert_eq!(found, expected, "{steps} {place}");
+            }
+        }
     }
 }

@@ -106,7 +106,7 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
-/// Why a sample cannot go on. The others do.
+/// Why a sample cannot go on. The others do, but for those that ran beside it in a step that panicked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GenerationError {
     /// Logits that are no numbers.
@@ -126,6 +126,11 @@ pub enum GenerationError {
     /// The model refused the step.
     #[error("the model: {0}")]
     Model(String),
+    /// The step that it took part in panicked.
+    #[error(
+        "the program failed in the middle of a step: {0}; this is an error in the program, and the request can be tried again"
+    )]
+    Panic(String),
 }
 
 struct NotFinite(bool);

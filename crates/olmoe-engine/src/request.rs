@@ -2,7 +2,7 @@
 
 use olmoe_model::config::ModelConfig;
 
-use crate::engine::EngineConfig;
+use crate::config::EngineConfig;
 use crate::sampling::{Sampling, SamplingError};
 
 /// Most stop strings of a request.

@@ -32,7 +32,7 @@ impl Task {
 }
 
 /// A sample.
-pub(crate) struct Sequence<'t> {
+pub(crate) struct Sequence {
     pub(crate) task: Arc<Task>,
     pub(crate) sample: usize,
     /// Prompt and text.
@@ -42,11 +42,11 @@ pub(crate) struct Sequence<'t> {
     pub(crate) reused: usize,
     stream: Stream,
     history: History,
-    text: Text<'t>,
+    text: Text,
 }
 
-impl<'t> Sequence<'t> {
-    pub(crate) fn new(task: Arc<Task>, sample: usize, tokenizer: Option<&'t Tokenizer>) -> Sequence<'t> {
+impl Sequence {
+    pub(crate) fn new(task: Arc<Task>, sample: usize, tokenizer: Option<Arc<Tokenizer>>) -> Sequence {
         Sequence {
             sample,
             ids: Vec::new(),
@@ -136,11 +136,6 @@ impl<'t> Sequence<'t> {
 
     /// Its end; what was held back of the text comes with it, unless a stop string ended it.
     pub(crate) fn finished(&mut self, mut reason: FinishReason) -> EventKind {
-        let usage = Usage {
-            prompt_tokens: self.task.request.prompt.len(),
-            reused_tokens: self.reused,
-            completion_tokens: self.generated(),
-        };
         let mut text = String::new();
         if !matches!(reason, FinishReason::Stop(Stop::Text(_))) {
             // Half a character at the end may complete a stop string.
@@ -150,7 +145,20 @@ impl<'t> Sequence<'t> {
                 reason = FinishReason::Stop(Stop::Text(stop));
             }
         }
-        EventKind::Finished(Finished { reason, text, usage })
+        EventKind::Finished(Finished { reason, text, usage: self.usage() })
+    }
+
+    /// Its end after a panic, which may have left its text half done: what was held back of that is lost.
+    pub(crate) fn dropped(&self, reason: FinishReason) -> EventKind {
+        EventKind::Finished(Finished { reason, text: String::new(), usage: self.usage() })
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.task.request.prompt.len(),
+            reused_tokens: self.reused,
+            completion_tokens: self.generated(),
+        }
     }
 
     /// As an event of this sample.

@@ -1,12 +1,14 @@
 //! Text from tokens, up to a stop string.
 
+use std::sync::Arc;
+
 use olmoe_data::{DecodeStream, Tokenizer};
 
 /// The text of one sample as it comes. What could begin a stop string waits until it is certain.
 ///
 /// The text is looked at character by character, so the result does not depend on how it was cut into tokens.
-pub(crate) struct Text<'t> {
-    stream: Option<DecodeStream<'t>>,
+pub(crate) struct Text {
+    stream: Option<DecodeStream<Arc<Tokenizer>>>,
     stops: Vec<String>,
     held: String,
     /// Bytes of `held` that were searched.
@@ -22,10 +24,10 @@ pub(crate) struct Piece {
     pub(crate) stop: Option<String>,
 }
 
-impl<'t> Text<'t> {
+impl Text {
     /// For what comes after the tokens `before`.
-    pub(crate) fn new(tokenizer: Option<&'t Tokenizer>, before: &[u32], special: bool, stops: Vec<String>) -> Text<'t> {
-        let stream = tokenizer.map(|tokenizer| tokenizer.stream_after(before, !special));
+    pub(crate) fn new(tokenizer: Option<Arc<Tokenizer>>, before: &[u32], special: bool, stops: Vec<String>) -> Text {
+        let stream = tokenizer.map(|tokenizer| DecodeStream::new(tokenizer, before, !special));
         Text { stream, stops, held: String::new(), searched: 0 }
     }
 

@@ -2,10 +2,10 @@
 
 mod tiny;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use olmoe_engine::sampling::random::Stream;
-use olmoe_engine::{Engine, EngineConfig, Request, Sampling};
+use olmoe_engine::{Completion, Engine, EngineConfig, Request, Sampling};
 use olmoe_model::model::{Model, Precision};
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::quant::BlockFormat;
@@ -51,17 +51,17 @@ fn requests() -> Vec<Request> {
 }
 
 /// What each gets alone, one list of samples a request.
-fn expected(model: &Model, requests: &[Request]) -> Vec<Vec<Outcome>> {
+fn expected(model: &Arc<Model>, requests: &[Request]) -> Vec<Vec<Completion>> {
     let tokenizer = tokenizer();
     requests.iter().map(|request| alone(model, Some(&tokenizer), request)).collect()
 }
 
 #[track_caller]
-fn assert_same(outcomes: Outcomes, expected: &[Vec<Outcome>], what: &str) {
-    let mut found: Vec<Vec<Outcome>> = Vec::new();
+fn assert_same(outcomes: Outcomes, expected: &[Vec<Completion>], what: &str) {
+    let mut found: Vec<Vec<Completion>> = Vec::new();
     for ((request, _), outcome) in outcomes {
         found.resize_with(found.len().max(request.0 as usize + 1), Vec::new);
-        found[request.0 as usize].push(outcome.without_reuse());
+        found[request.0 as usize].push(without_reuse(outcome));
     }
     assert_eq!(found.len(), expected.len(), "{what}");
     for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -82,12 +82,12 @@ fn alone_and_in_batches_of_2_to_16_in_every_order() {
         let expected = expected(&model, &requests);
         assert!(expected.iter().flatten().any(|outcome| outcome.tokens.len() > 8), "there is something to compare");
         for batch in 2..=16 {
-            let mut engine = Engine::new(&model, Some(&tokenizer), limits(batch, 512, 0)).unwrap();
+            let mut engine = Engine::new(model.clone(), Some(tokenizer.clone()), limits(batch, 512, 0)).unwrap();
             requests.iter().for_each(|request| _ = engine.submit(request.clone()).unwrap());
             assert_same(drain(&mut engine), &expected, &format!("{precision:?}, {batch} at once"));
         }
         // They come and go at any step.
-        let mut engine = Engine::new(&model, Some(&tokenizer), limits(6, 32, 0)).unwrap();
+        let mut engine = Engine::new(model.clone(), Some(tokenizer.clone()), limits(6, 32, 0)).unwrap();
         let mut outcomes = Outcomes::new();
         for (i, request) in requests.iter().enumerate() {
             engine.submit(request.clone()).unwrap();
@@ -110,7 +110,8 @@ fn prompts_in_pieces_of_every_size() {
         for chunk in 1..=81 {
             // Alone for the exact size, together where all kinds of pieces meet.
             let together = 1 + chunk % 5;
-            let mut engine = Engine::new(&model, Some(&tokenizer), limits(together.min(chunk), chunk, 0)).unwrap();
+            let mut engine =
+                Engine::new(model.clone(), Some(tokenizer.clone()), limits(together.min(chunk), chunk, 0)).unwrap();
             requests.iter().for_each(|request| _ = engine.submit(request.clone()).unwrap());
             assert_same(drain(&mut engine), &expected, &format!("{precision:?}, {chunk} tokens a step"));
         }
@@ -125,7 +126,7 @@ fn keys_and_values_of_others() {
         let model = model(precision);
         let expected = expected(&model, &requests);
         for (running, kept) in [(1, 4096), (3, 4096), (1, 100), (4, 60)] {
-            let mut engine = Engine::new(&model, Some(&tokenizer), limits(running, 16, kept)).unwrap();
+            let mut engine = Engine::new(model.clone(), Some(tokenizer.clone()), limits(running, 16, kept)).unwrap();
             for round in 0..2 {
                 for request in &requests {
                     engine.submit(request.clone()).unwrap();
@@ -161,13 +162,13 @@ fn every_length_of_a_common_beginning() {
                 ..Request::new(prompt.clone())
             };
             let expected = alone(&model, None, &request);
-            let mut engine = Engine::new(&model, None, limits(2, 512, 4096)).unwrap();
+            let mut engine = Engine::new(model.clone(), None, limits(2, 512, 4096)).unwrap();
             engine.submit(Request { max_tokens: Some(1), ..Request::new(other) }).unwrap();
             drain(&mut engine);
             engine.submit(request).unwrap();
             let found = drain(&mut engine).into_values().next().unwrap();
             assert_eq!(found.end.as_ref().unwrap().usage.reused_tokens, common);
-            assert_eq!([found.without_reuse()], expected[..], "{precision:?}, {common} tokens in common");
+            assert_eq!([without_reuse(found)], expected[..], "{precision:?}, {common} tokens in common");
         }
     }
 }
@@ -181,7 +182,7 @@ fn every_type_of_cache_and_of_weights() {
     let mut batch = 1;
     for (precision, format) in weights {
         let model = wide_model(precision, format);
-        let mut all: Vec<Vec<Vec<Outcome>>> = Vec::new();
+        let mut all: Vec<Vec<Vec<Completion>>> = Vec::new();
         for kind in CacheType::ALL {
             let cache_type = Some(kind);
             set_num_threads(1);
@@ -193,7 +194,7 @@ fn every_type_of_cache_and_of_weights() {
             for (running, tokens, kept, threads) in runs {
                 set_num_threads(threads);
                 let config = EngineConfig { cache_type, ..limits(running, tokens, kept) };
-                let mut engine = Engine::new(&model, Some(&tokenizer), config).unwrap();
+                let mut engine = Engine::new(model.clone(), Some(tokenizer.clone()), config).unwrap();
                 requests.iter().for_each(|request| _ = engine.submit(request.clone()).unwrap());
                 let what = format!(
                     "{precision:?}, {:?}, {} cache, {running} at once, {tokens} tokens a step, {kept} kept, {threads} threads",
@@ -221,7 +222,7 @@ fn threads() {
         let expected = expected(&model, &requests);
         for threads in [1, 2] {
             set_num_threads(threads);
-            let mut engine = Engine::new(&model, Some(&tokenizer), limits(5, 24, 1000)).unwrap();
+            let mut engine = Engine::new(model.clone(), Some(tokenizer.clone()), limits(5, 24, 1000)).unwrap();
             requests.iter().for_each(|request| _ = engine.submit(request.clone()).unwrap());
             assert_same(drain(&mut engine), &expected, &format!("{precision:?}, {threads} threads"));
         }
@@ -234,13 +235,13 @@ fn the_prompt_of_several_samples_is_read_once() {
     let _turn = turn();
     let model = model(Precision::Fp32);
     let request = Request { max_tokens: Some(12), samples: 6, seed: Some(1), ..Request::new(ids(50, 2)) };
-    let mut engine = Engine::new(&model, None, limits(6, 32, 0)).unwrap();
+    let mut engine = Engine::new(model.clone(), None, limits(6, 32, 0)).unwrap();
     engine.submit(request.clone()).unwrap();
     let outcomes = drain(&mut engine);
     let reused: Vec<usize> =
         outcomes.values().map(|outcome| outcome.end.as_ref().unwrap().usage.reused_tokens).collect();
     assert_eq!(reused, [0, 49, 49, 49, 49, 49]);
-    let mut texts: Vec<Vec<u32>> = outcomes.values().map(Outcome::ids).collect();
+    let mut texts: Vec<Vec<u32>> = outcomes.values().map(Completion::ids).collect();
     // The first sample of several is the sample of one.
     assert_eq!(texts[0], alone(&model, None, &Request { samples: 1, ..request.clone() })[0].ids());
     texts.sort();

@@ -14,13 +14,13 @@ fn ten_thousand_requests_leave_nothing() {
     set_num_threads(1);
     let model = model(Precision::Fp32);
     let mut engine = Engine::new(
-        &model,
+        model,
         None,
         EngineConfig { max_running: 4, step_tokens: 16, kept_tokens: 200, queue: 8, ..EngineConfig::default() },
     )
     .unwrap();
     let mut finished = 0;
-    let mut count = |engine: &mut Engine<'_>| {
+    let mut count = |engine: &mut Engine| {
         let ends = engine.step().into_iter().filter(|event| matches!(event.kind, EventKind::Finished(_)));
         finished += ends.count();
     };

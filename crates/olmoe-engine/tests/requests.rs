@@ -2,9 +2,14 @@
 
 mod tiny;
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use olmoe_data::Tokenizer;
 use olmoe_engine::{
-    Engine, EngineConfig, EngineError, FinishReason, GenerationError, Request, Sampling, Stop, SubmitError,
+    Completion, Engine, EngineConfig, EngineError, EventKind, FinishReason, GenerationError, Request, Sampling, Stop,
+    SubmitError,
 };
 use olmoe_model::model::{Model, Precision};
 use tiny::*;
@@ -13,12 +18,12 @@ fn config() -> EngineConfig {
     EngineConfig { max_running: 4, step_tokens: 16, ends: vec![256], ..EngineConfig::default() }
 }
 
-fn engine<'a>(model: &'a Model, tokenizer: Option<&'a Tokenizer>) -> Engine<'a> {
-    Engine::new(model, tokenizer, config()).unwrap()
+fn engine(model: &Arc<Model>, tokenizer: Option<&Arc<Tokenizer>>) -> Engine {
+    Engine::new(model.clone(), tokenizer.cloned(), config()).unwrap()
 }
 
 /// The outcome of one request.
-fn one(engine: &mut Engine<'_>, request: Request) -> Outcome {
+fn one(engine: &mut Engine, request: Request) -> Completion {
     engine.submit(request).unwrap();
     let mut outcomes = drain(engine);
     assert_eq!(outcomes.len(), 1);
@@ -38,32 +43,32 @@ fn length_context_and_stop_tokens() {
     let a = Request { sampling: only(b'a'.into()), ..Request::new(prompt.clone()) };
 
     let outcome = one(engine, Request { max_tokens: Some(3), ..a.clone() });
-    assert_eq!((outcome.text().as_str(), outcome.reason()), ("aaa", &FinishReason::Length));
+    assert_eq!((outcome.text().as_str(), reason(&outcome)), ("aaa", &FinishReason::Length));
     let usage = outcome.end.unwrap().usage;
     assert_eq!((usage.prompt_tokens, usage.completion_tokens), (10, 3));
     // As far as the context goes.
     for max_tokens in [None, Some(usize::MAX)] {
         let outcome = one(engine, Request { max_tokens, ..a.clone() });
-        assert_eq!((outcome.tokens.len(), outcome.reason()), (CONTEXT - 10, &FinishReason::Length));
+        assert_eq!((outcome.tokens.len(), reason(&outcome)), (CONTEXT - 10, &FinishReason::Length));
     }
     let outcome = one(engine, Request { prompt: ids(CONTEXT - 1, 1), max_tokens: Some(5), ..a.clone() });
-    assert_eq!((outcome.tokens.len(), outcome.reason()), (1, &FinishReason::Length));
+    assert_eq!((outcome.tokens.len(), reason(&outcome)), (1, &FinishReason::Length));
 
     let end = Request { sampling: only(256), max_tokens: Some(6), ..Request::new(prompt.clone()) };
     let outcome = one(engine, end.clone());
     assert_eq!(
-        (outcome.ids(), outcome.text(), outcome.reason()),
+        (outcome.ids(), outcome.text(), reason(&outcome)),
         (vec![256], String::new(), &FinishReason::Stop(Stop::Id(256)))
     );
     let outcome = one(engine, Request { ignore_eos: true, ..end.clone() });
-    assert_eq!((outcome.ids(), outcome.text(), outcome.reason()), (vec![256; 6], String::new(), &FinishReason::Length));
+    assert_eq!((outcome.ids(), outcome.text(), reason(&outcome)), (vec![256; 6], String::new(), &FinishReason::Length));
     let outcome = one(engine, Request { ignore_eos: true, special: true, max_tokens: Some(2), ..end.clone() });
     assert_eq!(outcome.text(), "<|endoftext|><|endoftext|>");
     let outcome = one(engine, Request { ignore_eos: true, stop_ids: vec![256], ..end.clone() });
-    assert_eq!(outcome.reason(), &FinishReason::Stop(Stop::Id(256)));
+    assert_eq!(reason(&outcome), &FinishReason::Stop(Stop::Id(256)));
     // Not before its time, and then at once.
     let outcome = one(engine, Request { min_tokens: 4, ..end });
-    assert_eq!((outcome.tokens.len(), outcome.reason()), (4, &FinishReason::Stop(Stop::Id(256))));
+    assert_eq!((outcome.tokens.len(), reason(&outcome)), (4, &FinishReason::Stop(Stop::Id(256))));
     assert!(outcome.ids()[..3].iter().all(|id| *id != 256));
     let outcome = one(engine, Request { stop_ids: vec![b'a'.into()], ..a });
     assert_eq!((outcome.tokens.len(), outcome.text().as_str()), (1, ""));
@@ -76,10 +81,10 @@ fn stop_strings_in_generated_text() {
     let a = Request { sampling: only(b'a'.into()), max_tokens: Some(9), ..Request::new(ids(10, 1)) };
     let outcome = one(engine, Request { stop: vec!["aaaa".into()], ..a.clone() });
     assert_eq!((outcome.tokens.len(), outcome.text().as_str()), (4, ""));
-    assert_eq!(outcome.reason(), &FinishReason::Stop(Stop::Text("aaaa".into())));
+    assert_eq!(reason(&outcome), &FinishReason::Stop(Stop::Text("aaaa".into())));
     // What was held back and was no stop string after all comes at the end.
     let outcome = one(engine, Request { stop: vec!["aaaab".into()], ..a.clone() });
-    assert_eq!((outcome.text().as_str(), outcome.reason()), ("aaaaaaaaa", &FinishReason::Length));
+    assert_eq!((outcome.text().as_str(), reason(&outcome)), ("aaaaaaaaa", &FinishReason::Length));
     assert_eq!(outcome.end.unwrap().text, "aaaa");
     let outcome = one(engine, Request { stop: vec!["aa".into()], min_tokens: 5, ..a });
     assert_eq!((outcome.tokens.len(), outcome.text().as_str()), (6, "aaaa"));
@@ -88,7 +93,7 @@ fn stop_strings_in_generated_text() {
     let outcome = one(engine, half.clone());
     assert_eq!((outcome.tokens[0].text.as_str(), outcome.text().as_str()), ("", "\u{fffd}"));
     let outcome = one(engine, Request { stop: vec!["\u{fffd}".into()], ..half });
-    assert_eq!((outcome.text().as_str(), outcome.reason().name()), ("", "stop"));
+    assert_eq!((outcome.text().as_str(), reason(&outcome).name()), ("", "stop"));
 }
 
 #[test]
@@ -110,7 +115,7 @@ fn cancelling_frees_the_place_at_once() {
     step(&mut engine, &mut outcomes);
     for (of, samples) in [(several, 3), (waiting, 1)] {
         for sample in 0..samples {
-            assert_eq!(outcomes[&(of, sample)].reason(), &FinishReason::Cancelled);
+            assert_eq!(reason(&outcomes[&(of, sample)]), &FinishReason::Cancelled);
         }
     }
     assert_eq!(outcomes[&(waiting, 0)].tokens.len(), 0);
@@ -122,17 +127,17 @@ fn cancelling_frees_the_place_at_once() {
     while !engine.is_idle() {
         step(&mut engine, &mut outcomes);
     }
-    assert_eq!(outcomes[&(reading, 0)].reason(), &FinishReason::Cancelled);
+    assert_eq!(reason(&outcomes[&(reading, 0)]), &FinishReason::Cancelled);
     let expected =
         alone(&model, None, &Request { seed: Some(olmoe_engine::sampling::random::derive(0, running.0)), ..long });
-    assert_eq!(outcomes.remove(&(running, 0)).unwrap().without_reuse(), expected[0]);
+    assert_eq!(without_reuse(outcomes.remove(&(running, 0)).unwrap()), expected[0]);
 }
 
 #[test]
 fn what_cannot_be_done_is_refused() {
     let (model, tokenizer) = (model(Precision::Fp32), tokenizer());
     let limits = EngineConfig { queue: 3, cache_tokens: 120, ..config() };
-    let mut engine = Engine::new(&model, None, limits).unwrap();
+    let mut engine = Engine::new(model.clone(), None, limits).unwrap();
     let good = Request { max_tokens: Some(4), ..Request::new(vec![1, 2, 3]) };
     let rows = ROWS;
     for (request, expected) in [
@@ -166,7 +171,7 @@ fn what_cannot_be_done_is_refused() {
     assert_eq!(engine.submit(good), Err(SubmitError::QueueFull { waiting: 3, asked: 1, room: 3 }));
     assert_eq!(drain(&mut engine).len(), 3);
 
-    let refused = |config: EngineConfig| Engine::new(&model, Some(&tokenizer), config).err();
+    let refused = |config: EngineConfig| Engine::new(model.clone(), Some(tokenizer.clone()), config).err();
     assert_eq!(refused(EngineConfig { max_running: 0, ..config() }), Some(EngineError::NothingRuns));
     let small = EngineError::StepTooSmall { step_tokens: 3, max_running: 4 };
     assert_eq!(refused(EngineConfig { step_tokens: 3, ..config() }), Some(small));
@@ -176,12 +181,13 @@ fn what_cannot_be_done_is_refused() {
 #[test]
 fn a_request_whose_logits_are_no_numbers_fails_alone() {
     for precision in [Precision::Fp32, Precision::AmpBf16] {
-        let mut broken = model(precision);
+        let mut broken = drawn(precision);
         // The last row of the embedding becomes NaN.
         let embedding = broken.find("embed_tokens.weight").unwrap();
         let mut numbers = broken.value(embedding).unwrap().to_vec();
         numbers[299 * WIDTH..].fill(f32::NAN);
         broken.set("embed_tokens.weight", &[ROWS, WIDTH], &numbers).unwrap();
+        let broken = Arc::new(broken);
         let good = Request {
             max_tokens: Some(20),
             logprobs: Some(3),
@@ -199,24 +205,87 @@ fn a_request_whose_logits_are_no_numbers_fails_alone() {
             for sample in 0..2 {
                 let error = GenerationError::NotFinite { tokens: 5, nan: true };
                 let outcome = &outcomes[&(bad, sample)];
-                assert_eq!((outcome.tokens.len(), outcome.reason()), (0, &FinishReason::Error(error)));
+                assert_eq!((outcome.tokens.len(), reason(&outcome)), (0, &FinishReason::Error(error)));
             }
             // Also in the memory that the bad one left.
-            let found = outcomes.remove(&(fine, 0)).unwrap().without_reuse();
+            let found = without_reuse(outcomes.remove(&(fine, 0)).unwrap());
             assert_eq!(found, expected[0], "{precision:?}, round {round}");
         }
         let none = Sampling { below: Some(0), ..Sampling::default() };
         let outcome = one(&mut engine, Request { sampling: none, ..good });
-        assert_eq!(outcome.reason(), &FinishReason::Error(GenerationError::NothingLeft { tokens: 9 }));
+        assert_eq!(reason(&outcome), &FinishReason::Error(GenerationError::NothingLeft { tokens: 9 }));
         assert_eq!(engine.load().running, 0);
     }
 }
 
 #[test]
-fn an_engine_can_move_to_a_thread() {
-    fn moves<T: Send>(_: &T) {}
+fn an_engine_lives_in_a_thread_of_its_own() {
     let (model, tokenizer) = (model(Precision::Fp32), tokenizer());
-    moves(&engine(&model, Some(&tokenizer)));
+    let mut engine = engine(&model, Some(&tokenizer));
+    drop((model, tokenizer));
+    let request = Request { sampling: only(b'a'.into()), max_tokens: Some(3), ..Request::new(ids(4, 1)) };
+    let thread = std::thread::spawn(move || one(&mut engine, request).text());
+    assert_eq!(thread.join().unwrap(), "aaa");
+}
+
+#[test]
+fn a_list_is_run_to_its_end_beside_other_work() {
+    let model = model(Precision::Fp32);
+    let limits = EngineConfig { queue: 3, ..config() };
+    let mut engine = Engine::new(model.clone(), None, limits).unwrap();
+    let good = |seed: usize, samples: usize| Request {
+        max_tokens: Some(5 + seed % 3),
+        seed: Some(seed as u64),
+        samples,
+        ..Request::new(ids(3 + seed, seed))
+    };
+    // Longer than the list: it goes on afterwards.
+    let other = Request { max_tokens: Some(80), ignore_eos: true, seed: Some(3), ..Request::new(ids(5, 9)) };
+    let before = engine.submit(other.clone()).unwrap();
+    // More than the queue holds, more samples than it ever holds, and one that nothing can be done with.
+    let mut requests: Vec<Request> = (0..9).map(|seed| good(seed, 1 + seed % 3)).collect();
+    requests.insert(4, Request::new(vec![]));
+    requests.insert(6, good(0, 4));
+    let done = engine.complete_all(requests.clone(), &AtomicBool::new(false)).unwrap();
+    assert_eq!(done.len(), requests.len());
+    for (place, (found, request)) in done.into_iter().zip(&requests).enumerate() {
+        match place {
+            4 => assert_eq!(found, Err(SubmitError::EmptyPrompt)),
+            6 => assert!(matches!(found, Err(SubmitError::QueueFull { asked: 4, room: 3, .. })), "{found:?}"),
+            _ => {
+                let found: Vec<Completion> = found.unwrap().into_iter().map(without_reuse).collect();
+                assert_eq!(found, alone(&model, None, request), "request {place}");
+            }
+        }
+    }
+    let outcome = drain(&mut engine).remove(&(before, 0)).unwrap();
+    assert_eq!(without_reuse(outcome), alone(&model, None, &other)[0]);
+    assert_eq!(engine.complete_all([], &AtomicBool::new(false)), Some(Vec::new()));
+}
+
+#[test]
+fn a_list_ends_early_when_it_is_interrupted() {
+    let model = model(Precision::Fp32);
+    let request = Request { max_tokens: Some(100), ignore_eos: true, ..Request::new(ids(6, 1)) };
+    for by_flag in [true, false] {
+        let mut engine = engine(&model, None);
+        let (interrupt, mut tokens, mut ended) = (AtomicBool::new(false), 0, Vec::new());
+        let whole = engine.run_all(vec![request.clone(); 3000], &interrupt, |place, what| {
+            match what.unwrap().kind {
+                EventKind::Token(_) => tokens += 1,
+                EventKind::Finished(end) => ended.push((place, end.reason)),
+            }
+            let enough = tokens == 10;
+            interrupt.fetch_or(by_flag && enough, Ordering::Relaxed);
+            if enough && !by_flag { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(!whole && engine.is_idle());
+        // All that had begun are told to have ended, each once, and the rest was never begun.
+        ended.sort_by_key(|(place, _)| *place);
+        assert!(ended.iter().map(|(place, _)| *place).eq(0..ended.len()), "{ended:?}");
+        assert!((4..3000).contains(&ended.len()) && ended.iter().all(|(_, reason)| *reason == FinishReason::Cancelled));
+        assert_eq!(engine.complete_all([request.clone()], &AtomicBool::new(true)), None);
+    }
 }
 
 #[test]

@@ -36,6 +36,14 @@ pub enum BatchError {
         /// Tokens given.
         tokens: usize,
     },
+    /// More than is counted with 32 bits.
+    #[error("batch: {what} {found}, expected at most {}; make the batches smaller", u32::MAX)]
+    TooMany {
+        /// `tokens:`, or the position after all that came before.
+        what: &'static str,
+        /// How many.
+        found: usize,
+    },
     /// Not one number for each sequence.
     #[error("batch: {found} lengths of what came before, expected {expected}, one for each sequence")]
     Held {
@@ -52,7 +60,19 @@ pub enum BatchError {
     },
 }
 
-/// Running sums, from 0 to the total; lengths of zero are left out.
+/// A number of tokens or a position, which the operations take as 32 bits.
+fn counted(what: &'static str, found: usize) -> Result<u32, BatchError> {
+    u32::try_from(found).map_err(|_| BatchError::TooMany { what, found })
+}
+
+/// Whether lengths cover all tokens.
+fn check_sum(what: &'static str, lengths: &[usize], tokens: usize) -> Result<(), BatchError> {
+    counted("tokens:", tokens)?;
+    let sum = lengths.iter().fold(0, |sum: usize, length| sum.saturating_add(*length));
+    if sum == tokens { Ok(()) } else { Err(BatchError::Sum { what, sum, tokens }) }
+}
+
+/// Running sums, from 0 to the total, which was counted; lengths of zero are left out.
 fn boundaries(lengths: impl Iterator<Item = usize> + Clone) -> Buffer<u32> {
     let lengths = lengths.filter(|length| *length > 0);
     let mut all = Buffer::zeroed(lengths.clone().count() + 1);
@@ -66,23 +86,21 @@ impl Batch {
     /// Sequences of equal length.
     ///
     /// # Errors
-    /// [`BatchError::Uneven`].
+    /// [`BatchError::Uneven`], [`BatchError::TooMany`].
     pub fn uniform(ids: &[u32], length: usize) -> Result<Batch, BatchError> {
         if length == 0 && !ids.is_empty() || length > 0 && !ids.len().is_multiple_of(length) {
             return Err(BatchError::Uneven { tokens: ids.len(), length });
         }
+        counted("tokens:", ids.len())?;
         Ok(Batch::build(ids, std::iter::repeat_n(length, ids.len() / length.max(1))))
     }
 
     /// Sequences of the given lengths.
     ///
     /// # Errors
-    /// [`BatchError::Sum`].
+    /// [`BatchError::Sum`], [`BatchError::TooMany`].
     pub fn new(ids: &[u32], lengths: &[usize]) -> Result<Batch, BatchError> {
-        let sum = lengths.iter().sum();
-        if sum != ids.len() {
-            return Err(BatchError::Sum { what: "sequence", sum, tokens: ids.len() });
-        }
+        check_sum("sequence", lengths, ids.len())?;
         Ok(Batch::build(ids, lengths.iter().copied()))
     }
 
@@ -102,10 +120,7 @@ impl Batch {
     /// # Errors
     /// [`BatchError::Sum`], [`BatchError::Straddles`].
     pub fn with_documents(mut self, lengths: &[usize]) -> Result<Batch, BatchError> {
-        let sum = lengths.iter().sum();
-        if sum != self.ids.len() {
-            return Err(BatchError::Sum { what: "document", sum, tokens: self.ids.len() });
-        }
+        check_sum("document", lengths, self.ids.len())?;
         let segments = boundaries(lengths.iter().copied());
         if let Some(at) = self.sequences.iter().find(|at| segments.binary_search(at).is_err()) {
             return Err(BatchError::Straddles { at: *at as usize });
@@ -117,12 +132,13 @@ impl Batch {
     /// The tokens continue sequences that already have so many tokens, a number for each: moves their positions on.
     ///
     /// # Errors
-    /// [`BatchError::Held`].
+    /// [`BatchError::Held`], [`BatchError::TooMany`].
     pub fn continued_from(mut self, held: &[usize]) -> Result<Batch, BatchError> {
         if held.len() != self.num_sequences() {
             return Err(BatchError::Held { found: held.len(), expected: self.num_sequences() });
         }
         for (pair, held) in self.sequences.windows(2).zip(held) {
+            counted("a sequence of tokens up to position", held.saturating_add((pair[1] - pair[0]) as usize))?;
             self.positions[pair[0] as usize..pair[1] as usize].iter_mut().for_each(|p| *p += *held as u32);
         }
         Ok(self)
@@ -181,5 +197,23 @@ mod tests {
         assert_eq!(batch.clone().continued_from(&[7]).unwrap_err(), held);
         assert_eq!(batch.clone().continued_from(&[7, 0]).unwrap().positions[..], [7, 8, 0, 1]);
         assert!(matches!(batch.with_documents(&[1]), Err(BatchError::Sum { what: "document", .. })));
+    }
+
+    #[test]
+    fn what_32_bits_do_not_count() {
+        let most = u32::MAX as usize;
+        assert_eq!(counted("tokens:", most), Ok(u32::MAX));
+        assert_eq!(counted("tokens:", most + 1), Err(BatchError::TooMany { what: "tokens:", found: most + 1 }));
+        // A sum that wraps around to the number of tokens.
+        let sum = |what| BatchError::Sum { what, sum: usize::MAX, tokens: 1 };
+        assert_eq!(Batch::new(&[7], &[usize::MAX, 2]).unwrap_err(), sum("sequence"));
+        let batch = || Batch::new(&[7], &[1]).unwrap();
+        assert_eq!(batch().with_documents(&[usize::MAX, 2]).unwrap_err(), sum("document"));
+        assert_eq!(batch().continued_from(&[most - 1]).unwrap().positions[..], [u32::MAX - 1]);
+        for held in [most, most + 2, usize::MAX] {
+            let found = held.saturating_add(1);
+            let what = "a sequence of tokens up to position";
+            assert_eq!(batch().continued_from(&[held]).unwrap_err(), BatchError::TooMany { what, found });
+        }
     }
 }

@@ -91,6 +91,35 @@ fn what_does_not_fit_is_refused_and_nothing_is_lost() {
     model.forward_cached(&next, &mut caches, &mut activations).expect("as if nothing had happened");
 }
 
+/// A batch that says less than the truth of its tokens panics in the first layer, after the first cache took its keys.
+#[test]
+fn caches_are_of_use_after_a_pass_that_panicked() {
+    let model = model(Precision::AmpBf16);
+    let mut activations = Activations::new(Keep::Nothing);
+    let both = [ids(9, 1), ids(7, 2)];
+    let mut caches = [KvCache::new(&model, 20), KvCache::new(&model, 20)];
+    let read = |caches: &mut [KvCache], range: Range<usize>, activations: &mut Activations| {
+        let parts = [&both[0][range.clone()], &both[1][range.clone()]].concat();
+        let batch =
+            Batch::new(&parts, &[range.len(), range.len()]).and_then(|batch| batch.continued_from(&[range.start; 2]));
+        model.forward_cached(&batch.expect("two sequences"), caches, activations).expect("a pass");
+        activations.hidden().to_vec()
+    };
+    read(&mut caches, 0..4, &mut activations);
+    let mut untouched = [caches[0].prefix(4, 20), caches[1].prefix(4, 20)];
+    let mut bad =
+        Batch::new(&ids(6, 3), &[3, 3]).and_then(|batch| batch.continued_from(&[4, 4])).expect("two sequences");
+    bad.sequences[2] = 9;
+    let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        model.forward_cached(&bad, &mut caches, &mut activations)
+    }));
+    assert!(passed.is_err(), "the batch was to panic");
+    assert_eq!(caches.each_ref().map(KvCache::len), [4, 4]);
+    let expected = read(&mut untouched, 4..7, &mut activations);
+    assert_eq!(read(&mut caches, 4..7, &mut activations), expected);
+    assert_eq!(caches.each_ref().map(KvCache::len), [7, 7]);
+}
+
 #[test]
 fn parameters_are_set_by_name_and_shape() {
     let mut model = model(Precision::Fp32);
@@ -246,7 +275,7 @@ fn layers_are_counted_as_the_model_has_them() {
     assert_eq!((all - model.bytes_read(|layer| if layer % 2 == 0 { 0 } else { 6 })), 0);
     // The wider of both kinds of layers is what a pass needs at its widest place.
     let wide = Some(Mlp { width: 10_000, activation: Activation::SwiGlu });
-    let bytes = |config: &ModelConfig| config.pass_bytes(9, 1);
+    let bytes = |config: &ModelConfig| config.pass_bytes(9, 1, Precision::Fp32, false);
     let alike = ModelConfig { even_layers: None, ..config.clone() };
     assert!(bytes(&ModelConfig { even_layers: wide, ..config.clone() }) > bytes(&alike) + 9 * 3 * 9_000 * 4);
     assert!(bytes(&config) < bytes(&alike), "fewer routers");

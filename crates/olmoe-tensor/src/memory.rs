@@ -48,9 +48,16 @@ pub fn system_requests() -> u64 {
     SYSTEM_REQUESTS.load(Ordering::Relaxed)
 }
 
-/// The most bytes that were in buffers at once since the start.
+/// The most bytes that were in buffers at once since the start, or since [`restart_peak`].
 pub fn peak_bytes() -> usize {
     PEAK.load(Ordering::Relaxed)
+}
+
+/// Begins to look for the peak anew. Returns the bytes that are in buffers now, of all threads.
+pub fn restart_peak() -> usize {
+    let live = LIVE.load(Ordering::Relaxed);
+    PEAK.store(live, Ordering::Relaxed);
+    live
 }
 
 /// The most memory that this process has had at once, of the system's own counting: everything, not buffers alone. None where

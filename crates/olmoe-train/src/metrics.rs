@@ -26,6 +26,7 @@ pub use tensorboard::EventFile;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use olmoe_checkpoint::disk::LocalDisk;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -60,9 +61,9 @@ pub trait Line: Serialize + DeserializeOwned {
 }
 
 /// The log of what steps measured.
-pub type MetricsLog = Log<Record>;
+pub type MetricsLog<D = LocalDisk> = Log<Record, D>;
 /// The log of texts.
-pub type SampleLog = Log<Sample>;
+pub type SampleLog<D = LocalDisk> = Log<Sample, D>;
 /// Reads what steps measured.
 pub type Reader = Lines<Record>;
 

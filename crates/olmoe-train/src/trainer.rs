@@ -3,6 +3,8 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `begin` | what a run begins from: nothing, its own newest checkpoint, or `load_path` |
+//! | `decisions` | what is due after a step, and whether the run ends |
+//! | `event` | what a run tells while it goes on |
 //! | `data` | the data of a configuration |
 //! | `step` | one step: micro-batches forward and back, then the update |
 //! | `metrics` | what a step is logged as |
@@ -36,30 +38,32 @@
 
 mod begin;
 mod data;
+mod decisions;
 mod error;
 mod evaluation;
+mod event;
 mod folder;
 mod indices;
 mod metrics;
 mod samples;
 mod step;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use olmoe_checkpoint::disk::{Disk, LocalDisk};
-use olmoe_checkpoint::save::Saved;
-use olmoe_data::pretrain::{DataSet, Loader, LoaderSettings};
+use olmoe_data::pretrain::{Batch, DataSet, GLOBAL_INDICES, Loader, LoaderSettings};
 use olmoe_model::model::{Activations, Gradients, Model};
 
-use crate::config::{TrainConfig, TrainConfigError};
-use crate::metrics::Sample;
+use crate::config::{TrainConfig, TrainConfigError, count};
 use crate::optimizer::{Optimizer, Step};
 use crate::plan::{Plan, olmo_flops_per_token, too_little_memory};
 use crate::schedule::Schedule;
 use crate::state::TrainerState;
 use begin::Beginning;
+use decisions::{Due, Moment, Situation};
 use evaluation::Evaluator;
 use folder::RunFolder;
 use indices::Indices;
@@ -67,36 +71,9 @@ use metrics::Speed;
 use samples::Samples;
 
 pub use error::TrainError;
+pub use event::{Event, Outcome};
 pub use folder::{CONFIG_FILE, LOCK_FILE};
 pub use step::StepReport;
-
-/// What happens in a run, as it happens.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// Something that the user should know.
-    Notice(&'a str),
-    /// A step, with its metrics where they are due (`wandb.log_interval`), else none.
-    Step(&'a StepReport, &'a [(String, f64)]),
-    /// Evaluations after a step, with their metrics.
-    Evaluated(u64, &'a [(String, f64)]),
-    /// What the model made of the prompts of `samples`, in their order.
-    Sampled(&'a [Sample]),
-    /// A checkpoint is on disk, and those of these steps were removed.
-    Saved(&'a Saved, &'a [u64]),
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is over.
-    Finished,
-    /// It was asked to stop, and has saved if it saves at all.
-    Interrupted,
-    /// The `time_limit` has come, and it has saved if it saves at all.
-    TimeLimit,
-    /// The loss has risen over `early_stopping_factor` times its smallest.
-    EarlyStop,
-}
 
 /// The instances of a configuration's data, which is opened and closed again.
 ///
@@ -110,7 +87,8 @@ pub fn instances(config: &TrainConfig) -> Result<u64, TrainError> {
 /// A run.
 pub struct Trainer<D: Disk = LocalDisk> {
     config: TrainConfig,
-    model: Model,
+    /// Shared with the engine that writes samples, while it does.
+    model: Arc<Model>,
     gradients: Gradients,
     optimizer: Optimizer,
     activations: Activations,
@@ -119,7 +97,7 @@ pub struct Trainer<D: Disk = LocalDisk> {
     data: Arc<DataSet>,
     evaluators: Vec<Evaluator>,
     samples: Option<Samples>,
-    /// The step of the last samples.
+    /// The step of the newest samples.
     last_sampled: Option<u64>,
     folder: RunFolder<D>,
     speed: Speed,
@@ -140,7 +118,7 @@ impl Trainer {
 }
 
 impl<D: Disk> Trainer<D> {
-    /// As [`new`](Trainer::new), with checkpoints on a disk of the caller's.
+    /// As [`new`](Trainer::new), with all files of the run on a disk of the caller's.
     ///
     /// # Errors
     /// As [`new`](Trainer::new).
@@ -171,10 +149,10 @@ impl<D: Disk> Trainer<D> {
         if let Some(available) = too_little_memory(plan.memory) {
             return Err(TrainError::Memory { parameters: plan.parameters.total, needed: plan.memory, available });
         }
-        let mut model = Model::new(config.model.clone(), precision, true)?;
+        let mut model = Arc::new(Model::new(config.model.clone(), precision, true)?);
         samples.iter().try_for_each(|samples| samples.check(&model))?;
         let mut optimizer = Optimizer::new(config.optimizer.clone(), model.parameters());
-        beginning.load(&config, &mut model, &mut optimizer, on)?;
+        beginning.load(&config, unshared(&mut model), &mut optimizer, on)?;
         let moved = folder.claim(&config, beginning.path(), beginning.state.step, beginning.goes_on)?;
         for path in moved {
             on(Event::Notice(&format!("save_overwrite: a checkpoint of another run is now {}", path.display())));
@@ -182,8 +160,8 @@ impl<D: Disk> Trainer<D> {
         if folder::saves(&config) && plan.steps > 0 {
             folder.check_space(beginning.state.step, plan.checkpoint)?;
         }
-        let path = folder.path().join(CONFIG_FILE);
-        std::fs::write(&path, config.to_yaml()?).map_err(TrainError::io("write", &path))?;
+        let yaml = config.to_yaml()?;
+        folder.write(CONFIG_FILE, |out| out.write_all(yaml.as_bytes()))?;
         Ok(Trainer {
             gradients: Gradients::zeros(model.parameters()),
             activations: Activations::new(config.keep()),
@@ -221,7 +199,7 @@ impl<D: Disk> Trainer<D> {
 
     /// The model as it is now, to be changed.
     pub fn model_mut(&mut self) -> &mut Model {
-        &mut self.model
+        unshared(&mut self.model)
     }
 
     /// What is left to do.
@@ -239,99 +217,105 @@ impl<D: Disk> Trainer<D> {
     /// As [`plan`](Self::plan).
     pub fn sampled_up_to(&self) -> Result<u64, TrainError> {
         let step = self.state.step;
-        let again = self.samples_are_due() || self.plan()?.steps == 0;
+        let again = decisions::samples_are_due(&self.config, step) || self.plan()?.steps == 0;
         Ok(if again { step.saturating_sub(1) } else { step })
     }
 
     /// Trains to the end, or until `interrupt` is set or the time is over; then it saves. `on` hears of everything.
     ///
     /// # Errors
-    /// Data that cannot be read, a loss or a gradient that is no number, a checkpoint that cannot be written. The checkpoints
-    /// that there are stay as they were.
+    /// Data that cannot be read, a loss or a gradient that is NaN or infinite, a checkpoint that cannot be written. The
+    /// checkpoints that there are stay as they were.
     pub fn run(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
         let began = Instant::now();
-        let batches = u64::from(self.data.len()) / self.config.global_train_batch_size;
-        let at = self.state.progress(batches);
+        let batches_per_epoch = u64::from(self.data.len()) / self.config.global_train_batch_size;
+        let at = self.state.progress(batches_per_epoch);
         let (last_step, epochs) = (self.config.stop_step(&at), self.config.max_epochs(&at));
-        let first = match self.loaded {
-            true => self.config.force_save_unsharded,
-            false => !self.config.no_pre_train_checkpoint,
-        };
-        if first && folder::saves(&self.config) {
-            self.save(on)?;
-        }
-        if self.loaded && self.config.eval_on_load {
-            self.evaluate(interrupt, on)?;
-        }
         let mut indices = match self.config.save_data_indices && self.state.step < last_step {
-            true => Some(Indices::open(self.folder.path(), self.state.step)?),
+            true => Some(Indices::open(self.folder.disk(), self.folder.path(), self.state.step)?),
             false => None,
         };
-        // Those of the checkpoint's own step: if there was an interruption they may not have come.
-        let mut outcome = match self.samples_are_due() {
-            true => self.sample(interrupt, on)?,
-            false => Outcome::Finished,
-        };
-        'run: while outcome == Outcome::Finished && self.state.epoch < epochs && self.state.step < last_step {
-            let order = data::order(&self.config, &self.data, self.state.epoch)?;
-            order.write(&self.folder.path().join("train_data"))?;
-            let settings = LoaderSettings {
-                batch_size: usize::try_from(self.config.global_train_batch_size).unwrap_or(usize::MAX),
-                start: self.state.examples_seen_this_epoch,
-                drop_last: true,
-                ..LoaderSettings::default()
+        let mut loader = None;
+        let mut moment = Moment::Start { loaded: self.loaded };
+        loop {
+            let now = Situation {
+                moment,
+                state: &self.state,
+                last_step,
+                epochs,
+                // The one place that looks; what takes long ends early by itself and comes back here.
+                interrupted: interrupt.load(Ordering::Relaxed),
+                seconds: began.elapsed().as_secs_f64(),
+                saved: self.last_saved,
+                sampled: self.last_sampled,
             };
-            for batch in Loader::new(self.data.clone(), order, settings)? {
-                let batch = batch?;
-                let report = self.step(&batch, batches)?;
+            let end = decisions::end_reason(&self.config, &now);
+            let Due { save, evaluate, sample } = decisions::due(&self.config, &now, end);
+            moment = Moment::Between;
+            if save {
+                indices.iter().try_for_each(|indices| indices.sync(self.folder.disk()))?;
+                self.save(on)?;
+            }
+            let whole = (!evaluate || self.evaluate(interrupt, on)?) && (!sample || self.sample(interrupt, on)?);
+            match end {
+                Some(end) if whole => return Ok(end),
+                Some(_) => return Ok(Outcome::Interrupted),
+                None if !whole => continue,
+                None => {}
+            }
+            if let Some(batch) = self.next_batch(&mut loader, epochs)? {
+                let report = self.step(&batch, batches_per_epoch)?;
                 if let Some(indices) = &mut indices {
-                    indices.record(report.step, &batch.indices)?;
+                    indices.record(self.folder.disk(), report.step, &batch.indices)?;
                 }
                 self.log(&report, on);
-                if let Some(reason) = self.reason_to_end(&report, interrupt, began) {
-                    outcome = reason;
-                    break 'run;
-                }
-                let is_last = self.state.step >= last_step;
-                if folder::is_due(&self.config, self.state.step) {
-                    self.save(on)?;
-                }
-                if is_last || self.state.step.is_multiple_of(self.config.eval_interval) {
-                    self.evaluate(interrupt, on)?;
-                }
-                if is_last {
-                    break 'run;
-                }
-                if self.samples_are_due() {
-                    self.sample(interrupt, on)?;
-                }
-                if interrupt.load(Ordering::Relaxed) {
-                    outcome = Outcome::Interrupted;
-                    break 'run;
-                }
+                moment = Moment::Step(report.cross_entropy);
             }
-            self.state.next_epoch();
         }
-        if folder::saves(&self.config) && self.last_saved != Some(self.state.step) {
-            self.save(on)?;
-        }
-        if matches!(outcome, Outcome::Finished | Outcome::EarlyStop)
-            && self.sample(interrupt, on)? == Outcome::Interrupted
-        {
-            outcome = Outcome::Interrupted;
-        }
-        Ok(outcome)
     }
 
-    /// Learns from one batch.
+    /// The next batch, of the next pass over the data if this one is over; none when the last one is.
+    fn next_batch(&mut self, loader: &mut Option<Loader>, epochs: u64) -> Result<Option<Batch>, TrainError> {
+        while self.state.epoch < epochs {
+            let open = match loader.take() {
+                Some(open) => open,
+                None => {
+                    let order = data::order(&self.config, &self.data, self.state.epoch)?;
+                    self.folder.write(Path::new("train_data").join(GLOBAL_INDICES), |out| {
+                        order.pieces().try_for_each(|piece| out.write_all(&piece))
+                    })?;
+                    let settings = LoaderSettings {
+                        batch_size: count(self.config.global_train_batch_size),
+                        start: self.state.examples_seen_this_epoch,
+                        drop_last: true,
+                        ..LoaderSettings::default()
+                    };
+                    Loader::new(self.data.clone(), order, settings)?
+                }
+            };
+            if let Some(batch) = loader.insert(open).next() {
+                return Ok(Some(batch?));
+            }
+            *loader = None;
+            self.state.next_epoch();
+        }
+        Ok(None)
+    }
+
+    /// Learns from one batch. After an error weights, state and gradients are as before, so that another batch can follow.
     ///
     /// # Errors
     /// [`TrainError::NotFinite`], ids that the model has no rows for.
-    pub fn step(
-        &mut self,
-        batch: &olmoe_data::pretrain::Batch,
-        batches_per_epoch: u64,
-    ) -> Result<StepReport, TrainError> {
+    pub fn step(&mut self, batch: &Batch, batches_per_epoch: u64) -> Result<StepReport, TrainError> {
+        let learned = self.learn(batch, batches_per_epoch);
+        if learned.is_err() {
+            // Micro-batches before the one that failed have left theirs.
+            self.gradients.clear();
+        }
+        learned
+    }
+
+    fn learn(&mut self, batch: &Batch, batches_per_epoch: u64) -> Result<StepReport, TrainError> {
         let started = Instant::now();
         let config = &self.config;
         let before = config.schedule_position(&self.state.progress(batches_per_epoch));
@@ -351,7 +335,8 @@ impl<D: Disk> Trainer<D> {
             clip: self.schedule.clip(before),
             record: config.records_metrics(state.step),
         };
-        step::update(&mut self.optimizer, &mut self.model, &mut self.gradients, &step, &mut report)?;
+        let model = unshared(&mut self.model);
+        step::update(&mut self.optimizer, model, &mut self.gradients, &step, &mut report)?;
         let least = state.min_train_loss.unwrap_or(f64::INFINITY);
         state.min_train_loss = Some(least.min(report.cross_entropy));
         self.state = state;
@@ -371,18 +356,6 @@ impl<D: Disk> Trainer<D> {
         on(Event::Step(report, &metrics));
     }
 
-    fn reason_to_end(&self, report: &StepReport, interrupt: &AtomicBool, began: Instant) -> Option<Outcome> {
-        if interrupt.load(Ordering::Relaxed) {
-            return Some(Outcome::Interrupted);
-        }
-        if self.config.time_limit.is_some_and(|limit| began.elapsed().as_secs_f64() >= limit) {
-            return Some(Outcome::TimeLimit);
-        }
-        let factor = self.config.early_stopping_factor?;
-        let warm = self.config.schedule_position(&self.state.progress(0)) > self.config.scheduler.t_warmup.0;
-        (warm && report.cross_entropy > factor * self.state.min_train_loss?).then_some(Outcome::EarlyStop)
-    }
-
     fn save(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
         let (saved, removed) = self.folder.save(&self.config, &self.state, &self.model, &self.optimizer)?;
         self.last_saved = Some(saved.step);
@@ -393,27 +366,26 @@ impl<D: Disk> Trainer<D> {
         Ok(())
     }
 
-    fn evaluate(&self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        let metrics = evaluation::evaluate(&self.evaluators, &self.model, interrupt)?;
+    /// Whether all evaluators came to their end.
+    fn evaluate(&self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
+        let (metrics, whole) = evaluation::evaluate(&self.evaluators, &self.model, interrupt)?;
         if !metrics.is_empty() {
             on(Event::Evaluated(self.state.step, &metrics));
         }
-        Ok(())
+        Ok(whole)
     }
 
-    fn samples_are_due(&self) -> bool {
-        self.samples.as_ref().is_some_and(|samples| samples.are_due(self.state.step))
-    }
-
-    /// Writes the samples of the present step if they are not there.
-    fn sample(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
-        let step = self.state.step;
-        let Some(samples) = self.samples.as_ref().filter(|_| self.last_sampled != Some(step)) else {
-            return Ok(Outcome::Finished);
-        };
-        let Some(written) = samples.write(&self.model, step, interrupt)? else { return Ok(Outcome::Interrupted) };
-        self.last_sampled = Some(step);
+    /// Writes the samples of the present step; whether they came to their end.
+    fn sample(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
+        let Some(samples) = &self.samples else { return Ok(true) };
+        let Some(written) = samples.write(&self.model, self.state.step, interrupt)? else { return Ok(false) };
+        self.last_sampled = Some(self.state.step);
         on(Event::Sampled(&written));
-        Ok(Outcome::Finished)
+        Ok(true)
     }
+}
+
+/// The model, to be changed.
+fn unshared(model: &mut Arc<Model>) -> &mut Model {
+    Arc::get_mut(model).expect("the engine of the samples is dropped when they are written")
 }

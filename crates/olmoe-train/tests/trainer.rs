@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use olmoe_checkpoint::disk::{Disk, LocalDisk};
 use olmoe_checkpoint::save::verify;
+use olmoe_data::pretrain::{Batch, DataSet, DataSettings};
 use olmoe_tensor::threads::set_num_threads;
 use olmoe_train::config::TrainConfig;
 use olmoe_train::trainer::{Event, Outcome, TrainError, Trainer, instances};
@@ -473,6 +474,47 @@ fn what_is_no_number_ends_the_run_and_is_named() {
     );
 }
 
+#[test]
+fn weights_that_an_update_breaks_are_not_saved() {
+    let run = Run::new();
+    let quiet = &mut |_: Event<'_>| {};
+    // An f32 does not hold the step.
+    let overrides = ["--optimizer.learning_rate=1e60", "--scheduler.t_warmup=0", "--save_interval=1"];
+    let mut trainer = Trainer::new(run.config("run", &overrides), quiet).unwrap();
+    let error = trainer.run(&AtomicBool::new(false), quiet).unwrap_err();
+    assert!(matches!(error, TrainError::BadWeight { step: 1, .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("step 1: an update has made weights") && !text.contains("Nothing was updated"), "{text}");
+    assert!(text.contains("embed_tokens.weight"), "{text}");
+    assert!(!run.path("run/step-1").exists() && !run.path("run/step-1.tmp").exists());
+}
+
+#[test]
+fn a_batch_that_fails_leaves_nothing_behind() {
+    let run = Run::new();
+    let mut trainers =
+        ["once", "again"].map(|name| Trainer::new(run.config(name, &[]), &mut |_: Event<'_>| {}).unwrap());
+    let data = DataSet::open(DataSettings::new(vec![run.path("data.npy")], 16)).unwrap();
+    let good = Batch::read(&data, &[3, 1, 4, 2, 5], 0).unwrap();
+    // In the last micro-batch, after two that have left gradients; and one whose gradients are infinite.
+    let mut bad = good.clone();
+    bad.ids[4 * 16 + 3] = 64;
+    assert!(matches!(trainers[1].step(&bad, 6), Err(TrainError::Model(_))));
+    let id = trainers[1].model().find("lm_head.weight").unwrap();
+    let before = trainers[1].model().value(id).unwrap().to_vec();
+    trainers[1].model_mut().update(id, |_, x| x.fill(3e38));
+    assert!(matches!(trainers[1].step(&good, 6), Err(TrainError::NotFinite { step: 1, .. })));
+    trainers[1].model_mut().update(id, |range, x| x.copy_from_slice(&before[range]));
+    let [once, again] = trainers.each_mut().map(|trainer| {
+        let reports = [(); 2].map(|()| trainer.step(&good, 6).unwrap());
+        let losses = reports.map(|report| (report.cross_entropy.to_bits(), report.grad_norm.to_bits()));
+        let weights: Vec<u32> = trainer.model().value(0).unwrap().iter().map(|x| x.to_bits()).collect();
+        (losses, weights)
+    });
+    assert_eq!(once.0, again.0);
+    assert!(once.1 == again.1);
+}
+
 /// A disk that is full after so many bytes.
 struct SmallDisk(Mutex<u64>);
 
@@ -491,6 +533,12 @@ impl Disk for SmallDisk {
             None => return Err(io::ErrorKind::StorageFull.into()),
         }
         LocalDisk.write(file, bytes)
+    }
+    fn open_append(&self, path: &Path) -> io::Result<File> {
+        LocalDisk.open_append(path)
+    }
+    fn truncate(&self, file: &mut File, length: u64) -> io::Result<()> {
+        LocalDisk.truncate(file, length)
     }
     fn sync_file(&self, file: &File) -> io::Result<()> {
         LocalDisk.sync_file(file)

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use olmoe_model::model::{Keep, Precision};
 use olmoe_tensor::quant::BlockFormat;
 
-use crate::arguments::{OnePrecision, Precisions, Threads, positive};
+use crate::flags::{OnePrecision, Precisions, Threads, positive};
 
 /// Measure speed against the limits of this machine
 ///

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,15 +15,14 @@ use olmoe_analysis::ExpertCounts;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_data::{ChatTemplate, ChatTokens, MAX_TEMPLATE_BYTES, TULU};
-use olmoe_engine::{Engine, EventKind, FinishReason, Finished, Request, Stop};
+use olmoe_engine::{Completion, Engine, EventKind, FinishReason, Finished, Request, Stop};
 use olmoe_model::config::closest;
 use olmoe_model::model::Model;
 use signal_hook::consts::SIGINT;
 
-use crate::generator::{Generator, Work};
+use crate::flags::{Generator, SettingsArgs, Work, settings};
 use crate::interrupts::interrupts;
-use crate::output::{note, print};
-use crate::settings::{self, Settings};
+use crate::output::{is_quiet, note, print, warn};
 
 mod conversation;
 mod experts;
@@ -93,7 +93,7 @@ pub(crate) struct ChatArgs {
     chat_template: Option<PathBuf>,
 
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
 }
 
 pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
@@ -118,20 +118,19 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     let work =
         Work { running: 1, step_tokens: STEP_TOKENS, kept_tokens: context, samples: vec![(context, STEP_TOKENS)] };
     let (config, beside) = args.generator.limits(&checkpoint, &companions, work);
-    let model = args.generator.load(&checkpoint, beside)?;
+    let model = Arc::new(args.generator.load(&checkpoint, beside)?);
     let interrupted = interrupts(&[SIGINT])?;
     // Between answers an interrupt ends the program; a terminal that is being read gives a key instead.
     interrupted.store(true, Ordering::Relaxed);
     let mut request = args.settings.request(vec![0], Some(tokenizer.size()), args.settings.seed());
     request.experts = model.config().moe().is_some();
-    let engine = Engine::new(&model, Some(tokenizer), config)?;
+    let engine = Engine::new(model.clone(), Some(tokenizer.clone()), config)?;
     engine.check(&request)?;
-    if interactive && !args.generator.quiet {
+    if interactive && !is_quiet() {
         eprintln!("/help lists the commands; Ctrl-D ends.");
     }
     let ends_answer = conversation.ends_answer();
-    let quiet = args.generator.quiet;
-    let chat = Chat { model: &model, engine, conversation, request, ends_answer, experts: None, interrupted, quiet };
+    let chat = Chat { model, engine, conversation, request, ends_answer, experts: None, interrupted };
     chat.talk(source, interactive)
 }
 
@@ -161,8 +160,8 @@ fn template(args: &ChatArgs, companions: &Companions) -> anyhow::Result<(ChatTem
 
 /// A conversation with a model.
 struct Chat<'a> {
-    model: &'a Model,
-    engine: Engine<'a>,
+    model: Arc<Model>,
+    engine: Engine,
     conversation: Conversation<'a>,
     /// How answers are generated; its prompt is no one's.
     request: Request,
@@ -171,7 +170,6 @@ struct Chat<'a> {
     /// Those of the last answer.
     experts: Option<ExpertCounts>,
     interrupted: Arc<AtomicBool>,
-    quiet: bool,
 }
 
 impl Chat<'_> {
@@ -307,11 +305,11 @@ impl Chat<'_> {
             }
         };
         if dropped > 0 {
-            // Said even if quiet: the model no longer knows what the user still sees.
-            eprintln!(
-                "note: the conversation has outgrown the model's context of {context} tokens; its {dropped} oldest \
+            // The model no longer knows what the user still sees.
+            warn(format_args!(
+                "the conversation has outgrown the model's context of {context} tokens; its {dropped} oldest \
                  messages are dropped"
-            );
+            ));
         }
         Ok(prompt)
     }
@@ -321,35 +319,40 @@ impl Chat<'_> {
         let seed = self.request.seed.map(|seed| seed.wrapping_add(self.conversation.turns()));
         let mut request = Request { prompt: prompt.ids.clone(), seed, ..self.request.clone() };
         request.stop_ids.extend(self.ends_answer.filter(|_| !request.ignore_eos));
-        let id = self.engine.submit(request)?;
         self.interrupted.store(false, Ordering::Relaxed);
         let (start, mut first) = (Instant::now(), None);
-        let (mut text, mut ids, mut end, mut shown) = (String::new(), Vec::new(), None, Ok(()));
+        let (mut answer, mut refused, mut shown) = (Completion::default(), None, Ok(()));
         let config = self.model.config();
         let mut experts = ExpertCounts::new(config.mixture_layers(), config.moe().map_or(0, |moe| moe.num_experts));
-        while end.is_none() && !self.engine.is_idle() {
-            if self.interrupted.load(Ordering::Relaxed) || shown.is_err() {
-                self.engine.cancel(id);
-            }
-            for event in self.engine.step() {
-                let piece = match event.kind {
-                    EventKind::Token(token) => {
-                        first.get_or_insert_with(Instant::now);
-                        ids.push(token.id);
-                        experts.add(1, token.experts.iter().map(Vec::as_slice));
-                        token.text
-                    }
-                    EventKind::Finished(finished) => end.insert(finished).text.clone(),
-                };
-                text.push_str(&piece);
-                if !piece.is_empty() && shown.is_ok() {
-                    shown = print(&piece);
+        self.engine.run_all([request], &self.interrupted, |_, what| {
+            let kind = match what {
+                Ok(event) => event.kind,
+                Err(error) => {
+                    refused = Some(error);
+                    return ControlFlow::Break(());
                 }
+            };
+            let piece = match &kind {
+                EventKind::Token(token) => {
+                    first.get_or_insert_with(Instant::now);
+                    experts.add(1, token.experts.iter().map(Vec::as_slice));
+                    &token.text
+                }
+                EventKind::Finished(end) => &end.text,
+            };
+            if !piece.is_empty() && shown.is_ok() {
+                shown = print(piece);
             }
-        }
+            answer.add(kind);
+            if shown.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
         self.interrupted.store(true, Ordering::Relaxed);
+        if let Some(error) = refused {
+            return Err(error.into());
+        }
         shown.and_then(|()| print("\n"))?;
-        let Finished { reason, usage, .. } = end.context("the engine left without an answer")?;
+        let (text, ids) = (answer.text(), answer.ids());
+        let Finished { reason, usage, .. } = answer.end.context("the engine left without an answer")?;
         let whole = match &reason {
             FinishReason::Error(error) => bail!("{error}"),
             FinishReason::Stop(Stop::Text(_)) => None,
@@ -366,7 +369,7 @@ impl Chat<'_> {
             FinishReason::Length => self.note("the answer has reached max_tokens"),
             _ => {}
         }
-        if !self.quiet {
+        if !is_quiet() {
             let reading = first.map_or(start.elapsed(), |first| first - start).as_secs_f64();
             let writing = start.elapsed().as_secs_f64() - reading;
             // If nobody reads it, the answer is there all the same.

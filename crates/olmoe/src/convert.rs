@@ -1,22 +1,13 @@
 //! `olmoe convert`
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use olmoe_checkpoint::Checkpoint;
-use olmoe_checkpoint::companions::Companions;
-use olmoe_checkpoint::convert::{Conversion, Step, Target, Written};
-use olmoe_checkpoint::gguf::mix::Mix;
+use olmoe_checkpoint::convert::Written;
 use olmoe_checkpoint::hub::MODEL_FILES;
-use olmoe_checkpoint::huggingface::Experts;
-use olmoe_checkpoint::weights::Weights;
-use olmoe_tensor::dtype::DType;
 
-use crate::arguments::{Threads, input};
-use crate::output::note;
-use crate::progress::Progress;
-use crate::record::RecordArg;
+use crate::flags::{Beside, Form, RecordArg, RunArgs, input};
 
 /// Convert a checkpoint between Hugging Face, OLMo and GGUF
 ///
@@ -58,196 +49,12 @@ pub(crate) struct ConvertArgs {
     run: RunArgs,
 }
 
-/// What is written.
-#[derive(Args)]
-#[command(next_help_heading = "Output")]
-pub(crate) struct Form {
-    /// Format to write
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    to: To,
-
-    /// Type of the numbers to write [default: that of each tensor]
-    ///
-    /// Needed for quantised weights; f32 holds them exactly.
-    #[arg(long, value_enum, value_name = "TYPE")]
-    dtype: Option<Number>,
-
-    /// How Hugging Face files store experts
-    #[arg(long, value_enum, value_name = "HOW", default_value = "separate")]
-    experts: ExpertsArg,
-}
-
-impl Form {
-    pub(crate) fn target(&self) -> Target {
-        self.to.target(self.dtype, self.experts)
-    }
-
-    /// The type of the numbers, where it is asked for.
-    pub(crate) fn dtype(&self) -> Option<DType> {
-        self.dtype.map(Number::dtype)
-    }
-}
-
-/// What goes beside the weights.
-#[derive(Args)]
-#[command(next_help_heading = "Output")]
-pub(crate) struct Beside {
-    /// A tokenizer.json to use instead of the checkpoint's own
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
-
-    /// Keep an end-of-text id of 0
-    ///
-    /// OLMoE's training files say 0, but their tokenizer ends documents with 50279; without this flag that is corrected.
-    #[arg(long)]
-    keep_eos: bool,
-}
-
-impl Beside {
-    /// What goes beside the weights of a checkpoint. The user is told what is remarkable about either.
-    pub(crate) fn companions(&self, checkpoint: &Checkpoint) -> anyhow::Result<Companions> {
-        let (companions, notices) = self.silently(checkpoint)?;
-        notices.iter().for_each(note);
-        Ok(companions)
-    }
-
-    /// Those of several checkpoints, in order. What is remarkable about more than one is said once.
-    pub(crate) fn companions_of(&self, checkpoints: &[Checkpoint]) -> anyhow::Result<Vec<Companions>> {
-        let (mut all, mut said) = (Vec::new(), HashSet::new());
-        for checkpoint in checkpoints {
-            let (companions, notices) = self.silently(checkpoint)?;
-            for notice in notices {
-                if !said.contains(&notice) {
-                    note(&notice);
-                    said.insert(notice);
-                }
-            }
-            all.push(companions);
-        }
-        Ok(all)
-    }
-
-    fn silently(&self, checkpoint: &Checkpoint) -> anyhow::Result<(Companions, Vec<String>)> {
-        let companions = Companions::of(checkpoint, self.tokenizer.as_deref(), self.keep_eos)?;
-        let notices = checkpoint.contents().notices.iter().chain(&companions.notices).cloned().collect();
-        Ok((companions, notices))
-    }
-}
-
-/// How results are written.
-#[derive(Args)]
-pub(crate) struct RunArgs {
-    /// Replace OUT: a file, or the folder of a checkpoint
-    #[arg(long, help_heading = "Output")]
-    force: bool,
-
-    /// Use files of the hub downloaded before; an error if one is missing
-    #[arg(long)]
-    pub(crate) offline: bool,
-
-    #[command(flatten)]
-    threads: Threads,
-
-    /// No progress, no notes and no summary
-    #[arg(long, help_heading = "Output")]
-    pub(crate) quiet: bool,
-}
-
-/// A format to write.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum To {
-    /// A folder that transformers loads
-    Hf,
-    /// An unsharded checkpoint of OLMo's trainer
-    Olmo,
-    /// A file that llama.cpp loads
-    Gguf,
-}
-
-/// A type of plain numbers.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Number {
-    /// 4 bytes
-    F32,
-    /// 2 bytes, the range of f32
-    Bf16,
-    /// 2 bytes, more digits
-    F16,
-}
-
-impl Number {
-    pub(crate) fn dtype(self) -> DType {
-        match self {
-            Number::F32 => DType::F32,
-            Number::Bf16 => DType::Bf16,
-            Number::F16 => DType::F16,
-        }
-    }
-
-    fn mix(self) -> Mix {
-        match self {
-            Number::F32 => Mix::F32,
-            Number::Bf16 => Mix::Bf16,
-            Number::F16 => Mix::F16,
-        }
-    }
-}
-
-/// How experts are stored.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ExpertsArg {
-    /// Three matrices for each expert, as in published files
-    Separate,
-    /// Two stacks for each layer, as in the memory of transformers 5
-    Fused,
-}
-
-impl To {
-    /// What to write of this format.
-    pub(crate) fn target(self, dtype: Option<Number>, experts: ExpertsArg) -> Target {
-        let experts = match experts {
-            ExpertsArg::Separate => Experts::Separate,
-            ExpertsArg::Fused => Experts::Fused,
-        };
-        match self {
-            To::Hf => Target::HuggingFace { experts, dtype: dtype.map(Number::dtype) },
-            To::Olmo => Target::Olmo { dtype: dtype.map(Number::dtype) },
-            To::Gguf => Target::Gguf { mix: dtype.map(Number::mix) },
-        }
-    }
-}
-
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&input(&args.input, MODEL_FILES, args.run.offline)?)?;
     let companions = args.beside.companions(&checkpoint)?;
     let target = args.form.target();
     let written = args.run.write(&checkpoint, &companions, target, &args.output)?;
     args.record.show(&args.output, &written, format_args!("{}: {}", args.output.display(), summary(&written)))
-}
-
-impl RunArgs {
-    /// Writes the weights, with progress.
-    pub(crate) fn write(
-        &self,
-        source: &dyn Weights,
-        companions: &Companions,
-        target: Target,
-        output: &std::path::Path,
-    ) -> anyhow::Result<Written> {
-        self.threads.apply();
-        let conversion = Conversion::plan(source, companions, target)?;
-        conversion.notices.iter().for_each(note);
-        let writing = Progress::new("writing", conversion.bytes(), self.quiet);
-        let comparing = std::sync::OnceLock::new();
-        let total = conversion.bytes();
-        let written = conversion.run(output, self.force, &|step| match step {
-            Step::Written(bytes) => writing.advance(bytes),
-            Step::Compared(bytes) => {
-                comparing.get_or_init(|| Progress::new("comparing", total, self.quiet)).advance(bytes);
-            }
-        });
-        Ok(written?)
-    }
 }
 
 fn summary(written: &Written) -> String {

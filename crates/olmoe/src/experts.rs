@@ -13,8 +13,7 @@ use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache, Model};
 use serde_json::{Value, json};
 
-use crate::arguments::{OnePrecision, Threads, positive};
-use crate::loading::{LoadingArgs, beside};
+use crate::flags::{LoadingArgs, OnePrecision, Quiet, Threads, beside, positive};
 use crate::output::note;
 use crate::progress::Progress;
 
@@ -72,9 +71,8 @@ pub(crate) struct ExpertsArgs {
     #[command(flatten)]
     threads: Threads,
 
-    /// No progress
-    #[arg(long, help_heading = "Output")]
-    quiet: bool,
+    #[command(flatten)]
+    _quiet: Quiet,
 }
 
 /// A text, as tokens.
@@ -109,10 +107,11 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
     }
     let precision = args.precision.into();
     let kept = args.precision == OnePrecision::AmpBf16;
-    let beside = beside(config, KvCache::default_type(precision), &[], context, 0);
-    let model = args.loading.load(&checkpoint, precision, kept, beside, args.quiet)?;
+    let caches = (KvCache::default_type(precision), &[][..]);
+    let beside = beside(&checkpoint, (precision, kept), caches, (context, 0));
+    let model = args.loading.load(&checkpoint, precision, kept, beside)?;
     let mut counted: Vec<_> = texts.iter().map(|_| ExpertCounts::new(mixtures.clone(), experts)).collect();
-    count(&model, &texts, &mut counted, context, args.quiet)?;
+    count(&model, &texts, &mut counted, context)?;
     if args.json {
         println!("{}", serde_json::to_string(&json(&texts, &counted, &chosen))?);
     } else {
@@ -178,15 +177,9 @@ fn read(path: &Path, tokenizer: &Tokenizer, end: Option<u32>, most: usize) -> an
     Ok(ids)
 }
 
-fn count(
-    model: &Model,
-    texts: &[Text],
-    counted: &mut [ExpertCounts],
-    context: usize,
-    quiet: bool,
-) -> anyhow::Result<()> {
+fn count(model: &Model, texts: &[Text], counted: &mut [ExpertCounts], context: usize) -> anyhow::Result<()> {
     let tokens: usize = texts.iter().map(|text| text.ids.len()).sum();
-    let progress = Progress::new("reading", (tokens * size_of::<u32>()) as u64, quiet);
+    let progress = Progress::new("reading", (tokens * size_of::<u32>()) as u64);
     let mut activations = Activations::new(Keep::Nothing);
     for (text, counts) in texts.iter().zip(counted) {
         for piece in text.ids.chunks(context) {

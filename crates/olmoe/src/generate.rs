@@ -1,12 +1,12 @@
 //! `olmoe generate`
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Read, Write, stderr, stdin};
+use std::io::{BufRead, BufReader, IsTerminal, Read, stdin};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -15,15 +15,13 @@ use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_data::Tokenizer;
-use olmoe_engine::{Engine, EngineConfig, EventKind, Request, RequestId, SubmitError};
+use olmoe_engine::{Engine, EngineConfig, Event, EventKind, Request, SubmitError};
 use olmoe_tensor::memory::resident_peak_bytes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::arguments::positive;
-use crate::generator::{Generator, Work};
+use crate::flags::{Generator, Line, Prompt, SettingsArgs, Work, positive};
 use crate::interrupts::{INTERRUPTED, interrupts};
-use crate::output::{note, print};
-use crate::settings::{Line, Prompt, Settings};
+use crate::output::{is_quiet, note, print};
 
 mod report;
 
@@ -74,7 +72,7 @@ pub(crate) struct GenerateArgs {
     batch: Option<PathBuf>,
 
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
 
     /// Samples to generate from each prompt
     #[arg(long, value_name = "N", default_value = "1", value_parser = positive, help_heading = "Prompt")]
@@ -116,27 +114,23 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let jobs = jobs(args, &companions, seed)?;
     let (limits, beside) = args.generator.limits(&checkpoint, &companions, work(args, &checkpoint, &jobs));
     let limits = EngineConfig { queue: limits.queue.max(args.samples), ..limits };
-    let model = args.generator.load(&checkpoint, beside)?;
+    let model = Arc::new(args.generator.load(&checkpoint, beside)?);
     let foreseen = args.generator.weight_bytes(&checkpoint) + beside;
     let interrupted = interrupts(&[SIGINT, SIGTERM])?;
-    let engine = Engine::new(&model, companions.tokenizer(), limits)?;
+    let engine = Engine::new(model, companions.tokenizer().cloned(), limits)?;
     let printer = match args.json || args.batch.is_some() {
         true => Printer::Json,
         false => Printer::plain(args.samples),
     };
-    let run = Run {
-        engine,
-        tokenizer: companions.tokenizer(),
-        printer,
-        interrupted,
-        waiting: jobs,
-        running: BTreeMap::new(),
-    };
-    run.finish(args, seed, foreseen)
+    let (reports, requests) = jobs.into_iter().map(|job| (job.report, job.request)).unzip();
+    let tokenizer = companions.tokenizer().map(Arc::as_ref);
+    let mut run =
+        Run { tokenizer, printer, reports, next: 0, begun: 0, first: None, read: 0, made: 0, failures: Vec::new() };
+    run.finish(args, engine, requests, &interrupted, seed, foreseen)
 }
 
 /// What the engine has to do for these prompts.
-fn work(args: &GenerateArgs, checkpoint: &Checkpoint, jobs: &VecDeque<Job>) -> Work {
+fn work(args: &GenerateArgs, checkpoint: &Checkpoint, jobs: &[Job]) -> Work {
     let context = Weights::config(checkpoint).max_sequence_length;
     let samples = jobs.iter().flat_map(|job| {
         let prompt = job.request.prompt.len();
@@ -152,9 +146,9 @@ fn work(args: &GenerateArgs, checkpoint: &Checkpoint, jobs: &VecDeque<Job>) -> W
 }
 
 /// The prompts that the arguments ask for.
-fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Result<VecDeque<Job>> {
+fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Result<Vec<Job>> {
     let tokenizer = companions.tokenizer();
-    let tokens = tokenizer.map(Tokenizer::size);
+    let tokens = tokenizer.map(|tokenizer| tokenizer.size());
     let request = |ids: Vec<u32>, seed: u64| Request {
         samples: args.samples,
         logprobs: args.logprobs,
@@ -177,14 +171,14 @@ fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Resu
             }
         };
         let request = request(ids, seed);
-        return Ok([Job { report: Report::new(None, None, text, &request), request }].into());
+        return Ok(vec![Job { report: Report::new(None, None, text, &request), request }]);
     };
     let name = path.display();
     let reader: Box<dyn BufRead> = match path.as_os_str() == "-" {
         true => Box::new(BufReader::new(stdin())),
         false => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {name}"))?)),
     };
-    let mut jobs = VecDeque::new();
+    let mut jobs = Vec::new();
     for (at, line) in reader.lines().enumerate() {
         let place = || format!("{name}, line {}", at + 1);
         let line = line.with_context(place)?;
@@ -198,8 +192,8 @@ fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Resu
             Prompt::Ids(ids) => (None, ids.clone()),
         };
         let mut request = request(ids, seed.wrapping_add(index as u64));
-        line.apply(&mut request);
-        jobs.push_back(Job { report: Report::new(Some(index), line.id, text, &request), request });
+        line.settings.apply(&mut request);
+        jobs.push(Job { report: Report::new(Some(index), line.id, text, &request), request });
     }
     Ok(jobs)
 }
@@ -228,115 +222,105 @@ fn text(args: &GenerateArgs) -> anyhow::Result<String> {
 
 /// Prompts on their way through the engine.
 struct Run<'a> {
-    engine: Engine<'a>,
     tokenizer: Option<&'a Tokenizer>,
     printer: Printer,
-    interrupted: Arc<AtomicBool>,
-    waiting: VecDeque<Job>,
-    /// Those that were submitted or refused, in the order in which they came, until they are printed.
-    running: BTreeMap<usize, (Option<RequestId>, Report)>,
+    /// In the order of the prompts; one that was printed is empty.
+    reports: Vec<Report>,
+    /// The next one to be printed.
+    next: usize,
+    /// Prompts of which something was heard.
+    begun: usize,
+    /// When the first token came.
+    first: Option<Instant>,
+    /// Tokens that were read and that were generated.
+    read: usize,
+    made: usize,
+    failures: Vec<String>,
 }
 
 impl Run<'_> {
-    fn finish(mut self, args: &GenerateArgs, seed: u64, foreseen: u64) -> anyhow::Result<ExitCode> {
-        let (start, mut first, mut next) = (Instant::now(), None, 0);
-        let (mut prompts, mut read, mut made, mut failure, mut failures) = (0, 0, 0usize, None, 0);
-        let mut by_request = BTreeMap::new();
-        let mut cancelled = false;
-        loop {
-            if self.interrupted.load(Ordering::Relaxed) && !cancelled {
-                cancelled = true;
-                self.waiting.clear();
-                by_request.keys().for_each(|id| _ = self.engine.cancel(*id));
+    fn finish(
+        &mut self,
+        args: &GenerateArgs,
+        mut engine: Engine,
+        requests: Vec<Request>,
+        interrupted: &AtomicBool,
+        seed: u64,
+        foreseen: u64,
+    ) -> anyhow::Result<ExitCode> {
+        let (start, mut shown) = (Instant::now(), Ok(()));
+        let whole = engine.run_all(requests, interrupted, |place, what| {
+            if shown.is_ok() {
+                shown = self.hear(place, what);
             }
-            while let Some(mut job) = self.waiting.pop_front() {
-                let id = match self.engine.submit(job.request.clone()) {
-                    Ok(id) => {
-                        job.report.accepted(job.request.samples);
-                        by_request.insert(id, prompts);
-                        Some(id)
-                    }
-                    Err(SubmitError::QueueFull { waiting, .. }) if waiting > 0 => {
-                        self.waiting.push_front(job);
-                        break;
-                    }
-                    Err(error) => {
-                        job.report.error = Some(error.to_string());
-                        None
-                    }
-                };
-                self.running.insert(prompts, (id, job.report));
-                prompts += 1;
+            if shown.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        shown?;
+        if !is_quiet() {
+            self.summarise(args.samples, start, seed, foreseen);
+        }
+        match self.failures.first() {
+            _ if !whole => Ok(ExitCode::from(INTERRUPTED)),
+            Some(error) if args.batch.is_none() => bail!("{error}"),
+            Some(error) => {
+                bail!("{} of {} prompts failed, the first of them: {error}", self.failures.len(), self.begun)
             }
-            for event in self.engine.step() {
-                let Some((_, report)) = by_request.get(&event.request).and_then(|at| self.running.get_mut(at)) else {
-                    continue;
-                };
+            None => Ok(ExitCode::SUCCESS),
+        }
+    }
+
+    /// Shows what came of a prompt as soon as it can be shown.
+    fn hear(&mut self, place: usize, what: Result<Event, SubmitError>) -> anyhow::Result<()> {
+        self.begun = self.begun.max(place + 1);
+        match what {
+            Err(error) => self.reports[place].refuse(&error),
+            Ok(event) => {
                 match &event.kind {
                     EventKind::Token(token) => {
-                        first.get_or_insert_with(Instant::now);
-                        made += 1;
-                        report.token(event.sample, token, self.tokenizer);
+                        self.first.get_or_insert_with(Instant::now);
+                        self.made += 1;
                         match self.tokenizer {
                             Some(_) => self.printer.text(event.sample, &token.text)?,
                             None => self.printer.text(event.sample, &format!("{} ", token.id))?,
                         }
                     }
                     EventKind::Finished(end) => {
-                        read += end.usage.prompt_tokens - end.usage.reused_tokens;
-                        report.end(event.sample, end);
+                        self.read += end.usage.prompt_tokens - end.usage.reused_tokens;
                         self.printer.text(event.sample, &end.text)?;
                         self.printer.end(event.sample)?;
                     }
                 }
-            }
-            while let Some((id, report)) = self.running.get(&next)
-                && report.is_complete()
-            {
-                if let Some(id) = id {
-                    by_request.remove(id);
-                }
-                if let Some(error) = report.failure() {
-                    failures += 1;
-                    failure.get_or_insert_with(|| error.to_owned());
-                }
-                self.printer.report(report)?;
-                self.running.remove(&next);
-                next += 1;
-            }
-            if self.engine.is_idle() && self.waiting.is_empty() {
-                break;
+                self.reports[place].add(event.sample, event.kind);
             }
         }
-        if !args.generator.quiet {
-            let (total, reading) =
-                (start.elapsed().as_secs_f64(), first.map_or(0.0, |first| (first - start).as_secs_f64()));
-            let memory = resident_peak_bytes().map_or(String::new(), |peak| {
-                format!("; memory: {:.3} GB, {:.3} GB foreseen", peak as f64 / 1e9, foreseen as f64 / 1e9)
-            });
-            // If nobody reads it, the text is there all the same.
-            let _ = match prompts {
-                1 => {
-                    let speed = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
-                    let after = made.saturating_sub(args.samples);
-                    let (reads, writes) = (speed(read, reading), speed(after, total - reading));
-                    writeln!(
-                        stderr(),
-                        "{read} tokens read, {reads:.1} tokens/s; {made} generated, {writes:.1} tokens/s; seed {seed}{memory}"
-                    )
-                }
-                _ => writeln!(
-                    stderr(),
-                    "{prompts} prompts, {read} tokens read, {made} generated in {total:.1} s, {:.1} tokens/s; seed {seed}{memory}",
-                    made as f64 / total.max(1e-9)
-                ),
-            };
+        while let Some(report) = self.reports.get_mut(self.next).filter(|report| report.is_complete()) {
+            self.failures.extend(report.failure());
+            self.printer.report(report, self.tokenizer)?;
+            *report = Report::default();
+            self.next += 1;
         }
-        match failure {
-            _ if cancelled => Ok(ExitCode::from(INTERRUPTED)),
-            Some(error) if args.batch.is_none() => bail!("{error}"),
-            Some(error) => bail!("{failures} of {prompts} prompts failed, the first of them: {error}"),
-            None => Ok(ExitCode::SUCCESS),
+        Ok(())
+    }
+
+    fn summarise(&self, samples: usize, start: Instant, seed: u64, foreseen: u64) {
+        let Run { begun, first, read, made, .. } = *self;
+        let (total, reading) =
+            (start.elapsed().as_secs_f64(), first.map_or(0.0, |first| (first - start).as_secs_f64()));
+        let memory = resident_peak_bytes().map_or(String::new(), |peak| {
+            format!("; memory: {:.3} GB, {:.3} GB foreseen", peak as f64 / 1e9, foreseen as f64 / 1e9)
+        });
+        let speed = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
+        match begun {
+            1 => {
+                let (reads, writes) = (speed(read, reading), speed(made.saturating_sub(samples), total - reading));
+                eprintln!(
+                    "{read} tokens read, {reads:.1} tokens/s; {made} generated, {writes:.1} tokens/s; seed {seed}{memory}"
+                );
+            }
+            _ => eprintln!(
+                "{begun} prompts, {read} tokens read, {made} generated in {total:.1} s, {:.1} tokens/s; seed {seed}{memory}",
+                speed(made, total)
+            ),
         }
     }
 }
@@ -381,9 +365,9 @@ impl Printer {
         Ok(())
     }
 
-    fn report(&self, report: &Report) -> anyhow::Result<()> {
+    fn report(&self, report: &Report, tokenizer: Option<&Tokenizer>) -> anyhow::Result<()> {
         match self {
-            Printer::Json => print(&format!("{}\n", serde_json::to_string(report)?)),
+            Printer::Json => print(&format!("{}\n", report.json(tokenizer)?)),
             Printer::Plain { .. } => Ok(()),
         }
     }

@@ -142,7 +142,7 @@ mod tests {
                         (None, &["File to write", "Folder (hf, olmo) or file (gguf) to write; must not exist yet"][..])
                     }
                     "json" => (None, &["Print one JSON object"][..]),
-                    "quiet" => (None, &["No ", "Print the checks that failed"][..]),
+                    "quiet" => (None, &["No progress, no notes and no summary", "Print the checks that failed"][..]),
                     "offline" => (None, &["Use files of the hub downloaded before; an error if one is missing"][..]),
                     "force" => (None, &["Replace "][..]),
                     _ => continue,

@@ -7,9 +7,8 @@ use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Random;
 use olmoe_model::config::ModelConfig;
 
-use crate::convert::{ExpertsArg, Number, RunArgs, To};
+use crate::flags::{ExpertsArg, Number, RecordArg, RunArgs, To};
 use crate::output::note;
-use crate::record::RecordArg;
 
 /// Write a checkpoint with fresh random weights
 ///

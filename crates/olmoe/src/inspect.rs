@@ -10,7 +10,7 @@ use olmoe_model::config::ModelConfig;
 use olmoe_model::parameters::ParameterCount;
 use serde::Serialize;
 
-use crate::arguments::input;
+use crate::flags::input;
 
 /// Show what a checkpoint, a file of one, or a configuration holds
 ///

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output::is_quiet;
+
 /// Where a run is after a step. What is not known is left out of the line.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Now {
@@ -61,8 +63,9 @@ pub(crate) struct LiveLine {
 }
 
 impl LiveLine {
-    /// Begins; `interval` is `console_log_interval`. A `quiet` one says nothing but notes.
-    pub(crate) fn new(interval: u64, quiet: bool) -> LiveLine {
+    /// Begins; `interval` is `console_log_interval`. With --quiet it says nothing.
+    pub(crate) fn new(interval: u64) -> LiveLine {
+        let quiet = is_quiet();
         let bar = (!quiet && stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style)
@@ -84,6 +87,7 @@ impl LiveLine {
     /// Something to say once, such as an evaluation or a checkpoint: a line of its own above.
     pub(crate) fn note(&self, text: &str) {
         match &self.bar {
+            _ if self.quiet => {}
             Some(bar) => bar.suspend(|| {
                 let _ = writeln!(stderr(), "{text}");
             }),
@@ -165,7 +169,7 @@ mod tests {
         let last = Now { step: 77, steps: Some(77), ..now };
         assert!(line.is_due(&last) && !line.is_due(&Now { steps: Some(78), ..last.clone() }));
         // Nothing to see here, and nothing to fail.
-        let quiet = LiveLine::new(0, true);
+        let quiet = LiveLine { bar: None, interval: 1, quiet: true };
         quiet.show(&last);
         quiet.note("a note");
     }

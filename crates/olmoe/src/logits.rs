@@ -14,9 +14,9 @@ use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache};
 use olmoe_tensor::tensor::Tensor;
 
-use crate::arguments::{OnePrecision, Threads};
 use crate::files::make_whole;
-use crate::loading::{LoadingArgs, beside};
+use crate::flags::{LoadingArgs, OnePrecision, Quiet, Threads, beside};
+use crate::output::is_quiet;
 
 /// Tokens whose logits are computed at once.
 const ROWS: usize = 256;
@@ -73,9 +73,8 @@ pub(crate) struct LogitsArgs {
     #[arg(long, help_heading = "Output")]
     json: bool,
 
-    /// No progress, no notes and no summary
-    #[arg(long, help_heading = "Output")]
-    quiet: bool,
+    #[command(flatten)]
+    _quiet: Quiet,
 }
 
 pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
@@ -88,9 +87,10 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     if args.routing && olmoe_checkpoint::weights::Weights::config(&checkpoint).moe().is_none() {
         bail!("--routing: this model is dense, it has no router");
     }
-    let (config, precision) = (olmoe_checkpoint::weights::Weights::config(&checkpoint), args.precision.into());
-    let beside = beside(config, KvCache::default_type(precision), &[], ids.len(), ROWS.min(ids.len()));
-    let model = args.loading.load(&checkpoint, precision, false, beside, args.quiet)?;
+    let precision = args.precision.into();
+    let (caches, pass) = ((KvCache::default_type(precision), &[][..]), (ids.len(), ROWS.min(ids.len())));
+    let beside = beside(&checkpoint, (precision, false), caches, pass);
+    let model = args.loading.load(&checkpoint, precision, false, beside)?;
     let mut activations = Activations::new(Keep::Nothing);
     model.forward(&Batch::uniform(&ids, ids.len())?, &mut activations)?;
 
@@ -138,7 +138,7 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     if args.json {
         let path = args.out.display().to_string();
         println!("{}", serde_json::json!({ "path": path, "tokens": num_tokens, "logits": rows }));
-    } else if !args.quiet {
+    } else if !is_quiet() {
         println!("{}: {num_tokens} tokens, {rows} logits each", args.out.display());
     }
     Ok(())

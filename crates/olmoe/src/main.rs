@@ -2,7 +2,6 @@
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage, 75 saved before the end, 130 and 143 after a signal.
 
-mod arguments;
 #[macro_use]
 mod output;
 
@@ -13,22 +12,20 @@ mod convert;
 mod download;
 mod experts;
 mod files;
+mod flags;
 mod generate;
-mod generator;
 mod help;
+mod hub_progress;
 mod init;
 mod inspect;
 mod interrupts;
 mod live;
-mod loading;
 mod logits;
 mod man;
 mod progress;
 mod quantize;
 mod quickstart;
-mod record;
 mod runs;
-mod settings;
 mod soup;
 mod tokenize;
 mod tokens;
@@ -61,7 +58,8 @@ Examples:
   olmoe generate -m olmoe.gguf -p 'Bitcoin is' -n 64
   olmoe help bench decode
 
-Results go to standard output; progress, notes and errors to standard error, where --quiet leaves the errors only. \
+Results go to standard output; progress, notes, warnings and errors to standard error, where --quiet leaves warnings and \
+errors only. \
 Progress bars and colours are for terminals.
 
 Environment:

@@ -9,6 +9,8 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::files::write_whole;
+use crate::flags::Quiet;
+use crate::output::is_quiet;
 
 /// Write the manual pages
 ///
@@ -30,9 +32,8 @@ pub(crate) struct ManArgs {
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 
-    /// No summary
-    #[arg(long, help_heading = "Output")]
-    quiet: bool,
+    #[command(flatten)]
+    _quiet: Quiet,
 }
 
 pub(crate) fn run(args: &ManArgs) -> anyhow::Result<()> {
@@ -41,7 +42,7 @@ pub(crate) fn run(args: &ManArgs) -> anyhow::Result<()> {
     let mut program = without_help(crate::command());
     program.build();
     let pages = write(&program, folder, None)?;
-    if !args.quiet {
+    if !is_quiet() {
         println!("{}: {pages} pages", folder.display());
     }
     Ok(())

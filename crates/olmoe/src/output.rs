@@ -20,12 +20,12 @@ macro_rules! eprintln {
 /// Whether --quiet was given.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Whether notes and progress are kept from being shown.
+/// Whether progress, notes and summaries are kept from being shown: `--quiet`, for every command alike.
 pub(crate) fn be_quiet(quiet: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
 }
 
-/// Whether notes and progress are not to be shown.
+/// Whether progress, notes and summaries are not to be shown.
 pub(crate) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
@@ -35,6 +35,11 @@ pub(crate) fn note(text: impl std::fmt::Display) {
     if !is_quiet() {
         eprintln!("note: {text}");
     }
+}
+
+/// Says on standard error that something is lost, although the work goes on; --quiet does not hide it.
+pub(crate) fn warn(text: impl std::fmt::Display) {
+    eprintln!("warning: {text}");
 }
 
 /// Writes a line. Ends the program quietly when nobody reads any more, and with status 1 when it cannot be written.

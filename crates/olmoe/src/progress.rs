@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
+use crate::output::is_quiet;
+
 /// Work below this many bytes needs no line for every tenth.
 const LARGE: u64 = 100_000_000;
 
@@ -14,18 +16,17 @@ pub(crate) struct Progress {
     total: u64,
     done: AtomicU64,
     bar: Option<ProgressBar>,
-    quiet: bool,
 }
 
 impl Progress {
-    /// Begins; a `quiet` one says nothing.
-    pub(crate) fn new(what: &'static str, total: u64, quiet: bool) -> Progress {
-        let bar = (!quiet && stderr().is_terminal()).then(|| {
+    /// Begins; with --quiet it says nothing.
+    pub(crate) fn new(what: &'static str, total: u64) -> Progress {
+        let bar = (!is_quiet() && stderr().is_terminal()).then(|| {
             let template = "{prefix:<10} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(total).with_style(style).with_prefix(what)
         });
-        Progress { what, total, done: AtomicU64::new(0), bar, quiet }
+        Progress { what, total, done: AtomicU64::new(0), bar }
     }
 
     /// So many bytes more are done.
@@ -33,7 +34,7 @@ impl Progress {
         let before = self.done.fetch_add(bytes, Ordering::Relaxed);
         if let Some(bar) = &self.bar {
             bar.inc(bytes);
-        } else if !self.quiet && self.total >= LARGE {
+        } else if !is_quiet() && self.total >= LARGE {
             let tenth = |done: u64| done / (self.total / 10);
             if tenth(before) < tenth(before + bytes) {
                 // If nobody reads it the work goes on all the same.

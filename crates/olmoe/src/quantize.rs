@@ -10,9 +10,7 @@ use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_checkpoint::{Checkpoint, CheckpointError};
 
-use crate::arguments::input;
-use crate::convert::{Beside, RunArgs};
-use crate::record::RecordArg;
+use crate::flags::{Beside, RecordArg, RunArgs, input};
 
 /// Quantise a checkpoint to a GGUF file
 ///

@@ -16,7 +16,7 @@ use olmoe_train::config::TrainConfig;
 use olmoe_train::metrics::{FILE_NAME, Reader};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::arguments::Threads;
+use crate::flags::Threads;
 use crate::interrupts::{INTERRUPTED, interrupts};
 use crate::live::duration;
 use files::{KINDS, Kind};

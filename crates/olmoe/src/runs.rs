@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use olmoe_analysis::Picture;
 use olmoe_train::metrics::{EXPERT_LOAD, FILE_NAME, LEARNING_RATE, LOSS};
 
-use crate::arguments::positive;
+use crate::flags::positive;
 use run::Run;
 
 /// Folders below the one given in which runs are looked for.

@@ -7,10 +7,8 @@ use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::soup::Soup;
 
-use crate::arguments::input;
-use crate::convert::{Beside, Form, RunArgs};
+use crate::flags::{Beside, Form, RecordArg, RunArgs, input};
 use crate::output::note;
-use crate::record::RecordArg;
 
 /// Average checkpoints of one model
 ///

@@ -13,8 +13,8 @@ use olmoe_data::tokenize::{Plan, Settings, Summary, find};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::arguments::{Threads, input};
-use crate::output::note;
+use crate::flags::{Quiet, Threads, input};
+use crate::output::{is_quiet, note};
 use crate::progress::Progress;
 
 /// Malformed lines that are shown one by one.
@@ -69,9 +69,8 @@ pub(crate) struct TokenizeArgs {
     #[arg(long, help_heading = "Output", conflicts_with = "dryrun")]
     json: bool,
 
-    /// No progress, no notes and no summary; malformed lines are still named
-    #[arg(long, help_heading = "Output")]
-    quiet: bool,
+    #[command(flatten)]
+    _quiet: Quiet,
 }
 
 /// dolma's settings, of the command line or of a file.
@@ -240,14 +239,14 @@ pub(crate) fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
     let Some(destination) = &options.destination else {
         bail!("no destination is given; give --destination with the folder to write");
     };
-    let progress = Progress::new("tokenizing", inputs.bytes, args.quiet);
+    let progress = Progress::new("tokenizing", inputs.bytes);
     let summary = plan.run(destination, args.force, &|bytes| progress.advance(bytes));
     drop(progress);
     let summary = summary?;
     name_malformed(&summary);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&record(&summary, destination))?);
-    } else if !args.quiet {
+    } else if !is_quiet() {
         println!(
             "{}: part files {}, documents {}, tokens {}; left out: malformed lines {}, empty texts {}",
             destination.display(),

@@ -11,7 +11,7 @@ use olmoe_checkpoint::open::Contents;
 use olmoe_data::Tokenizer;
 use serde::Serialize;
 
-use crate::arguments::input;
+use crate::flags::input;
 
 /// Show how a text is cut into tokens
 ///

@@ -22,10 +22,10 @@ use olmoe_train::state::TrainerState;
 use olmoe_train::trainer::{Event, Outcome, Trainer, instances};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::arguments::Threads;
-use crate::convert::{ExpertsArg, To};
+use crate::flags::{ExpertsArg, Quiet, Threads, To};
 use crate::interrupts::interrupts;
 use crate::live::duration;
+use crate::output::{is_quiet, note, warn};
 use progress::Progress;
 
 const PEAK_TIME: Duration = Duration::from_millis(300);
@@ -82,9 +82,8 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     threads: Threads,
 
-    /// No progress; notices and errors only
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    _quiet: Quiet,
 }
 
 /// Sets keys of the configuration, which look like flags, apart from the flags: `--` comes before them, at the end.
@@ -118,7 +117,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     args.threads.apply();
-    notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    notices.iter().for_each(note);
     if args.dry_run || config.dry_run {
         dry_run(&config)?;
         return Ok(ExitCode::SUCCESS);
@@ -130,8 +129,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let folder = PathBuf::from(&trainer.config().save_folder);
     let mut metrics = Metrics::open(&folder, &trainer, plan.last_step)?;
     // Without progress nobody sees the share of the peak.
-    let peak = if args.quiet { 0.0 } else { peak(trainer.config()) };
-    let mut progress = Progress::new(trainer.config(), &plan, peak, args.quiet);
+    let peak = if is_quiet() { 0.0 } else { peak(trainer.config()) };
+    let mut progress = Progress::new(trainer.config(), &plan, peak);
     progress.begin(trainer.state());
     let mut failed = None;
     let outcome = trainer.run(&interrupt, &mut |event| {
@@ -147,7 +146,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         if let Err(error) = recorded {
             // A full disk must not cost the run more than its log.
             if failed.is_none() {
-                eprintln!("note: {error}; metrics are not written any more");
+                warn(format_args!("{error}; metrics are not written any more"));
             }
             failed.get_or_insert(());
         }
@@ -155,9 +154,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     progress.end(outcome, trainer.state());
     let saved = folder.join(LATEST).exists();
     match (outcome, args.export) {
-        (Outcome::Finished | Outcome::EarlyStop, Some(format)) => {
-            export(&folder, trainer.state().step, format, args.quiet)?
-        }
+        (Outcome::Finished | Outcome::EarlyStop, Some(format)) => export(&folder, trainer.state().step, format)?,
         (Outcome::Finished | Outcome::EarlyStop, None) => {}
         (Outcome::Interrupted | Outcome::TimeLimit, _) => {
             anyhow::ensure!(
@@ -223,7 +220,7 @@ impl Metrics {
 
 fn notice(event: &Event<'_>) {
     if let Event::Notice(text) = event {
-        eprintln!("note: {text}");
+        note(text);
     }
 }
 
@@ -262,7 +259,7 @@ fn dry_run(config: &TrainConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn export(folder: &Path, step: u64, format: To, quiet: bool) -> anyhow::Result<()> {
+fn export(folder: &Path, step: u64, format: To) -> anyhow::Result<()> {
     let name = match format {
         To::Hf => "hf",
         To::Olmo => "olmo",
@@ -271,11 +268,11 @@ fn export(folder: &Path, step: u64, format: To, quiet: bool) -> anyhow::Result<(
     let checkpoint = Checkpoint::open(&folder.join(LATEST))?;
     let companions = Companions::of(&checkpoint, None, false)?;
     let conversion = Conversion::plan(&checkpoint, &companions, format.target(None, ExpertsArg::Separate))?;
-    companions.notices.iter().chain(&conversion.notices).for_each(|notice| eprintln!("note: {notice}"));
+    companions.notices.iter().chain(&conversion.notices).for_each(note);
     let separator = if format == To::Gguf { '.' } else { '-' };
     let out = folder.join(format!("step-{step}{separator}{name}"));
     conversion.run(&out, false, &|_| {})?;
-    if !quiet {
+    if !is_quiet() {
         eprintln!("exported to {}", out.display());
     }
     Ok(())

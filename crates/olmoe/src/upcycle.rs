@@ -8,9 +8,7 @@ use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::upcycle::{Upcycled, Upcycling};
 use olmoe_model::init::Noise;
 
-use crate::arguments::{input, positive};
-use crate::convert::{Beside, Form, RunArgs};
-use crate::record::RecordArg;
+use crate::flags::{Beside, Form, RecordArg, RunArgs, input, positive};
 
 /// Make a mixture of experts of a dense model
 ///

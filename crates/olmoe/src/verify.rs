@@ -7,7 +7,7 @@ use clap::Args;
 use olmoe_verify::{Check, Kind, Summary};
 use serde::Serialize;
 
-use crate::arguments::{Precisions, Threads};
+use crate::flags::{Precisions, Threads};
 
 /// Check on this machine that the model is right
 ///

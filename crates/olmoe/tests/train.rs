@@ -255,7 +255,13 @@ fn says_what_it_will_do_and_exports() {
     assert!(done.err.contains("step 3/3 · 0s left · loss"), "{}", done.err);
     assert!(folder.path().join("run/step-3-hf/config.json").is_file());
     let done = train(folder.path(), "run", &["--try_load_latest_save", "--stop_at=3", "--export=olmo", "--quiet"]);
-    assert_eq!(done.code, 0, "{}", done.err);
+    // --quiet means here what it means elsewhere: no notes either, although an unused setting is worth one.
+    assert_eq!((done.code, done.err.as_str(), done.out.as_str()), (0, "", ""));
+    let notes = ["--try_load_latest_save", "--stop_at=3", "--activation_checkpointing=one_in_two"];
+    let said = train(folder.path(), "run", &notes);
+    let quiet = train(folder.path(), "run", &[&notes[..], &["--quiet"]].concat());
+    assert!(said.code == 0 && said.err.contains("note: "), "{}", said.err);
+    assert_eq!((quiet.code, quiet.err.as_str()), (0, ""));
     // The same weights from either.
     let learned = ["step-3-hf", "step-3-olmo"].map(|name| {
         let from = format!("--load_path={}", folder.path().join("run").join(name).display());

@@ -15,6 +15,8 @@ use crate::safetensors::{self, SafetensorsError, Spec, file_bytes, shard_name, s
 /// Bytes that must be free beyond those of the tensors: the small files, and what the file system needs itself.
 pub const SPACE_RESERVE: u64 = 16 << 20;
 const BUFFER: usize = 1 << 20;
+/// Numbers that are written at once.
+const PIECE: usize = 64 << 10;
 
 /// A checkpoint being written. Dropped before [`Writer::commit`], it is removed again.
 pub struct Writer<'a, D: Disk> {
@@ -79,6 +81,28 @@ impl<'a, D: Disk> Writer<'a, D> {
     ) -> Result<(), SaveError> {
         let written = self.write_tensors(group, specs, max_shard_bytes, &mut fill);
         self.note(written)
+    }
+
+    /// Writes a group of f32 tensors, as [`Writer::tensors`] does; `values` are their numbers, in the same order.
+    ///
+    /// # Errors
+    /// As [`Writer::tensors`].
+    pub fn numbers(
+        &mut self,
+        group: &str,
+        specs: &[Spec],
+        max_shard_bytes: u64,
+        values: &[&[f32]],
+    ) -> Result<(), SaveError> {
+        let mut bytes = Vec::with_capacity(PIECE * size_of::<f32>());
+        self.tensors(group, specs, max_shard_bytes, |index, out| {
+            // A piece at a time, each in the order of bytes that files have.
+            values[index].chunks(PIECE).try_for_each(|piece| {
+                bytes.clear();
+                bytes.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
+                out.write_all(&bytes)
+            })
+        })
     }
 
     fn write_tensors(

@@ -30,8 +30,8 @@ pub(crate) enum Luck {
     SystemLives,
     /// The power is lost: nothing survives that was not synced.
     Worst,
-    /// The power is lost: of what was not synced, some names survive, in no order; and of each file the old, the new,
-    /// the first half, or zeros.
+    /// The power is lost: of what was not synced, some names survive, in no order; and of each file the old, the new, or
+    /// of what was written since its last sync the first half, or zeros.
     Random(u64),
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct FaultyDisk {
 }
 
 /// A folder in memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Tree {
     Folder(BTreeMap<String, Tree>),
     File(Vec<u8>),
@@ -157,8 +157,16 @@ impl FaultyDisk {
                 (Luck::Random(_), _) => match pick(4) {
                     0 => durable.clone(),
                     1 => live.clone(),
-                    2 => live[..live.len() / 2].to_vec(),
-                    _ => vec![0; live.len()],
+                    // What was appended to a synced file leaves that as it is.
+                    cut => {
+                        let kept = if live.starts_with(durable) { durable.len() } else { 0 };
+                        let mut left = live.clone();
+                        match cut {
+                            2 => left.truncate(kept + (live.len() - kept) / 2),
+                            _ => left[kept..].fill(0),
+                        }
+                        left
+                    }
                 },
             }),
             Node::Folder { live, durable, pending } => {
@@ -237,6 +245,22 @@ impl Disk for &FaultyDisk {
         self.begin()?;
         let file = LocalDisk.create_file(path)?;
         Ok((self.add(path, Node::File { live: Vec::new(), durable: Vec::new() }), file))
+    }
+
+    fn open_append(&self, path: &Path) -> io::Result<(usize, File)> {
+        if !path.exists() {
+            return self.create_file(path);
+        }
+        self.begin()?;
+        Ok((self.find(path), LocalDisk.open_append(path)?))
+    }
+
+    fn truncate(&self, file: &mut (usize, File), length: u64) -> io::Result<()> {
+        self.begin()?;
+        LocalDisk.truncate(&mut file.1, length)?;
+        let Node::File { live, .. } = &mut self.state.borrow_mut().nodes[file.0] else { panic!() };
+        live.truncate(length as usize);
+        Ok(())
     }
 
     fn write(&self, file: &mut (usize, File), bytes: &[u8]) -> io::Result<()> {

@@ -94,15 +94,17 @@ impl Order {
         fs::create_dir_all(folder).map_err(failed("make the folder of"))?;
         let temporary = folder.join(format!("{GLOBAL_INDICES}.tmp"));
         let written = fs::File::create(&temporary).and_then(|mut file| {
-            for piece in self.indices.chunks(1 << 18) {
-                let bytes: Vec<u8> = piece.iter().flat_map(|index| index.to_le_bytes()).collect();
-                file.write_all(&bytes)?;
-            }
+            self.pieces().try_for_each(|piece| file.write_all(&piece))?;
             file.sync_all()
         });
         written.map_err(failed("write"))?;
         fs::rename(&temporary, &path).map_err(failed("name"))?;
         Ok(path)
+    }
+
+    /// The bytes of that file, piece by piece.
+    pub fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.indices.chunks(1 << 18).map(|piece| piece.iter().flat_map(|index| index.to_le_bytes()).collect())
     }
 
     /// Reads what [`Order::write`] or OLMo has written.

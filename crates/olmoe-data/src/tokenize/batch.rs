@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::group::stripped;
-use super::{Settings, Summary, bounded, encode_paragraphs, puts_space_before};
+use super::text::{bounded, encode_paragraphs, puts_space_before, stripped};
+use super::{Settings, Summary};
 use crate::documents::{Document, Malformed};
 use crate::{Tokenizer, TokenizerError};
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::TokenizeError;
+use super::error::TokenizeError;
 
 /// A folder on its way to its name. Dropped before [`Folder::commit`], it is removed.
 pub(super) struct Folder {

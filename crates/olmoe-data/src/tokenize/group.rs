@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::batch::Batch;
+use super::error::TokenizeError;
 use super::part::{Entry, Part};
-use super::{Settings, Summary, TokenizeError};
+use super::text::stripped;
+use super::{Settings, Summary};
 use crate::Tokenizer;
 use crate::documents::{Document, Documents};
 use crate::random::Mersenne;
@@ -197,11 +199,6 @@ impl Ring<'_> {
     }
 }
 
-/// `str.strip()` of Python, to which four separators are white space, too.
-pub(super) fn stripped(text: &str) -> &str {
-    text.trim_matches(|letter: char| letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,10 +223,5 @@ mod tests {
         {
             assert_eq!(stem(number, groups), expected);
         }
-    }
-
-    #[test]
-    fn white_space_as_python_has_it() {
-        assert_eq!(stripped("\u{1c}\u{1f} \u{85}\u{a0}\u{3000}\ta b\u{200b}\r\n"), "a b\u{200b}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::TokenizeError;
+use super::error::TokenizeError;
 
 /// Files found by patterns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::TokenizeError;
+use super::error::TokenizeError;
 
 const BUFFER: usize = 1 << 20;
 

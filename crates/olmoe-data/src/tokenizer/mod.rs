@@ -198,13 +198,13 @@ impl Tokenizer {
     }
 
     /// Decodes tokens as they come; without special tokens when `skip_special`.
-    pub fn stream(&self, skip_special: bool) -> DecodeStream<'_> {
+    pub fn stream(&self, skip_special: bool) -> DecodeStream<&Tokenizer> {
         DecodeStream::new(self, &[], skip_special)
     }
 
     /// Decodes tokens that come after others: their text as it follows those, with the space that a text would not begin
     /// with, and with the whole of a character that those began.
-    pub fn stream_after(&self, before: &[u32], skip_special: bool) -> DecodeStream<'_> {
+    pub fn stream_after(&self, before: &[u32], skip_special: bool) -> DecodeStream<&Tokenizer> {
         DecodeStream::new(self, before, skip_special)
     }
 

@@ -1,11 +1,15 @@
 //! Text from tokens that come one by one.
 
+use std::ops::Deref;
+
 use super::{Kind, Tokenizer, guarded};
 
 /// Makes text of tokens as they come: never half a character, and all together what [`Tokenizer::decode`] gives for all
 /// of the tokens, without what it gives for those that came before the stream began.
-pub struct DecodeStream<'t> {
-    tokenizer: &'t Tokenizer,
+///
+/// `T` holds the tokenizer: a reference, or an `Arc` for a stream that outlives the function that made it.
+pub struct DecodeStream<T> {
+    tokenizer: T,
     skip_special: bool,
     /// Bytes of a character that is not complete: three at most.
     bytes: Vec<u8>,
@@ -17,18 +21,19 @@ pub struct DecodeStream<'t> {
     halves: usize,
 }
 
-impl<'t> DecodeStream<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer, before: &[u32], skip_special: bool) -> DecodeStream<'t> {
+impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
+    /// A stream for tokens that come after those of `before`, as [`Tokenizer::stream_after`] gives it.
+    pub fn new(tokenizer: T, before: &[u32], skip_special: bool) -> DecodeStream<T> {
         let (bytes, ids, prefix) = Default::default();
         let mut stream =
             DecodeStream { tokenizer, skip_special, bytes, ids, prefix, prefix_index: before.len(), halves: 0 };
-        match &tokenizer.kind {
+        match &stream.tokenizer.kind {
             Kind::ByteLevel(_) => {
                 before.iter().for_each(|id| _ = stream.push(*id));
                 stream.halves = usize::from(!stream.bytes.is_empty());
             }
             Kind::Library(_) => {
-                let text = tokenizer.decode(before, skip_special).unwrap_or_default();
+                let text = stream.tokenizer.decode(before, skip_special).unwrap_or_default();
                 let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
                 stream.halves = text[whole.len()..].chars().count();
                 stream.prefix = whole.to_owned();

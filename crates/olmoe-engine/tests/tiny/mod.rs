@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use olmoe_data::{Tokenizer, Vocabulary};
-use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Finished, Request, RequestId, Token};
+use olmoe_engine::{Completion, Engine, EngineConfig, FinishReason, Request, RequestId};
 use olmoe_model::config::{FeedForward, ModelConfig};
 use olmoe_model::model::{Model, Precision};
 use olmoe_tensor::encoding::Encoding;
@@ -31,14 +33,19 @@ pub(crate) fn config() -> ModelConfig {
     ModelConfig::from_hf_json(&json).expect("a good configuration").config
 }
 
-pub(crate) fn model(precision: Precision) -> Model {
+pub(crate) fn model(precision: Precision) -> Arc<Model> {
+    Arc::new(drawn(precision))
+}
+
+/// The same, to be changed.
+pub(crate) fn drawn(precision: Precision) -> Model {
     let mut model = Model::new(config(), precision, false).expect("a model");
     model.initialize(7);
     model
 }
 
 /// The same in the block format, or with all its numbers, and as wide as blocks are long.
-pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> Model {
+pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> Arc<Model> {
     let mut config = config();
     (config.d_model, config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim) = (256, 1, 4, 2, 64);
     if let FeedForward::Moe(moe) = &mut config.feed_forward {
@@ -46,7 +53,7 @@ pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> M
     }
     let mut drawn = Model::new(config.clone(), precision, format.is_some()).expect("a model");
     drawn.initialize(7);
-    let Some(format) = format else { return drawn };
+    let Some(format) = format else { return Arc::new(drawn) };
     let count = drawn.parameters().len();
     let mut model =
         Model::for_inference(config, precision, &vec![Some(Encoding::Blocks(format)); count]).expect("a model");
@@ -68,12 +75,12 @@ pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> M
             });
         }
     }
-    model
+    Arc::new(model)
 }
 
 /// The bytes, then an end of text.
-pub(crate) fn tokenizer() -> Tokenizer {
-    Tokenizer::from_vocabulary(&Vocabulary::bytes()).expect("a tokenizer")
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
+    Arc::new(Tokenizer::from_vocabulary(&Vocabulary::bytes()).expect("a tokenizer"))
 }
 
 /// Some ids, the same for the same seed.
@@ -81,53 +88,33 @@ pub(crate) fn ids(len: usize, seed: usize) -> Vec<u32> {
     (0..len).map(|i| ((i * 17 + seed * 129 + i * i * seed) % ROWS) as u32).collect()
 }
 
-/// All that came of a sample.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Outcome {
-    pub(crate) tokens: Vec<Token>,
-    pub(crate) end: Option<Finished>,
+/// Why a sample ended.
+pub(crate) fn reason(outcome: &Completion) -> &FinishReason {
+    &outcome.end.as_ref().expect("it has ended").reason
 }
 
-impl Outcome {
-    pub(crate) fn ids(&self) -> Vec<u32> {
-        self.tokens.iter().map(|token| token.id).collect()
+/// Without the one number that other requests have a part in.
+pub(crate) fn without_reuse(mut outcome: Completion) -> Completion {
+    if let Some(end) = &mut outcome.end {
+        end.usage.reused_tokens = 0;
     }
-
-    pub(crate) fn text(&self) -> String {
-        let end = self.end.iter().map(|end| end.text.as_str());
-        self.tokens.iter().map(|token| token.text.as_str()).chain(end).collect()
-    }
-
-    pub(crate) fn reason(&self) -> &FinishReason {
-        &self.end.as_ref().expect("it has ended").reason
-    }
-
-    /// Without the one number that other requests have a part in.
-    pub(crate) fn without_reuse(mut self) -> Outcome {
-        if let Some(end) = &mut self.end {
-            end.usage.reused_tokens = 0;
-        }
-        self
-    }
+    outcome
 }
 
 /// Outcomes by request and sample.
-pub(crate) type Outcomes = BTreeMap<(RequestId, usize), Outcome>;
+pub(crate) type Outcomes = BTreeMap<(RequestId, usize), Completion>;
 
 /// Takes a step and notes what happened.
-pub(crate) fn step(engine: &mut Engine<'_>, outcomes: &mut Outcomes) {
+pub(crate) fn step(engine: &mut Engine, outcomes: &mut Outcomes) {
     for event in engine.step() {
         let outcome = outcomes.entry((event.request, event.sample)).or_default();
         assert!(outcome.end.is_none(), "something happened after the end: {event:?}");
-        match event.kind {
-            EventKind::Token(token) => outcome.tokens.push(token),
-            EventKind::Finished(end) => outcome.end = Some(end),
-        }
+        outcome.add(event.kind);
     }
 }
 
 /// Steps until nothing is left.
-pub(crate) fn drain(engine: &mut Engine<'_>) -> Outcomes {
+pub(crate) fn drain(engine: &mut Engine) -> Outcomes {
     let mut outcomes = Outcomes::new();
     let mut steps = 0;
     while !engine.is_idle() {
@@ -139,17 +126,17 @@ pub(crate) fn drain(engine: &mut Engine<'_>) -> Outcomes {
 }
 
 /// One request alone in an engine of its own, its prompt read at once.
-pub(crate) fn alone(model: &Model, tokenizer: Option<&Tokenizer>, request: &Request) -> Vec<Outcome> {
+pub(crate) fn alone(model: &Arc<Model>, tokenizer: Option<&Arc<Tokenizer>>, request: &Request) -> Vec<Completion> {
     alone_with(model, tokenizer, request, None)
 }
 
 /// The same with this type of cache.
 pub(crate) fn alone_with(
-    model: &Model,
-    tokenizer: Option<&Tokenizer>,
+    model: &Arc<Model>,
+    tokenizer: Option<&Arc<Tokenizer>>,
     request: &Request,
     cache_type: Option<CacheType>,
-) -> Vec<Outcome> {
+) -> Vec<Completion> {
     let config = EngineConfig {
         max_running: 1,
         step_tokens: 4096,
@@ -158,7 +145,7 @@ pub(crate) fn alone_with(
         cache_type,
         ..EngineConfig::default()
     };
-    let mut engine = Engine::new(model, tokenizer, config).expect("an engine");
-    engine.submit(request.clone()).expect("a good request");
-    drain(&mut engine).into_values().map(Outcome::without_reuse).collect()
+    let mut engine = Engine::new(model.clone(), tokenizer.cloned(), config).expect("an engine");
+    let mut done = engine.complete_all([request.clone()], &AtomicBool::new(false)).expect("it is not interrupted");
+    done.remove(0).expect("a good request").into_iter().map(without_reuse).collect()
 }

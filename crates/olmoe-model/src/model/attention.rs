@@ -47,9 +47,10 @@ impl KvCache {
         (config.n_layers as u64).saturating_mul(grain).saturating_mul(capacity.div_ceil(KvCache::GRAIN) as u64)
     }
 
-    /// Tokens held.
+    /// Tokens held: those of the last layer, which a pass reaches last. A pass that panicked before has left more in the
+    /// others, which the next one forgets.
     pub fn len(&self) -> usize {
-        self.layers.first().map_or(0, Cache::len)
+        self.layers.last().map_or(0, Cache::len)
     }
 
     /// Whether no token is held.
@@ -185,7 +186,9 @@ pub(super) fn forward_cached(
     let mut o = Tensor::scratch(q.shape());
     for (cache, bounds) in caches.iter_mut().zip(batch.sequences.windows(2)) {
         let rows = bounds[0] as usize..bounds[1] as usize;
+        let held = cache.len();
         let cache = &mut cache.layers[layer];
+        cache.truncate(held);
         cache.append(&k, &v, rows.clone());
         attention::forward_cached(&q, rows, cache, heads(&model.config), &mut o);
     }

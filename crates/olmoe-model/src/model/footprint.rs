@@ -1,12 +1,19 @@
 //! The memory that inference needs beside the weights, known before anything is loaded.
 
 use olmoe_tensor::ops::attention::CacheType;
+use olmoe_tensor::threads::num_threads;
 
 use super::attention::KvCache;
-use crate::config::{FeedForward, ModelConfig};
+use super::weights::Precision;
+use crate::config::{Activation, FeedForward, Mlp, ModelConfig};
 
-/// Bytes of an f32.
+/// Bytes of an f32, and of an id.
 const F32: u64 = size_of::<f32>() as u64;
+/// When experts are gone through block by block, as [`olmoe_tensor::ops::mlp`] decides it: rows of an expert on the mean,
+/// rows of a block, and blocks for each thread.
+const MANY_ROWS: u64 = 32;
+const BLOCK_ROWS: u64 = 112;
+const BLOCKS_PER_THREAD: u64 = 4;
 
 impl ModelConfig {
     /// Bytes of the caches, kept as `kind`, of sequences with room for so many tokens each.
@@ -15,31 +22,99 @@ impl ModelConfig {
         bytes.fold(0, u64::saturating_add)
     }
 
-    /// Bytes that a pass over `tokens` tokens needs at its widest place, and the logits of `rows` of them: what the buffers of
-    /// a pass come to that one after the other reuse.
-    pub fn pass_bytes(&self, tokens: usize, rows: usize) -> u64 {
-        let number = |count: usize| count as u64;
-        let (t, d) = (number(tokens), number(self.d_model));
-        // The residual stream before and after a step, the norm between, and queries, keys, values and their results.
-        let attention = number(self.query_width() + 2 * self.n_kv_heads * self.head_dim);
-        let stream = 4 * d + 2 * attention;
-        let feed_forward = |layer| {
-            // Slots a token, their width, and beside them the shared expert.
-            let (slots, width, shared) = match self.feed_forward_of(layer) {
-                FeedForward::Dense(mlp) => (1, number(mlp.width), 0),
-                FeedForward::Moe(moe) => {
-                    let shared = moe.shared_expert.map_or(0, |shared| number(shared.width));
-                    (number(moe.top_k), number(moe.expert.width), shared)
-                }
-            };
-            // Gate, up and their product, that rounded, and the output of every slot.
-            slots.saturating_mul(3 * width + width / 2 + d).max(3 * shared + d)
-        };
+    /// Bytes that a cached pass over `tokens` tokens needs at its widest place, or the logits of `rows` of them after it, with
+    /// weights of this precision, or `quantized` ones.
+    ///
+    /// A pass is attention and feed-forward by turns, each beside the residual stream before it and the norm that it reads.
+    pub fn pass_bytes(&self, tokens: usize, rows: usize, precision: Precision, quantized: bool) -> u64 {
+        let pass = Pass { tokens: tokens as u64, precision, quantized };
+        let (d, v) = (self.d_model as u64, self.embedding_size as u64);
+        let (q, kv) = (self.query_width() as u64, (self.n_kv_heads * self.head_dim) as u64);
+        // Stream, norm, result; queries, keys, values and what attention makes of them, once more as a factor.
+        let attention = F32 * (3 * d + 2 * q + 2 * kv) + pass.factor(q);
         // Layers are of two kinds at most.
-        let feed_forward = feed_forward(0).max(feed_forward(1));
-        let mixtures = number(self.mixture_layers().count());
-        let routing = self.moe().map_or(0, |moe| mixtures * number(moe.num_experts + 4 * moe.top_k));
-        let pass = t.saturating_mul(stream + feed_forward + routing);
-        pass.saturating_add(number(rows).saturating_mul(number(self.embedding_size))).saturating_mul(F32)
+        let feed_forward = [0, 1].map(|layer| pass.feed_forward(d, &self.feed_forward_of(layer)));
+        let widest = pass.of_all(attention).max(feed_forward[0]).max(feed_forward[1]);
+        // What the routing of every mixture leaves; ids, positions, and the slots of a dense layer.
+        let mixtures = self.mixture_layers().count() as u64;
+        let routing = self.moe().map_or(0, |moe| mixtures.saturating_mul((moe.num_experts + 2 * moe.top_k + 1) as u64));
+        let beside = pass.of_all(F32.saturating_mul(routing.saturating_add(5)));
+        let row = F32.saturating_mul(v + d) + pass.factor(d);
+        let logits = pass.of_all(F32 * d).saturating_add(row.saturating_mul(rows as u64));
+        widest.max(logits).saturating_add(beside)
     }
+}
+
+/// A pass as far as its memory depends on it.
+struct Pass {
+    tokens: u64,
+    precision: Precision,
+    quantized: bool,
+}
+
+impl Pass {
+    /// Bytes of all tokens.
+    fn of_all(&self, bytes: u64) -> u64 {
+        self.tokens.saturating_mul(bytes)
+    }
+
+    /// Bytes of so many numbers as a factor of a product.
+    fn factor(&self, numbers: u64) -> u64 {
+        match self.precision {
+            // Eight bits, with a scale and sums for every block.
+            _ if self.quantized => numbers + numbers / 4,
+            Precision::Fp32 => F32 * numbers,
+            Precision::AmpBf16 => F32 / 2 * numbers,
+        }
+    }
+
+    /// Bytes of a feed-forward layer with the stream around it.
+    fn feed_forward(&self, d: u64, layer: &FeedForward) -> u64 {
+        let stream = F32 * 3 * d;
+        match layer {
+            FeedForward::Dense(mlp) => self.of_all(stream).saturating_add(self.mlp(d, mlp, 1, 1).widest),
+            FeedForward::Moe(moe) => {
+                let (choices, experts) = (moe.top_k as u64, moe.num_experts as u64);
+                // Slots: their tokens, weights and places.
+                let beside = self.of_all(stream.saturating_add(3 * F32 * choices));
+                let routed = self.mlp(d, &moe.expert, choices, experts);
+                let sum = routed.left.saturating_add(self.of_all(F32 * d));
+                let widest = match &moe.shared_expert {
+                    None => routed.widest.max(sum),
+                    Some(shared) => {
+                        let kept = sum.saturating_sub(self.of_all(F32 * d * choices));
+                        routed.widest.max(sum).max(kept.saturating_add(self.mlp(d, shared, 1, 1).widest))
+                    }
+                };
+                beside.saturating_add(widest)
+            }
+        }
+    }
+
+    /// Bytes that an MLP needs for its slots, and those that are left when it is done.
+    fn mlp(&self, d: u64, mlp: &Mlp, choices: u64, experts: u64) -> MlpBytes {
+        let slots = self.tokens.saturating_mul(choices);
+        let (width, threads) = (mlp.width as u64, num_threads() as u64);
+        let inner = width * if mlp.activation == Activation::SwiGlu { 2 } else { 1 };
+        let many = slots >= MANY_ROWS * experts;
+        let wanted = BLOCKS_PER_THREAD * threads;
+        if many && (slots.div_ceil(BLOCK_ROWS) >= wanted || experts >= wanted) {
+            // A block's factors and its activation; the inputs of that are kept, unless weights are quantised.
+            let (kept, inputs) = if self.quantized { (0, inner) } else { (inner, 0) };
+            let block = self.factor(d) + F32 * (width + inputs) + self.factor(width);
+            let left = slots.saturating_mul(F32 * (kept + d));
+            let x = if self.quantized { self.of_all(self.factor(d)) } else { 0 };
+            let blocks = threads.saturating_mul(BLOCK_ROWS).saturating_mul(block);
+            return MlpBytes { widest: left.saturating_add(x).saturating_add(blocks), left };
+        }
+        // Quantised rows are shared by the slots that read them.
+        let x = self.factor(d).saturating_mul(if self.quantized { self.tokens } else { slots });
+        let widest = slots.saturating_mul(F32 * (inner + width + d) + self.factor(width)).saturating_add(x);
+        MlpBytes { widest, left: slots.saturating_mul(F32 * (inner + d)) }
+    }
+}
+
+struct MlpBytes {
+    widest: u64,
+    left: u64,
 }

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 
-use olmoe_engine::Sampling;
+use olmoe_engine::{Request, Settings};
 
 use super::error::TrainConfigError;
+use super::field::count;
 use super::interpolation::is_remote;
 use super::schema::{DataConfig, EvaluatorType, SamplesConfig, SchedulerName, TrainConfig, check_model};
 
@@ -22,7 +23,9 @@ pub(super) fn check(config: &TrainConfig) -> Result<(), TrainConfigError> {
         if samples.prompts.is_empty() {
             return Err(value("samples.prompts", "empty", "list the texts to go on from, or leave out `samples`"));
         }
-        samples.sampling().check(config.model.embedding_size).map_err(TrainConfigError::Samples)?;
+        let mut request = Request::new(Vec::new());
+        samples.settings().apply(&mut request);
+        request.sampling.check(config.model.embedding_size).map_err(TrainConfigError::Samples)?;
     }
     for (i, evaluator) in config.evaluators.iter().enumerate() {
         let label = evaluator.label.as_str();
@@ -190,10 +193,15 @@ impl TrainConfig {
 }
 
 impl SamplesConfig {
-    /// How tokens are chosen.
-    pub fn sampling(&self) -> Sampling {
-        let top_k = usize::try_from(self.top_k).unwrap_or(usize::MAX);
-        Sampling { temperature: self.temperature, top_k, top_p: self.top_p, ..Sampling::default() }
+    /// How texts are generated, but for their seeds.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            max_tokens: Some(count(self.max_new_tokens)),
+            temperature: Some(self.temperature),
+            top_k: Some(count(self.top_k)),
+            top_p: Some(self.top_p),
+            ..Settings::default()
+        }
     }
 }
 

@@ -323,6 +323,11 @@ impl Field for (f64, f64) {
     }
 }
 
+/// A number of a configuration as this machine counts; one beyond that is the largest.
+pub(crate) fn count(x: u64) -> usize {
+    usize::try_from(x).unwrap_or(usize::MAX)
+}
+
 /// A count of steps or tokens that may be written with a fraction, which is cut off, as OLMo does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Count(pub u64);

@@ -1,11 +1,12 @@
 //! `metrics.jsonl` and `samples.jsonl` of a run folder: appending, and going on after a resume.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::fs::{File, TryLockError};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
+
+use olmoe_checkpoint::disk::{Disk, LocalDisk};
 
 use super::{Line, Lines, MetricsError};
 
@@ -18,15 +19,28 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(25);
 /// The file is locked as long as this lives, so no two runs mix their lines, and a reader can tell a run that goes on.
 /// A line is one write to the system, which keeps it if the program is killed.
 #[derive(Debug)]
-pub struct Log<T> {
+pub struct Log<T, D: Disk = LocalDisk> {
     path: PathBuf,
-    file: File,
+    disk: D,
+    file: D::File,
+    /// Locked as long as it is open.
+    _lock: File,
     /// Bytes of whole lines.
     length: u64,
     of: PhantomData<T>,
 }
 
 impl<T: Line> Log<T> {
+    /// As [`open_on`](Log::open_on), on the disk of this machine.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(folder: &Path, after: u64) -> Result<Log<T>, MetricsError> {
+        Log::open_on(LocalDisk, folder, after)
+    }
+}
+
+impl<T: Line, D: Disk> Log<T, D> {
     /// Opens the file of a run folder, which exists, for what comes after the step `after`: 0 for a run from its
     /// beginning.
     ///
@@ -35,16 +49,17 @@ impl<T: Line> Log<T> {
     ///
     /// # Errors
     /// [`MetricsError`]: another process writes it, a kept line is malformed, or the system says no.
-    pub fn open(folder: &Path, after: u64) -> Result<Log<T>, MetricsError> {
+    pub fn open_on(disk: D, folder: &Path, after: u64) -> Result<Log<T, D>, MetricsError> {
         let path = folder.join(T::FILE_NAME);
         if path.exists() && !path.is_file() {
             return Err(MetricsError::NotAFile { path });
         }
-        let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
-        let file = file.map_err(MetricsError::io("open", &path))?;
-        lock(&file, &path)?;
+        let file = disk.open_append(&path).map_err(MetricsError::io("open", &path))?;
+        // To read, and for the lock, for which some file systems want it open for writing.
+        let held = File::options().read(true).append(true).open(&path).map_err(MetricsError::io("open", &path))?;
+        lock(&held, &path)?;
 
-        let mut reader = Lines::<T>::of(file.try_clone().map_err(MetricsError::io("read", &path))?, &path)?;
+        let mut reader = Lines::<T>::of(held.try_clone().map_err(MetricsError::io("read", &path))?, &path)?;
         let (mut length, mut terminated) = (0, true);
         while let Some(line) = reader.next().transpose()? {
             if line.step() > after {
@@ -52,7 +67,7 @@ impl<T: Line> Log<T> {
             }
             (length, terminated) = (reader.offset, reader.terminated);
         }
-        let mut log = Log { path, file, length, of: PhantomData };
+        let mut log = Log { path, disk, file, _lock: held, length, of: PhantomData };
         log.mend().map_err(MetricsError::io("write", &log.path))?;
         if !terminated {
             log.write(b"\n")?;
@@ -75,7 +90,7 @@ impl<T: Line> Log<T> {
     /// # Errors
     /// [`MetricsError::Io`].
     pub fn sync(&self) -> Result<(), MetricsError> {
-        self.file.sync_data().map_err(MetricsError::io("write", &self.path))
+        self.disk.sync_file(&self.file).map_err(MetricsError::io("write", &self.path))
     }
 
     /// The file.
@@ -84,7 +99,7 @@ impl<T: Line> Log<T> {
     }
 
     fn write(&mut self, line: &[u8]) -> Result<(), MetricsError> {
-        if let Err(error) = self.file.write_all(line) {
+        if let Err(error) = self.disk.write(&mut self.file, line) {
             // A part of the line would spoil the next one. If this fails, too, the next open repairs it.
             let _ = self.mend();
             return Err(MetricsError::io("write", &self.path)(error));
@@ -94,10 +109,10 @@ impl<T: Line> Log<T> {
     }
 
     /// Removes what comes after the whole lines.
-    fn mend(&self) -> std::io::Result<()> {
-        if self.file.metadata()?.len() > self.length {
-            self.file.set_len(self.length)?;
-            self.file.sync_all()?;
+    fn mend(&mut self) -> std::io::Result<()> {
+        if std::fs::metadata(&self.path)?.len() > self.length {
+            self.disk.truncate(&mut self.file, self.length)?;
+            self.disk.sync_file(&self.file)?;
         }
         Ok(())
     }

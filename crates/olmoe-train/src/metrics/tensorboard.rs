@@ -13,10 +13,11 @@
 //! SessionLog 1 status: enum        START = 1
 //! ```
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use olmoe_checkpoint::disk::{Disk, LocalDisk};
 
 use super::{MetricsError, Record, Sample};
 
@@ -27,15 +28,26 @@ const MAX_FILES: u32 = 10_000;
 
 /// An event file that a run appends to. Values are f32 there.
 #[derive(Debug)]
-pub struct EventFile {
+pub struct EventFile<D: Disk = LocalDisk> {
     path: PathBuf,
-    file: File,
+    disk: D,
+    file: D::File,
     /// Bytes of whole frames.
     length: u64,
     buffer: Vec<u8>,
 }
 
 impl EventFile {
+    /// As [`create_on`](EventFile::create_on), on the disk of this machine.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create(folder: &Path, after: u64, now: SystemTime) -> Result<EventFile, MetricsError> {
+        EventFile::create_on(LocalDisk, folder, after, now)
+    }
+}
+
+impl<D: Disk> EventFile<D> {
     /// Begins a file in a folder, which exists, for what comes after the step `after`.
     ///
     /// TensorBoard reads the files of a folder in the order of their times; this one tells it to forget later steps of
@@ -43,19 +55,19 @@ impl EventFile {
     ///
     /// # Errors
     /// [`MetricsError::Io`].
-    pub fn create(folder: &Path, after: u64, now: SystemTime) -> Result<EventFile, MetricsError> {
+    pub fn create_on(disk: D, folder: &Path, after: u64, now: SystemTime) -> Result<EventFile<D>, MetricsError> {
         let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let (host, process) = (host_name(), std::process::id());
         let mut number = 0;
         let (path, file) = loop {
             let path = folder.join(format!("events.out.tfevents.{seconds:010}.{host}.{process}.{number}"));
-            match OpenOptions::new().append(true).create_new(true).open(&path) {
+            match disk.create_file(&path) {
                 Ok(file) => break (path, file),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists && number < MAX_FILES => number += 1,
                 Err(error) => return Err(MetricsError::io("open", &path)(error)),
             }
         };
-        let mut events = EventFile { path, file, length: 0, buffer: Vec::new() };
+        let mut events = EventFile { path, disk, file, length: 0, buffer: Vec::new() };
         events.write(&file_version(now))?;
         events.write(&session_start(now, after.saturating_add(1)))?;
         Ok(events)
@@ -87,9 +99,9 @@ impl EventFile {
     fn write(&mut self, event: &[u8]) -> Result<(), MetricsError> {
         self.buffer.clear();
         frame(event, &mut self.buffer);
-        if let Err(error) = self.file.write_all(&self.buffer) {
+        if let Err(error) = self.disk.write(&mut self.file, &self.buffer) {
             // A part of a frame would hide the next ones from every reader.
-            let _: io::Result<()> = self.file.set_len(self.length);
+            let _: io::Result<()> = self.disk.truncate(&mut self.file, self.length);
             return Err(MetricsError::io("write", &self.path)(error));
         }
         self.length += self.buffer.len() as u64;

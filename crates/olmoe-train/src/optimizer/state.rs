@@ -89,15 +89,7 @@ impl Optimizer {
         max_shard_bytes: u64,
     ) -> Result<(), SaveError> {
         let (tensors, values): (Vec<_>, Vec<_>) = self.tensors(specs).into_iter().unzip();
-        writer.tensors(GROUP, &tensors, max_shard_bytes, |index, out| {
-            // A piece at a time, each in the order of bytes that files have.
-            let mut bytes = Vec::with_capacity(PIECE * 4);
-            values[index].chunks(PIECE).try_for_each(|piece| {
-                bytes.clear();
-                bytes.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
-                out.write_all(&bytes)
-            })
-        })?;
+        writer.numbers(GROUP, &tensors, max_shard_bytes, &values)?;
         let header = Header {
             name: self.config.name.name().into(),
             steps: self.steps,
@@ -139,7 +131,7 @@ impl Optimizer {
     }
 }
 
-/// Numbers that are written or read at once.
+/// Numbers that are read at once.
 const PIECE: usize = 64 << 10;
 
 fn fits(shards: &Shards, spec: &Spec) -> Result<(), StateError> {

@@ -8,8 +8,8 @@ use olmoe_checkpoint::open::Format;
 use olmoe_checkpoint::save::{Found, LATEST, MANIFEST_FILE, verify};
 use olmoe_model::model::Model;
 
-use super::Event;
 use super::error::TrainError;
+use super::event::Event;
 use super::folder::RunFolder;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;

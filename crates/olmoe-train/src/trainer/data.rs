@@ -6,7 +6,7 @@ use olmoe_data::pretrain::{DataError, DataSet, DataSettings, Order, OrderSetting
 use olmoe_data::token_file;
 use olmoe_model::config::ModelConfig;
 
-use crate::config::{DataConfig, TokenType, TrainConfig};
+use crate::config::{DataConfig, TokenType, TrainConfig, count};
 
 /// Opens files of tokens as a section of the configuration says.
 pub(super) fn open<'a>(
@@ -14,7 +14,6 @@ pub(super) fn open<'a>(
     files: impl Iterator<Item = &'a str>,
     model: &ModelConfig,
 ) -> Result<Arc<DataSet>, DataError> {
-    let count = |x: u64| usize::try_from(x).unwrap_or(usize::MAX);
     let settings = DataSettings {
         label_mask_paths: data.label_mask_paths.as_ref().map(|paths| paths.iter().map(Into::into).collect()),
         ratios: data.ratios.clone(),

@@ -119,7 +119,7 @@ pub enum TrainError {
         /// Bytes that are free.
         available: u64,
     },
-    /// A loss, a gradient or a weight that is no finite number.
+    /// A loss or a gradient that is NaN or infinite.
     #[error(
         "step {step}: {what}; {place}. Nothing was updated or saved; go on from the last checkpoint with a smaller \
              learning rate, or past this batch with fast_forward_batches"
@@ -130,6 +130,17 @@ pub enum TrainError {
         /// What it is.
         what: String,
         /// Where it was seen first.
+        place: String,
+    },
+    /// A weight that an update has made NaN or infinite.
+    #[error(
+        "step {step}: an update has made weights that are NaN or infinite: {place}. They are not saved, and what is in \
+         memory is of no use; go on from the last checkpoint with a smaller learning rate"
+    )]
+    BadWeight {
+        /// The step after which it was noticed.
+        step: u64,
+        /// The first one.
         place: String,
     },
 }

@@ -9,7 +9,7 @@ use olmoe_model::model::{Activations, Keep, Model};
 
 use super::data;
 use super::error::TrainError;
-use crate::config::{EvaluatorType, TrainConfig};
+use crate::config::{EvaluatorType, TrainConfig, count};
 
 /// Sets of texts, which one pass goes through together.
 pub(super) struct Evaluator {
@@ -25,7 +25,6 @@ pub(super) struct Evaluator {
 /// The evaluators of a configuration, and the labels of those that are of another type.
 pub(super) fn evaluators(config: &TrainConfig) -> Result<(Vec<Evaluator>, Vec<String>), TrainError> {
     let (mut evaluators, mut others) = (Vec::new(), Vec::new());
-    let count = |x: u64| usize::try_from(x).unwrap_or(usize::MAX);
     for one in &config.evaluators {
         if one.r#type == EvaluatorType::Downstream {
             others.push(one.label.clone());
@@ -54,15 +53,15 @@ pub(super) fn evaluators(config: &TrainConfig) -> Result<(Vec<Evaluator>, Vec<St
 }
 
 impl Evaluator {
-    /// By label, the mean over the instances of each instance's mean loss; none where there is no instance, or when
+    /// By label, the mean over the instances of each instance's mean loss, none where there is no instance; nothing when
     /// `interrupt` is set.
-    fn losses(&self, model: &Model, interrupt: &AtomicBool) -> Result<Vec<Option<f64>>, TrainError> {
+    fn losses(&self, model: &Model, interrupt: &AtomicBool) -> Result<Option<Vec<Option<f64>>>, TrainError> {
         let mut activations = Activations::new(Keep::Nothing);
         let mut sums = vec![(0.0, 0u64); self.labels.len()];
         let order = order(self.data.len(), self.seed);
         for indices in order.chunks(self.batch_size).take(self.batches) {
             if interrupt.load(Ordering::Relaxed) {
-                return Ok(Vec::new());
+                return Ok(None);
             }
             if self.drop_last && indices.len() < self.batch_size {
                 break;
@@ -79,7 +78,7 @@ impl Evaluator {
                 }
             }
         }
-        Ok(sums.into_iter().map(|(sum, instances)| (instances > 0).then(|| sum / instances as f64)).collect())
+        Ok(Some(sums.into_iter().map(|(sum, instances)| (instances > 0).then(|| sum / instances as f64)).collect()))
     }
 }
 
@@ -96,22 +95,22 @@ fn order(instances: u32, seed: u64) -> Vec<u32> {
     order
 }
 
-/// All of them, with OLMo's names; less than all when `interrupt` is set.
+/// All of them, with OLMo's names, and whether these are all: fewer when `interrupt` is set.
 pub(super) fn evaluate(
     evaluators: &[Evaluator],
     model: &Model,
     interrupt: &AtomicBool,
-) -> Result<Vec<(String, f64)>, TrainError> {
+) -> Result<(Vec<(String, f64)>, bool), TrainError> {
     let mut metrics = Vec::new();
     for evaluator in evaluators {
-        let losses = evaluator.losses(model, interrupt)?;
+        let Some(losses) = evaluator.losses(model, interrupt)? else { return Ok((metrics, false)) };
         for ((label, _), loss) in evaluator.labels.iter().zip(losses) {
             let Some(loss) = loss else { continue };
             metrics.push((format!("eval/{label}/CrossEntropyLoss"), loss));
             metrics.push((format!("eval/{label}/Perplexity"), loss.exp()));
         }
     }
-    Ok(metrics)
+    Ok((metrics, true))
 }
 
 #[cfg(test)]

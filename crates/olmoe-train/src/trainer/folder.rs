@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use olmoe_checkpoint::disk::Disk;
+use olmoe_checkpoint::disk::{Disk, make_folders, write_whole};
 use olmoe_checkpoint::open::MODEL_GROUP;
 use olmoe_checkpoint::safetensors::{SafeType, Spec};
 use olmoe_checkpoint::save::{Checkpoints, Saved};
@@ -22,8 +22,6 @@ pub const LOCK_FILE: &str = "run.lock";
 pub const CONFIG_FILE: &str = "config.yaml";
 /// Most bytes of numbers in a file of a checkpoint.
 const MAX_SHARD_BYTES: u64 = 4 << 30;
-/// Numbers that are written at once.
-const PIECE: usize = 64 << 10;
 /// Most bytes of a tokenizer that is put beside the weights.
 const MAX_TOKENIZER: u64 = 256 << 20;
 
@@ -50,8 +48,9 @@ impl<D: Disk> RunFolder<D> {
         let path = Path::new(&config.save_folder);
         let checkpoints = Checkpoints::open_on(path, disk)?;
         let lock = path.join(LOCK_FILE);
-        let open = File::options().create(true).truncate(false).write(true).open(&lock);
-        let file = open.map_err(TrainError::io("open", &lock))?;
+        let made = checkpoints.disk().open_append(&lock);
+        // Open for writing, which some file systems want of a lock.
+        let file = made.and_then(|_| File::options().write(true).open(&lock)).map_err(TrainError::io("open", &lock))?;
         match file.try_lock() {
             Ok(()) => Ok(RunFolder { checkpoints, _lock: file }),
             Err(TryLockError::WouldBlock) => Err(TrainError::Locked { path: path.into() }),
@@ -61,6 +60,21 @@ impl<D: Disk> RunFolder<D> {
 
     pub(super) fn path(&self) -> &Path {
         self.checkpoints.run_dir()
+    }
+
+    pub(super) fn disk(&self) -> &D {
+        self.checkpoints.disk()
+    }
+
+    /// Writes a file of the folder, or of a folder in it, whole.
+    pub(super) fn write(
+        &self,
+        name: impl AsRef<Path>,
+        fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    ) -> Result<(), TrainError> {
+        let path = self.path().join(name);
+        let made = path.parent().map_or(Ok(()), |folder| make_folders(self.disk(), folder));
+        made.and_then(|()| write_whole(self.disk(), &path, fill)).map(drop).map_err(TrainError::io("write", &path))
     }
 
     /// Sees to it that the run which begins at `state` is the only one in the folder: checkpoints of another course are
@@ -92,7 +106,7 @@ impl<D: Disk> RunFolder<D> {
                 }
                 aside = path.with_extension(format!("replaced-{i}"));
             }
-            std::fs::rename(&path, &aside).map_err(TrainError::io("move aside", &path))?;
+            self.disk().rename(&path, &aside).map_err(TrainError::io("move aside", &path))?;
             moved.push(aside);
         }
         Ok(moved)
@@ -112,8 +126,7 @@ impl<D: Disk> RunFolder<D> {
         optimizer: &Optimizer,
     ) -> Result<(Saved, Vec<u64>), TrainError> {
         if let Some(place) = bad_weight(model) {
-            let what = "the update has made weights that are no numbers".to_owned();
-            return Err(TrainError::NotFinite { step: state.step, what, place });
+            return Err(TrainError::BadWeight { step: state.step, place });
         }
         let specs = model.parameters();
         let values: Vec<&[f32]> =
@@ -123,7 +136,7 @@ impl<D: Disk> RunFolder<D> {
         let mut writer = self.checkpoints.begin(state.step)?;
         let weights: usize = values.iter().map(|value| size_of_val(*value)).sum();
         writer.require_space(weights as u64 + optimizer.state_bytes())?;
-        writer.tensors(MODEL_GROUP, &tensors, MAX_SHARD_BYTES, |index, out| write_numbers(values[index], out))?;
+        writer.numbers(MODEL_GROUP, &tensors, MAX_SHARD_BYTES, &values)?;
         optimizer.save(specs, &mut writer, MAX_SHARD_BYTES)?;
         writer.json("config.json", model.config())?;
         writer.bytes(CONFIG_FILE, config.to_yaml()?.as_bytes())?;
@@ -138,15 +151,6 @@ impl<D: Disk> RunFolder<D> {
         }
         Ok((saved, removed))
     }
-}
-
-fn write_numbers(numbers: &[f32], out: &mut dyn Write) -> std::io::Result<()> {
-    let mut bytes = Vec::with_capacity(PIECE * 4);
-    numbers.chunks(PIECE).try_for_each(|piece| {
-        bytes.clear();
-        bytes.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
-        out.write_all(&bytes)
-    })
 }
 
 /// The tokenizer of the configuration if it is a file here: conversions put it beside the weights.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::step::StepReport;
-use crate::config::TrainConfig;
+use crate::config::{TrainConfig, count};
 use crate::optimizer::metrics::Metrics;
 
 /// Speed over the last steps.
@@ -15,7 +15,7 @@ pub(super) struct Speed {
 
 impl Speed {
     pub(super) fn new(config: &TrainConfig) -> Speed {
-        Speed { window: VecDeque::new(), size: usize::try_from(config.speed_monitor.window_size).unwrap_or(usize::MAX) }
+        Speed { window: VecDeque::new(), size: count(config.speed_monitor.window_size) }
     }
 
     pub(super) fn add(&mut self, report: &StepReport) {

@@ -1,9 +1,10 @@
 //! Texts that the model writes while it is trained: `samples`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use olmoe_data::Tokenizer;
-use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Request, Sampling};
+use olmoe_engine::{Completion, Engine, EngineConfig, FinishReason, Request};
 use olmoe_model::model::Model;
 
 use super::error::TrainError;
@@ -15,9 +16,8 @@ const AT_ONCE: usize = 16;
 
 /// Prompts to go on from.
 pub(super) struct Samples {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     prompts: Vec<(String, Request)>,
-    interval: u64,
     limits: EngineConfig,
 }
 
@@ -25,17 +25,14 @@ impl Samples {
     /// Reads the tokenizer, and what the prompts are with it. None if there is nothing to write.
     pub(super) fn open(config: &TrainConfig) -> Result<Option<Samples>, TrainError> {
         let Some(samples) = &config.samples else { return Ok(None) };
-        let count = |x: u64| usize::try_from(x).unwrap_or(usize::MAX);
         let tokenizer = Tokenizer::from_file(&config.tokenizer.identifier)?;
         let below = u32::try_from(tokenizer.size()).ok();
         let seed = samples.seed.unwrap_or(config.seed);
         let request = |(i, prompt): (usize, &String)| {
-            let request = Request {
-                max_tokens: Some(count(samples.max_new_tokens)),
-                sampling: Sampling { below, ..samples.sampling() },
-                seed: Some(seed.wrapping_add(i as u64)),
-                ..Request::new(tokenizer.encode(prompt)?)
-            };
+            let mut request = Request::new(tokenizer.encode(prompt)?);
+            samples.settings().apply(&mut request);
+            request.sampling.below = below;
+            request.seed = Some(seed.wrapping_add(i as u64));
             Ok((prompt.clone(), request))
         };
         let prompts = samples.prompts.iter().enumerate().map(request).collect::<Result<Vec<_>, TrainError>>()?;
@@ -48,60 +45,45 @@ impl Samples {
             ends: config.model.eos_token_id.into_iter().collect(),
             ..EngineConfig::default()
         };
-        Ok(Some(Samples { tokenizer, prompts, interval: samples.interval, limits }))
+        Ok(Some(Samples { tokenizer: Arc::new(tokenizer), prompts, limits }))
     }
 
     /// Whether the model can go on from every prompt.
-    pub(super) fn check(&self, model: &Model) -> Result<(), TrainError> {
-        let engine = Engine::new(model, Some(&self.tokenizer), self.limits.clone())?;
+    pub(super) fn check(&self, model: &Arc<Model>) -> Result<(), TrainError> {
+        let engine = self.engine(model)?;
         self.prompts.iter().enumerate().try_for_each(|(index, (_, request))| {
             engine.check(request).map_err(|source| TrainError::Prompt { index, source: Box::new(source) })
         })
     }
 
-    /// Whether they are due after a step that is not the last one.
-    pub(super) fn are_due(&self, step: u64) -> bool {
-        step > 0 && step.is_multiple_of(self.interval)
-    }
-
     /// What the model, which is that of a step, makes of the prompts, in their order; none when `interrupt` is set.
     pub(super) fn write(
         &self,
-        model: &Model,
+        model: &Arc<Model>,
         step: u64,
         interrupt: &AtomicBool,
     ) -> Result<Option<Vec<Sample>>, TrainError> {
-        let mut engine = Engine::new(model, Some(&self.tokenizer), self.limits.clone())?;
-        let mut samples = Vec::with_capacity(self.prompts.len());
-        let mut ids = Vec::with_capacity(self.prompts.len());
-        for (index, (prompt, request)) in self.prompts.iter().enumerate() {
-            let refused = |source| TrainError::Prompt { index, source: Box::new(source) };
-            ids.push(engine.submit(request.clone()).map_err(refused)?);
-            let (text, finish_reason) = Default::default();
-            samples.push(Sample { step, prompt: prompt.clone(), text, ids: Vec::new(), finish_reason });
-        }
-        while !engine.is_idle() {
-            if interrupt.load(Ordering::Relaxed) {
-                return Ok(None);
-            }
-            for event in engine.step() {
-                let Some(at) = ids.iter().position(|id| *id == event.request) else { continue };
-                let sample = &mut samples[at];
-                match event.kind {
-                    EventKind::Token(token) => {
-                        sample.ids.push(token.id);
-                        sample.text.push_str(&token.text);
-                    }
-                    EventKind::Finished(end) => {
-                        sample.text.push_str(&end.text);
-                        sample.finish_reason = match end.reason {
-                            FinishReason::Error(error) => format!("error: {error}"),
-                            reason => reason.name().to_owned(),
-                        };
-                    }
-                }
-            }
-        }
-        Ok(Some(samples))
+        let requests = self.prompts.iter().map(|(_, request)| request.clone());
+        let Some(done) = self.engine(model)?.complete_all(requests, interrupt) else { return Ok(None) };
+        let sample = |(index, (outcome, (prompt, _))): (usize, (Result<Vec<Completion>, _>, &(String, Request)))| {
+            let completions = outcome.map_err(|source| TrainError::Prompt { index, source: Box::new(source) })?;
+            Ok(completions.into_iter().map(|completion| of(step, prompt, &completion)).collect::<Vec<_>>())
+        };
+        let samples = done.into_iter().zip(&self.prompts).enumerate().map(sample);
+        Ok(Some(samples.collect::<Result<Vec<_>, TrainError>>()?.concat()))
     }
+
+    /// It is dropped before the model changes again.
+    fn engine(&self, model: &Arc<Model>) -> Result<Engine, TrainError> {
+        Ok(Engine::new(model.clone(), Some(self.tokenizer.clone()), self.limits.clone())?)
+    }
+}
+
+fn of(step: u64, prompt: &str, completion: &Completion) -> Sample {
+    let finish_reason = match completion.end.as_ref().map(|end| &end.reason) {
+        Some(FinishReason::Error(error)) => format!("error: {error}"),
+        Some(reason) => reason.name().to_owned(),
+        None => String::new(),
+    };
+    Sample { step, prompt: prompt.to_owned(), text: completion.text(), ids: completion.ids(), finish_reason }
 }

@@ -16,8 +16,7 @@ use serde_json::json;
 
 use super::READ_BYTES;
 use super::figure::{Figure, Peak, Work};
-use crate::arguments::{CacheArg, OnePrecision, Threads, positive};
-use crate::loading::{LoadingArgs, beside};
+use crate::flags::{CacheArg, LoadingArgs, OnePrecision, Threads, beside, positive};
 
 const LIMIT_TIME: Duration = Duration::from_millis(300);
 const PEAK_TIME: Duration = Duration::from_millis(100);
@@ -57,8 +56,9 @@ impl InferenceArgs {
         ensure!(length <= limit, "{length} tokens do not fit the context of this model, {limit}; ask for fewer");
         let kind = self.cache.kind(precision);
         let caches = config.cache_bytes(kind, &[length]).saturating_mul(sequences as u64);
-        let beside = beside(config, kind, &[], tokens.max(sequences), sequences).saturating_add(caches);
-        self.loading.load(&checkpoint, precision, true, beside.saturating_add(READ_BYTES as u64), self.json)
+        let pass = (tokens.max(sequences), sequences);
+        let beside = beside(&checkpoint, (precision, true), (kind, &[]), pass).saturating_add(caches);
+        self.loading.load(&checkpoint, precision, true, beside.saturating_add(READ_BYTES as u64))
     }
 
     fn caches(&self, model: &Model, sequences: usize, length: usize) -> Vec<KvCache> {

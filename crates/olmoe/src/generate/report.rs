@@ -1,33 +1,45 @@
 //! What `--json` prints: an object for each prompt.
 
 use olmoe_data::Tokenizer;
-use olmoe_engine::{FinishReason, Finished, Request, Stop, Token};
+use olmoe_engine::{Completion, EventKind, FinishReason, Request, Stop, SubmitError, Token};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 /// What came of a prompt.
-#[derive(Default, Serialize)]
+#[derive(Default)]
 pub(super) struct Report {
+    index: Option<usize>,
+    id: Option<Value>,
+    prompt: Option<String>,
+    seed: Option<u64>,
+    completions: Vec<Completion>,
+    error: Option<String>,
+    /// Samples that were asked for, and those that have ended.
+    wanted: usize,
+    ended: usize,
+    /// Whether each token is shown by itself.
+    details: bool,
+}
+
+/// A report as it is printed.
+#[derive(Serialize)]
+struct Shown<'a> {
     /// Line of the batch, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<Value>,
+    id: &'a Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    prompt: Option<String>,
+    prompt: &'a Option<String>,
     seed: Option<u64>,
-    pub(super) samples: Vec<Sample>,
+    samples: Vec<Sample>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) error: Option<String>,
-    #[serde(skip)]
-    ended: usize,
-    #[serde(skip)]
-    details: bool,
+    error: &'a Option<String>,
 }
 
 /// One of its samples.
-#[derive(Clone, Default, Serialize)]
-pub(super) struct Sample {
+#[derive(Serialize)]
+struct Sample {
     text: String,
     ids: Vec<u32>,
     finish_reason: &'static str,
@@ -35,15 +47,10 @@ pub(super) struct Sample {
     #[serde(skip_serializing_if = "Option::is_none")]
     stop: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) error: Option<String>,
+    error: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tokens: Vec<Value>,
     usage: Value,
-}
-
-fn text_of(tokenizer: Option<&Tokenizer>, id: u32) -> Option<String> {
-    let bytes = tokenizer?.token_bytes(id)?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 impl Report {
@@ -53,62 +60,93 @@ impl Report {
             id,
             prompt,
             seed: request.seed,
+            wanted: request.samples,
             details: request.logprobs.is_some() || request.experts,
             ..Report::default()
         }
     }
 
-    /// Makes room for the samples of an accepted request.
-    pub(super) fn accepted(&mut self, samples: usize) {
-        self.samples = vec![Sample::default(); samples];
+    /// Takes what happened to a sample.
+    pub(super) fn add(&mut self, sample: usize, kind: EventKind) {
+        if self.completions.len() <= sample {
+            self.completions.resize_with(sample + 1, Completion::default);
+        }
+        self.ended += usize::from(matches!(kind, EventKind::Finished(_)));
+        self.completions[sample].add(kind);
     }
 
-    /// Whether all samples have ended.
+    /// Takes that there are no samples.
+    pub(super) fn refuse(&mut self, error: &SubmitError) {
+        self.error = Some(error.to_string());
+    }
+
+    /// Whether all samples have ended, or there are none.
     pub(super) fn is_complete(&self) -> bool {
-        self.ended == self.samples.len()
+        self.error.is_some() || self.wanted > 0 && self.ended == self.wanted
     }
 
     /// Why it, or a sample of it, failed.
-    pub(super) fn failure(&self) -> Option<&str> {
-        let of_sample = || self.samples.iter().find_map(|sample| sample.error.as_deref());
-        self.error.as_deref().or_else(of_sample)
+    pub(super) fn failure(&self) -> Option<String> {
+        let of_sample = || self.completions.iter().find_map(error);
+        self.error.clone().or_else(of_sample)
     }
 
-    pub(super) fn token(&mut self, sample: usize, token: &Token, tokenizer: Option<&Tokenizer>) {
-        let Some(sample) = self.samples.get_mut(sample) else { return };
-        sample.text.push_str(&token.text);
-        sample.ids.push(token.id);
-        if !self.details {
-            return;
-        }
-        let mut value = json!({ "id": token.id, "text": text_of(tokenizer, token.id) });
-        if let Some(logprob) = token.logprob {
-            value["logprob"] = logprob.into();
-            let alternative = |other: &olmoe_engine::Alternative| json!({ "id": other.id, "text": text_of(tokenizer, other.id), "logprob": other.logprob });
-            value["top_logprobs"] = token.alternatives.iter().map(alternative).collect();
-        }
-        if !token.experts.is_empty() {
-            value["experts"] = json!(token.experts);
-        }
-        sample.tokens.push(value);
+    /// The object, on a line.
+    pub(super) fn json(&self, tokenizer: Option<&Tokenizer>) -> serde_json::Result<String> {
+        serde_json::to_string(&Shown {
+            index: self.index,
+            id: &self.id,
+            prompt: &self.prompt,
+            seed: self.seed,
+            samples: self.completions.iter().map(|completion| self.sample(completion, tokenizer)).collect(),
+            error: &self.error,
+        })
     }
 
-    pub(super) fn end(&mut self, sample: usize, end: &Finished) {
-        let Some(sample) = self.samples.get_mut(sample) else { return };
-        self.ended += 1;
-        sample.text.push_str(&end.text);
-        sample.finish_reason = end.reason.name();
-        match &end.reason {
-            FinishReason::Stop(Stop::Id(id)) => sample.stop = Some((*id).into()),
-            FinishReason::Stop(Stop::Text(text)) => sample.stop = Some(text.as_str().into()),
-            FinishReason::Error(error) => sample.error = Some(error.to_string()),
-            FinishReason::Length | FinishReason::Cancelled => {}
+    fn sample(&self, completion: &Completion, tokenizer: Option<&Tokenizer>) -> Sample {
+        let end = completion.end.as_ref();
+        let stop = match end.map(|end| &end.reason) {
+            Some(FinishReason::Stop(Stop::Id(id))) => Some((*id).into()),
+            Some(FinishReason::Stop(Stop::Text(text))) => Some(text.as_str().into()),
+            _ => None,
+        };
+        let usage = end.map(|end| end.usage).unwrap_or_default();
+        let shown = if self.details { &completion.tokens[..] } else { &[] };
+        Sample {
+            text: completion.text(),
+            ids: completion.ids(),
+            finish_reason: end.map_or("", |end| end.reason.name()),
+            stop,
+            error: error(completion),
+            tokens: shown.iter().map(|token| details(token, tokenizer)).collect(),
+            usage: json!({
+                "prompt_tokens": usage.prompt_tokens,
+                "reused_tokens": usage.reused_tokens,
+                "completion_tokens": usage.completion_tokens,
+            }),
         }
-        let usage = end.usage;
-        sample.usage = json!({
-            "prompt_tokens": usage.prompt_tokens,
-            "reused_tokens": usage.reused_tokens,
-            "completion_tokens": usage.completion_tokens,
-        });
     }
+}
+
+/// Why a sample failed.
+fn error(completion: &Completion) -> Option<String> {
+    match completion.end.as_ref().map(|end| &end.reason) {
+        Some(FinishReason::Error(error)) => Some(error.to_string()),
+        _ => None,
+    }
+}
+
+/// A token with what was asked for about it.
+fn details(token: &Token, tokenizer: Option<&Tokenizer>) -> Value {
+    let text_of = |id: u32| Some(String::from_utf8_lossy(&tokenizer?.token_bytes(id)?).into_owned());
+    let mut value = json!({ "id": token.id, "text": text_of(token.id) });
+    if let Some(logprob) = token.logprob {
+        value["logprob"] = logprob.into();
+        let alternative = |other: &olmoe_engine::Alternative| json!({ "id": other.id, "text": text_of(other.id), "logprob": other.logprob });
+        value["top_logprobs"] = token.alternatives.iter().map(alternative).collect();
+    }
+    if !token.experts.is_empty() {
+        value["experts"] = json!(token.experts);
+    }
+    value
 }

@@ -15,7 +15,6 @@ const NEWEST: f64 = 0.1;
 /// What is shown of a run.
 pub(super) struct Progress {
     live: LiveLine,
-    quiet: bool,
     last_step: u64,
     /// Operations of a token, over those of the machine in a second.
     seconds_at_peak: f64,
@@ -25,11 +24,10 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(config: &TrainConfig, plan: &Plan, peak: f64, quiet: bool) -> Progress {
+    pub(super) fn new(config: &TrainConfig, plan: &Plan, peak: f64) -> Progress {
         let flops = flops_per_token(&config.model, config.model.max_sequence_length).unwrap_or(0.0);
         Progress {
-            live: LiveLine::new(config.console_log_interval, quiet),
-            quiet,
+            live: LiveLine::new(config.console_log_interval),
             last_step: plan.last_step,
             seconds_at_peak: flops / peak,
             parameters: (plan.parameters.total, plan.parameters.active),
@@ -100,8 +98,6 @@ impl Progress {
     }
 
     fn line(&self, text: &str) {
-        if !self.quiet {
-            self.live.note(text);
-        }
+        self.live.note(text);
     }
 }

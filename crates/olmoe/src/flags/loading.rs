@@ -6,11 +6,10 @@ use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::inference::{Loading, packed_cache_path};
 use olmoe_checkpoint::weights::Weights;
-use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Model, Precision};
 use olmoe_tensor::ops::attention::CacheType;
 
-use crate::arguments::ModelArg;
+use super::model::ModelArg;
 use crate::output::note;
 use crate::progress::Progress;
 
@@ -49,13 +48,12 @@ impl LoadingArgs {
         precision: Precision,
         keep_blocks: bool,
         beside: u64,
-        quiet: bool,
     ) -> anyhow::Result<Model> {
         let packed_cache = self
             .packed_cache
             .as_ref()
             .map(|folder| packed_cache_path(Weights::origin(checkpoint), folder.as_deref(), precision));
-        let progress = Progress::new("loading", checkpoint.bytes(), quiet);
+        let progress = Progress::new("loading", checkpoint.bytes());
         let loading = Loading { precision, keep_blocks, beside, packed_cache };
         let mut loaded = checkpoint.load(&loading, &|bytes| progress.advance(bytes))?;
         drop(progress);
@@ -63,7 +61,7 @@ impl LoadingArgs {
             note(notice);
         }
         if let Some(bytes) = loaded.to_keep() {
-            let progress = Progress::new("keeping", bytes, quiet);
+            let progress = Progress::new("keeping", bytes);
             if let Err(error) = loaded.keep(&|bytes| progress.advance(bytes)) {
                 note(format_args!("the packed weights are not kept: {error}"));
             }
@@ -72,9 +70,17 @@ impl LoadingArgs {
     }
 }
 
-/// Bytes that inference needs beside the weights: caches, kept as `kind`, of sequences with room for so many tokens each, a pass over `tokens`
-/// tokens with the logits of `rows` of them, and the program.
-pub(crate) fn beside(config: &ModelConfig, kind: CacheType, sequences: &[usize], tokens: usize, rows: usize) -> u64 {
-    let pass = config.pass_bytes(tokens, rows);
+/// Bytes that inference needs beside the weights: caches, kept as `kind`, of sequences with room for so many tokens each, a
+/// pass over `tokens` tokens with the logits of `rows` of them, and the program. Quantised matrices stay so with
+/// `keep_blocks`.
+pub(crate) fn beside(
+    checkpoint: &Checkpoint,
+    (precision, keep_blocks): (Precision, bool),
+    (kind, sequences): (CacheType, &[usize]),
+    (tokens, rows): (usize, usize),
+) -> u64 {
+    let config = Weights::config(checkpoint);
+    let quantized = keep_blocks && Weights::main_encoding(checkpoint).is_quantized();
+    let pass = config.pass_bytes(tokens, rows, precision, quantized);
     config.cache_bytes(kind, sequences).saturating_add(pass).saturating_add(PROGRAM)
 }

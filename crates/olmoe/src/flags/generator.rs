@@ -10,8 +10,9 @@ use olmoe_engine::EngineConfig;
 use olmoe_model::model::Model;
 use olmoe_tensor::memory::available_bytes;
 
-use crate::arguments::{CacheArg, OnePrecision, Threads};
-use crate::loading::{LoadingArgs, beside};
+use super::computing::{CacheArg, OnePrecision, Threads};
+use super::loading::{LoadingArgs, beside};
+use super::quiet::Quiet;
 use crate::output::note;
 
 /// Which model, and how it computes.
@@ -33,9 +34,8 @@ pub(crate) struct Generator {
     #[command(flatten)]
     threads: Threads,
 
-    /// No progress, no notes and no summary
-    #[arg(long, help_heading = "Output")]
-    pub(crate) quiet: bool,
+    #[command(flatten)]
+    _quiet: Quiet,
 }
 
 /// What is going to run: how many sequences at once, tokens in a step, tokens of finished texts to keep, and of each sample
@@ -59,7 +59,7 @@ impl Generator {
 
     /// Its model, if it fits the memory together with so many bytes beside it.
     pub(crate) fn load(&self, checkpoint: &Checkpoint, beside: u64) -> anyhow::Result<Model> {
-        self.loading.load(checkpoint, self.precision.into(), self.keep_blocks(), beside, self.quiet)
+        self.loading.load(checkpoint, self.precision.into(), self.keep_blocks(), beside)
     }
 
     fn keep_blocks(&self) -> bool {
@@ -105,7 +105,9 @@ impl Generator {
         if !fits(&caches) {
             caches[0] = 0;
         }
-        let beside = beside(config, kind, &caches, work.step_tokens.min(prompts), samples.len());
+        let weights = (self.precision.into(), self.keep_blocks());
+        let pass = (work.step_tokens.min(prompts), samples.len());
+        let beside = beside(checkpoint, weights, (kind, &caches), pass);
         let limits = EngineConfig {
             max_running: work.running,
             step_tokens: work.step_tokens,

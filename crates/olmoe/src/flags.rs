@@ -1,0 +1,39 @@
+//! Flags that several commands share.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `model` | which model: a file, a folder, or a name of the hub |
+//! | `computing` | threads, precision, the type of the caches |
+//! | `loading` | a model loaded for inference |
+//! | `generator` | a model that generates, and the limits of its engine |
+//! | `settings` | how to generate, as flags, lines of a batch and by name |
+//! | `format` | what is written of a checkpoint |
+//! | `companions` | what goes beside its weights |
+//! | `writing` | how it is written |
+//! | `record` | what was written, as text or as JSON |
+//! | `quiet` | `--quiet` |
+//! | `number` | values of flags |
+
+mod companions;
+mod computing;
+mod format;
+mod generator;
+mod loading;
+mod model;
+mod number;
+mod quiet;
+mod record;
+pub(crate) mod settings;
+mod writing;
+
+pub(crate) use companions::Beside;
+pub(crate) use computing::{CacheArg, OnePrecision, Precisions, Threads};
+pub(crate) use format::{ExpertsArg, Form, Number, To};
+pub(crate) use generator::{Generator, Work};
+pub(crate) use loading::{LoadingArgs, beside};
+pub(crate) use model::input;
+pub(crate) use number::positive;
+pub(crate) use quiet::Quiet;
+pub(crate) use record::RecordArg;
+pub(crate) use settings::{Line, Prompt, SettingsArgs};
+pub(crate) use writing::RunArgs;
