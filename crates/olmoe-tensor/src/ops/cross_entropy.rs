@@ -31,19 +31,19 @@ pub const IGNORE: u32 = u32::MAX;
 /// this size that traffic is a few percent of the products' time.
 pub const CHUNK_BYTES: usize = 128 << 20;
 
-/// Tokens and right panels of words in a tile of the forward pass: 112 × 896 logits are 392 KiB, in the second-level cache.
+/// Tokens and right panels of words in a tile of the forward pass: 96 × 896 logits are 336 KiB, in the second-level cache.
 const TILE_TOKENS: usize = 8 * PANEL_ROWS;
 const TILE_PANELS: usize = 28;
 const TILE_WORDS: usize = TILE_PANELS * PANEL_COLS;
 
 /// Tokens, and words, in a block of the backward pass of a model of width `d`. The words' rows of `dW` share the
 /// second-level cache with the block's factors; once they are too many for it, larger blocks read and write them less
-/// often.
+/// often. The sums of `dx` are divided at these blocks, so their size is part of the result.
 fn block_size(d: usize) -> usize {
-    if d <= 512 { 16 * PANEL_ROWS } else { 32 * PANEL_ROWS }
+    if d <= 512 { 224 } else { 448 }
 }
 
-/// Tokens whose gradients are made at once: 56 × 224 numbers are 49 KiB.
+/// Tokens whose gradients are made at once: 48 × 224 numbers are 42 KiB.
 const STRIP_TOKENS: usize = 4 * PANEL_ROWS;
 /// Parts of the vocabulary that are summed into a `dx` of their own and then added in order: a fixed number, so that the
 /// sums do not depend on the threads.
@@ -312,14 +312,15 @@ impl Chunk<'_> {
                 self.logit_gradient(rows.start + t, &words, v, row);
             }
             for p in own {
-                let (units, panel) = (operand.units(words.len()), at(p)..at(p + 1));
-                let out = &mut by_token.data_mut()[panel.start * units..panel.end * units];
+                let (form, panel) = (by_token.form(), at(p)..at(p + 1));
+                let row = form.words(words.len());
+                let out = &mut by_token.data_mut()[panel.start * row..panel.end * row];
                 let source = Source::new(dl, words.len());
                 pack_rows(
                     source,
                     panel.start - local.start..panel.end - local.start,
                     words.len(),
-                    operand,
+                    form,
                     panel.len(),
                     out,
                 );
@@ -362,14 +363,14 @@ impl Chunk<'_> {
 
 /// Packs a strip of tokens down the columns: its part of the contraction of `by_word`, which runs over `tokens`.
 fn pack_strip(dl: &[f32], local: Range<usize>, words: usize, tokens: usize, by_word: &mut Left) {
-    let operand = by_word.panels().operand;
-    let (units, first, some) = (operand.units(tokens), operand.units(local.start), operand.units(local.len()));
+    let form = by_word.form();
+    let (row, first, some) = (form.words(tokens), form.words(local.start), form.words(local.len()));
     let count = panel_count(words);
     for p in 0..count {
         let panel = panel_start(words, count, p)..panel_start(words, count, p + 1);
-        let at = panel.start * units + first * panel.len();
+        let at = panel.start * row + first * panel.len();
         let out = &mut by_word.data_mut()[at..at + some * panel.len()];
-        pack_columns(Source::new(dl, words), panel.clone(), local.len(), operand, panel.len(), None, out);
+        pack_columns(Source::new(dl, words), panel.clone(), local.len(), form, panel.len(), None, out);
     }
 }
 

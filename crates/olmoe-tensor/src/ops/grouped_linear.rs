@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use crate::gemm::{
-    Factor, Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Right, Source, Store, block, pack_columns, panel_count,
-    panel_start, products,
+    Factor, Form, Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Right, Source, Store, block, pack_columns,
+    panel_count, panel_start, products,
 };
 use crate::memory::Buffer;
 use crate::ops::linear::PackedWeight;
@@ -100,6 +100,8 @@ pub(super) struct Contraction<'a> {
     /// Units before each group.
     units_e: Buffer<u32>,
     operand: Operand,
+    /// How left factors lie.
+    left: Form,
 }
 
 impl<'a> Contraction<'a> {
@@ -108,7 +110,7 @@ impl<'a> Contraction<'a> {
         for (e, pair) in offsets_e.windows(2).enumerate() {
             units_e[e + 1] = units_e[e] + operand.units((pair[1] - pair[0]) as usize) as u32;
         }
-        Contraction { offsets_e, units_e, operand }
+        Contraction { offsets_e, units_e, operand, left: operand.left() }
     }
 
     /// Units of all groups at most, however the rows are distributed over them.
@@ -117,7 +119,7 @@ impl<'a> Contraction<'a> {
     }
 
     pub(super) fn left(&self, rows: usize) -> LeftFactors {
-        LeftFactors { data: Buffer::scratch(rows * self.units()), rows }
+        LeftFactors { data: Buffer::scratch(rows * self.units() * self.left.unit()), rows }
     }
 
     pub(super) fn right(&self, rows: usize) -> RightFactors {
@@ -137,13 +139,13 @@ impl<'a> Contraction<'a> {
     /// No other task packs this block.
     pub(super) unsafe fn pack_left(&self, out: &Shared<f32>, rows: usize, source: Source<'_>, at: &Block) {
         let (before, units, first, some) = self.place(at);
-        let count = panel_count(rows);
+        let (count, unit) = (panel_count(rows), self.left.unit());
         for p in 0..count {
             let panel = panel_start(rows, count, p)..panel_start(rows, count, p + 1);
-            let from = rows * before + panel.start * units + first * panel.len();
+            let from = (rows * before + panel.start * units + first * panel.len()) * unit;
             // SAFETY: by the caller's promise.
-            let out = unsafe { out.range(from..from + some * panel.len()) };
-            pack_columns(source, panel.clone(), at.rows().len(), self.operand, panel.len(), None, out);
+            let out = unsafe { out.range(from..from + some * unit * panel.len()) };
+            pack_columns(source, panel.clone(), at.rows().len(), self.left, panel.len(), None, out);
         }
     }
 
@@ -165,7 +167,7 @@ impl<'a> Contraction<'a> {
             // SAFETY: by the caller's promise.
             let out = unsafe { out.range(from..from + some * PANEL_COLS) };
             let columns = p * PANEL_COLS..((p + 1) * PANEL_COLS).min(rows);
-            pack_columns(source, columns, at.rows().len(), self.operand, PANEL_COLS, scale, out);
+            pack_columns(source, columns, at.rows().len(), self.operand.right(), PANEL_COLS, scale, out);
         }
     }
 
@@ -185,8 +187,11 @@ impl<'a> Contraction<'a> {
             let padded = cols.next_multiple_of(PANEL_COLS);
             let units = self.units_e[e] as usize..self.units_e[e + 1] as usize;
             let panels = panel_count(rows);
-            let a = Panels::new(&left.data[rows * units.start..rows * units.end], rows, k, self.operand);
-            let b = Panels::new(&right.data[padded * units.start..padded * units.end], cols, k, self.operand);
+            let unit = self.left.unit();
+            let a = &left.data[rows * units.start * unit..rows * units.end * unit];
+            let a = Panels::new(a, rows, k, self.operand, self.left);
+            let b = &right.data[padded * units.start..padded * units.end];
+            let b = Panels::new(b, cols, k, self.operand, self.operand.right());
             let own = panels * part / parts..panels * (part + 1) / parts;
             // SAFETY: each task writes rows of its own of one group's matrix.
             unsafe {

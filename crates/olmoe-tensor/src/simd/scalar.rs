@@ -34,12 +34,15 @@ fn zip(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
     Lanes(std::array::from_fn(|i| f(a.0[i], b.0[i])))
 }
 
-/// The nearest bf16, ties to even, as its 16 bits.
+/// The nearest bf16, ties to even, as its 16 bits; subnormal numbers become zero.
 #[inline(always)]
 fn to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
     if x.is_nan() {
         return (bits >> 16) | 0x40;
+    }
+    if bits & 0x7f80_0000 == 0 {
+        return bits >> 16 & 0x8000;
     }
     (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
 }
@@ -163,6 +166,10 @@ impl Simd for Scalar {
         v[0]
     }
     #[inline(always)]
+    fn round_bf16(self, x: Lanes) -> Lanes {
+        map(x, |x| f32::from_bits(to_bf16(x) << 16))
+    }
+    #[inline(always)]
     fn bf16_pairs(self, lo: Lanes, hi: Lanes) -> Lanes {
         let x = |i: usize| if i < LANES { lo.0[i] } else { hi.0[i - LANES] };
         Lanes(std::array::from_fn(|j| f32::from_bits(to_bf16(x(2 * j)) | to_bf16(x(2 * j + 1)) << 16)))
@@ -172,8 +179,12 @@ impl Simd for Scalar {
         zip(even, odd, |e, o| f32::from_bits(to_bf16(e) | to_bf16(o) << 16))
     }
     #[inline(always)]
-    fn bf16_split(self, units: Lanes) -> (Lanes, Lanes) {
-        (map(units, even), map(units, odd))
+    fn bf16_even(self, units: Lanes) -> Lanes {
+        map(units, even)
+    }
+    #[inline(always)]
+    fn bf16_odd(self, units: Lanes) -> Lanes {
+        map(units, odd)
     }
     #[inline(always)]
     fn bf16_dot(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {

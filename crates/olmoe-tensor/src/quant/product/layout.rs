@@ -23,7 +23,7 @@ use crate::simd::Simd;
 /// Rows of a panel.
 pub(super) const ROWS: usize = 32;
 /// Bytes of a group of all rows.
-const GROUP_BYTES: usize = 4 * ROWS;
+pub(super) const GROUP_BYTES: usize = 4 * ROWS;
 
 /// The layout of a format.
 pub(super) trait Layout: 'static {
