@@ -68,8 +68,8 @@ impl Arrays {
         let specs = parameters(&config);
         let named = |spec: &ParameterSpec| {
             let name = spec.name.strip_suffix(".weight").expect("these models have no biases");
-            let inside = spec.layer.map(|layer| format!("layers.{layer}."));
-            let numbers = value(name.strip_prefix(inside.as_deref().unwrap_or("")).unwrap(), spec.layer);
+            let inside = spec.module.layer.map(|layer| format!("layers.{layer}."));
+            let numbers = value(name.strip_prefix(inside.as_deref().unwrap_or("")).unwrap(), spec.module.layer);
             assert_eq!(numbers.len(), spec.num_elements(), "{}", spec.name);
             numbers
         };

@@ -8,11 +8,11 @@ use olmoe_tensor::ops::{add, clip};
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
-use super::modules::{AttentionModule, Linear, NormModule};
 use super::residual::norm_backward;
 use super::weights::{Model, Precision};
 use crate::batch::Batch;
 use crate::config::{ClipOrder, ModelConfig};
+use crate::modules::{AttentionModule, Linear, NormModule};
 
 /// Keys and values of one sequence in all layers.
 pub struct KvCache {

@@ -7,9 +7,9 @@ use olmoe_tensor::ops::{add, mlp};
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
-use super::modules::{FeedForwardModule, MlpModule, MoeModule};
 use super::weights::Model;
 use crate::config::Moe;
+use crate::modules::{FeedForwardModule, MlpModule, MoeModule};
 use crate::routing::LayerRouting;
 
 /// What the backward pass needs beside the input and the routing.

@@ -10,7 +10,7 @@ use olmoe_tensor::quant::product::{QuantizedWeight, packed_bytes};
 
 use super::weights::Precision;
 use crate::config::ModelConfig;
-use crate::parameters::{ParameterKind, ParameterSpec, parameters};
+use crate::parameters::{ModuleId, ParameterKind, ParameterSpec, Part, parameters};
 
 /// The forms of a parameter: at least one.
 #[derive(Clone, Copy)]
@@ -72,13 +72,12 @@ impl Form {
             let own = encodings.get(index).copied().flatten()?;
             let columns = specs[index].shape.last().copied().unwrap_or(0);
             // The matrices of an MLP are quantised all or none: its products run over all of them at once.
-            let module = specs[index].name.strip_suffix("_proj.weight").and_then(|name| name.rsplit_once('.'));
-            let is_mlp = |name: &str| name.contains(".mlp.") || name.contains(".moe.");
-            let whole = module.filter(|_| is_mlp(&specs[index].name)).is_none_or(|(module, _)| {
-                let mut siblings = specs.iter().zip(encodings).filter(|(spec, _)| {
-                    let rest = spec.name.strip_prefix(module);
-                    rest.is_some_and(|rest| rest.ends_with("_proj.weight") && rest.matches('.').count() == 2)
-                });
+            let mlp = |spec: &ParameterSpec| match spec.module {
+                ModuleId { layer, part: Part::Mlp(of, _) } if spec.kind != ParameterKind::Bias => Some((layer, of)),
+                _ => None,
+            };
+            let whole = mlp(&specs[index]).is_none_or(|module| {
+                let mut siblings = specs.iter().zip(encodings).filter(|(spec, _)| mlp(spec) == Some(module));
                 siblings.all(|(_, encoding)| quantized(encoding))
             });
             (whole && columns > 0 && columns.is_multiple_of(own.unit())).then_some(own)

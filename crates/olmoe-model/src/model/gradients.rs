@@ -2,7 +2,7 @@
 
 use olmoe_tensor::tensor::Tensor;
 
-use super::modules::ParameterId;
+use crate::modules::ParameterId;
 use crate::parameters::ParameterSpec;
 
 /// One f32 tensor a parameter, in canonical order. Backward passes add to them; clearing is the caller's.

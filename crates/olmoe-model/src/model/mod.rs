@@ -13,7 +13,6 @@ mod feed_forward;
 mod footprint;
 mod forms;
 mod gradients;
-mod modules;
 mod objective;
 mod pass;
 mod residual;
@@ -21,9 +20,9 @@ mod weights;
 
 pub use attention::KvCache;
 pub use gradients::Gradients;
-pub use modules::ParameterId;
 pub use objective::{Losses, Objective};
 pub use pass::{Activations, Keep};
 pub use weights::{Model, ModelError, Precision};
 
+pub use crate::modules::ParameterId;
 pub use crate::routing::RoutingRecord;

@@ -7,8 +7,8 @@ use olmoe_tensor::ops::norm;
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
-use super::modules::NormModule;
 use super::weights::Model;
+use crate::modules::NormModule;
 
 /// What the backward pass needs beside the input `h`.
 pub(super) struct Saved<S> {

@@ -19,10 +19,10 @@ use olmoe_tensor::threads::{Shared, parallel};
 
 use super::failure::Failure;
 use super::forms::{Factor, Form, strips};
-use super::modules::{Linear, MlpModule, Modules, NormModule, ParameterId};
 use crate::config::{self, ConfigError, ModelConfig};
 use crate::init::{CHUNK, initialize_chunk};
-use crate::parameters::{ParameterKind, ParameterSpec, parameters};
+use crate::modules::{Linear, MlpModule, Modules, NormModule, ParameterId};
+use crate::parameters::{ParameterKind, ParameterSpec, registry};
 
 /// The precision of the matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,8 +194,7 @@ impl Model {
         encodings: &[Option<Encoding>],
     ) -> Result<Model, ModelError> {
         config.validate()?;
-        let specs = parameters(&config);
-        let modules = Modules::new(&config, &specs);
+        let (specs, modules) = registry(&config);
         let forms = Form::all(&specs, &config, precision, trainable, encodings);
         let factors = specs.iter().zip(&forms).map(|(spec, form)| form.factor(spec, trainable)).collect();
         let values = specs.iter().zip(&forms).map(|(spec, form)| form.numbers.then(|| Tensor::zeros(&spec.shape)));
@@ -393,7 +392,7 @@ impl Model {
     pub fn bytes_read(&self, experts: impl Fn(usize) -> usize) -> u64 {
         let read = |(spec, factor): (&ParameterSpec, &Option<Factor>)| {
             let bytes = factor.as_ref().map_or(0, |factor| factor.bytes() as u64);
-            match (spec.kind, spec.layer, self.config.moe()) {
+            match (spec.kind, spec.module.layer, self.config.moe()) {
                 (ParameterKind::Expert, Some(layer), Some(moe)) => {
                     bytes / moe.num_experts as u64 * experts(layer) as u64
                 }

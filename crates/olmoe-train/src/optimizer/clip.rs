@@ -10,7 +10,7 @@
 //!
 //! A tensor is one of OLMo's, which holds queries, keys and values together, and the gate of a dense MLP with what it gates.
 
-use olmoe_model::parameters::ParameterSpec;
+use olmoe_model::parameters::{MlpMatrix, MlpOf, ModuleId, ParameterKind, ParameterSpec, Part, Projection};
 
 /// The bound on the gradients of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,29 +38,30 @@ pub(super) struct Clipping {
     adaptive: bool,
 }
 
-/// The name of OLMo's tensor, as far as it tells tensors apart.
-fn olmo_tensor(name: &str) -> String {
-    let mut name = name.to_owned();
-    for part in ["attention.k_proj.", "attention.v_proj."] {
-        name = name.replace(part, "attention.q_proj.");
-    }
-    name.replace("mlp.gate_proj.", "mlp.up_proj.")
+/// What tells the tensors of OLMo apart: the module of a tensor's first part, and whether it is a bias.
+fn olmo_tensor(spec: &ParameterSpec) -> (ModuleId, bool) {
+    let part = match spec.module.part {
+        Part::Attention(Projection::Key | Projection::Value) => Part::Attention(Projection::Query),
+        Part::Mlp(MlpOf::Dense, MlpMatrix::Gate) => Part::Mlp(MlpOf::Dense, MlpMatrix::Up),
+        part => part,
+    };
+    (ModuleId { part, ..spec.module }, spec.kind == ParameterKind::Bias)
 }
 
 impl Clipping {
     pub(super) fn new(specs: &[ParameterSpec]) -> Clipping {
-        let mut names: Vec<String> = Vec::new();
+        let mut distinct = Vec::new();
         let tensors = specs.iter().map(|spec| {
-            let name = olmo_tensor(&spec.name);
+            let tensor = olmo_tensor(spec);
             // The parts of a tensor are neighbours, or nearly.
-            let known = names.iter().rposition(|known| *known == name);
+            let known = distinct.iter().rposition(|known| *known == tensor);
             known.unwrap_or_else(|| {
-                names.push(name);
-                names.len() - 1
+                distinct.push(tensor);
+                distinct.len() - 1
             })
         });
         let tensors: Vec<usize> = tensors.collect();
-        let count = names.len();
+        let count = distinct.len();
         let zeros = || vec![0.0; count];
         Clipping {
             tensors,
@@ -154,7 +155,7 @@ impl Clipping {
 
 #[cfg(test)]
 mod tests {
-    use olmoe_model::config::ModelConfig;
+    use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
     use olmoe_model::parameters::parameters;
 
     use super::*;
@@ -170,7 +171,14 @@ mod tests {
         assert_eq!(tensor("layers.1.attention.q_proj.weight"), tensor("layers.1.attention.v_proj.weight"));
         assert_ne!(tensor("layers.0.attention.q_proj.weight"), tensor("layers.1.attention.q_proj.weight"));
         assert_ne!(tensor("layers.0.attention.q_norm.weight"), tensor("layers.0.attention.k_norm.weight"));
-        assert_eq!(olmo_tensor("layers.3.mlp.gate_proj.bias"), olmo_tensor("layers.3.mlp.up_proj.bias"));
+        let mlp = Mlp { width: 64, activation: Activation::SwiGlu };
+        let dense = ModelConfig { feed_forward: FeedForward::Dense(mlp), mlp_bias: true, ..config };
+        let specs = parameters(&dense);
+        let clipping = Clipping::new(&specs);
+        let tensor = |name: &str| clipping.tensors[specs.iter().position(|spec| spec.name == name).expect(name)];
+        assert_eq!(tensor("layers.1.mlp.gate_proj.bias"), tensor("layers.1.mlp.up_proj.bias"));
+        assert_ne!(tensor("layers.1.mlp.gate_proj.bias"), tensor("layers.1.mlp.gate_proj.weight"));
+        assert_ne!(tensor("layers.1.mlp.up_proj.weight"), tensor("layers.1.mlp.down_proj.weight"));
     }
 
     #[test]

@@ -133,7 +133,7 @@ pub(super) fn update(
             format!(
                 "coming from the loss, the gradient of {} ({}) is the first: {number} at {at}",
                 spec.name,
-                layer(spec.layer)
+                layer(spec.module.layer)
             )
         }
         None => {
@@ -142,7 +142,7 @@ pub(super) fn update(
             let most = sizes.enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
             let of = most.map(|(id, size)| (&model.parameters()[id], size));
             of.map_or(String::new(), |(spec, size)| {
-                format!("the largest gradient is {size:e}, of {} ({})", spec.name, layer(spec.layer))
+                format!("the largest gradient is {size:e}, of {} ({})", spec.name, layer(spec.module.layer))
             })
         }
     };
@@ -165,7 +165,7 @@ fn bad_number(numbers: &[f32]) -> Option<(usize, f32)> {
 pub(super) fn bad_weight(model: &Model) -> Option<String> {
     model.parameters().iter().enumerate().find_map(|(id, spec)| {
         let (at, number) = bad_number(model.value(id)?)?;
-        Some(format!("the parameter {} ({}) holds {number} at {at}", spec.name, layer(spec.layer)))
+        Some(format!("the parameter {} ({}) holds {number} at {at}", spec.name, layer(spec.module.layer)))
     })
 }
 
