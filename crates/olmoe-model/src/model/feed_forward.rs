@@ -7,7 +7,7 @@ use olmoe_tensor::ops::{add, mlp};
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
-use super::weights::Model;
+use super::weights::Weights;
 use crate::config::Moe;
 use crate::modules::{FeedForwardModule, MlpModule, MoeModule};
 use crate::routing::LayerRouting;
@@ -35,62 +35,62 @@ fn capacity(moe: &Moe, tokens: usize) -> Option<usize> {
     (limit > 0).then_some(limit)
 }
 
-/// `y [T, D]` of `x [T, D]`; the routing of a mixture is added to `record` as that of `layer`.
+/// Where the routing of a mixture comes from.
+pub(super) enum Routed<'a> {
+    /// The router decides, and the record has it from then on.
+    Anew(&'a mut Vec<LayerRouting>),
+    /// The router has decided: this repeats a pass whose results were dropped.
+    Before(Option<&'a LayerRouting>),
+}
+
+/// `y [T, D]` of `x [T, D]`.
 pub(super) fn forward(
-    model: &Model,
+    weights: &Weights,
     layer: usize,
     module: &FeedForwardModule,
     x_td: &Tensor,
     dense: &Assignment,
-    record: &mut Vec<LayerRouting>,
+    routed: Routed<'_>,
 ) -> (Tensor, Saved) {
     match module {
         FeedForwardModule::Dense(module) => {
-            let (y_td, mlp) = mlp::forward(x_td, &model.mlp(module), dense);
+            let (y_td, mlp) = mlp::forward(x_td, &weights.mlp(module), dense);
             (y_td, Saved { assignment: None, mlp, shared_expert: None })
         }
         FeedForwardModule::Moe(module) => {
-            let moe = model.config.moe().expect("a mixture module comes from a mixture configuration");
-            let logits_te = Input::new(x_td).times(model.weight(module.router));
-            let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
-            let assignment = router::assign(&routing, capacity(moe, x_td.rows()));
-            record.push(LayerRouting { layer, routing, load_e: assignment.load_e.clone() });
-            experts(model, module, x_td, dense, assignment)
+            let moe = weights.config.moe().expect("a mixture module comes from a mixture configuration");
+            let capacity = capacity(moe, x_td.rows());
+            let assignment = match routed {
+                Routed::Before(known) => {
+                    let known = known.expect("a forward pass records the routing of every mixture layer");
+                    router::assign(&known.routing, capacity)
+                }
+                Routed::Anew(record) => {
+                    let logits_te = Input::new(x_td).times(weights.weight(module.router));
+                    let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
+                    let assignment = router::assign(&routing, capacity);
+                    record.push(LayerRouting { layer, routing, load_e: assignment.load_e.clone() });
+                    assignment
+                }
+            };
+            experts(weights, module, x_td, dense, assignment)
         }
-    }
-}
-
-/// The same from a routing that is known: the repetition of a pass whose results were dropped.
-pub(super) fn forward_again(
-    model: &Model,
-    layer: usize,
-    module: &FeedForwardModule,
-    x_td: &Tensor,
-    dense: &Assignment,
-    known: Option<&LayerRouting>,
-) -> (Tensor, Saved) {
-    match (module, known, model.config.moe()) {
-        (FeedForwardModule::Moe(module), Some(known), Some(moe)) => {
-            let assignment = router::assign(&known.routing, capacity(moe, x_td.rows()));
-            experts(model, module, x_td, dense, assignment)
-        }
-        _ => forward(model, layer, module, x_td, dense, &mut Vec::new()),
     }
 }
 
 fn experts(
-    model: &Model,
+    weights: &Weights,
     module: &MoeModule,
     x_td: &Tensor,
     dense: &Assignment,
     assignment: Assignment,
 ) -> (Tensor, Saved) {
-    let (mut y_td, mlp) = mlp::forward(x_td, &model.mlp(&module.experts), &assignment);
-    if let Some(bias) = model.optional(module.bias) {
+    let (mut y_td, mlp) = mlp::forward(x_td, &weights.mlp(&module.experts), &assignment);
+    if let Some(bias) = weights.optional(module.bias) {
         add::add_bias(&mut y_td, bias);
     }
     let shared_expert = module.shared_expert.map(|shared| {
-        let (shared_td, saved) = mlp::forward(x_td, &model.mlp(&shared), dense);
+        let (shared_td, saved) = mlp::forward(x_td, &weights.mlp(&shared), dense);
         add::add_assign(&mut y_td, &shared_td);
         saved
     });
@@ -98,7 +98,7 @@ fn experts(
 }
 
 fn mlp_backward(
-    model: &Model,
+    weights: &Weights,
     module: &MlpModule,
     x_td: &Tensor,
     assignment: &Assignment,
@@ -119,12 +119,12 @@ fn mlp_backward(
     };
     let biases = mlp::Biases { gate: gate_bias, up: up_bias, down: down_bias };
     let into = mlp::Gradients { gate, up, down, biases };
-    mlp::backward(x_td, &model.mlp(module), assignment, saved, dy_td, into)
+    mlp::backward(x_td, &weights.mlp(module), assignment, saved, dy_td, into)
 }
 
 /// The gradient of `x`.
 pub(super) fn backward(
-    model: &Model,
+    weights: &Weights,
     module: &FeedForwardModule,
     x_td: &Tensor,
     dense: &Assignment,
@@ -136,18 +136,18 @@ pub(super) fn backward(
 ) -> Tensor {
     match (module, saved.assignment) {
         (FeedForwardModule::Dense(module), _) => {
-            mlp_backward(model, module, x_td, dense, &saved.mlp, dy_td, gradients).0
+            mlp_backward(weights, module, x_td, dense, &saved.mlp, dy_td, gradients).0
         }
         (FeedForwardModule::Moe(module), Some(assignment)) => {
             let known = known.expect("a forward pass records the routing of every mixture layer");
-            let normalize = model.config.moe().is_some_and(|moe| moe.normalize_top_k);
+            let normalize = weights.config.moe().is_some_and(|moe| moe.normalize_top_k);
             if let Some(bias) = module.bias {
                 add::bias_backward(dy_td, gradients.get_mut(bias));
             }
             let (mut dx_td, dweight_s) =
-                mlp_backward(model, &module.experts, x_td, &assignment, &saved.mlp, dy_td, gradients);
+                mlp_backward(weights, &module.experts, x_td, &assignment, &saved.mlp, dy_td, gradients);
             if let (Some(shared), Some(saved)) = (&module.shared_expert, &saved.shared_expert) {
-                let (shared_dx, _) = mlp_backward(model, shared, x_td, dense, saved, dy_td, gradients);
+                let (shared_dx, _) = mlp_backward(weights, shared, x_td, dense, saved, dy_td, gradients);
                 add::add_assign(&mut dx_td, &shared_dx);
             }
             let mut dweights_tk = Tensor::scratch(assignment.slot_tk.shape());
@@ -157,7 +157,7 @@ pub(super) fn backward(
             let dlogits_te = router::backward(&known.routing, &dweights_tk, normalize, auxiliary.dprobs, auxiliary.z);
             let x = pack_saved(x_td, Operand::F32);
             linear::backward_weight(&dlogits_te, &x, gradients.get_mut(module.router));
-            linear::backward_input(&dlogits_te, model.packed(module.router), &mut dx_td, Store::Accumulate);
+            linear::backward_input(&dlogits_te, weights.packed(module.router), &mut dx_td, Store::Accumulate);
             dx_td
         }
         (FeedForwardModule::Moe(_), None) => unreachable!("a mixture saves its assignment"),

@@ -8,7 +8,7 @@ use olmoe_tensor::ops::rope::Rope;
 use olmoe_tensor::quant::BlockFormat;
 use olmoe_tensor::quant::product::{QuantizedWeight, packed_bytes};
 
-use super::weights::Precision;
+use super::precision::Precision;
 use crate::config::ModelConfig;
 use crate::parameters::{ModuleId, ParameterKind, ParameterSpec, Part, parameters};
 

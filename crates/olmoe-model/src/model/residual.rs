@@ -7,7 +7,7 @@ use olmoe_tensor::ops::norm;
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
-use super::weights::Model;
+use super::weights::Weights;
 use crate::modules::NormModule;
 
 /// What the backward pass needs beside the input `h`.
@@ -31,17 +31,17 @@ impl<S> Saved<S> {
     }
 
     /// Keeps what `f` saved; of the norm only what cannot be had again without `f`.
-    pub(super) fn keep_inner(self, model: &Model) -> Kept<S> {
-        let norm = model.config.norm_after.then_some((self.norm, self.between));
+    pub(super) fn keep_inner(self, weights: &Weights) -> Kept<S> {
+        let norm = weights.config.norm_after.then_some((self.norm, self.between));
         Kept { norm, inner: self.inner }
     }
 }
 
 impl<S> Kept<S> {
     /// All of it again, the norm computed anew where it was not kept.
-    pub(super) fn restore(self, model: &Model, module: &NormModule, h_td: &Tensor) -> Saved<S> {
+    pub(super) fn restore(self, weights: &Weights, module: &NormModule, h_td: &Tensor) -> Saved<S> {
         let (norm, between) = self.norm.unwrap_or_else(|| {
-            let (between, norm) = norm::forward(h_td, &model.norm(module));
+            let (between, norm) = norm::forward(h_td, &weights.norm(module));
             (norm, between)
         });
         Saved { norm, between, inner: self.inner }
@@ -50,13 +50,13 @@ impl<S> Kept<S> {
 
 /// `h + f(norm(h))`, and what the backward pass needs.
 pub(super) fn forward<S>(
-    model: &Model,
+    weights: &Weights,
     module: &NormModule,
     h_td: &Tensor,
     f: impl FnOnce(&Tensor) -> (Tensor, S),
 ) -> (Tensor, Saved<S>) {
-    let parameters = model.norm(module);
-    if model.config.norm_after {
+    let parameters = weights.norm(module);
+    if weights.config.norm_after {
         let (between, inner) = f(h_td);
         let (y_td, norm) = norm::forward(&between, &parameters);
         (add(h_td, &y_td), Saved { norm, between, inner })
@@ -69,7 +69,7 @@ pub(super) fn forward<S>(
 
 /// The gradient of the input: `dh` becomes it. `f_backward(x, saved, dy, gradients)` gives the gradient of `x`.
 pub(super) fn backward<S>(
-    model: &Model,
+    weights: &Weights,
     module: &NormModule,
     h_td: &Tensor,
     saved: Saved<S>,
@@ -78,19 +78,19 @@ pub(super) fn backward<S>(
     f_backward: impl FnOnce(&Tensor, S, &Tensor, &mut Gradients) -> Tensor,
 ) {
     let Saved { norm, between, inner } = saved;
-    let dx_td = if model.config.norm_after {
-        let dbetween = norm_backward(model, module, &between, &norm, dh_td, gradients);
+    let dx_td = if weights.config.norm_after {
+        let dbetween = norm_backward(weights, module, &between, &norm, dh_td, gradients);
         f_backward(h_td, inner, &dbetween, gradients)
     } else {
         let dbetween = f_backward(&between, inner, dh_td, gradients);
-        norm_backward(model, module, h_td, &norm, &dbetween, gradients)
+        norm_backward(weights, module, h_td, &norm, &dbetween, gradients)
     };
     add_assign(dh_td, &dx_td);
 }
 
 /// Backward of a norm with the gradients of its parameters.
 pub(super) fn norm_backward(
-    model: &Model,
+    weights: &Weights,
     module: &NormModule,
     x_td: &Tensor,
     saved: &norm::Saved,
@@ -98,5 +98,5 @@ pub(super) fn norm_backward(
     gradients: &mut Gradients,
 ) -> Tensor {
     let [dweight, dbias] = gradients.several([module.weight, module.bias]);
-    norm::backward(x_td, &model.norm(module), saved, dy_td, dweight, dbias)
+    norm::backward(x_td, &weights.norm(module), saved, dy_td, dweight, dbias)
 }
