@@ -377,12 +377,14 @@ impl Model {
         let head = &self.modules.head;
         let (log_probs, dhidden_td) = {
             let [dweight, dbias] = gradients.several([Some(head.weight), head.bias]);
-            let into = cross_entropy::Gradients { dlogp_t: objective.dlogp_t, z: objective.z, dweight, dbias };
+            let into =
+                cross_entropy::Gradients { dlogp_t: objective.dlogp_t, z: objective.z, dweight, dbias, input: true };
             let head = self.weights.head(head);
             cross_entropy::forward_backward(activations.hidden(), head, objective.targets, into)
         };
         let (h_td, saved) =
             activations.last.take().expect("a backward pass follows a forward pass that keeps something");
+        let dhidden_td = dhidden_td.expect("asked for");
         let dh_td = norm_backward(&self.weights, &self.modules.norm, &h_td, &saved, &dhidden_td, gradients);
         (log_probs, dh_td)
     }

@@ -143,7 +143,7 @@ pub(super) fn backward(
     let Saved { projected, q, k, v, o, attention } = saved;
     let Projected { q_norm, k_norm, clipped } = projected;
     let mut d_o = Tensor::scratch(o.shape());
-    linear::backward_input(dy_td, weights.packed(module.o.weight), &mut d_o, Store::Overwrite);
+    linear::backward_input(dy_td, weights.weight(module.o.weight), &mut d_o, Store::Overwrite);
     linear_gradients(dy_td, &pack_saved(&o, operand), &module.o, gradients);
 
     let (mut dq, mut dk, mut dv) =
@@ -171,7 +171,7 @@ pub(super) fn backward(
     for (i, (d, linear)) in [(&dq, module.q), (&dk, module.k), (&dv, module.v)].into_iter().enumerate() {
         linear_gradients(d, &x, &linear, gradients);
         let store = if i == 0 { Store::Overwrite } else { Store::Accumulate };
-        linear::backward_input(d, weights.packed(linear.weight), &mut dx_td, store);
+        linear::backward_input(d, weights.weight(linear.weight), &mut dx_td, store);
     }
     dx_td
 }

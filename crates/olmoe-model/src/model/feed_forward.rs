@@ -54,7 +54,7 @@ pub(super) fn forward(
 ) -> (Tensor, Saved) {
     match module {
         FeedForwardModule::Dense(module) => {
-            let (y_td, mlp) = mlp::forward(x_td, &weights.mlp(module), dense);
+            let (y_td, mlp) = mlp_forward(weights, module, x_td, dense);
             (y_td, Saved { assignment: None, mlp, shared_expert: None })
         }
         FeedForwardModule::Moe(module) => {
@@ -85,16 +85,21 @@ fn experts(
     dense: &Assignment,
     assignment: Assignment,
 ) -> (Tensor, Saved) {
-    let (mut y_td, mlp) = mlp::forward(x_td, &weights.mlp(&module.experts), &assignment);
+    let (mut y_td, mlp) = mlp_forward(weights, &module.experts, x_td, &assignment);
     if let Some(bias) = weights.optional(module.bias) {
         add::add_bias(&mut y_td, bias);
     }
     let shared_expert = module.shared_expert.map(|shared| {
-        let (shared_td, saved) = mlp::forward(x_td, &weights.mlp(&shared), dense);
+        let (shared_td, saved) = mlp_forward(weights, &shared, x_td, dense);
         add::add_assign(&mut y_td, &shared_td);
         saved
     });
     (y_td, Saved { assignment: Some(assignment), mlp, shared_expert })
+}
+
+fn mlp_forward(weights: &Weights, module: &MlpModule, x_td: &Tensor, assignment: &Assignment) -> (Tensor, mlp::Saved) {
+    let (out_sd, saved) = mlp::experts(mlp::dispatch(x_td, assignment), &weights.mlp(module), true);
+    (mlp::combine(out_sd, assignment), saved.expect("it was to be kept"))
 }
 
 fn mlp_backward(
@@ -114,12 +119,12 @@ fn mlp_backward(
         module.up.bias,
         module.down.bias,
     ];
-    let [gate, Some(up), Some(down), gate_bias, up_bias, down_bias] = gradients.several(ids) else {
-        unreachable!("every MLP has an up and a down projection")
-    };
+    let [gate, up, down, gate_bias, up_bias, down_bias] = gradients.several(ids);
     let biases = mlp::Biases { gate: gate_bias, up: up_bias, down: down_bias };
     let into = mlp::Gradients { gate, up, down, biases };
-    mlp::backward(x_td, &weights.mlp(module), assignment, saved, dy_td, into)
+    let (slots, output) = (mlp::dispatch(x_td, assignment), mlp::combine_backward(dy_td, assignment));
+    let (dx_sd, dweight_s) = mlp::experts_backward(slots, &weights.mlp(module), saved, output, into, true);
+    (mlp::dispatch_backward(dx_sd.expect("asked for"), assignment), dweight_s)
 }
 
 /// The gradient of `x`.
@@ -157,7 +162,7 @@ pub(super) fn backward(
             let dlogits_te = router::backward(&known.routing, &dweights_tk, normalize, auxiliary.dprobs, auxiliary.z);
             let x = pack_saved(x_td, Operand::F32);
             linear::backward_weight(&dlogits_te, &x, gradients.get_mut(module.router));
-            linear::backward_input(&dlogits_te, weights.packed(module.router), &mut dx_td, Store::Accumulate);
+            linear::backward_input(&dlogits_te, weights.weight(module.router), &mut dx_td, Store::Accumulate);
             dx_td
         }
         (FeedForwardModule::Moe(_), None) => unreachable!("a mixture saves its assignment"),

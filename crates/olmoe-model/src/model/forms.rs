@@ -26,13 +26,14 @@ pub(super) struct Form {
 #[derive(Clone, Copy)]
 enum FactorForm {
     Packed(Operand),
-    Quantized(BlockFormat),
+    /// And the precision of the numbers that the way back makes of the blocks.
+    Quantized(BlockFormat, Operand),
 }
 
 /// A factor of products.
 pub(super) enum Factor {
     Packed(PackedWeight),
-    Quantized(QuantizedWeight),
+    Quantized(QuantizedWeight, Operand),
 }
 
 impl Form {
@@ -44,7 +45,7 @@ impl Form {
         encoding: Option<Encoding>,
     ) -> Form {
         let matrix = || match encoding {
-            Some(Encoding::Blocks(format)) => FactorForm::Quantized(format),
+            Some(Encoding::Blocks(format)) => FactorForm::Quantized(format, precision.operand()),
             _ => FactorForm::Packed(precision.operand()),
         };
         let (looked_up, factor) = match spec.kind {
@@ -97,7 +98,9 @@ impl Form {
         let Strips { groups, out, input } = strips(spec);
         Some(match self.factor? {
             FactorForm::Packed(operand) => Factor::Packed(PackedWeight::new(groups, out, input, operand, trainable)),
-            FactorForm::Quantized(format) => Factor::Quantized(QuantizedWeight::new(format, groups, out, input)),
+            FactorForm::Quantized(format, operand) => {
+                Factor::Quantized(QuantizedWeight::new(format, groups, out, input), operand)
+            }
         })
     }
 
@@ -110,7 +113,7 @@ impl Form {
         numbers.saturating_add(rows).saturating_add(match self.factor {
             None => 0,
             Some(FactorForm::Packed(operand)) => strips(spec).packed_bytes(operand, false),
-            Some(FactorForm::Quantized(format)) => packed_bytes(format, strips(spec)),
+            Some(FactorForm::Quantized(format, _)) => packed_bytes(format, strips(spec)),
         })
     }
 }
@@ -119,21 +122,21 @@ impl Factor {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Factor::Packed(weight) => weight.bytes(),
-            Factor::Quantized(weight) => weight.bytes(),
+            Factor::Quantized(weight, _) => weight.bytes(),
         }
     }
 
     pub(super) fn packed_mut(&mut self) -> &mut [u8] {
         match self {
             Factor::Packed(weight) => weight.packed_mut(),
-            Factor::Quantized(weight) => weight.packed_mut(),
+            Factor::Quantized(weight, _) => weight.packed_mut(),
         }
     }
 
     pub(super) fn weight(&self) -> Weight<'_> {
         match self {
             Factor::Packed(weight) => Weight::Packed(weight),
-            Factor::Quantized(weight) => Weight::Quantized(weight),
+            Factor::Quantized(weight, operand) => Weight::Quantized(weight, *operand),
         }
     }
 }

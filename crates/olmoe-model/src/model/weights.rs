@@ -7,7 +7,7 @@ use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::activation;
 use olmoe_tensor::ops::cross_entropy::Head;
 use olmoe_tensor::ops::embedding::{Rows, Table};
-use olmoe_tensor::ops::linear::{PackedWeight, Weight};
+use olmoe_tensor::ops::linear::Weight;
 use olmoe_tensor::ops::mlp;
 use olmoe_tensor::ops::norm::{Norm, NormKind};
 use olmoe_tensor::ops::rope::Rope;
@@ -81,7 +81,7 @@ impl Weights {
     pub(super) fn encoding(&self, id: ParameterId) -> Option<Encoding> {
         match (self.rows_of(id), &self.factors[id]) {
             (Some(rows), _) => Some(rows.encoding()),
-            (None, Some(Factor::Quantized(weight))) => Some(Encoding::Blocks(weight.format())),
+            (None, Some(Factor::Quantized(weight, _))) => Some(Encoding::Blocks(weight.format())),
             _ => None,
         }
     }
@@ -108,7 +108,7 @@ impl Weights {
         if let Some(rows) = self.rows.as_mut().filter(|_| id == self.embedding) {
             rows.update(read);
         }
-        if let Some(Factor::Quantized(weight)) = &mut self.factors[id] {
+        if let Some(Factor::Quantized(weight, _)) = &mut self.factors[id] {
             weight.update(read);
         }
         failure.result()
@@ -163,7 +163,7 @@ impl Weights {
         let value = self.values[id].as_deref_mut();
         match (&mut self.factors[id], value) {
             (Some(Factor::Packed(packed)), value) => packed.update(value, some, change),
-            (None | Some(Factor::Quantized(_)), Some(value)) => {
+            (None | Some(Factor::Quantized(..)), Some(value)) => {
                 let shared = Shared::new(value);
                 parallel(some.len(), |task| {
                     let range = strips.numbers(some.start + task);
@@ -171,7 +171,7 @@ impl Weights {
                     change(range.clone(), unsafe { shared.range(range) });
                 });
             }
-            (None | Some(Factor::Quantized(_)), None) => {
+            (None | Some(Factor::Quantized(..)), None) => {
                 panic!("what is held encoded is filled by `Model::fill_encoded`")
             }
         }
@@ -202,11 +202,6 @@ impl Weights {
     pub(super) fn weight(&self, id: ParameterId) -> Weight<'_> {
         let factor = self.factors[id].as_ref();
         factor.expect("every matrix that takes part in a product was given a form").weight()
-    }
-
-    /// The weights of a model made for training.
-    pub(super) fn packed(&self, id: ParameterId) -> &PackedWeight {
-        self.weight(id).packed()
     }
 
     pub(super) fn optional(&self, id: Option<ParameterId>) -> Option<&[f32]> {
