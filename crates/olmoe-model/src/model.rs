@@ -24,6 +24,7 @@ mod feed_forward;
 mod footprint;
 mod forms;
 mod gradients;
+mod held;
 mod kv_cache;
 mod objective;
 mod precision;
@@ -43,6 +44,7 @@ use olmoe_tensor::tensor::Tensor;
 
 use self::block::BlockPass;
 use self::feed_forward::RouterGradients;
+use self::held::Stage;
 use self::residual::norm_backward;
 use self::weights::Weights;
 use crate::auxiliary::{self, AuxiliaryLosses};
@@ -55,6 +57,7 @@ pub use activations::Activations;
 pub use block::Keep;
 pub use error::ModelError;
 pub use gradients::Gradients;
+pub use held::Held;
 pub use kv_cache::KvCache;
 pub use objective::Losses;
 pub use precision::Precision;
@@ -64,8 +67,8 @@ pub use crate::routing::RoutingRecord;
 
 /// A model: its parameters, and where each module finds its own.
 ///
-/// One made for training holds every parameter as f32 numbers and the matrices packed as well. One made for inference
-/// holds a matrix only packed; the embedding, whose rows are looked up, it holds as numbers or as the bytes of a file, and
+/// A trained parameter is held as f32 numbers, and as a matrix packed as well. One that is frozen or for inference is held
+/// only packed, or in the blocks of a file; the embedding, whose rows are looked up, as numbers or as the bytes of a file, and
 /// packed besides where it is the head, too.
 pub struct Model {
     weights: Weights,
@@ -87,19 +90,16 @@ pub struct Objective<'a> {
 
 /// What it is made of.
 impl Model {
-    /// A model whose parameters are still arbitrary, to be filled by [`Model::set`], [`Model::fill`] or
-    /// [`Model::initialize`]. A `trainable` one can run backward passes and be updated.
+    /// A model whose parameters, all held alike, are still arbitrary, to be filled by [`Model::set`], [`Model::fill`] or
+    /// [`Model::initialize`].
     ///
     /// # Errors
     /// [`ModelError::Config`].
-    pub fn new(config: ModelConfig, precision: Precision, trainable: bool) -> Result<Model, ModelError> {
-        Self::with_encodings(config, precision, trainable, &[])
+    pub fn new(config: ModelConfig, precision: Precision, held: Held) -> Result<Model, ModelError> {
+        Self::build(config, precision, |count| vec![held; count], &[])
     }
 
-    /// A model made for inference that holds parameters as they are encoded in a file: those with an encoding in
-    /// `encodings`, in canonical order, if they are matrices in blocks that take part in products (of the matrices of an MLP
-    /// all or none), or the embedding in any encoding; rows have to be whole blocks. [`Model::encoding`] tells which. They are
-    /// filled by [`Model::fill_encoded`].
+    /// A model made for inference that holds parameters as they are encoded in a file.
     ///
     /// # Errors
     /// [`ModelError::Config`].
@@ -108,18 +108,53 @@ impl Model {
         precision: Precision,
         encodings: &[Option<Encoding>],
     ) -> Result<Model, ModelError> {
-        Self::with_encodings(config, precision, false, encodings)
+        Self::build(config, precision, |count| vec![Held::Inference; count], encodings)
     }
 
-    fn with_encodings(
+    /// A model that holds each parameter for a purpose of its own, in canonical order; [`Held::for_training`] finds what the
+    /// training of some of them needs. Of those that are not trained it holds as they are encoded in a file the ones that have
+    /// an encoding in `encodings`, if they are matrices in blocks that take part in products (of the matrices of an MLP all or
+    /// none), or the embedding in any encoding; rows have to be whole blocks. [`Model::encoding`] tells which. They are filled
+    /// by [`Model::fill_encoded`].
+    ///
+    /// # Errors
+    /// [`ModelError::Config`]; [`ModelError::HeldCount`] unless there is a purpose for each parameter;
+    /// [`ModelError::NoWayBack`] when the gradient of a trained parameter would have to pass through one that is held for
+    /// inference.
+    pub fn with(
         config: ModelConfig,
         precision: Precision,
-        trainable: bool,
+        held: Vec<Held>,
         encodings: &[Option<Encoding>],
     ) -> Result<Model, ModelError> {
+        Self::build(config, precision, |_| held, encodings)
+    }
+
+    fn build(
+        config: ModelConfig,
+        precision: Precision,
+        held: impl FnOnce(usize) -> Vec<Held>,
+        encodings: &[Option<Encoding>],
+    ) -> Result<Model, ModelError> {
+        // Before anything is made for each of its layers.
         config.validate()?;
         let (specs, modules) = registry(&config);
-        let weights = Weights::new(config, precision, specs, modules.embedding, trainable, encodings);
+        let held = held(specs.len());
+        if held.len() != specs.len() {
+            return Err(ModelError::HeldCount { found: held.len(), expected: specs.len() });
+        }
+        let all = || specs.iter().zip(&held);
+        let trained = all().filter(|(_, held)| **held == Held::Trained).map(|(spec, _)| spec);
+        if let Some(lowest) = trained.min_by_key(|spec| Stage::of(spec, &config)) {
+            let stage = Stage::of(lowest, &config);
+            let blocks = |(spec, held): &(&ParameterSpec, &Held)| {
+                **held == Held::Inference && stage <= Stage::highest(spec, &config)
+            };
+            if let Some((spec, _)) = all().find(blocks) {
+                return Err(ModelError::NoWayBack { name: spec.name.clone(), trained: lowest.name.clone() });
+            }
+        }
+        let weights = Weights::new(config, precision, specs, modules.embedding, held, encodings);
         Ok(Model { weights, modules })
     }
 
@@ -138,6 +173,16 @@ impl Model {
         &self.weights.specs
     }
 
+    /// What a parameter is held for.
+    pub fn held(&self, id: ParameterId) -> Held {
+        self.weights.held[id]
+    }
+
+    /// Zeros for the gradient of each trained parameter.
+    pub fn gradients(&self) -> Gradients {
+        Gradients::zeros(&self.weights.specs, &self.weights.held)
+    }
+
     /// The parameter of that canonical name.
     ///
     /// # Errors
@@ -147,7 +192,7 @@ impl Model {
         found.ok_or_else(|| ModelError::UnknownParameter { name: name.to_owned() })
     }
 
-    /// The f32 numbers of one parameter; `None` for what a model made for inference holds only packed or encoded.
+    /// The f32 numbers of one parameter; `None` for what is held only packed or encoded, as may be what is not trained.
     pub fn value(&self, id: ParameterId) -> Option<&Tensor> {
         self.weights.value(id)
     }
@@ -225,7 +270,7 @@ impl Model {
     /// numbers, in canonical order, and the numbers there; the ranges cover all of them.
     ///
     /// # Panics
-    /// When the parameter is held only packed, as in a model made for inference: [`Model::fill`] writes those.
+    /// When the parameter is held only packed, as may be what is not trained: [`Model::fill`] writes those.
     pub fn update(&mut self, id: ParameterId, change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
         self.weights.update(id, change);
     }
@@ -287,7 +332,8 @@ impl Model {
         let h_td = embedding::forward(self.weights.embedding(), &batch.ids);
         let Some(module) = &self.modules.embedding_norm else { return h_td };
         let (normed, saved) = norm::forward(&h_td, &self.weights.norm(module));
-        activations.embedding = (keep != Keep::Nothing).then_some((h_td, saved));
+        let kept = keep != Keep::Nothing && self.weights.reaches(Stage::EMBEDDING);
+        activations.embedding = kept.then_some((h_td, saved));
         normed
     }
 
@@ -316,7 +362,8 @@ impl Model {
     fn finish(&self, h_td: Tensor, keep: Keep, activations: &mut Activations) {
         let (hidden, saved) = norm::forward(&h_td, &self.weights.norm(&self.modules.norm));
         activations.hidden = Some(hidden);
-        activations.last = (keep != Keep::Nothing).then_some((h_td, saved));
+        let kept = keep != Keep::Nothing && self.weights.reaches(Stage::head(self.config()));
+        activations.last = kept.then_some((h_td, saved));
     }
 
     /// Logits of every token, `[T, V]`, without keeping anything.
@@ -342,11 +389,15 @@ impl Model {
         Ok(cross_entropy::forward(activations.hidden(), self.weights.head(&self.modules.head), targets))
     }
 
-    /// Backward pass after a forward pass that kept what it needs: adds the gradients of the objective, and returns the
-    /// targets' log-probabilities and the auxiliary losses.
+    /// Backward pass after a forward pass that kept what it needs: adds the gradients of the objective by the trained
+    /// parameters, and returns the targets' log-probabilities and the auxiliary losses. It ends at the lowest layer that has
+    /// a trained parameter; what is frozen costs no product for a gradient of its own.
     ///
     /// # Errors
     /// [`ModelError::TokenId`] for a target outside the vocabulary.
+    ///
+    /// # Panics
+    /// When the gradients are of another model, or the forward pass kept nothing.
     pub fn backward(
         &self,
         batch: &Batch,
@@ -355,38 +406,44 @@ impl Model {
         gradients: &mut Gradients,
     ) -> Result<(LogProbs, AuxiliaryLosses), ModelError> {
         self.check_targets(objective.targets)?;
-        let (log_probs, mut dh_td) = self.finish_backward(activations, objective, gradients);
+        assert_eq!(gradients.len(), self.parameters().len(), "gradients are those of this model");
+        let (log_probs, dh_td) = self.finish_backward(activations, objective, gradients);
         let config = &self.config().auxiliary;
         let (losses, auxiliary) = auxiliary::losses(&activations.routing, batch, config, objective.auxiliary);
-        for layer in (0..self.modules.blocks.len()).rev() {
+        let Some(mut dh_td) = dh_td else { return Ok((log_probs, losses)) };
+        let reached = |layer: &usize| self.weights.reaches(Stage::feed_forward(*layer));
+        for layer in (0..self.modules.blocks.len()).rev().take_while(reached) {
             let dprobs = activations.routing.position(layer).and_then(|at| auxiliary.layer(at));
             let router = RouterGradients { dprobs, z: auxiliary.z };
             self.block_backward(layer, batch, activations, router, &mut dh_td, gradients);
         }
-        self.embed_backward(batch, activations, &dh_td, gradients);
+        if self.weights.reaches(Stage::EMBEDDING) {
+            self.embed_backward(batch, activations, &dh_td, gradients);
+        }
         Ok((log_probs, losses))
     }
 
-    /// From the objective to the gradient of the residual stream after the last block.
+    /// From the objective to the gradient of the residual stream after the last block, if a parameter below is trained.
     fn finish_backward(
         &self,
         activations: &mut Activations,
         objective: &Objective<'_>,
         gradients: &mut Gradients,
-    ) -> (LogProbs, Tensor) {
-        let head = &self.modules.head;
-        let (log_probs, dhidden_td) = {
-            let [dweight, dbias] = gradients.several([Some(head.weight), head.bias]);
-            let into =
-                cross_entropy::Gradients { dlogp_t: objective.dlogp_t, z: objective.z, dweight, dbias, input: true };
-            let head = self.weights.head(head);
-            cross_entropy::forward_backward(activations.hidden(), head, objective.targets, into)
-        };
-        let (h_td, saved) =
-            activations.last.take().expect("a backward pass follows a forward pass that keeps something");
-        let dhidden_td = dhidden_td.expect("asked for");
-        let dh_td = norm_backward(&self.weights, &self.modules.norm, &h_td, &saved, &dhidden_td, gradients);
-        (log_probs, dh_td)
+    ) -> (LogProbs, Option<Tensor>) {
+        let (head, norm) = (&self.modules.head, &self.modules.norm);
+        let passes = self.weights.passes(Stage::head(self.config()));
+        let input = passes || gradients.wants_any([norm.weight, norm.bias]);
+        let [dweight, dbias] = gradients.several([Some(head.weight), head.bias]);
+        let into = cross_entropy::Gradients { dlogp_t: objective.dlogp_t, z: objective.z, dweight, dbias, input };
+        let head = self.weights.head(head);
+        let (log_probs, dhidden_td) =
+            cross_entropy::forward_backward(activations.hidden(), head, objective.targets, into);
+        let dh_td = dhidden_td.map(|dhidden_td| {
+            let (h_td, saved) =
+                activations.last.take().expect("a backward pass follows a forward pass that keeps something");
+            norm_backward(&self.weights, norm, &h_td, &saved, &dhidden_td, gradients)
+        });
+        (log_probs, dh_td.filter(|_| passes))
     }
 
     /// Backward of the last block not yet taken; `dh` becomes the gradient of its input.
@@ -400,7 +457,7 @@ impl Model {
         gradients: &mut Gradients,
     ) {
         let Activations { blocks, routing, dense, .. } = activations;
-        let kept = blocks.pop().expect("every block keeps its input");
+        let kept = blocks.pop().expect("every block that a gradient comes to keeps its input");
         let known = routing.position(layer).and_then(|at| routing.layers.get(at));
         self.pass(layer, batch, dense).backward(kept, known, router, dh_td, gradients);
     }
@@ -410,8 +467,9 @@ impl Model {
         let normed = self.modules.embedding_norm.as_ref().zip(activations.embedding.take());
         let before =
             normed.map(|(module, (x, saved))| norm_backward(&self.weights, module, &x, &saved, dh_td, gradients));
-        let dh_td = before.as_ref().unwrap_or(dh_td);
-        embedding::backward(dh_td, &batch.ids, gradients.get_mut(self.modules.embedding));
+        if let Some(dw) = gradients.get_mut(self.modules.embedding) {
+            embedding::backward(before.as_ref().unwrap_or(dh_td), &batch.ids, dw);
+        }
     }
 
     /// Checks that all ids are rows of the embedding and all positions in the rotary tables.

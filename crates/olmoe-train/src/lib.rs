@@ -14,7 +14,7 @@
 //!
 //! ```
 //! use olmoe_model::batch::Batch;
-//! use olmoe_model::model::{Activations, Gradients, Model};
+//! use olmoe_model::model::{Activations, Held, Model};
 //! use olmoe_train::config::TrainConfig;
 //! use olmoe_train::optimizer::{Optimizer, Step};
 //! use olmoe_train::schedule::Schedule;
@@ -32,10 +32,10 @@
 //! loaded.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
 //! let config = loaded.config;
 //!
-//! let mut model = Model::new(config.model.clone(), config.precision().expect("set above"), true)?;
+//! let mut model = Model::new(config.model.clone(), config.precision().expect("set above"), Held::Trained)?;
 //! model.initialize(config.seed);
-//! let mut gradients = Gradients::zeros(model.parameters());
-//! let mut optimizer = Optimizer::new(config.optimizer.clone(), model.parameters());
+//! let mut gradients = model.gradients();
+//! let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
 //! let mut activations = Activations::new(config.keep());
 //! let schedule = Schedule::new(&config);
 //! let mut state = TrainerState::start(&config);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use olmoe_model::batch::Batch;
 use olmoe_model::config::ModelConfig;
-use olmoe_model::model::{Activations, Gradients, Keep, KvCache, Model, Precision};
+use olmoe_model::model::{Activations, Held, Keep, KvCache, Model, Precision};
 use olmoe_tensor::memory;
 use olmoe_train::config::OptimizerConfig;
 use olmoe_train::optimizer::{Clip, Optimizer, Step};
@@ -88,10 +88,10 @@ fn steady_steps_allocate_nothing() {
 }
 
 fn train(precision: Precision, keep: Keep) {
-    let mut model = Model::new(config(), precision, true).expect("a model");
+    let mut model = Model::new(config(), precision, Held::Trained).expect("a model");
     model.initialize(1);
-    let mut gradients = Gradients::zeros(model.parameters());
-    let mut optimizer = Optimizer::new(OptimizerConfig::release(), model.parameters());
+    let mut gradients = model.gradients();
+    let mut optimizer = Optimizer::new(OptimizerConfig::release(), &model);
     let mut activations = Activations::new(keep);
     let batch = batch();
     let (targets, count) = batch.next_tokens();
@@ -114,7 +114,7 @@ fn train(precision: Precision, keep: Keep) {
 }
 
 fn decode(precision: Precision) {
-    let mut model = Model::new(config(), precision, false).expect("a model");
+    let mut model = Model::new(config(), precision, Held::Inference).expect("a model");
     model.initialize(1);
     let mut activations = Activations::new(Keep::Nothing);
     let mut caches = [KvCache::new(&model, 96)];

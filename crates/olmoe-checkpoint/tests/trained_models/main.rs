@@ -17,7 +17,7 @@ use olmoe_checkpoint::encoding::Encoding;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
-use olmoe_model::model::{Activations, Keep, KvCache, Model, Precision};
+use olmoe_model::model::{Activations, Held, Keep, KvCache, Model, Precision};
 use olmoe_model::parameters::{ParameterSpec, parameters};
 use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::tensor::Tensor;
@@ -78,7 +78,7 @@ impl Arrays {
     }
 
     fn model(&self) -> Model {
-        let mut model = Model::new(self.config.clone(), Precision::Fp32, false).unwrap();
+        let mut model = Model::new(self.config.clone(), Precision::Fp32, Held::Inference).unwrap();
         for (spec, numbers) in self.specs.iter().zip(&self.values) {
             model.set(&spec.name, &spec.shape, numbers).unwrap();
         }

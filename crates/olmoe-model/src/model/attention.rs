@@ -1,6 +1,6 @@
 //! Self-attention: projections, clip, query and key norm, rotary embedding, attention, output projection.
 
-use olmoe_tensor::gemm::Store;
+use olmoe_tensor::gemm::{Right, Store};
 use olmoe_tensor::ops::attention;
 use olmoe_tensor::ops::linear::{self, Input, pack_saved};
 use olmoe_tensor::ops::norm;
@@ -121,15 +121,17 @@ pub(super) fn forward_cached(
     output(weights, module, &o)
 }
 
-/// Gradients of one linear layer's parameters.
-fn linear_gradients(dy: &Tensor, x: &olmoe_tensor::gemm::Right, linear: &Linear, gradients: &mut Gradients) {
-    linear::backward_weight(dy, x, gradients.get_mut(linear.weight));
-    if let Some(bias) = linear.bias {
-        add::bias_backward(dy, gradients.get_mut(bias));
+/// Gradients of one linear layer's parameters, as far as it is trained; `x` is what it read, packed if the weight is.
+fn linear_gradients(dy: &Tensor, x: Option<&Right>, linear: &Linear, gradients: &mut Gradients) {
+    if let (Some(x), Some(dw)) = (x, gradients.get_mut(linear.weight)) {
+        linear::backward_weight(dy, x, dw);
+    }
+    if let Some(dbias) = linear.bias.and_then(|bias| gradients.get_mut(bias)) {
+        add::bias_backward(dy, dbias);
     }
 }
 
-/// The gradient of `x`.
+/// The gradient of `x`, if the `input` has one.
 pub(super) fn backward(
     weights: &Weights,
     module: &AttentionModule,
@@ -137,14 +139,27 @@ pub(super) fn backward(
     saved: Saved,
     dy_td: &Tensor,
     batch: &Batch,
+    input: bool,
     gradients: &mut Gradients,
-) -> Tensor {
+) -> Option<Tensor> {
     let operand = weights.precision.operand();
     let Saved { projected, q, k, v, o, attention } = saved;
     let Projected { q_norm, k_norm, clipped } = projected;
+    let read = gradients.wants_any([Some(module.o.weight)]).then(|| pack_saved(&o, operand));
+    linear_gradients(dy_td, read.as_ref(), &module.o, gradients);
+    drop(read);
+    let projections = [module.q, module.k, module.v];
+    let norm = |module: Option<NormModule>| module.map_or([None; 2], |norm| [norm.weight, norm.bias]);
+    if !input
+        && !gradients.wants_any(projections.map(|linear| Some(linear.weight)))
+        && !gradients.wants_any(projections.map(|linear| linear.bias))
+        && !gradients.wants_any(norm(module.q_norm))
+        && !gradients.wants_any(norm(module.k_norm))
+    {
+        return None;
+    }
     let mut d_o = Tensor::scratch(o.shape());
     linear::backward_input(dy_td, weights.weight(module.o.weight), &mut d_o, Store::Overwrite);
-    linear_gradients(dy_td, &pack_saved(&o, operand), &module.o, gradients);
 
     let (mut dq, mut dk, mut dv) =
         attention::backward(&q, &k, &v, &o, &attention, &d_o, heads(&weights.config), &batch.segments, operand);
@@ -166,12 +181,16 @@ pub(super) fn backward(
     let mut dk = norm_back(k_norm, module.k_norm, dk);
     clip_back(ClipOrder::BeforeNorm, [&mut dq, &mut dk, &mut dv]);
 
-    let x = pack_saved(x_td, operand);
-    let mut dx_td = Tensor::scratch(x_td.shape());
-    for (i, (d, linear)) in [(&dq, module.q), (&dk, module.k), (&dv, module.v)].into_iter().enumerate() {
-        linear_gradients(d, &x, &linear, gradients);
-        let store = if i == 0 { Store::Overwrite } else { Store::Accumulate };
-        linear::backward_input(d, weights.weight(linear.weight), &mut dx_td, store);
+    // Packed once for all of them that are trained.
+    let trained = gradients.wants_any(projections.map(|linear| Some(linear.weight)));
+    let x = trained.then(|| pack_saved(x_td, operand));
+    let mut dx_td = input.then(|| Tensor::scratch(x_td.shape()));
+    for (i, (d, linear)) in [&dq, &dk, &dv].into_iter().zip(projections).enumerate() {
+        linear_gradients(d, x.as_ref(), &linear, gradients);
+        if let Some(dx_td) = &mut dx_td {
+            let store = if i == 0 { Store::Overwrite } else { Store::Accumulate };
+            linear::backward_input(d, weights.weight(linear.weight), dx_td, store);
+        }
     }
     dx_td
 }

@@ -6,6 +6,7 @@ use olmoe_tensor::tensor::Tensor;
 use super::attention;
 use super::feed_forward::{self, Routed, RouterGradients};
 use super::gradients::Gradients;
+use super::held::Stage;
 use super::kv_cache::KvCache;
 use super::residual;
 use super::weights::Weights;
@@ -32,8 +33,9 @@ type AttentionSaved = residual::Saved<Option<attention::Saved>>;
 /// What one block keeps.
 pub(super) struct KeptBlock {
     h_td: Tensor,
-    /// And the residual stream between attention and the feed-forward layer.
-    attention: Option<(AttentionSaved, Tensor)>,
+    attention: Option<AttentionSaved>,
+    /// The residual stream between attention and the feed-forward layer.
+    middle: Option<Tensor>,
     feed_forward: Option<residual::Kept<feed_forward::Saved>>,
 }
 
@@ -50,7 +52,7 @@ pub(super) struct BlockPass<'a> {
 
 impl BlockPass<'_> {
     /// The residual stream after the block, and what is kept of it. The tokens continue the sequences in `caches` if there
-    /// are any; then nothing can be kept of attention. The routing of a mixture is added to `record`.
+    /// are any; nothing is kept then. The routing of a mixture is added to `record`.
     pub(super) fn forward(
         self,
         h_td: Tensor,
@@ -58,18 +60,22 @@ impl BlockPass<'_> {
         keep: Keep,
         record: &mut Vec<LayerRouting>,
     ) -> (Tensor, Option<KeptBlock>) {
+        // Where no gradient comes to, nothing has to be kept for it.
+        let reached = self.weights.reaches(Stage::feed_forward(self.layer));
+        let keep = if reached && caches.is_none() { keep } else { Keep::Nothing };
         let (middle, attention) = self.attend(&h_td, caches);
         // What is not kept goes back to the pool before the experts ask for room.
-        let attention = (keep == Keep::Everything).then_some(attention);
-        let (out, feed_forward) = self.feed(&middle, Routed::Anew(record));
-        let feed_forward = match keep {
+        let attended = keep == Keep::Everything && self.weights.reaches(Stage::attention(self.layer));
+        let attention = attended.then_some(attention);
+        let kept = matches!(keep, Keep::Everything | Keep::FeedForward);
+        let (out, feed_forward) = self.feed(&middle, Routed::Anew(record), kept);
+        let (middle, feed_forward) = match keep {
             Keep::Nothing => return (out, None),
-            Keep::BlockInputs => None,
-            Keep::FeedForward => Some(feed_forward.keep_inner(self.weights)),
-            Keep::Everything => Some(feed_forward.keep_all()),
+            Keep::BlockInputs => (None, None),
+            Keep::FeedForward => (None, Some(feed_forward.keep_inner(self.weights))),
+            Keep::Everything => (Some(middle), Some(feed_forward.keep_all())),
         };
-        let attention = attention.map(|saved| (saved, middle));
-        (out, Some(KeptBlock { h_td, attention, feed_forward }))
+        (out, Some(KeptBlock { h_td, attention, middle, feed_forward }))
     }
 
     /// The stream after attention.
@@ -85,14 +91,20 @@ impl BlockPass<'_> {
     }
 
     /// The stream after the feed-forward layer.
-    fn feed(self, middle_td: &Tensor, routed: Routed<'_>) -> (Tensor, residual::Saved<feed_forward::Saved>) {
+    fn feed(
+        self,
+        middle_td: &Tensor,
+        routed: Routed<'_>,
+        keep: bool,
+    ) -> (Tensor, residual::Saved<feed_forward::Saved>) {
         let BlockPass { weights, module, layer, dense, .. } = self;
         residual::forward(weights, &module.mlp_norm, middle_td, |x| {
-            feed_forward::forward(weights, layer, &module.feed_forward, x, dense, routed)
+            feed_forward::forward(weights, layer, &module.feed_forward, x, dense, routed, keep)
         })
     }
 
-    /// `dh`, the gradient of the block's output, becomes that of its input. `known` is the routing of the forward pass.
+    /// `dh`, the gradient of the block's output, becomes that of its input, if anything below the block is trained. `known` is
+    /// the routing of the forward pass.
     pub(super) fn backward(
         self,
         kept: KeptBlock,
@@ -101,38 +113,34 @@ impl BlockPass<'_> {
         dh_td: &mut Tensor,
         gradients: &mut Gradients,
     ) {
-        let BlockPass { weights, module, batch, dense, .. } = self;
-        let KeptBlock { h_td, attention, feed_forward } = kept;
-        let (attention, middle) = attention.unwrap_or_else(|| {
-            let (middle, saved) = self.attend(&h_td, None);
-            (saved, middle)
-        });
-        let feed_forward = match feed_forward {
-            Some(kept) => kept.restore(weights, &module.mlp_norm, &middle),
-            None => self.feed(&middle, Routed::Before(known)).1,
+        let BlockPass { weights, module, layer, batch, dense } = self;
+        let KeptBlock { h_td, attention, middle, feed_forward } = kept;
+        let (middle, attention) = match middle {
+            Some(middle) => (middle, attention),
+            None => {
+                let (middle, saved) = self.attend(&h_td, None);
+                (middle, Some(saved))
+            }
         };
-        residual::backward(
-            weights,
-            &module.mlp_norm,
-            &middle,
-            feed_forward,
-            dh_td,
-            gradients,
-            |x, saved, dy, gradients| {
-                feed_forward::backward(weights, &module.feed_forward, x, dense, saved, known, router, dy, gradients)
-            },
-        );
-        residual::backward(
-            weights,
-            &module.attention_norm,
-            &h_td,
-            attention,
-            dh_td,
-            gradients,
-            |x, saved, dy, gradients| {
-                let saved = saved.expect("a backward pass follows a forward pass without caches");
-                attention::backward(weights, &module.attention, x, saved, dy, batch, gradients)
-            },
-        );
+        let saved = match feed_forward {
+            Some(kept) => kept.restore(weights, &module.mlp_norm, &middle),
+            None => self.feed(&middle, Routed::Before(known), true).1,
+        };
+        let input = weights.passes(Stage::feed_forward(layer));
+        let back = |x: &Tensor, saved, dy: &Tensor, input, gradients: &mut Gradients| {
+            let module = &module.feed_forward;
+            feed_forward::backward(weights, module, x, dense, saved, known, router, dy, input, gradients)
+        };
+        residual::backward(weights, &module.mlp_norm, &middle, saved, dh_td, input, gradients, back);
+        if !weights.reaches(Stage::attention(layer)) {
+            return;
+        }
+        let saved = attention.expect("what attention saves is kept where a gradient comes to it");
+        let input = weights.passes(Stage::attention(layer));
+        let back = |x: &Tensor, saved: Option<attention::Saved>, dy: &Tensor, input, gradients: &mut Gradients| {
+            let saved = saved.expect("a backward pass follows a forward pass without caches");
+            attention::backward(weights, &module.attention, x, saved, dy, batch, input, gradients)
+        };
+        residual::backward(weights, &module.attention_norm, &h_td, saved, dh_td, input, gradients, back);
     }
 }

@@ -20,6 +20,24 @@ pub enum ModelError {
         /// What was given.
         name: String,
     },
+    /// Not one purpose for each parameter.
+    #[error("found {found} purposes, expected {expected}, one for each parameter in the order of `parameters(config)`")]
+    HeldCount {
+        /// Purposes given.
+        found: usize,
+        /// Parameters of the model.
+        expected: usize,
+    },
+    /// A gradient cannot come to where it is wanted.
+    #[error(
+        "parameter {name} is held for inference, but the gradient of {trained} passes through it; hold it frozen, or take what `Held::for_training` finds"
+    )]
+    NoWayBack {
+        /// The parameter in the way.
+        name: String,
+        /// The lowest trained one.
+        trained: String,
+    },
     /// A tensor does not fit its parameter.
     #[error("parameter {name}: found shape {found:?}, expected {expected:?}")]
     Shape {

@@ -1,6 +1,7 @@
 //! The feed-forward layer: one MLP, or a router, its experts and perhaps a shared one.
 
 use olmoe_tensor::gemm::{Operand, Store};
+use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::linear::{self, Input, pack_saved};
 use olmoe_tensor::ops::router::{self, Assignment, DROPPED};
 use olmoe_tensor::ops::{add, mlp};
@@ -9,15 +10,15 @@ use olmoe_tensor::tensor::Tensor;
 use super::gradients::Gradients;
 use super::weights::Weights;
 use crate::config::Moe;
-use crate::modules::{FeedForwardModule, MlpModule, MoeModule};
+use crate::modules::{FeedForwardModule, MlpModule, MoeModule, ParameterId};
 use crate::routing::LayerRouting;
 
 /// What the backward pass needs beside the input and the routing.
 pub(super) struct Saved {
     /// Which slots the experts computed; none for a dense layer.
     assignment: Option<Assignment>,
-    /// Of the experts, or of the dense layer.
-    mlp: mlp::Saved,
+    /// Of the experts, or of the dense layer; none where it was not to be kept.
+    mlp: Option<mlp::Saved>,
     shared_expert: Option<mlp::Saved>,
 }
 
@@ -43,7 +44,7 @@ pub(super) enum Routed<'a> {
     Before(Option<&'a LayerRouting>),
 }
 
-/// `y [T, D]` of `x [T, D]`.
+/// `y [T, D]` of `x [T, D]`, and what the backward pass needs if it is to `keep` that.
 pub(super) fn forward(
     weights: &Weights,
     layer: usize,
@@ -51,10 +52,11 @@ pub(super) fn forward(
     x_td: &Tensor,
     dense: &Assignment,
     routed: Routed<'_>,
+    keep: bool,
 ) -> (Tensor, Saved) {
     match module {
         FeedForwardModule::Dense(module) => {
-            let (y_td, mlp) = mlp_forward(weights, module, x_td, dense);
+            let (y_td, mlp) = mlp_forward(weights, module, x_td, dense, keep);
             (y_td, Saved { assignment: None, mlp, shared_expert: None })
         }
         FeedForwardModule::Moe(module) => {
@@ -73,7 +75,7 @@ pub(super) fn forward(
                     assignment
                 }
             };
-            experts(weights, module, x_td, dense, assignment)
+            experts(weights, module, x_td, dense, assignment, keep)
         }
     }
 }
@@ -84,50 +86,60 @@ fn experts(
     x_td: &Tensor,
     dense: &Assignment,
     assignment: Assignment,
+    keep: bool,
 ) -> (Tensor, Saved) {
-    let (mut y_td, mlp) = mlp_forward(weights, &module.experts, x_td, &assignment);
+    let (mut y_td, mlp) = mlp_forward(weights, &module.experts, x_td, &assignment, keep);
     if let Some(bias) = weights.optional(module.bias) {
         add::add_bias(&mut y_td, bias);
     }
-    let shared_expert = module.shared_expert.map(|shared| {
-        let (shared_td, saved) = mlp_forward(weights, &shared, x_td, dense);
+    let shared_expert = module.shared_expert.and_then(|shared| {
+        let (shared_td, saved) = mlp_forward(weights, &shared, x_td, dense, keep);
         add::add_assign(&mut y_td, &shared_td);
         saved
     });
     (y_td, Saved { assignment: Some(assignment), mlp, shared_expert })
 }
 
-fn mlp_forward(weights: &Weights, module: &MlpModule, x_td: &Tensor, assignment: &Assignment) -> (Tensor, mlp::Saved) {
-    let (out_sd, saved) = mlp::experts(mlp::dispatch(x_td, assignment), &weights.mlp(module), true);
-    (mlp::combine(out_sd, assignment), saved.expect("it was to be kept"))
+fn mlp_forward(
+    weights: &Weights,
+    module: &MlpModule,
+    x_td: &Tensor,
+    assignment: &Assignment,
+    keep: bool,
+) -> (Tensor, Option<mlp::Saved>) {
+    let (out_sd, saved) = mlp::experts(mlp::dispatch(x_td, assignment), &weights.mlp(module), keep);
+    (mlp::combine(out_sd, assignment), saved)
 }
 
+/// The parameters of an MLP: gate, up and down projection, then their biases.
+fn parameters(module: &MlpModule) -> [Option<ParameterId>; 6] {
+    let MlpModule { gate, up, down, .. } = module;
+    let gate_bias = gate.and_then(|linear| linear.bias);
+    [gate.map(|linear| linear.weight), Some(up.weight), Some(down.weight), gate_bias, up.bias, down.bias]
+}
+
+/// The gradients of `x`, if the `input` has one, and of the slots' weights.
 fn mlp_backward(
     weights: &Weights,
     module: &MlpModule,
     x_td: &Tensor,
     assignment: &Assignment,
-    saved: &mlp::Saved,
+    saved: Option<&mlp::Saved>,
     dy_td: &Tensor,
+    input: bool,
     gradients: &mut Gradients,
-) -> (Tensor, olmoe_tensor::memory::Buffer<f32>) {
-    let ids = [
-        module.gate.map(|linear| linear.weight),
-        Some(module.up.weight),
-        Some(module.down.weight),
-        module.gate.and_then(|linear| linear.bias),
-        module.up.bias,
-        module.down.bias,
-    ];
-    let [gate, up, down, gate_bias, up_bias, down_bias] = gradients.several(ids);
+) -> (Option<Tensor>, Buffer<f32>) {
+    let saved = saved.expect("a backward pass follows a forward pass that keeps something");
+    let [gate, up, down, gate_bias, up_bias, down_bias] = gradients.several(parameters(module));
     let biases = mlp::Biases { gate: gate_bias, up: up_bias, down: down_bias };
     let into = mlp::Gradients { gate, up, down, biases };
-    let (slots, output) = (mlp::dispatch(x_td, assignment), mlp::combine_backward(dy_td, assignment));
-    let (dx_sd, dweight_s) = mlp::experts_backward(slots, &weights.mlp(module), saved, output, into, true);
-    (mlp::dispatch_backward(dx_sd.expect("asked for"), assignment), dweight_s)
+    let output = mlp::combine_backward(dy_td, assignment);
+    let slots = mlp::dispatch(x_td, assignment);
+    let (dx_sd, dweight_s) = mlp::experts_backward(slots, &weights.mlp(module), saved, output, into, input);
+    (dx_sd.map(|dx_sd| mlp::dispatch_backward(dx_sd, assignment)), dweight_s)
 }
 
-/// The gradient of `x`.
+/// The gradient of `x`, if the `input` has one.
 pub(super) fn backward(
     weights: &Weights,
     module: &FeedForwardModule,
@@ -137,34 +149,78 @@ pub(super) fn backward(
     known: Option<&LayerRouting>,
     auxiliary: RouterGradients<'_>,
     dy_td: &Tensor,
+    input: bool,
     gradients: &mut Gradients,
-) -> Tensor {
+) -> Option<Tensor> {
+    let mlp = saved.mlp.as_ref();
     match (module, saved.assignment) {
         (FeedForwardModule::Dense(module), _) => {
-            mlp_backward(weights, module, x_td, dense, &saved.mlp, dy_td, gradients).0
+            let wanted = input || gradients.wants_any(parameters(module));
+            wanted.then(|| mlp_backward(weights, module, x_td, dense, mlp, dy_td, input, gradients).0).flatten()
         }
         (FeedForwardModule::Moe(module), Some(assignment)) => {
-            let known = known.expect("a forward pass records the routing of every mixture layer");
-            let normalize = weights.config.moe().is_some_and(|moe| moe.normalize_top_k);
-            if let Some(bias) = module.bias {
-                add::bias_backward(dy_td, gradients.get_mut(bias));
+            if let Some(dbias) = module.bias.and_then(|bias| gradients.get_mut(bias)) {
+                add::bias_backward(dy_td, dbias);
+            }
+            let routed = input || gradients.wants_any([Some(module.router)]);
+            if !routed && !gradients.wants_any(parameters(&module.experts)) {
+                shared_backward(weights, module, x_td, dense, &saved.shared_expert, dy_td, None, gradients);
+                return None;
             }
             let (mut dx_td, dweight_s) =
-                mlp_backward(weights, &module.experts, x_td, &assignment, &saved.mlp, dy_td, gradients);
-            if let (Some(shared), Some(saved)) = (&module.shared_expert, &saved.shared_expert) {
-                let (shared_dx, _) = mlp_backward(weights, shared, x_td, dense, saved, dy_td, gradients);
-                add::add_assign(&mut dx_td, &shared_dx);
+                mlp_backward(weights, &module.experts, x_td, &assignment, mlp, dy_td, input, gradients);
+            shared_backward(weights, module, x_td, dense, &saved.shared_expert, dy_td, dx_td.as_mut(), gradients);
+            if routed {
+                let known = known.expect("a forward pass records the routing of every mixture layer");
+                let dlogits_te = router_backward(weights, known, &assignment, &dweight_s, auxiliary);
+                if let Some(dw) = gradients.get_mut(module.router) {
+                    linear::backward_weight(&dlogits_te, &pack_saved(x_td, Operand::F32), dw);
+                }
+                if let Some(dx_td) = &mut dx_td {
+                    let router = weights.weight(module.router);
+                    linear::backward_input(&dlogits_te, router, dx_td, Store::Accumulate);
+                }
             }
-            let mut dweights_tk = Tensor::scratch(assignment.slot_tk.shape());
-            for (d, slot) in dweights_tk.iter_mut().zip(assignment.slot_tk.iter()) {
-                *d = if *slot == DROPPED { 0.0 } else { dweight_s[*slot as usize] };
-            }
-            let dlogits_te = router::backward(&known.routing, &dweights_tk, normalize, auxiliary.dprobs, auxiliary.z);
-            let x = pack_saved(x_td, Operand::F32);
-            linear::backward_weight(&dlogits_te, &x, gradients.get_mut(module.router));
-            linear::backward_input(&dlogits_te, weights.weight(module.router), &mut dx_td, Store::Accumulate);
             dx_td
         }
         (FeedForwardModule::Moe(_), None) => unreachable!("a mixture saves its assignment"),
     }
+}
+
+/// Backward of the shared expert, if there is one; adds to the gradient of `x`, if the input has one.
+fn shared_backward(
+    weights: &Weights,
+    module: &MoeModule,
+    x_td: &Tensor,
+    dense: &Assignment,
+    saved: &Option<mlp::Saved>,
+    dy_td: &Tensor,
+    dx_td: Option<&mut Tensor>,
+    gradients: &mut Gradients,
+) {
+    let Some(shared) = &module.shared_expert else { return };
+    if dx_td.is_none() && !gradients.wants_any(parameters(shared)) {
+        return;
+    }
+    let input = dx_td.is_some();
+    let (shared_dx, _) = mlp_backward(weights, shared, x_td, dense, saved.as_ref(), dy_td, input, gradients);
+    if let (Some(dx_td), Some(shared_dx)) = (dx_td, shared_dx) {
+        add::add_assign(dx_td, &shared_dx);
+    }
+}
+
+/// The gradient of the router's logits from those of the slots' weights.
+fn router_backward(
+    weights: &Weights,
+    known: &LayerRouting,
+    assignment: &Assignment,
+    dweight_s: &[f32],
+    auxiliary: RouterGradients<'_>,
+) -> Tensor {
+    let normalize = weights.config.moe().is_some_and(|moe| moe.normalize_top_k);
+    let mut dweights_tk = Tensor::scratch(assignment.slot_tk.shape());
+    for (d, slot) in dweights_tk.iter_mut().zip(assignment.slot_tk.iter()) {
+        *d = if *slot == DROPPED { 0.0 } else { dweight_s[*slot as usize] };
+    }
+    router::backward(&known.routing, &dweights_tk, normalize, auxiliary.dprobs, auxiliary.z)
 }

@@ -67,25 +67,30 @@ pub(super) fn forward<S>(
     }
 }
 
-/// The gradient of the input: `dh` becomes it. `f_backward(x, saved, dy, gradients)` gives the gradient of `x`.
+/// The gradient of the input, if the `input` has one: `dh` becomes it. `f_backward(x, saved, dy, input, gradients)` gives the
+/// gradient of `x` if its `input` has one.
 pub(super) fn backward<S>(
     weights: &Weights,
     module: &NormModule,
     h_td: &Tensor,
     saved: Saved<S>,
     dh_td: &mut Tensor,
+    input: bool,
     gradients: &mut Gradients,
-    f_backward: impl FnOnce(&Tensor, S, &Tensor, &mut Gradients) -> Tensor,
+    f_backward: impl FnOnce(&Tensor, S, &Tensor, bool, &mut Gradients) -> Option<Tensor>,
 ) {
     let Saved { norm, between, inner } = saved;
     let dx_td = if weights.config.norm_after {
         let dbetween = norm_backward(weights, module, &between, &norm, dh_td, gradients);
-        f_backward(h_td, inner, &dbetween, gradients)
+        f_backward(h_td, inner, &dbetween, input, gradients)
     } else {
-        let dbetween = f_backward(&between, inner, dh_td, gradients);
-        norm_backward(weights, module, h_td, &norm, &dbetween, gradients)
+        let input = input || gradients.wants_any([module.weight, module.bias]);
+        let dbetween = f_backward(&between, inner, dh_td, input, gradients);
+        dbetween.map(|dbetween| norm_backward(weights, module, h_td, &norm, &dbetween, gradients))
     };
-    add_assign(dh_td, &dx_td);
+    if let (true, Some(dx_td)) = (input, dx_td) {
+        add_assign(dh_td, &dx_td);
+    }
 }
 
 /// Backward of a norm with the gradients of its parameters.

@@ -16,6 +16,7 @@ use olmoe_tensor::threads::{Shared, parallel};
 
 use super::failure::Failure;
 use super::forms::{Factor, Form, strips};
+use super::held::{Held, Stage};
 use super::precision::Precision;
 use crate::config::{self, ModelConfig};
 use crate::init::{CHUNK, initialize_chunk};
@@ -31,6 +32,9 @@ pub(super) struct Weights {
     pub(super) config: ModelConfig,
     pub(super) precision: Precision,
     pub(super) specs: Vec<ParameterSpec>,
+    pub(super) held: Vec<Held>,
+    /// The lowest stage that has a trained parameter.
+    lowest: Option<Stage>,
     values: Vec<Option<Tensor>>,
     factors: Vec<Option<Factor>>,
     /// Which parameter is the embedding.
@@ -47,16 +51,18 @@ impl Weights {
         precision: Precision,
         specs: Vec<ParameterSpec>,
         embedding: ParameterId,
-        trainable: bool,
+        held: Vec<Held>,
         encodings: &[Option<Encoding>],
     ) -> Weights {
-        let forms = Form::all(&specs, &config, precision, trainable, encodings);
-        let factors = specs.iter().zip(&forms).map(|(spec, form)| form.factor(spec, trainable)).collect();
+        let forms = Form::all(&specs, &config, precision, &held, encodings);
+        let factors = specs.iter().zip(&forms).map(|(spec, form)| form.factor(spec)).collect();
         let values = specs.iter().zip(&forms).map(|(spec, form)| form.numbers.then(|| Tensor::zeros(&spec.shape)));
         let values = values.collect();
         let rows = specs.iter().zip(&forms).find_map(|(spec, form)| form.rows(spec));
         let rope = Rope::new(config.head_dim, config.rope.theta, config.max_sequence_length);
-        Weights { config, precision, specs, values, factors, embedding, rows, rope }
+        let trained = specs.iter().zip(&held).filter(|(_, held)| **held == Held::Trained);
+        let lowest = trained.map(|(spec, _)| Stage::of(spec, &config)).min();
+        Weights { config, precision, specs, held, lowest, values, factors, embedding, rows, rope }
     }
 
     /// The f32 numbers of one parameter, if it is held as such.
@@ -152,7 +158,7 @@ impl Weights {
 
     /// As `Model::update`.
     pub(super) fn update(&mut self, id: ParameterId, change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
-        assert!(self.values[id].is_some(), "an update changes the numbers of a model made for training");
+        assert!(self.values[id].is_some(), "an update changes the numbers of a parameter that was made for training");
         self.change(id, 0..strips(&self.specs[id]).count(), change);
     }
 
@@ -197,6 +203,16 @@ impl Weights {
             }
         };
         self.specs.iter().zip(&self.factors).map(read).sum()
+    }
+
+    /// Whether a gradient has to come down to a stage.
+    pub(super) fn reaches(&self, stage: Stage) -> bool {
+        self.lowest.is_some_and(|lowest| lowest <= stage)
+    }
+
+    /// Whether it has to come out of a stage, to those below.
+    pub(super) fn passes(&self, stage: Stage) -> bool {
+        self.lowest.is_some_and(|lowest| lowest < stage)
     }
 
     pub(super) fn weight(&self, id: ParameterId) -> Weight<'_> {

@@ -25,7 +25,7 @@ pub enum Clip {
 
 /// What clipping keeps and computes for each tensor.
 pub(super) struct Clipping {
-    /// The tensor of each parameter.
+    /// The tensor of each trained parameter.
     pub(super) tensors: Vec<usize>,
     /// The running means, once there are any.
     pub(super) norms: Option<Vec<f32>>,
@@ -49,9 +49,9 @@ fn olmo_tensor(spec: &ParameterSpec) -> (ModuleId, bool) {
 }
 
 impl Clipping {
-    pub(super) fn new(specs: &[ParameterSpec]) -> Clipping {
+    pub(super) fn new<'s>(specs: impl Iterator<Item = &'s ParameterSpec>) -> Clipping {
         let mut distinct = Vec::new();
-        let tensors = specs.iter().map(|spec| {
+        let tensors = specs.map(|spec| {
             let tensor = olmo_tensor(spec);
             // The parts of a tensor are neighbours, or nearly.
             let known = distinct.iter().rposition(|known| *known == tensor);
@@ -79,13 +79,13 @@ impl Clipping {
     }
 
     /// What the gradient of a parameter is multiplied by.
-    pub(super) fn coefficient(&self, id: usize) -> f32 {
-        self.coefficients[self.tensors[id]]
+    pub(super) fn coefficient(&self, at: usize) -> f32 {
+        self.coefficients[self.tensors[at]]
     }
 
     /// The running mean of the tensor of a parameter.
-    pub(super) fn running_mean(&self, id: usize) -> f32 {
-        self.norms.as_ref().unwrap_or(&self.fresh)[self.tensors[id]]
+    pub(super) fn running_mean(&self, at: usize) -> f32 {
+        self.norms.as_ref().unwrap_or(&self.fresh)[self.tensors[at]]
     }
 
     /// Whether the last bound was one of ratios.
@@ -164,7 +164,7 @@ mod tests {
     fn tensors_are_those_of_olmo() {
         let config = ModelConfig { n_layers: 2, ..ModelConfig::release() };
         let specs = parameters(&config);
-        let clipping = Clipping::new(&specs);
+        let clipping = Clipping::new(specs.iter());
         // wte, final norm, head; of a layer: two norms, q and k norm, att_proj, attn_out, router, w1, v1, w2.
         assert_eq!(clipping.count(), 3 + 2 * 10);
         let tensor = |name: &str| clipping.tensors[specs.iter().position(|spec| spec.name == name).expect(name)];
@@ -174,7 +174,7 @@ mod tests {
         let mlp = Mlp { width: 64, activation: Activation::SwiGlu };
         let dense = ModelConfig { feed_forward: FeedForward::Dense(mlp), mlp_bias: true, ..config };
         let specs = parameters(&dense);
-        let clipping = Clipping::new(&specs);
+        let clipping = Clipping::new(specs.iter());
         let tensor = |name: &str| clipping.tensors[specs.iter().position(|spec| spec.name == name).expect(name)];
         assert_eq!(tensor("layers.1.mlp.gate_proj.bias"), tensor("layers.1.mlp.up_proj.bias"));
         assert_ne!(tensor("layers.1.mlp.gate_proj.bias"), tensor("layers.1.mlp.gate_proj.weight"));
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn a_large_gradient_is_held_to_its_history() {
         let config = ModelConfig { n_layers: 1, ..ModelConfig::release() };
-        let mut clipping = Clipping::new(&parameters(&config));
+        let mut clipping = Clipping::new(parameters(&config).iter());
         let mut step = |number, size: f64| {
             let squares: Vec<f64> = clipping.tensors.iter().map(|_| size * size).collect();
             let total = clipping.measure(squares.into_iter());

@@ -126,7 +126,7 @@ pub(super) fn update(
         return Ok(());
     }
     // The backward pass begins at the end of the model.
-    let bad = (0..model.parameters().len()).rev().find_map(|id| Some((id, bad_number(gradients.get(id))?)));
+    let bad = (0..model.parameters().len()).rev().find_map(|id| Some((id, bad_number(gradients.get(id)?)?)));
     let place = match bad {
         Some((id, (at, number))) => {
             let spec = &model.parameters()[id];
@@ -137,9 +137,8 @@ pub(super) fn update(
             )
         }
         None => {
-            let sizes =
-                (0..model.parameters().len()).map(|id| gradients.get(id).iter().fold(0f32, |a, b| a.max(b.abs())));
-            let most = sizes.enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+            let sizes = gradients.iter().map(|(id, g)| (id, g.iter().fold(0f32, |a, b| a.max(b.abs()))));
+            let most = sizes.max_by(|a, b| a.1.total_cmp(&b.1));
             let of = most.map(|(id, size)| (&model.parameters()[id], size));
             of.map_or(String::new(), |(spec, size)| {
                 format!("the largest gradient is {size:e}, of {} ({})", spec.name, layer(spec.module.layer))
