@@ -26,7 +26,6 @@ mod forms;
 mod gradients;
 mod held;
 mod kv_cache;
-mod objective;
 mod precision;
 mod residual;
 mod weights;
@@ -59,7 +58,6 @@ pub use error::ModelError;
 pub use gradients::Gradients;
 pub use held::Held;
 pub use kv_cache::KvCache;
-pub use objective::Losses;
 pub use precision::Precision;
 
 pub use crate::modules::ParameterId;
@@ -380,13 +378,36 @@ impl Model {
         cross_entropy::logits(hidden_td, self.weights.head(&self.modules.head))
     }
 
-    /// Log-probabilities of `targets [T]` after a forward pass.
+    /// Log-probabilities of `targets [T]` after a forward pass; those of [`IGNORE`] are 0 and cost the head nothing.
     ///
     /// # Errors
     /// [`ModelError::TokenId`] for a target outside the vocabulary.
     pub fn log_probs(&self, activations: &Activations, targets: &[u32]) -> Result<LogProbs, ModelError> {
         self.check_targets(targets)?;
         Ok(cross_entropy::forward(activations.hidden(), self.weights.head(&self.modules.head), targets))
+    }
+
+    /// Log-probabilities of `targets [R]` after the tokens `rows [R]` of a forward pass. The head computes nothing for the
+    /// others.
+    ///
+    /// # Errors
+    /// [`ModelError::Row`] for a row that the pass has not; [`ModelError::TokenId`] for a target outside the vocabulary.
+    ///
+    /// # Panics
+    /// Unless there is a target a row.
+    pub fn log_probs_at(
+        &self,
+        activations: &Activations,
+        rows: &[u32],
+        targets: &[u32],
+    ) -> Result<LogProbs, ModelError> {
+        let hidden_td = activations.hidden();
+        let tokens = hidden_td.rows();
+        if let Some(row) = rows.iter().find(|row| **row as usize >= tokens) {
+            return Err(ModelError::Row { row: *row, tokens });
+        }
+        self.check_targets(targets)?;
+        Ok(cross_entropy::forward_at(hidden_td, rows, self.weights.head(&self.modules.head), targets))
     }
 
     /// Backward pass after a forward pass that kept what it needs: adds the gradients of the objective by the trained

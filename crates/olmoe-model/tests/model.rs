@@ -109,10 +109,10 @@ fn an_empty_batch_is_no_accident() {
     let mut activations = Activations::new(Keep::Everything);
     let batch = Batch::uniform(&[], 0).expect("nothing");
     let mut gradients = model.gradients();
-    let losses = model
-        .language_model_step(&batch, &[], 1.0, 1.0, &mut activations, &mut gradients)
-        .expect("a step over nothing");
-    assert_eq!(losses.total(), 0.0);
+    model.forward(&batch, &mut activations).expect("a pass over nothing");
+    let objective = Objective { targets: &[], dlogp_t: &[], z: 0.0, auxiliary: 1.0 };
+    let (log_probs, losses) = model.backward(&batch, &mut activations, &objective, &mut gradients).expect("a way back");
+    assert!(log_probs.logp_t.is_empty() && (losses.load_balancing, losses.z) == (0.0, 0.0));
     assert!(gradients.iter().all(|(_, g)| g.iter().all(|x| *x == 0.0)));
 }
 
@@ -251,4 +251,26 @@ fn layers_are_counted_as_the_model_has_them() {
     let alike = ModelConfig { even_layers: None, ..config.clone() };
     assert!(bytes(&ModelConfig { even_layers: wide, ..config.clone() }) > bytes(&alike) + 9 * 3 * 9_000 * 4);
     assert!(bytes(&config) < bytes(&alike), "fewer routers");
+}
+
+#[test]
+fn log_probabilities_of_some_rows_are_those_of_all() {
+    let model = model(Precision::AmpBf16);
+    let mut activations = Activations::new(Keep::Nothing);
+    model.forward(&Batch::uniform(&ids(30, 1), 15).expect("two sequences"), &mut activations).expect("a pass");
+    let targets = ids(30, 2);
+    let all = model.log_probs(&activations, &targets).expect("log-probabilities");
+    // In any order, one of them twice.
+    let rows = [29, 3, 4, 3, 0];
+    let own: Vec<u32> = rows.iter().map(|row| targets[*row as usize]).collect();
+    let some = model.log_probs_at(&activations, &rows, &own).expect("log-probabilities");
+    for (i, row) in rows.iter().enumerate() {
+        let row = *row as usize;
+        assert_eq!((some.logp_t[i], some.lse_t[i]), (all.logp_t[row], all.lse_t[row]));
+    }
+    assert!(model.log_probs_at(&activations, &[], &[]).expect("nothing").logp_t.is_empty());
+    let error = model.log_probs_at(&activations, &[2, 30], &[5, 5]).unwrap_err();
+    assert!(matches!(error, ModelError::Row { row: 30, tokens: 30 }), "{error}");
+    let error = model.log_probs_at(&activations, &[2], &[61]).unwrap_err();
+    assert!(matches!(error, ModelError::TokenId { at: 0, id: 61, rows: 61 }), "{error}");
 }

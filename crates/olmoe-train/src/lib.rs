@@ -5,6 +5,7 @@
 //! | [`config`] | the configuration of a run: OLMo's YAML files |
 //! | [`schedule`] | the learning rate and the bound on the gradients over time |
 //! | [`metrics`] | what a run writes down of its steps: JSON lines and event files |
+//! | [`loss`] | what is learned from a batch, and what is reported of it |
 //! | [`optimizer`] | AdamW and LionW, clipping, metrics, saving and restoring |
 //! | [`state`] | how far a run is, and where in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
@@ -16,6 +17,7 @@
 //! use olmoe_model::batch::Batch;
 //! use olmoe_model::model::{Activations, Held, Model};
 //! use olmoe_train::config::TrainConfig;
+//! use olmoe_train::loss::Loss;
 //! use olmoe_train::optimizer::{Optimizer, Step};
 //! use olmoe_train::schedule::Schedule;
 //! use olmoe_train::state::TrainerState;
@@ -49,7 +51,7 @@
 //!     let (targets, _) = batch.next_tokens();
 //!     // OLMo divides by all tokens of the batch, though the last of a sequence has no target.
 //!     let tokens = batch.tokens() as f64;
-//!     model.language_model_step(&batch, &targets, tokens, 1.0, &mut activations, &mut gradients)?;
+//!     Loss::over(tokens).step(&model, &batch, &targets, &mut activations, &mut gradients)?;
 //!     let step = Step {
 //!         number: state.step,
 //!         learning_rate: schedule.learning_rate(config.schedule_position(&at), config.schedule_end(&at)),
@@ -63,6 +65,7 @@
 //! ```
 
 pub mod config;
+pub mod loss;
 pub mod metrics;
 pub mod optimizer;
 pub mod plan;

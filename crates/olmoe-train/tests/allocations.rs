@@ -8,6 +8,7 @@ use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Activations, Held, Keep, KvCache, Model, Precision};
 use olmoe_tensor::memory;
 use olmoe_train::config::OptimizerConfig;
+use olmoe_train::loss::Loss;
 use olmoe_train::optimizer::{Clip, Optimizer, Step};
 
 /// The system's allocator, counting what it is asked for.
@@ -101,9 +102,8 @@ fn train(precision: Precision, keep: Keep) {
         // The metrics of every parameter are recorded, too.
         let settings = Step { number, learning_rate: 1e-3, clip: Clip::Norm(1.0), record: number.is_multiple_of(4) };
         let before = requests();
-        let losses = model
-            .language_model_step(&batch, &targets, count as f64, 1.0, &mut activations, &mut gradients)
-            .expect("a step");
+        let losses = Loss::over(count as f64).step(&model, &batch, &targets, &mut activations, &mut gradients);
+        let losses = losses.expect("a step");
         let report = optimizer.step(&mut model, &mut gradients, &settings);
         assert!(report.applied && losses.total().is_finite());
         requests() - before

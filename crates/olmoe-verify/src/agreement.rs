@@ -56,8 +56,8 @@ pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMu
     let losses = pass.losses;
     let scalars = [
         ("cross-entropy", losses.cross_entropy, Some(golden.cross_entropy), bounds.cross_entropy),
-        ("load-balancing loss", losses.auxiliary.load_balancing, golden.load_balancing, bounds.auxiliary),
-        ("router z-loss", losses.auxiliary.z, golden.z, bounds.auxiliary),
+        ("load-balancing loss", losses.load_balancing, golden.load_balancing, bounds.auxiliary),
+        ("router z-loss", losses.router_z, golden.z, bounds.auxiliary),
         ("total loss", losses.total(), Some(golden.total), bounds.cross_entropy),
     ];
     for (what, found, expected, bound) in scalars {

@@ -1,8 +1,9 @@
 //! The model of a golden state, and one training pass through it.
 
 use olmoe_model::batch::Batch;
-use olmoe_model::model::{Activations, Gradients, Held, Keep, Losses, Model, ModelError, Precision, RoutingRecord};
+use olmoe_model::model::{Activations, Gradients, Held, Keep, Model, ModelError, Precision, RoutingRecord};
 use olmoe_tensor::tensor::Tensor;
+use olmoe_train::loss::{Loss, Losses};
 
 use crate::golden::Golden;
 
@@ -62,8 +63,8 @@ impl Pass {
         let mut activations = Activations::new(keep);
         let mut gradients = model.gradients();
         let (batch, targets) = (&task.batch, &task.targets[..]);
-        let losses =
-            model.language_model_step(batch, targets, task.denominator, 1.0, &mut activations, &mut gradients)?;
+        let loss = Loss::over(task.denominator);
+        let losses = loss.step(model, batch, targets, &mut activations, &mut gradients)?;
         let logits = model.logits_of(activations.hidden());
         Ok(Pass { logits, losses, gradients, routing: activations.routing })
     }

@@ -58,6 +58,14 @@ pub enum ModelError {
         /// Rows of the embedding.
         rows: usize,
     },
+    /// A row that a pass has not.
+    #[error("row {row}: the pass had {tokens} tokens; rows are counted from 0, over all sequences of the batch")]
+    Row {
+        /// The row asked for.
+        row: u32,
+        /// Tokens of the pass.
+        tokens: usize,
+    },
     /// Not one cache for each sequence.
     #[error("caches: found {found}, expected {expected}, one for each sequence of the batch")]
     CacheCount {

@@ -13,6 +13,7 @@ use olmoe_tensor::memory;
 use olmoe_tensor::simd::Isa;
 use olmoe_tensor::threads::num_threads;
 use olmoe_train::config::OptimizerConfig;
+use olmoe_train::loss::Loss;
 use olmoe_train::optimizer::{Clip, Optimizer, Step};
 use olmoe_train::plan::{flops_per_token, too_little_memory};
 use serde_json::json;
@@ -94,11 +95,11 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let (targets, num_targets) = batch.next_tokens();
 
     let mut peak = peak_flops(operand, PEAK_TIME);
-    let (mut seconds, mut loss) = (Vec::new(), 0.0);
+    let (mut seconds, mut last) = (Vec::new(), 0.0);
+    let loss = Loss::over(num_targets as f64);
     for step in 0..args.warmup + args.steps {
         let start = Instant::now();
-        let losses =
-            model.language_model_step(&batch, &targets, num_targets as f64, 1.0, &mut activations, &mut gradients)?;
+        let losses = loss.step(&model, &batch, &targets, &mut activations, &mut gradients)?;
         let settings = Step { number: step as u64 + 1, learning_rate: 4e-4, clip: Clip::Norm(1.0), record: false };
         let report = optimizer.step(&mut model, &mut gradients, &settings);
         let elapsed = start.elapsed().as_secs_f64();
@@ -107,7 +108,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
             "step {step}: the gradients' norm is {}; nothing was updated",
             report.grad_norm
         );
-        loss = losses.cross_entropy;
+        last = losses.cross_entropy;
         if step >= args.warmup {
             seconds.push(elapsed);
         }
@@ -125,7 +126,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
             "batch": batch_size, "sequence": sequence, "steps": args.steps,
             "parameters_total": count.total, "parameters_active": count.active,
             "tokens_per_second": tokens_per_second, "step_seconds": seconds, "flops_per_token": flops,
-            "peak_flops": peak, "peak_share": (args.train == Trained::All).then_some(share), "peak_bytes": peak_bytes, "loss": loss,
+            "peak_flops": peak, "peak_share": (args.train == Trained::All).then_some(share), "peak_bytes": peak_bytes, "loss": last,
         });
         println!("{report}");
     } else {
@@ -137,7 +138,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
             Isa::current().name()
         );
         println!(
-            "{tokens_per_second:.0} tokens/s (median of {} steps, {:.1} ms a step, loss {loss:.4})",
+            "{tokens_per_second:.0} tokens/s (median of {} steps, {:.1} ms a step, loss {last:.4})",
             args.steps,
             1e3 * median_seconds
         );
