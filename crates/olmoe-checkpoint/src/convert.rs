@@ -9,6 +9,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use olmoe_model::config::ModelConfig;
+use olmoe_model::parameters::ParameterKind;
 use olmoe_tensor::dtype::DType;
 use olmoe_tensor::memory::Buffer;
 
@@ -306,7 +307,7 @@ fn encoding(source: &dyn Weights, target: Target, tensor: &FileTensor) -> Result
     // Parts of one tensor need one type.
     let kept = if uniform { from(0) } else { Encoding::F32 };
     let spec = &source.parameters()[tensor.pieces[0].parameter];
-    let vector = spec.shape.len() < 2 || spec.name.ends_with("moe.router.weight");
+    let vector = spec.shape.len() < 2 || spec.kind == ParameterKind::Router;
     match target {
         Target::HuggingFace { dtype: Some(dtype), .. } | Target::Olmo { dtype: Some(dtype) } => {
             Ok(Encoding::Plain(dtype))
@@ -324,8 +325,7 @@ fn encoding(source: &dyn Weights, target: Target, tensor: &FileTensor) -> Result
         Target::Gguf { mix: Some(mix) } => {
             let config = source.config();
             Ok(mix.encoding_of(Context {
-                name: &spec.name,
-                layer: spec.layer,
+                module: spec.module,
                 num_layers: config.n_layers,
                 num_experts: config.moe().map_or(0, |moe| moe.num_experts),
                 tied: config.tie_embeddings,

@@ -66,13 +66,7 @@ impl<'s> Recorder<'s> {
     ) {
         self.hashes[parameter][slab] = Some(blake3::hash(after));
         let spec = &self.source.parameters()[parameter];
-        // `layers.3.attention.q_proj.weight` is of the kind `attention.q_proj`.
-        let name = spec.name.rsplit_once('.').map_or(spec.name.as_str(), |(module, _)| module);
-        let kind = match spec.layer {
-            Some(_) => name.splitn(3, '.').nth(2).unwrap_or(name),
-            None => name,
-        };
-        let kind = self.kinds.entry(kind.to_owned()).or_default();
+        let kind = self.kinds.entry(spec.module.part.name().to_owned()).or_default();
         kind.numbers += numbers as u64;
         kind.bytes_before += before.len() as u64;
         kind.bytes_after += after.len() as u64;

@@ -51,7 +51,7 @@ use std::time::Instant;
 use olmoe_checkpoint::disk::{Disk, LocalDisk};
 use olmoe_checkpoint::save::Saved;
 use olmoe_data::pretrain::{DataSet, Loader, LoaderSettings};
-use olmoe_model::model::{Activations, Gradients, Model};
+use olmoe_model::model::{Activations, Gradients, Held, Model};
 
 use crate::config::{TrainConfig, TrainConfigError};
 use crate::metrics::Sample;
@@ -171,9 +171,9 @@ impl<D: Disk> Trainer<D> {
         if let Some(available) = too_little_memory(plan.memory) {
             return Err(TrainError::Memory { parameters: plan.parameters.total, needed: plan.memory, available });
         }
-        let mut model = Model::new(config.model.clone(), precision, true)?;
+        let mut model = Model::new(config.model.clone(), precision, Held::Trained)?;
         samples.iter().try_for_each(|samples| samples.check(&model))?;
-        let mut optimizer = Optimizer::new(config.optimizer.clone(), model.parameters());
+        let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
         beginning.load(&config, &mut model, &mut optimizer, on)?;
         let moved = folder.claim(&config, beginning.path(), beginning.state.step, beginning.goes_on)?;
         for path in moved {
@@ -185,7 +185,7 @@ impl<D: Disk> Trainer<D> {
         let path = folder.path().join(CONFIG_FILE);
         std::fs::write(&path, config.to_yaml()?).map_err(TrainError::io("write", &path))?;
         Ok(Trainer {
-            gradients: Gradients::zeros(model.parameters()),
+            gradients: model.gradients(),
             activations: Activations::new(config.keep()),
             schedule: beginning.schedule(&config),
             state: beginning.state,

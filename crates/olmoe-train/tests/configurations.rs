@@ -134,12 +134,11 @@ fn all_keys_are_written_in_the_order_of_olmo() {
 #[test]
 fn the_projects_runs_are_accepted() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut runs = vec![root.join("crates/olmoe/quickstart/train.yml")];
     let configs = fs::read_dir(root.join("configs")).expect("the folder of configurations");
-    runs.extend(configs.map(|entry| entry.expect("an entry").path()));
+    let mut runs: Vec<_> = configs.map(|entry| entry.expect("an entry").path()).collect();
     // Some are of a model alone.
     runs.retain(|path| fs::read_to_string(path).expect("a text").contains("\noptimizer:"));
-    assert!(runs.len() >= 4, "{runs:?}");
+    assert!(runs.len() >= 3, "{runs:?}");
     for run in runs {
         let loaded = TrainConfig::read(&run, &[""; 0]).unwrap_or_else(|error| panic!("{}: {error}", run.display()));
         assert!(loaded.config.optimizer.learning_rate > 0.0);

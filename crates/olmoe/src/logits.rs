@@ -115,10 +115,10 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
             let some = Tensor::new(hidden_td.row_range(first..first + count), &[count, hidden_td.cols()]);
             writer.write(&bytes(model.logits_of(&some).iter().map(|x| x.to_le_bytes())))?;
         }
-        // The last token has no next one; any id stands for it, and is left out.
-        let targets: Vec<u32> = ids[1..].iter().copied().chain([ids[0]]).collect();
-        let log_probs = model.log_probs(&activations, &targets)?;
-        writer.write(&bytes(log_probs.logp_t[..num_tokens - 1].iter().map(|x| x.to_le_bytes())))?;
+        // The last token has no next one.
+        let rows: Vec<u32> = (0..).take(num_tokens - 1).collect();
+        let log_probs = model.log_probs_at(&activations, &rows, &ids[1..])?;
+        writer.write(&bytes(log_probs.logp_t.iter().map(|x| x.to_le_bytes())))?;
         if args.routing {
             for layer in layers {
                 writer.write(&bytes(layer.routing.ids_tk.iter().map(|id| id.to_le_bytes())))?;

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use olmoe_data::{Tokenizer, Vocabulary};
 use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Finished, Request, RequestId, Token};
 use olmoe_model::config::{FeedForward, ModelConfig};
-use olmoe_model::model::{Model, Precision};
+use olmoe_model::model::{Held, Model, Precision};
 use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::quant::{BlockFormat, quantize};
@@ -32,7 +32,7 @@ pub(crate) fn config() -> ModelConfig {
 }
 
 pub(crate) fn model(precision: Precision) -> Model {
-    let mut model = Model::new(config(), precision, false).expect("a model");
+    let mut model = Model::new(config(), precision, Held::Inference).expect("a model");
     model.initialize(7);
     model
 }
@@ -44,7 +44,8 @@ pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> M
     if let FeedForward::Moe(moe) = &mut config.feed_forward {
         (moe.num_experts, moe.expert.width) = (4, 256);
     }
-    let mut drawn = Model::new(config.clone(), precision, format.is_some()).expect("a model");
+    let held = if format.is_some() { Held::Trained } else { Held::Inference };
+    let mut drawn = Model::new(config.clone(), precision, held).expect("a model");
     drawn.initialize(7);
     let Some(format) = format else { return drawn };
     let count = drawn.parameters().len();

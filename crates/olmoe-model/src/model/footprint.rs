@@ -2,7 +2,7 @@
 
 use olmoe_tensor::ops::attention::CacheType;
 
-use super::attention::KvCache;
+use super::kv_cache::KvCache;
 use crate::config::{FeedForward, ModelConfig};
 
 /// Bytes of an f32.

@@ -8,11 +8,12 @@
 use std::ops::Range;
 
 use crate::gemm::{
-    Factor, Form, Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Right, Source, Store, block, pack_columns,
-    panel_count, panel_start, products,
+    Factor, Form, Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Source, Store, block, pack_columns, panel_count,
+    panel_start, products,
 };
 use crate::memory::Buffer;
-use crate::ops::linear::PackedWeight;
+use crate::ops::linear::{Input, Weight};
+use crate::quant::product;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, num_threads, parallel};
 
@@ -64,22 +65,23 @@ fn check(x_si: &Tensor, offsets_e: &[u32]) {
 }
 
 /// `y [S, out]` of `x [S, in]`.
-pub fn forward(x_si: &Tensor, offsets_e: &[u32], w: &PackedWeight) -> Tensor {
-    product(x_si, offsets_e, w.forward())
+pub fn forward(x_si: &Tensor, offsets_e: &[u32], w: Weight<'_>) -> Tensor {
+    check(x_si, offsets_e);
+    Input::grouped(x_si, None, offsets_e).times(w)
 }
 
 /// `dx [S, in]` of `dy [S, out]`.
-pub fn backward_input(dy_so: &Tensor, offsets_e: &[u32], w: &PackedWeight) -> Tensor {
-    product(dy_so, offsets_e, w.backward())
-}
-
-fn product(x_si: &Tensor, offsets_e: &[u32], right: &Right) -> Tensor {
-    check(x_si, offsets_e);
-    let (input, operand) = (x_si.cols(), right.operand());
-    let mut y_so = Tensor::scratch(&[x_si.rows(), right.rows()]);
-    let left = Left::from_groups(Source::new(x_si, input), offsets_e, input, operand);
-    products(&left, offsets_e, [Factor { weight: right, y: &mut y_so }], Store::Overwrite);
-    y_so
+pub fn backward_input(dy_so: &Tensor, offsets_e: &[u32], w: Weight<'_>) -> Tensor {
+    check(dy_so, offsets_e);
+    let mut dx_si = Tensor::scratch(&[dy_so.rows(), w.strips().input]);
+    let left = Left::from_groups(Source::new(dy_so, dy_so.cols()), offsets_e, dy_so.cols(), w.operand());
+    match w {
+        Weight::Packed(w) => {
+            products(&left, offsets_e, [Factor { weight: w.backward(), y: &mut dx_si }], Store::Overwrite);
+        }
+        Weight::Quantized(w, _) => product::backward::backward(&left, offsets_e, w, &mut dx_si, Store::Overwrite),
+    }
+    dx_si
 }
 
 /// Left factors `[rows, group]` over the rows of every group, packed block by block.
@@ -171,14 +173,15 @@ impl<'a> Contraction<'a> {
         }
     }
 
-    /// `dW_e += left_e·right_eᵀ` for each group that has rows, for several weights at once.
-    pub(super) fn accumulate(&self, products: &[Product<'_>]) {
+    /// `dW_e += left_e·right_eᵀ` for each group that has rows, for several weights at once, or for those of them that are
+    /// there.
+    pub(super) fn accumulate(&self, products: &[Option<Product<'_>>]) {
         let groups = self.offsets_e.len() - 1;
         // A few tasks a thread even when there are few groups.
         let parts = (4 * num_threads()).div_ceil((groups * products.len()).max(1));
         parallel(groups * products.len() * parts, |task| {
             let (e, part) = (task / parts / products.len(), task % parts);
-            let Product { left, right, dw } = &products[task / parts % products.len()];
+            let Some(Product { left, right, dw }) = &products[task / parts % products.len()] else { return };
             let k = (self.offsets_e[e + 1] - self.offsets_e[e]) as usize;
             if k == 0 {
                 return;
@@ -241,12 +244,13 @@ pub fn backward_weight(dy_so: &Tensor, x_si: &Tensor, offsets_e: &[u32], operand
             }
         });
     }
-    contraction.accumulate(&[Product { left: &left, right: &right, dw: Shared::new(dw_eoi) }]);
+    contraction.accumulate(&[Some(Product { left: &left, right: &right, dw: Shared::new(dw_eoi) })]);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::linear::PackedWeight;
     use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
 
     fn naive(x: &[f64], w: &[f64], offsets: &[u32], out: usize, input: usize) -> Vec<f64> {
@@ -275,7 +279,8 @@ mod tests {
                 let (x, dy) = (Tensor::new(&x, &[rows, input]), Tensor::new(&dy, &[rows, out]));
                 let mut dw = vec![0.0; w.len()];
                 backward_weight(&dy, &x, offsets, Operand::F32, &mut dw);
-                let (y, dx) = (forward(&x, offsets, &packed), backward_input(&dy, offsets, &packed));
+                let w = Weight::Packed(&packed);
+                let (y, dx) = (forward(&x, offsets, w), backward_input(&dy, offsets, w));
                 [&y[..], &dx, &dw].concat()
             });
             let (x, w, dy) = (wide(&x), wide(&w), wide(&dy));
@@ -299,9 +304,10 @@ mod tests {
         for operand in [Operand::F32, Operand::Bf16] {
             let mut packed = PackedWeight::new(2, out, input, operand, false);
             packed.pack(&w);
-            let all = forward(&Tensor::new(&x, &[rows, input]), &[0, 1, rows as u32], &packed);
+            let packed = Weight::Packed(&packed);
+            let all = forward(&Tensor::new(&x, &[rows, input]), &[0, 1, rows as u32], packed);
             let one = Tensor::new(&x[300 * input..301 * input], &[1, input]);
-            assert_eq!(forward(&one, &[0, 0, 1], &packed)[..], *all.row(300));
+            assert_eq!(forward(&one, &[0, 0, 1], packed)[..], *all.row(300));
         }
     }
 }

@@ -243,8 +243,8 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_ptr(self, v: Pair, p: *mut f32) {
         unsafe {
-            _mm256_storeu_ps(p, v.0);
-            _mm256_storeu_ps(p.add(8), v.1);
+            p.cast::<__m256>().write_unaligned(v.0);
+            p.add(8).cast::<__m256>().write_unaligned(v.1);
         }
     }
     #[inline(always)]

@@ -142,7 +142,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn store(self, v: __m512, y: &mut [f32]) {
-        unsafe { _mm512_storeu_ps(y[..LANES].as_mut_ptr(), v) }
+        unsafe { self.store_ptr(v, y[..LANES].as_mut_ptr()) }
     }
     #[inline(always)]
     fn store_partial(self, v: __m512, y: &mut [f32]) {
@@ -154,7 +154,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_ptr(self, v: __m512, p: *mut f32) {
-        unsafe { _mm512_storeu_ps(p, v) }
+        unsafe { p.cast::<__m512>().write_unaligned(v) }
     }
     #[inline(always)]
     unsafe fn splat_ptr(self, p: *const u32) -> __m512 {

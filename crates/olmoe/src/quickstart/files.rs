@@ -164,6 +164,8 @@ pub(super) fn write(
 
 #[cfg(test)]
 mod tests {
+    use olmoe_train::config::TrainConfig;
+
     use super::*;
 
     #[test]
@@ -181,11 +183,16 @@ mod tests {
     }
 
     #[test]
-    fn no_value_of_a_configuration_is_left_open() {
+    fn every_size_is_a_run() {
+        let folder = tempfile::tempdir().unwrap();
         for size in Size::ALL {
-            let config = size.config("folder", size.steps());
-            assert!(!config.contains(['<', '>']), "{config}");
-            assert!(config.contains(&format!("max_duration: {}", size.steps())), "{config}");
+            let text = size.config("folder", size.steps());
+            assert!(!text.contains(['<', '>']), "{text}");
+            let path = folder.path().join(size.name());
+            std::fs::write(&path, text).unwrap();
+            let config = TrainConfig::read(&path, &[] as &[&str]).unwrap().config;
+            assert_eq!(config.model.d_model, size.shape().d_model);
+            assert_eq!(config.evaluators.len(), 1);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! at each product) serve several weights. The integer sums are exact and the order of the others is part of a format's
 //! definition (`kernel`), so a row's bits depend neither on the rows beside it nor on threads or instruction set.
 
+pub(crate) mod backward;
 pub(crate) mod input;
 pub(crate) mod kernel;
 mod layout;
