@@ -34,7 +34,7 @@ const CONFIG: &str = include_str!("../../quickstart/train.yml");
 /// How large a run is. Each is one fixed configuration, whose losses are the same bits everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Size {
-    /// Ten seconds of a fast machine, for those without AVX2
+    /// Seconds of a fast machine, for those without AVX2
     Smallest,
     /// For one fast or two slow processors with AVX2
     Small,
@@ -67,10 +67,10 @@ impl Size {
                 Shape { peak: 600e9, d_model: 192, batch: 4, steps: 1100, learning_rate: "2.0e-3", evaluation: None }
             }
             Size::Medium => {
-                Shape { peak: 170e9, d_model: 96, batch: 2, steps: 1600, learning_rate: "3.0e-3", evaluation: None }
+                Shape { peak: 170e9, d_model: 96, batch: 2, steps: 1000, learning_rate: "3.0e-3", evaluation: None }
             }
             Size::Small => {
-                Shape { peak: 50e9, d_model: 64, batch: 2, steps: 800, learning_rate: "4.0e-3", evaluation: Some(4) }
+                Shape { peak: 80e9, d_model: 64, batch: 2, steps: 500, learning_rate: "4.0e-3", evaluation: Some(4) }
             }
             Size::Smallest => {
                 Shape { peak: 0.0, d_model: 32, batch: 1, steps: 80, learning_rate: "6.0e-3", evaluation: Some(1) }
@@ -172,8 +172,8 @@ mod tests {
     fn sizes_grow_with_the_speed() {
         for (peak, size) in [
             (0.0, Size::Smallest),
-            (49e9, Size::Smallest),
-            (50e9, Size::Small),
+            (79e9, Size::Smallest),
+            (80e9, Size::Small),
             (180e9, Size::Medium),
             (600e9, Size::Full),
             (1e15, Size::Full),
