@@ -21,10 +21,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, FeedForward, InitMethod, MAX_PARAMETERS, Mlp, ModelConfig, Moe, Norm};
+use crate::config::{ConfigError, FeedForward, InitMethod, Mlp, ModelConfig, Moe, Norm};
 use crate::modules::{
     AttentionModule, BlockModule, FeedForwardModule, Linear, MlpModule, Modules, MoeModule, NormModule, ParameterId,
 };
+
+/// Most parameters of a model, about 17.6 trillion.
+pub const MAX_PARAMETERS: u64 = 1 << 44;
 
 pub use crate::identity::{MlpMatrix, MlpOf, ModuleId, Part, Projection};
 

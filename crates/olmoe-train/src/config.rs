@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `schema` | the sections: every key of OLMo's, with its default |
 //! | `field` | how a section is declared, read and written |
-//! | [`duration`] | `max_duration`, `stop_at`, and what they come to |
+//! | [`duration`] | how long to train |
+//! | [`progress`] | `max_duration`, `stop_at`, and what they come to in a run |
 //! | `interpolation` | `${…}` |
 //! | `overrides` | `--section.key=value` |
 //! | `check` | which values make no sense; what has to be there when training begins |
@@ -18,14 +19,16 @@ mod field;
 mod interpolation;
 mod notices;
 mod overrides;
+pub mod progress;
 mod schema;
 mod yaml;
 
-pub use duration::{Duration, Progress};
+pub use duration::Duration;
 pub use error::TrainConfigError;
 pub use field::{Count, Unsupported};
 pub use interpolation::Environment;
 pub use notices::Notice;
+pub use progress::Progress;
 pub use schema::{
     ActivationCheckpointing, CompilerConfig, DataConfig, DdpConfig, DdpGradSyncMode, DistributedStrategy,
     EvaluatorConfig, EvaluatorType, FsdpConfig, FsdpPrecision, FsdpWrapStrategy, InstanceFilterConfig, OptimizerConfig,

@@ -16,8 +16,7 @@ mod validate;
 pub use error::{ConfigError, Notice};
 pub use section::{closest, describe, shorten};
 pub use validate::{
-    MAX_CONFIG_BYTES, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_PARAMETERS, MAX_SEQUENCE_LENGTH, MAX_VOCABULARY,
-    MAX_WIDTH,
+    MAX_CONFIG_BYTES, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_SEQUENCE_LENGTH, MAX_VOCABULARY, MAX_WIDTH,
 };
 
 use std::io::Read;

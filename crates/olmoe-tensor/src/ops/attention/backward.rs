@@ -18,8 +18,9 @@ use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
 
-use super::forward::{LANE, Saved, multiply};
+use super::forward::Saved;
 use super::packed::{Layout, head_rows};
+use super::tile::{LANE, multiply};
 use super::{Heads, for_each_sequence};
 
 /// Query rows of a block: even, for pairs of bf16 lie inside it.

@@ -22,7 +22,7 @@ use crate::quant::product::kernel::{AHEAD, Ahead, TILE_ROWS, fetch, kernels};
 use crate::simd::{LANES, Simd, kernel};
 
 use super::BLOCK_KEYS;
-use super::forward::multiply;
+use super::tile::multiply;
 
 /// Numbers that share a scale; a panel of the head is as wide.
 const BLOCK: usize = PANEL_COLS;
