@@ -3,15 +3,18 @@
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
-use olmoe_data::{SpecialTokenSources, SpecialTokens, Tokenizer, TokenizerError, Vocabulary};
+use olmoe_data::{
+    ChatTemplate, ChatTokens, SpecialTokenSources, SpecialTokens, Tokenizer, TokenizerError, Vocabulary, ends_answer,
+};
 use olmoe_model::config::ModelConfig;
 use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::convert::write_file;
 use crate::error::CheckpointError;
-use crate::gguf;
-use crate::open::{Contents, Format, read_bounded};
+use crate::gguf::{self, parts};
+use crate::open::{Contents, Format, HF_CONFIG, read_bounded};
+use crate::placeholder;
 
 /// File of a tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -19,6 +22,7 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const TOKENIZER_FILES: &[&str] = &["tokenizer*.json", "config.json", "generation_config.json"];
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// Files that travel as they are.
 const FILES: [&str; 8] = [
@@ -26,7 +30,7 @@ const FILES: [&str; 8] = [
     TOKENIZER_CONFIG,
     GENERATION_CONFIG,
     CHAT_TEMPLATE,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS_MAP,
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
@@ -43,7 +47,12 @@ pub fn tokenizer(contents: &Contents) -> Result<Option<Tokenizer>, CheckpointErr
         return vocabulary(contents)?.map(|found| of_vocabulary(contents, &found)).transpose();
     }
     let path = contents.path.join(TOKENIZER);
-    if path.is_file() { Tokenizer::from_file(&path).map(Some).map_err(in_file(&path)) } else { Ok(None) }
+    if placeholder::is_file(&path)? { from_file(&path).map(Some) } else { Ok(None) }
+}
+
+fn from_file(path: &Path) -> Result<Tokenizer, CheckpointError> {
+    placeholder::check_path(path)?;
+    Tokenizer::from_file(path).map_err(in_file(path))
 }
 
 /// The vocabulary of a GGUF file.
@@ -54,6 +63,10 @@ fn vocabulary(contents: &Contents) -> Result<Option<Vocabulary>, CheckpointError
 }
 
 fn of_vocabulary(contents: &Contents, vocabulary: &Vocabulary) -> Result<Tokenizer, CheckpointError> {
+    if let Some(header) = &contents.gguf {
+        let bad = |source| CheckpointError::GgufVocabulary { path: contents.path.clone(), source };
+        gguf::vocabulary::check_merges(&header.metadata, vocabulary).map_err(bad)?;
+    }
     Tokenizer::from_vocabulary(vocabulary).map_err(in_file(&contents.path))
 }
 
@@ -148,24 +161,41 @@ impl Companions {
         replacement: Option<&Path>,
         keep_eos: bool,
     ) -> Result<Companions, CheckpointError> {
-        let contents = checkpoint.contents();
-        let name = match contents.format {
-            Format::Gguf => contents.path.file_stem(),
-            _ => contents.path.file_name(),
-        };
-        let mut companions = Self::named(name.map_or("model".into(), |name| name.to_string_lossy().into_owned()));
+        let config = crate::weights::Weights::config(checkpoint);
+        Self::of_contents(checkpoint.contents(), config, replacement, keep_eos)
+    }
+
+    /// Those of what a path holds, for a model of this configuration; as [`Companions::of`].
+    ///
+    /// # Errors
+    /// Files that cannot be read or used.
+    pub fn of_contents(
+        contents: &Contents,
+        config: &ModelConfig,
+        replacement: Option<&Path>,
+        keep_eos: bool,
+    ) -> Result<Companions, CheckpointError> {
+        let mut companions = Self::named(name(contents));
         companions.read_files(contents, replacement)?;
         let vocabulary = vocabulary(contents)?;
         companions.tokenizer = match (replacement, &vocabulary) {
-            (Some(path), _) => Some(Tokenizer::from_file(path).map_err(in_file(path))?),
+            (Some(path), _) => Some(from_file(path)?),
             (None, Some(vocabulary)) => Some(of_vocabulary(contents, vocabulary)?),
             (None, None) => tokenizer(contents)?,
         };
-        if let Some(vocabulary) = vocabulary {
-            companions.chat_template = vocabulary.chat_template;
+        if let Some(vocabulary) = &vocabulary {
+            companions.chat_template = vocabulary.chat_template.clone();
             companions.add_bos = vocabulary.add_bos;
         }
-        companions.decide_special_tokens(&contents.path, crate::weights::Weights::config(checkpoint), keep_eos)?;
+        let ids = model_ids(contents, config)?;
+        let known = match &vocabulary {
+            Some(vocabulary) => SpecialTokenSources { vocabulary: Some(vocabulary), ..Default::default() },
+            None if contents.format == Format::Olmo || is_yaml(&contents.path) => {
+                SpecialTokenSources { training: Some(&ids), ..Default::default() }
+            }
+            None => SpecialTokenSources { config: Some(&ids), ..Default::default() },
+        };
+        companions.decide_special_tokens(&contents.path, config, SpecialTokenSources { keep_eos, ..known })?;
         Ok(companions)
     }
 
@@ -179,8 +209,10 @@ impl Companions {
         config: &ModelConfig,
     ) -> Result<Companions, CheckpointError> {
         let mut companions = Self::named(name);
-        companions.tokenizer = Some(Tokenizer::from_file(path).map_err(in_file(path))?);
-        companions.decide_special_tokens(path, config, false)?;
+        companions.tokenizer = Some(from_file(path)?);
+        let ids = ids(config);
+        let known = SpecialTokenSources { config: Some(&ids), ..Default::default() };
+        companions.decide_special_tokens(path, config, known)?;
         Ok(companions)
     }
 
@@ -191,7 +223,7 @@ impl Companions {
         for name in FILES {
             let path = contents.path.join(name);
             let replaced = replacement.is_some() && !matches!(name, GENERATION_CONFIG | CHAT_TEMPLATE);
-            if path.is_file() && !replaced {
+            if !replaced && placeholder::is_file(&path)? {
                 self.files.push((name.to_owned(), read_bounded(&path, MAX_FILE)?));
             }
         }
@@ -234,39 +266,58 @@ impl Companions {
         serde_json::from_slice(bytes).map(Some).map_err(bad)
     }
 
+    /// Decides them by what is `known` and by the files.
     fn decide_special_tokens(
         &mut self,
         path: &Path,
         config: &ModelConfig,
-        keep_eos: bool,
+        known: SpecialTokenSources<'_>,
     ) -> Result<(), CheckpointError> {
-        let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
-        if tokenizer.size() > config.embedding_size {
+        if let Some(tokenizer) = &self.tokenizer
+            && tokenizer.size() > config.embedding_size
+        {
             let (size, rows) = (tokenizer.size(), config.embedding_size);
-            self.notices
-                .push(format!("the tokenizer has {size} tokens, the model {rows} rows: it is not the model's own"));
+            let without: Vec<&str> = (rows..size).filter_map(|id| tokenizer.token(id as u32)).take(4).collect();
+            let more = if size - rows > 4 { " and others" } else { "" };
+            self.notices.push(format!(
+                "the tokenizer has {size} tokens, the model {rows} rows; without a row are {}{more}",
+                without.join(", ")
+            ));
         }
-        let ids = json!({
-            "pad_token_id": config.pad_token_id,
-            "bos_token_id": config.bos_token_id,
-            "eos_token_id": config.eos_token_id,
-        });
         let generation = self.json(path, GENERATION_CONFIG)?;
         let tokenizer_config = self.json(path, TOKENIZER_CONFIG)?;
+        let special_tokens_map = self.json(path, SPECIAL_TOKENS_MAP)?;
         let sources = SpecialTokenSources {
-            config: Some(&ids),
             generation_config: generation.as_ref(),
             tokenizer_config: tokenizer_config.as_ref(),
+            special_tokens_map: special_tokens_map.as_ref(),
             rows: Some(config.embedding_size),
-            keep_eos,
-            ..Default::default()
+            ..known
         };
-        let resolved = SpecialTokens::resolve(tokenizer, &sources);
-        let (special, notices) =
+        let resolved = SpecialTokens::resolve(self.tokenizer.as_ref(), &sources);
+        let (mut special, notices) =
             resolved.map_err(|source| CheckpointError::SpecialTokens { path: path.to_owned(), source })?;
         self.notices.extend(notices.iter().map(ToString::to_string));
+        if generation.is_some_and(|generation| generation["stop_strings"].as_array().is_some_and(|all| !all.is_empty()))
+        {
+            let text =
+                "the texts of `stop_strings` in generation_config.json end nothing here unless --stop names them";
+            self.notices.push(text.to_owned());
+        }
+        if let Some(id) = self.ends_answer(&special).filter(|id| (*id as usize) < config.embedding_size) {
+            special.add_end(id, "the chat template");
+        }
         self.special = Some(special);
         Ok(())
+    }
+
+    /// The token that the model's template puts behind an answer. A template that cannot be used says nothing.
+    fn ends_answer(&self, special: &SpecialTokens) -> Option<u32> {
+        let tokenizer = self.tokenizer.as_ref()?;
+        let template = ChatTemplate::new(self.chat_template.as_deref()?).ok()?;
+        let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
+        let tokens = ChatTokens { bos: text_of(special.bos), eos: text_of(special.eos) };
+        ends_answer(&template, tokens, tokenizer)
     }
 
     /// The tokenizer, if there is one.
@@ -274,7 +325,7 @@ impl Companions {
         self.tokenizer.as_ref()
     }
 
-    /// The special tokens that were decided; none without a tokenizer.
+    /// The special tokens that were decided; none for fresh weights without a tokenizer.
     pub fn special_tokens(&self) -> Option<&SpecialTokens> {
         self.special.as_ref()
     }
@@ -306,6 +357,7 @@ impl Companions {
             ("eos_token", ours.eos == theirs.eos),
             ("pad_token", ours.pad == theirs.pad),
             ("unk_token", ours.unk == theirs.unk),
+            ("set of tokens that end generation", sorted(ours.end_ids()) == sorted(theirs.end_ids())),
             ("add_bos_token", self.add_bos == other.add_bos),
             ("chat template", self.chat_template == other.chat_template),
         ];
@@ -331,14 +383,49 @@ impl Companions {
         let (Some(tokenizer), Some(special)) = (&self.tokenizer, &self.special) else { return Ok(None) };
         let bad = |source| CheckpointError::Tokenizer { path: PathBuf::from(&self.name), source };
         let mut vocabulary = tokenizer.to_vocabulary(config.embedding_size, special).map_err(bad)?;
+        vocabulary.ends = special.more_ends(tokenizer);
         vocabulary.add_bos = self.add_bos;
         vocabulary.chat_template = self.chat_template.clone();
         Ok(Some(vocabulary))
     }
 
+    /// The settings for generation: those that there were, with every token that ends a text.
+    fn generation_config(&self, config: &ModelConfig) -> Result<Vec<u8>, CheckpointError> {
+        let ends = match &self.special {
+            Some(special) => special.end_ids(),
+            None => config.eos_token_id.into_iter().collect(),
+        };
+        let found = self.json(Path::new(&self.name), GENERATION_CONFIG)?;
+        let listed = found.as_ref().map(|found| match &found["eos_token_id"] {
+            Value::Array(ids) => ids.clone(),
+            Value::Null => Vec::new(),
+            one => vec![one.clone()],
+        });
+        if let (Some(bytes), Some(listed)) = (self.file(GENERATION_CONFIG), &listed)
+            && ends.iter().all(|id| listed.contains(&Value::from(*id)))
+        {
+            return Ok(bytes.to_vec());
+        }
+        let mut settings = found.filter(Value::is_object).unwrap_or_else(|| {
+            let mut fresh = json!({ "_from_model_config": true });
+            for (key, id) in [("bos_token_id", config.bos_token_id), ("pad_token_id", config.pad_token_id)] {
+                if let Some(id) = id {
+                    fresh[key] = id.into();
+                }
+            }
+            fresh
+        });
+        match ends[..] {
+            [] => {}
+            [one] => settings["eos_token_id"] = one.into(),
+            ref several => settings["eos_token_id"] = several.into(),
+        }
+        Ok(format!("{settings:#}\n").into_bytes())
+    }
+
     /// Writes the files into a folder: those that there were, and what can be said of the missing ones.
     pub(crate) fn write(&self, folder: &Path, config: &ModelConfig) -> Result<(), CheckpointError> {
-        for (name, bytes) in &self.files {
+        for (name, bytes) in self.files.iter().filter(|file| file.0 != GENERATION_CONFIG) {
             write_file(&folder.join(name), bytes)?;
         }
         let write = |name: &str, value: &Value| {
@@ -347,17 +434,7 @@ impl Companions {
             }
             write_file(&folder.join(name), format!("{value:#}\n").as_bytes())
         };
-        let mut generation = json!({ "_from_model_config": true });
-        for (key, id) in [
-            ("bos_token_id", config.bos_token_id),
-            ("eos_token_id", config.eos_token_id),
-            ("pad_token_id", config.pad_token_id),
-        ] {
-            if let Some(id) = id {
-                generation[key] = id.into();
-            }
-        }
-        write(GENERATION_CONFIG, &generation)?;
+        write_file(&folder.join(GENERATION_CONFIG), &self.generation_config(config)?)?;
         let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
         if self.file(TOKENIZER).is_none() {
             write_file(&folder.join(TOKENIZER), tokenizer.json())?;
@@ -383,4 +460,50 @@ impl Companions {
         }
         write(TOKENIZER_CONFIG, &settings)
     }
+}
+
+/// The name of a model: that of its folder or file, without what says which part of it a file is.
+fn name(contents: &Contents) -> String {
+    let name = match contents.format {
+        Format::Gguf => contents.path.file_stem(),
+        _ => contents.path.file_name(),
+    };
+    let whole = contents.path.file_name().and_then(|name| Some(parts::split(name.to_str()?)?.0.to_owned()));
+    whole.or(name.map(|name| name.to_string_lossy().into_owned())).unwrap_or_else(|| "model".to_owned())
+}
+
+/// The ids of a configuration, as a `config.json` has them.
+fn ids(config: &ModelConfig) -> Value {
+    json!({
+        "pad_token_id": config.pad_token_id,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+    })
+}
+
+/// The same of the model of a folder, whose `config.json` may list several ends of a text, and name those of a turn.
+fn model_ids(contents: &Contents, config: &ModelConfig) -> Result<Value, CheckpointError> {
+    let mut ids = ids(config);
+    if matches!(contents.format, Format::HuggingFace(_)) {
+        let path = contents.path.join(HF_CONFIG);
+        let bytes = read_bounded(&path, MAX_FILE)?;
+        let written: Value =
+            serde_json::from_slice(&bytes).map_err(|error| CheckpointError::io(&path)(error.into()))?;
+        if written["eos_token_id"].is_array() {
+            ids["eos_token_id"] = written["eos_token_id"].clone();
+        }
+        for key in ["eot_token_id", "eom_token_id"] {
+            ids[key] = written[key].clone();
+        }
+    }
+    Ok(ids)
+}
+
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
+fn sorted(mut ids: Vec<u32>) -> Vec<u32> {
+    ids.sort_unstable();
+    ids
 }

@@ -49,12 +49,14 @@ pub(crate) struct Recorder<'s> {
     source: &'s dyn Weights,
     hashes: Vec<Vec<Option<blake3::Hash>>>,
     pub(crate) kinds: BTreeMap<String, Fidelity>,
+    /// Numbers that were beyond the range of their type.
+    pub(crate) clamped: u64,
 }
 
 impl<'s> Recorder<'s> {
     pub(crate) fn new(source: &'s dyn Weights) -> Self {
         let hashes = source.parameters().iter().map(|spec| vec![None; slabs(&spec.shape).0]).collect();
-        Self { source, hashes, kinds: BTreeMap::new() }
+        Self { source, hashes, kinds: BTreeMap::new(), clamped: 0 }
     }
 
     pub(crate) fn record(

@@ -252,10 +252,10 @@ impl Weights for Upcycled<'_> {
             draw_slab(spec, slab, self.encoding(parameter, slab), before, draw)
         };
         match (self.origins[parameter], self.upcycling.noise) {
-            (Origin::Router, _) => Ok(draw(None, &|chunk, numbers| initialize_chunk(spec, seed, chunk, numbers))),
+            (Origin::Router, _) => draw(None, &|chunk, numbers| initialize_chunk(spec, seed, chunk, numbers)),
             (Origin::Expert(at), Some(noise)) => {
                 let before = self.dense.read(at, 0)?;
-                Ok(draw(Some(&before), &|chunk, numbers| add_noise_to_chunk(&spec.name, noise, seed, chunk, numbers)))
+                draw(Some(&before), &|chunk, numbers| add_noise_to_chunk(&spec.name, noise, seed, chunk, numbers))
             }
             (Origin::Copy(at) | Origin::Expert(at), _) => self.dense.read(at, 0),
         }

@@ -24,7 +24,7 @@ mod tokenizer;
 
 pub use chat_template::{ChatTemplate, ChatTemplateError, ChatTokens, MAX_TEMPLATE_BYTES, Message, TULU};
 pub use n_grams::NGrams;
-pub use special_tokens::{Notice, SpecialTokenError, SpecialTokenSources, SpecialTokens};
+pub use special_tokens::{EndToken, Notice, SpecialTokenError, SpecialTokenSources, SpecialTokens, ends_answer};
 pub use tokenizer::{
     DecodeStream, MAX_JSON_BYTES, MAX_TOKENS, Piece, Pre, TokenKind, Tokenizer, TokenizerError, Vocabulary,
 };

@@ -11,6 +11,7 @@ mod added;
 mod byte_level;
 mod bytes;
 mod definition;
+mod ends;
 mod error;
 mod merges;
 mod normal_form;
@@ -230,6 +231,11 @@ impl Tokenizer {
     /// The text of a token in the vocabulary, where byte-level ones have `Ġ` for a space.
     pub fn token(&self, id: u32) -> Option<&str> {
         self.table.text(id)
+    }
+
+    /// The tokens that end a text in every vocabulary that has them, known by their text as llama.cpp knows them.
+    pub fn known_ends(&self) -> Vec<u32> {
+        ends::known(|text| self.id_of(text))
     }
 
     /// Whether a token is marked as special: decoding can leave it out.

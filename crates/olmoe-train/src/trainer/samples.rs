@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use olmoe_data::Tokenizer;
+use olmoe_data::{SpecialTokenSources, SpecialTokens, Tokenizer};
 use olmoe_engine::{Engine, EngineConfig, EventKind, FinishReason, Request, Sampling};
 use olmoe_model::model::Model;
 
@@ -45,7 +45,7 @@ impl Samples {
             queue: prompts.len(),
             cache_tokens: at_once.saturating_mul(config.model.max_sequence_length),
             kept_tokens: 0,
-            ends: config.model.eos_token_id.into_iter().collect(),
+            ends: ends(config, &tokenizer)?,
             ..EngineConfig::default()
         };
         Ok(Some(Samples { tokenizer, prompts, interval: samples.interval, limits }))
@@ -104,4 +104,12 @@ impl Samples {
         }
         Ok(Some(samples))
     }
+}
+
+/// The tokens that end a text: those of the model that the run makes.
+fn ends(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<Vec<u32>, TrainError> {
+    let training = serde_json::json!({ "eos_token_id": config.model.eos_token_id });
+    let rows = Some(config.model.embedding_size);
+    let sources = SpecialTokenSources { training: Some(&training), rows, ..Default::default() };
+    Ok(SpecialTokens::resolve(tokenizer, &sources)?.0.end_ids())
 }

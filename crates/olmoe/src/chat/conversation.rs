@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use olmoe_data::{ChatTemplate, ChatTokens, Message, Tokenizer};
+use olmoe_data::{ChatTemplate, ChatTokens, Message, Tokenizer, ends_answer};
 
 use crate::files::write_whole;
 
@@ -120,12 +120,7 @@ impl<'a> Conversation<'a> {
 
     /// The special token that the template puts behind an answer, which ends it.
     pub(super) fn ends_answer(&self) -> Option<u32> {
-        const ANSWER: &str = "the words of the assistant";
-        let messages = [Message::new("user", "the words of the user"), Message::new("assistant", ANSWER)];
-        let text = self.template.render(&messages, self.tokens, false).ok()?;
-        let (_, rest) = text.rsplit_once(ANSWER)?;
-        let first = self.tokenizer.encode(rest.trim_start()).ok()?.first().copied()?;
-        self.tokenizer.is_special(first).then_some(first)
+        ends_answer(self.template, self.tokens, self.tokenizer)
     }
 
     /// Whether the template takes these messages, and what the user says next.
