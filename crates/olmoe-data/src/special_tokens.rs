@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::white_space::without_mark;
 use crate::{Tokenizer, Vocabulary};
 
 /// Most bytes of a configuration file that is read here.
@@ -315,6 +316,6 @@ fn read(path: &Path) -> Result<Option<Value>, SpecialTokenError> {
     if bytes.len() as u64 > MAX_CONFIG_BYTES {
         return Err(SpecialTokenError::TooLong { path: path.to_owned(), limit: MAX_CONFIG_BYTES });
     }
-    let value = serde_json::from_slice(&bytes);
+    let value = serde_json::from_slice(without_mark(&bytes));
     value.map(Some).map_err(|error| SpecialTokenError::Syntax { path: path.to_owned(), message: error.to_string() })
 }
