@@ -1,5 +1,6 @@
 //! What a checkpoint has beside its weights: tokenizer, chat template, settings for generation.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,9 @@ const FILES: [&str; 8] = [
     "vocab.json",
     "merges.txt",
 ];
+/// Names of special tokens in tokenizer_config.json.
+const TOKEN_KEYS: [&str; 7] =
+    ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"];
 /// Most bytes of one of them.
 const MAX_FILE: usize = 64 << 20;
 
@@ -100,9 +104,34 @@ fn vocabulary_difference(ours: &Tokenizer, theirs: &Tokenizer, rows: usize) -> O
     Some(TokenizerDifference { key: key.clone(), this: described(ours.get(key)), other: described(theirs.get(key)) })
 }
 
+/// Bytes of a text without the byte-order mark that some editors write.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
+}
+
 fn in_file(path: &Path) -> impl FnOnce(TokenizerError) -> CheckpointError {
     let path = path.to_owned();
     move |source| CheckpointError::Tokenizer { path, source }
+}
+
+/// The tokens that belong before a text: those of the tokenizer itself, or `bos` where the settings add it.
+fn beginning(tokenizer: &Tokenizer, special: &SpecialTokens, add_bos: Option<bool>) -> (Vec<u32>, Option<String>) {
+    let before = tokenizer.before_text().to_vec();
+    match (before.is_empty(), add_bos, special.bos) {
+        (false, Some(false), _) => {
+            let names: Vec<_> = before.iter().map(|id| tokenizer.token(*id).unwrap_or("?")).collect();
+            let names = names.join(" ");
+            (
+                before,
+                Some(format!("`add_bos_token` is false, but tokenizer.json puts {names} before a text, which counts")),
+            )
+        }
+        (true, Some(true), Some(bos)) => (vec![bos], None),
+        (true, Some(true), None) => {
+            (before, Some("`add_bos_token` is true, but there is no such token; none is added".to_owned()))
+        }
+        _ => (before, None),
+    }
 }
 
 /// The first part in which two tokenizers give texts other ids.
@@ -139,7 +168,12 @@ pub struct Companions {
     files: Vec<(String, Vec<u8>)>,
     tokenizer: Option<Tokenizer>,
     special: Option<SpecialTokens>,
-    add_bos: bool,
+    /// What the files say beside the tokenizer about putting `bos` before a text.
+    add_bos: Option<bool>,
+    /// Tokens that belong before a text.
+    before: Vec<u32>,
+    /// Texts of special tokens by their names, such as `pad_token`.
+    token_texts: BTreeMap<&'static str, String>,
     chat_template: Option<String>,
     /// For the user to see.
     pub notices: Vec<String>,
@@ -185,7 +219,7 @@ impl Companions {
         };
         if let Some(vocabulary) = &vocabulary {
             companions.chat_template = vocabulary.chat_template.clone();
-            companions.add_bos = vocabulary.add_bos;
+            companions.add_bos = Some(vocabulary.add_bos);
         }
         let ids = model_ids(contents, config)?;
         let known = match &vocabulary {
@@ -227,12 +261,19 @@ impl Companions {
                 self.files.push((name.to_owned(), read_bounded(&path, MAX_FILE)?));
             }
         }
-        self.chat_template = self.file(CHAT_TEMPLATE).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        self.chat_template =
+            self.file(CHAT_TEMPLATE).map(|bytes| String::from_utf8_lossy(without_mark(bytes)).into_owned());
         if let Some(config) = self.json(&contents.path, TOKENIZER_CONFIG)? {
             if self.chat_template.is_none() {
                 self.chat_template = self.template_in(&config);
             }
-            self.add_bos = config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
+            self.add_bos = config.get("add_bos_token").and_then(Value::as_bool);
+            for key in TOKEN_KEYS {
+                let token = config.get(key).map(|token| token.get("content").unwrap_or(token));
+                if let Some(text) = token.and_then(Value::as_str) {
+                    self.token_texts.insert(key, text.to_owned());
+                }
+            }
         }
         Ok(())
     }
@@ -263,7 +304,7 @@ impl Companions {
     fn json(&self, folder: &Path, name: &str) -> Result<Option<Value>, CheckpointError> {
         let Some(bytes) = self.file(name) else { return Ok(None) };
         let bad = |error: serde_json::Error| CheckpointError::Io { path: folder.join(name), source: error.into() };
-        serde_json::from_slice(bytes).map(Some).map_err(bad)
+        serde_json::from_slice(without_mark(bytes)).map(Some).map_err(bad)
     }
 
     /// Decides them by what is `known` and by the files.
@@ -307,6 +348,23 @@ impl Companions {
         if let Some(id) = self.ends_answer(&special).filter(|id| (*id as usize) < config.embedding_size) {
             special.add_end(id, "the chat template");
         }
+        if let Some(tokenizer) = &self.tokenizer {
+            self.notices.extend(tokenizer.notices().iter().cloned());
+            let (before, notice) = beginning(tokenizer, &special, self.add_bos);
+            self.notices.extend(notice);
+            if let ([only], None) = (&before[..], special.bos) {
+                special.bos = Some(*only);
+            }
+            if !tokenizer.behind_text().is_empty() {
+                let behind: Vec<_> =
+                    tokenizer.behind_text().iter().map(|id| tokenizer.token(*id).unwrap_or("?")).collect();
+                self.notices.push(format!(
+                    "the tokenizer puts {} behind a text; left out, for texts are continued",
+                    behind.join(" ")
+                ));
+            }
+            self.before = before;
+        }
         self.special = Some(special);
         Ok(())
     }
@@ -316,7 +374,13 @@ impl Companions {
         let tokenizer = self.tokenizer.as_ref()?;
         let template = ChatTemplate::new(self.chat_template.as_deref()?).ok()?;
         let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
-        let tokens = ChatTokens { bos: text_of(special.bos), eos: text_of(special.eos) };
+        let tokens = ChatTokens {
+            bos: text_of(special.bos),
+            eos: text_of(special.eos),
+            pad: text_of(special.pad),
+            unk: text_of(special.unk),
+            ..Default::default()
+        };
         ends_answer(&template, tokens, tokenizer)
     }
 
@@ -330,9 +394,36 @@ impl Companions {
         self.special.as_ref()
     }
 
-    /// The token that the model wants before every text; OLMoE wants none.
-    pub fn begins_text(&self) -> Option<u32> {
-        self.special.as_ref().filter(|_| self.add_bos)?.bos
+    /// The ids of a text from its beginning: with the tokens that belong before a text, unless it begins with them itself.
+    /// OLMoE has none. Nothing without a tokenizer.
+    ///
+    /// # Errors
+    /// A text that the tokenizer has no tokens for.
+    pub fn encode(&self, text: &str) -> Option<Result<Vec<u32>, TokenizerError>> {
+        let mut ids = match self.tokenizer.as_ref()?.encode(text) {
+            Ok(ids) => ids,
+            Err(error) => return Some(Err(error)),
+        };
+        if !ids.starts_with(&self.before) {
+            ids.splice(0..0, self.before.iter().copied());
+        }
+        Some(Ok(ids))
+    }
+
+    /// The text of a special token by its name in tokenizer_config.json, such as `pad_token`.
+    pub fn token_text(&self, key: &str) -> Option<&str> {
+        if let Some(text) = self.token_texts.get(key) {
+            return Some(text);
+        }
+        let special = self.special.as_ref()?;
+        let id = match key {
+            "bos_token" => special.bos,
+            "eos_token" => special.eos,
+            "pad_token" => special.pad,
+            "unk_token" => special.unk,
+            _ => None,
+        };
+        self.tokenizer.as_ref()?.token(id?)
     }
 
     /// The Jinja template that makes a text of a conversation, if the model has one.
@@ -358,7 +449,7 @@ impl Companions {
             ("pad_token", ours.pad == theirs.pad),
             ("unk_token", ours.unk == theirs.unk),
             ("set of tokens that end generation", sorted(ours.end_ids()) == sorted(theirs.end_ids())),
-            ("add_bos_token", self.add_bos == other.add_bos),
+            ("add_bos_token", self.before == other.before),
             ("chat template", self.chat_template == other.chat_template),
         ];
         Ok(settings.into_iter().filter(|setting| !setting.1).map(|setting| setting.0).collect())
@@ -384,7 +475,8 @@ impl Companions {
         let bad = |source| CheckpointError::Tokenizer { path: PathBuf::from(&self.name), source };
         let mut vocabulary = tokenizer.to_vocabulary(config.embedding_size, special).map_err(bad)?;
         vocabulary.ends = special.more_ends(tokenizer);
-        vocabulary.add_bos = self.add_bos;
+        // What the settings add, where the tokenizer itself adds none.
+        vocabulary.add_bos |= !self.before.is_empty();
         vocabulary.chat_template = self.chat_template.clone();
         Ok(Some(vocabulary))
     }
@@ -443,7 +535,7 @@ impl Companions {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.max_sequence_length,
             "clean_up_tokenization_spaces": false,
-            "add_bos_token": self.add_bos,
+            "add_bos_token": !self.before.is_empty(),
         });
         if let Some(special) = &self.special {
             for (key, id) in [

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::white_space::without_mark;
 use crate::{ChatTemplate, ChatTokens, Message, Tokenizer, Vocabulary};
 
 /// Most bytes of a configuration file that is read here.
@@ -235,7 +236,7 @@ impl SpecialTokens {
 pub fn ends_answer(template: &ChatTemplate, tokens: ChatTokens, tokenizer: &Tokenizer) -> Option<u32> {
     const ANSWER: &str = "the words of the assistant";
     let messages = [Message::new("user", "the words of the user"), Message::new("assistant", ANSWER)];
-    let text = template.render(&messages, tokens, false).ok()?;
+    let text = template.render(&messages, tokens, false).ok()?.text;
     let (_, rest) = text.rsplit_once(ANSWER)?;
     let first = tokenizer.encode(rest.trim_start()).ok()?.first().copied()?;
     tokenizer.is_special(first).then_some(first)
@@ -438,6 +439,6 @@ fn read(path: &Path) -> Result<Option<Value>, SpecialTokenError> {
     if bytes.len() as u64 > MAX_CONFIG_BYTES {
         return Err(SpecialTokenError::TooLong { path: path.to_owned(), limit: MAX_CONFIG_BYTES });
     }
-    let value = serde_json::from_slice(&bytes);
+    let value = serde_json::from_slice(without_mark(&bytes));
     value.map(Some).map_err(|error| SpecialTokenError::Syntax { path: path.to_owned(), message: error.to_string() })
 }

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::documents::{Fields, Malformed};
 use crate::random::Mersenne;
 use crate::token_file::TokenType;
+use crate::white_space::without_mark;
 use crate::{Tokenizer, TokenizerError};
 
 mod batch;
@@ -270,7 +271,7 @@ fn encode_paragraphs(tokenizer: &Tokenizer, spaced: bool, text: &str) -> Result<
 
 /// Whether a tokenizer puts a space before a text.
 fn puts_space_before(tokenizer: &Tokenizer) -> bool {
-    let json: serde_json::Value = serde_json::from_slice(tokenizer.json()).unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_slice(without_mark(tokenizer.json())).unwrap_or_default();
     let parts = |key: &str, list: &str| match json.get(key) {
         Some(part) if part["type"] == "Sequence" => part[list].as_array().cloned().unwrap_or_default(),
         Some(part) => vec![part.clone()],

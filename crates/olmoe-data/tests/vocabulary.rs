@@ -242,3 +242,28 @@ fn a_vocabulary_of_bytes_has_a_token_for_each() {
     assert_eq!(tokenizer.encode(text).unwrap(), text.bytes().map(u32::from).collect::<Vec<_>>());
     assert_eq!(tokenizer.encode("a<|endoftext|>").unwrap(), [97, 256]);
 }
+
+#[test]
+fn a_beginning_of_texts_goes_both_ways() {
+    let beginning = |vocabulary: &Vocabulary| Tokenizer::from_vocabulary(vocabulary).unwrap().before_text().to_vec();
+    let plain = tiny_vocabulary(Pre::LlamaBpe);
+    let with_bos = Vocabulary { bos: Some(263), add_bos: true, ..plain.clone() };
+    assert_eq!(beginning(&plain), [0u32; 0]);
+    assert_eq!(beginning(&Vocabulary { bos: Some(263), ..plain.clone() }), [0u32; 0]);
+    assert_eq!(beginning(&Vocabulary { add_bos: true, ..plain.clone() }), [0u32; 0]);
+    let tokenizer = Tokenizer::from_vocabulary(&with_bos).unwrap();
+    assert_eq!(tokenizer.before_text(), [263]);
+    // The library that reads the file puts it there, too.
+    let library = tokenizers::Tokenizer::from_bytes(tokenizer.json()).unwrap();
+    assert_eq!(library.encode("the", true).unwrap().get_ids(), [263, 257]);
+    let special = SpecialTokens { bos: Some(263), eos: Some(263), ..SpecialTokens::default() };
+    assert_eq!(tokenizer.to_vocabulary(264, &special).unwrap(), with_bos);
+    // Without another word the token before texts is bos; another bos is none that a file could put there.
+    let nameless = SpecialTokens { bos: None, ..special.clone() };
+    assert_eq!(tokenizer.to_vocabulary(264, &nameless).unwrap().bos, Some(263));
+    let error = tokenizer.to_vocabulary(264, &SpecialTokens { bos: Some(1), ..special }).unwrap_err().to_string();
+    assert!(
+        error.contains("puts the tokens [263] before a text") && error.contains("`bos` only, which is 1"),
+        "{error}"
+    );
+}

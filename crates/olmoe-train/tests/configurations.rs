@@ -462,3 +462,16 @@ fn what_training_needs_to_start() {
     let error = TrainConfig::read(folder.path().join("bad.yml"), &[""; 0]).expect_err("no configuration");
     assert!(error.to_string().contains("bad.yml: unknown key `zebra`"), "{error}");
 }
+
+#[test]
+fn the_home_directory_is_put_into_paths() {
+    let home = std::env::home_dir().expect("a home directory");
+    let lines = "evaluators: [{label: e, data: {paths: [~/e.npy]}}]\ntokenizer: {identifier: ~/t.json}\n\
+        data: {paths: [~/a.npy, b.npy]}";
+    let config = config(lines, &["--save_folder=~/runs/x", "--load_path=~/runs/y"]);
+    let inside = |path: &str| home.join(path).to_str().expect("a text").to_owned();
+    assert_eq!((config.save_folder, config.load_path), (inside("runs/x"), Some(inside("runs/y"))));
+    assert_eq!(config.tokenizer.identifier, inside("t.json"));
+    assert_eq!(config.data.paths, Some(vec![inside("a.npy"), "b.npy".to_owned()]));
+    assert_eq!(config.evaluators[0].data.paths, Some(vec![inside("e.npy")]));
+}

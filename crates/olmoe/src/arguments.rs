@@ -1,10 +1,12 @@
 //! Arguments that several commands share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use olmoe_checkpoint::hub::{Hub, Location, MODEL_FILES, locate};
+use olmoe_data::expanded;
 use olmoe_model::model::{KvCache, Precision};
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::threads::{MAX_THREADS, set_num_threads};
@@ -35,13 +37,23 @@ impl ModelArg {
 ///
 /// Of a model of the hub, `files` are downloaded: name patterns.
 pub(crate) fn input(model: &str, files: &[&str], offline: bool) -> anyhow::Result<PathBuf> {
-    let found = match locate(model)? {
+    let path = expanded(Path::new(model));
+    let found = match locate(path.to_str().unwrap_or(model))? {
         Location::Path(path) => return Ok(path),
         Location::Hub(found) => found,
     };
     let hub = Hub::from_environment()?.or_offline(offline);
     hub.download(&found.repo, found.revision(), files, &Terminal::new())
         .with_context(|| format!("there is no file or folder {model}, and as a model of the hub"))
+}
+
+/// A command whose paths are [`expanded`]: behind `--flag=` no shell does it.
+pub(crate) fn with_expanded_paths(command: clap::Command) -> clap::Command {
+    let path = std::any::TypeId::of::<PathBuf>();
+    let parser = || PathBufValueParser::new().map(|path| expanded(&path));
+    let command =
+        command.mut_args(|arg| if arg.get_value_parser().type_id() == path { arg.value_parser(parser()) } else { arg });
+    command.mut_subcommands(with_expanded_paths)
 }
 
 /// How many threads.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use olmoe_checkpoint::Checkpoint;
-use olmoe_checkpoint::companions;
+use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::safetensors::{SafeType, Spec, Writer};
 use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache};
@@ -17,6 +17,8 @@ use olmoe_tensor::tensor::Tensor;
 use crate::arguments::{OnePrecision, Threads};
 use crate::files::make_whole;
 use crate::loading::{LoadingArgs, beside};
+use crate::output::note;
+use crate::text::{prompt_of, text_of};
 
 /// Tokens whose logits are computed at once.
 const ROWS: usize = 256;
@@ -25,8 +27,8 @@ const ROWS: usize = 256;
 ///
 /// Runs the model once over the tokens and writes a safetensors file: `logits` (T x V), `logprobs` (T-1) of the tokens
 /// given (the first has none), `ids` (T), and with --routing `routing.ids` and `routing.probs` (L x T x K): the chosen
-/// experts of each token in each layer that has some, and their probabilities. The text is taken as it is: no token is put
-/// before it.
+/// experts of each token in each layer that has some, and their probabilities. The text is read as `olmoe generate` reads it:
+/// behind the tokens that the model's tokenizer puts before a text, which for OLMoE are none.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -50,7 +52,7 @@ pub(crate) struct LogitsArgs {
     #[arg(long, value_name = "TEXT", help_heading = "Text")]
     text: Option<String>,
 
-    /// A file with a text
+    /// A file with a text; the line break at its end is left out, and others are \n
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     file: Option<PathBuf>,
 
@@ -151,11 +153,13 @@ fn bytes(numbers: impl Iterator<Item = [u8; 4]>) -> Vec<u8> {
 fn tokens(args: &LogitsArgs, checkpoint: &Checkpoint) -> anyhow::Result<Vec<u32>> {
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
-        (None, Some(path)) => std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?,
+        (None, Some(path)) => prompt_of(text_of(path)?),
         (None, None) => return Ok(args.ids.clone()),
     };
-    let Some(tokenizer) = companions::tokenizer(checkpoint.contents())? else {
+    let companions = Companions::of(checkpoint, None, false)?;
+    companions.notices.iter().for_each(note);
+    let Some(ids) = companions.encode(&text) else {
         bail!("{}: no tokenizer is with this model; give --ids", checkpoint.contents().path.display());
     };
-    Ok(tokenizer.encode(&text)?)
+    Ok(ids?)
 }

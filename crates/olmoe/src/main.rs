@@ -30,6 +30,7 @@ mod record;
 mod runs;
 mod settings;
 mod soup;
+mod text;
 mod tokenize;
 mod tokens;
 mod train;
@@ -144,7 +145,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
 
 /// The program's flags.
 fn command() -> clap::Command {
-    help::grouped(Cli::command())
+    arguments::with_expanded_paths(help::grouped(Cli::command()))
 }
 
 /// Whether the command that was called, at any depth, was called with --quiet.

@@ -92,14 +92,15 @@ pub(crate) fn read(metadata: &Metadata) -> Result<Option<Vocabulary>, GgufVocabu
         let ids = value.as_ids().ok_or_else(|| wrong(key, "a list of token ids"))?;
         ends.extend(ids.into_iter().map(|id| (key, id)));
     }
+    let pre = Pre::from_name(text(PRE)?).map_err(GgufVocabularyError::Pre)?;
     let add_bos = match metadata.get(ADD_BOS) {
-        None => false,
+        None => pre.adds_bos(),
         Some(Value::Bool(add)) => *add,
         Some(_) => return Err(wrong(ADD_BOS, "true or false")),
     };
     Ok(Some(Vocabulary {
         model,
-        pre: Pre::from_name(text(PRE)?).map_err(GgufVocabularyError::Pre)?,
+        pre,
         tokens: texts(TOKENS)?.ok_or_else(|| wrong(TOKENS, "a list of texts"))?,
         kinds,
         merges: texts(MERGES)?.unwrap_or_default(),
@@ -152,5 +153,47 @@ pub(crate) fn write(vocabulary: Option<&Vocabulary>, metadata: &mut Metadata) {
     put(ADD_BOS, Value::Bool(vocabulary.add_bos));
     if let Some(template) = &vocabulary.chat_template {
         put(TEMPLATE, Value::Text(template.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whether_a_text_begins_with_bos_follows_the_way_to_cut_words() {
+        let adds = |pre: Option<&str>, said: Option<bool>| {
+            let mut metadata = Metadata::default();
+            metadata.insert(MODEL, Value::Text("gpt2".to_owned()));
+            metadata.insert(TOKENS, Value::texts(&["a".to_owned()]));
+            if let Some(pre) = pre {
+                metadata.insert(PRE, Value::Text(pre.to_owned()));
+            }
+            if let Some(said) = said {
+                metadata.insert(ADD_BOS, Value::Bool(said));
+            }
+            read(&metadata).unwrap().unwrap().add_bos
+        };
+        // Of the names accepted here, llama.cpp puts bos before texts for those of Llama 3 unless the file says otherwise.
+        for pre in ["llama-bpe", "llama3", "llama-v3"] {
+            assert!(adds(Some(pre), None) && !adds(Some(pre), Some(false)), "{pre}");
+        }
+        let others = [
+            "default",
+            "gpt-2",
+            "gpt2",
+            "olmo",
+            "mpt",
+            "smollm",
+            "starcoder",
+            "dbrx",
+            "smaug-bpe",
+            "qwen2",
+            "stablelm2",
+        ];
+        for pre in others {
+            assert!(!adds(Some(pre), None) && adds(Some(pre), Some(true)), "{pre}");
+        }
+        assert!(!adds(None, None));
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::group::stripped;
 use super::{Settings, Summary, bounded, encode_paragraphs, puts_space_before};
 use crate::documents::{Document, Malformed};
+use crate::white_space::stripped;
 use crate::{Tokenizer, TokenizerError};
 
 /// Texts are encoded together when they have so many bytes.

@@ -9,6 +9,7 @@ use super::{Settings, Summary, TokenizeError};
 use crate::Tokenizer;
 use crate::documents::{Document, Documents};
 use crate::random::Mersenne;
+use crate::white_space::stripped;
 
 /// Cuts files into groups of equal size, as far as that goes.
 pub(super) fn cut(paths: &[PathBuf], processes: usize, files_per_process: Option<usize>) -> Vec<Vec<PathBuf>> {
@@ -197,11 +198,6 @@ impl Ring<'_> {
     }
 }
 
-/// `str.strip()` of Python, to which four separators are white space, too.
-pub(super) fn stripped(text: &str) -> &str {
-    text.trim_matches(|letter: char| letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,10 +222,5 @@ mod tests {
         {
             assert_eq!(stem(number, groups), expected);
         }
-    }
-
-    #[test]
-    fn white_space_as_python_has_it() {
-        assert_eq!(stripped("\u{1c}\u{1f} \u{85}\u{a0}\u{3000}\ta b\u{200b}\r\n"), "a b\u{200b}");
     }
 }

@@ -162,6 +162,11 @@ impl Pre {
         PRE_NAMES.iter().find(|(pre, _)| *pre == self).map_or("default", |(_, names)| names[0])
     }
 
+    /// Whether a file that does not say it puts `bos` before a text, as llama.cpp has it.
+    pub fn adds_bos(self) -> bool {
+        self == Pre::LlamaBpe
+    }
+
     fn composes(self) -> bool {
         self == Pre::Olmo
     }
@@ -256,10 +261,24 @@ impl Tokenizer {
             let (a, b) = text.split_at(space.ok_or_else(syntax)?);
             if b.len() < 2 { Err(syntax()) } else { Ok(json!([a, b[1..]])) }
         });
+        let beginning = vocabulary.bos.filter(|_| vocabulary.add_bos);
+        let post_processor = match beginning.and_then(|id| Some((id, tokens.get(id as usize)?))) {
+            None => byte_level(true),
+            Some((id, text)) => {
+                let token = |text_number: u32| json!({"SpecialToken": {"id": text, "type_id": text_number}});
+                let sequence = |name: &str, text_number: u32| json!({"Sequence": {"id": name, "type_id": text_number}});
+                json!({"type": "Sequence", "processors": [byte_level(true), {
+                    "type": "TemplateProcessing",
+                    "single": [token(0), sequence("A", 0)],
+                    "pair": [token(0), sequence("A", 0), token(1), sequence("B", 1)],
+                    "special_tokens": {text: {"id": text, "ids": [id], "tokens": [text]}},
+                }]})
+            }
+        };
         let normalizer = if pre.composes() { json!({"type": "NFC"}) } else { Value::Null };
         let document = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer,
-            "pre_tokenizer": pre.json(), "post_processor": byte_level(true), "decoder": byte_level(true),
+            "pre_tokenizer": pre.json(), "post_processor": post_processor, "decoder": byte_level(true),
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
@@ -271,7 +290,8 @@ impl Tokenizer {
     }
 
     /// What a GGUF file holds of this tokenizer, for a model with so many rows of embeddings. Rows beyond the tokens are
-    /// unused ones, `[PAD…]`; tokens beyond the rows that were added to the tokenizer alone are left out. `add_bos` is false and there are no more ends and no chat template: fill them in as needed.
+    /// unused ones, `[PAD…]`; tokens beyond the rows that were added to the tokenizer alone are left out. There are no more
+    /// ends and no chat template: fill them in as needed.
     pub fn to_vocabulary(&self, rows: usize, special: &SpecialTokens) -> Result<Vocabulary, TokenizerError> {
         if rows > MAX_TOKENS {
             return Err(TokenizerError::TooManyRows { rows, limit: MAX_TOKENS });
@@ -288,6 +308,18 @@ impl Tokenizer {
         }
         let pre = Pre::of(&definition)
             .ok_or_else(|| unknown("no `tokenizer.ggml.pre` stands for its normaliser and its way to cut words"))?;
+        let (bos, add_bos) = match (self.before_text(), special.bos) {
+            ([], bos) => (bos, false),
+            ([id], None) => (Some(*id), true),
+            ([id], Some(bos)) if *id == bos => (special.bos, true),
+            (before, bos) => {
+                let found = bos.map_or("missing".to_owned(), |bos| bos.to_string());
+                let reason = format!(
+                    "it puts the tokens {before:?} before a text, and GGUF can put there `bos` only, which is {found}"
+                );
+                return Err(TokenizerError::NotAVocabulary { reason });
+            }
+        };
         let mut kinds = vec![TokenKind::Unused; rows];
         let mut tokens: Vec<String> = (0..rows).map(padding).collect();
         for (id, (token, kind)) in tokens.iter_mut().zip(&mut kinds).enumerate() {
@@ -310,12 +342,12 @@ impl Tokenizer {
             tokens,
             kinds,
             merges,
-            bos: special.bos,
+            bos,
             eos: special.eos,
             pad: special.pad,
             unk: special.unk,
             ends: Vec::new(),
-            add_bos: false,
+            add_bos,
             chat_template: None,
         })
     }

@@ -518,7 +518,7 @@ mod tests {
             ("unsloth_fixed", json!(true)),
             ("transformers.js_config", json!({"use_external_data_format": true})),
             ("quantization", json!(null)),
-            ("layer_types", json!(["full_attention"; 16])),
+            ("layer_types", json!(vec!["full_attention"; 16])),
             ("sliding_window", json!(null)),
             ("sliding_window", json!(4096)),
             ("use_sliding_window", json!(false)),

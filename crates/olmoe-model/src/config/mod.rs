@@ -511,6 +511,10 @@ pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     if bytes.len() > MAX_CONFIG_BYTES {
         return Err(in_file(ConfigError::TooLong { limit: MAX_CONFIG_BYTES }));
     }
+    // The byte-order mark that some editors write is no part of the text.
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        bytes.drain(.."\u{feff}".len());
+    }
     String::from_utf8(bytes).map_err(|error| in_file(ConfigError::NotUtf8 { offset: error.utf8_error().valid_up_to() }))
 }
 

@@ -1,4 +1,4 @@
-//! Sixteen lanes, three instruction sets, one source.
+//! Sixteen lanes, several instruction sets, one source.
 //!
 //! Every kernel of this crate is written once against [`Simd`], a vector of sixteen 32-bit lanes, and compiled for each
 //! instruction set: [`Scalar`] (plain Rust, the oracle), [`Avx2`] (two registers a vector) and [`Avx512`] (one). The
