@@ -3,8 +3,8 @@ conversations.
 
 The templates are OLMoE's own (`crates/olmoe-data/src/chat_template/tulu.jinja`, also against the text that the
 fine-tuning of OLMoE shows for it) and four in the manner of other models, which together use what templates use: white
-space control, namespaces, macros, loop controls, generation blocks, methods of strings, tojson, raise_exception.
-`--check` compares with the file and writes nothing."""
+space control, namespaces, macros, loop controls, generation blocks, methods of strings, tojson, raise_exception. Beside
+them are the snippets and templates of `chat_snippets.py`. `--check` compares with the file and writes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pathlib import Path
 
 import jinja2
 import transformers
+from chat_snippets import EXPRESSIONS, STATEMENTS, TEMPLATES
 from tokenizers import Tokenizer, models
+from transformers.utils import chat_template_utils
 
 CRATE = Path(__file__).resolve().parents[2] / "crates" / "olmoe-data"
 OUT = CRATE / "tests" / "golden" / "chats.json"
@@ -125,6 +127,42 @@ CHATS = {
 }
 
 
+# Special tokens of the snippets.
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+def special_tokens(bos: str | None, eos: str | None) -> dict[str, str]:
+    given = {"bos_token": bos, "eos_token": eos, "pad_token": "<pad>", "unk_token": "<unk>"}
+    return {key: token for key, token in given.items() if token is not None}
+
+
+def render(source: str, messages: list, tokens: dict[str, str], prompt: bool) -> dict:
+    """What transformers makes of a conversation: its text and the ranges of characters that the template marks as the
+    assistant's, or the error."""
+    try:
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.BPE()), chat_template=source, **tokens
+        )
+        row = {"text": tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)}
+        if "generation %" in source or "generation -%" in source:
+            texts, ranges = chat_template_utils.render_jinja_template(
+                [messages], chat_template=source, return_assistant_tokens_mask=True, add_generation_prompt=prompt,
+                **tokens,
+            )  # fmt: skip
+            assert texts == [row["text"]]
+            row["answers"] = ranges[0]
+        return row
+    except jinja2.exceptions.TemplateError as error:
+        # What the template says itself is the message alone; what went wrong in it is an error of another type.
+        return {"error": str(error)} if type(error) is jinja2.exceptions.TemplateError else {"error": None}
+    except Exception:  # noqa: BLE001 Python's own errors end a rendering just so
+        return {"error": None}
+
+
+def snippets() -> list[str]:
+    return ["{{ " + expression + " }}" for expression in EXPRESSIONS] + STATEMENTS
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
@@ -137,22 +175,22 @@ def main() -> int:
         "words": (WORDS, None, None),
     }
     out = {"transformers": transformers.__version__, "jinja2": jinja2.__version__, "chats": CHATS, "templates": []}
-    for name, (source, bos, eos) in templates.items():
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer(models.BPE()), bos_token=bos, eos_token=eos, chat_template=source
-        )
-        rows = []
-        for chat, messages in CHATS.items():
-            for prompt in [False, True]:
-                row = {"chat": chat, "add_generation_prompt": prompt}
-                try:
-                    row["text"] = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-                except jinja2.exceptions.TemplateError as error:
-                    row["error"] = str(error)
-                rows.append(row)
-        if name == "tulu":
-            assert next(row["text"] for row in rows if row["chat"] == "lua") == LUA_TEXT
-        out["templates"].append({"name": name, "source": source, "bos_token": bos, "eos_token": eos, "rows": rows})
+    written_after = {name: (source, bos, eos) for name, (bos, eos, source) in TEMPLATES.items()}
+    for group, found in {"": templates, "after ": written_after}.items():
+        for name, (source, bos, eos) in found.items():
+            tokens = special_tokens(bos, eos)
+            rows = []
+            for chat in CHATS if not group else ["one", "all", "twice", "tool"]:
+                for prompt in [False, True] if not group else [chat != "all"]:
+                    rows.append({"chat": chat, "add_generation_prompt": prompt, **render(source, CHATS[chat], tokens, prompt)})
+            if name == "tulu":
+                assert next(row["text"] for row in rows if row["chat"] == "lua") == LUA_TEXT
+            out["templates"].append({"name": group + name, "source": source, "tokens": tokens, "rows": rows})
+    out["snippets"] = {
+        "chat": "all",
+        "tokens": TOKENS,
+        "rows": [{"source": source, **render(source, CHATS["all"], TOKENS, True)} for source in snippets()],
+    }
     text = json.dumps(out, indent=1, ensure_ascii=False) + "\n"
     if check:
         same = OUT.read_text() == text

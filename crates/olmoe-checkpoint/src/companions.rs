@@ -1,18 +1,22 @@
 //! What a checkpoint has beside its weights: tokenizer, chat template, settings for generation.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use olmoe_data::{SpecialTokenSources, SpecialTokens, Tokenizer, TokenizerError, Vocabulary};
+use olmoe_data::{
+    ChatTemplate, ChatTokens, SpecialTokenSources, SpecialTokens, Tokenizer, TokenizerError, Vocabulary, ends_answer,
+};
 use olmoe_model::config::ModelConfig;
 use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::convert::write_file;
 use crate::error::CheckpointError;
-use crate::gguf;
-use crate::open::{Contents, Format, read_bounded};
+use crate::gguf::{self, parts};
+use crate::open::{Contents, Format, HF_CONFIG, read_bounded};
+use crate::placeholder;
 
 /// File of a tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -20,6 +24,7 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const TOKENIZER_FILES: &[&str] = &["tokenizer*.json", "config.json", "generation_config.json"];
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// Files that travel as they are.
 const FILES: [&str; 8] = [
@@ -27,11 +32,14 @@ const FILES: [&str; 8] = [
     TOKENIZER_CONFIG,
     GENERATION_CONFIG,
     CHAT_TEMPLATE,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS_MAP,
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
 ];
+/// Names of special tokens in tokenizer_config.json.
+const TOKEN_KEYS: [&str; 7] =
+    ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"];
 /// Most bytes of one of them.
 const MAX_FILE: usize = 64 << 20;
 
@@ -44,7 +52,12 @@ pub fn tokenizer(contents: &Contents) -> Result<Option<Tokenizer>, CheckpointErr
         return vocabulary(contents)?.map(|found| of_vocabulary(contents, &found)).transpose();
     }
     let path = contents.path.join(TOKENIZER);
-    if path.is_file() { Tokenizer::from_file(&path).map(Some).map_err(in_file(&path)) } else { Ok(None) }
+    if placeholder::is_file(&path)? { from_file(&path).map(Some) } else { Ok(None) }
+}
+
+fn from_file(path: &Path) -> Result<Tokenizer, CheckpointError> {
+    placeholder::check_path(path)?;
+    Tokenizer::from_file(path).map_err(in_file(path))
 }
 
 /// The vocabulary of a GGUF file.
@@ -55,6 +68,10 @@ fn vocabulary(contents: &Contents) -> Result<Option<Vocabulary>, CheckpointError
 }
 
 fn of_vocabulary(contents: &Contents, vocabulary: &Vocabulary) -> Result<Tokenizer, CheckpointError> {
+    if let Some(header) = &contents.gguf {
+        let bad = |source| CheckpointError::GgufVocabulary { path: contents.path.clone(), source };
+        gguf::vocabulary::check_merges(&header.metadata, vocabulary).map_err(bad)?;
+    }
     Tokenizer::from_vocabulary(vocabulary).map_err(in_file(&contents.path))
 }
 
@@ -88,9 +105,34 @@ fn vocabulary_difference(ours: &Tokenizer, theirs: &Tokenizer, rows: usize) -> O
     Some(TokenizerDifference { key: key.clone(), this: described(ours.get(key)), other: described(theirs.get(key)) })
 }
 
+/// Bytes of a text without the byte-order mark that some editors write.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
+}
+
 fn in_file(path: &Path) -> impl FnOnce(TokenizerError) -> CheckpointError {
     let path = path.to_owned();
     move |source| CheckpointError::Tokenizer { path, source }
+}
+
+/// The tokens that belong before a text: those of the tokenizer itself, or `bos` where the settings add it.
+fn beginning(tokenizer: &Tokenizer, special: &SpecialTokens, add_bos: Option<bool>) -> (Vec<u32>, Option<String>) {
+    let before = tokenizer.before_text().to_vec();
+    match (before.is_empty(), add_bos, special.bos) {
+        (false, Some(false), _) => {
+            let names: Vec<_> = before.iter().map(|id| tokenizer.token(*id).unwrap_or("?")).collect();
+            let names = names.join(" ");
+            (
+                before,
+                Some(format!("`add_bos_token` is false, but tokenizer.json puts {names} before a text, which counts")),
+            )
+        }
+        (true, Some(true), Some(bos)) => (vec![bos], None),
+        (true, Some(true), None) => {
+            (before, Some("`add_bos_token` is true, but there is no such token; none is added".to_owned()))
+        }
+        _ => (before, None),
+    }
 }
 
 /// The first part in which two tokenizers give texts other ids.
@@ -127,7 +169,12 @@ pub struct Companions {
     files: Vec<(String, Vec<u8>)>,
     tokenizer: Option<Arc<Tokenizer>>,
     special: Option<SpecialTokens>,
-    add_bos: bool,
+    /// What the files say beside the tokenizer about putting `bos` before a text.
+    add_bos: Option<bool>,
+    /// Tokens that belong before a text.
+    before: Vec<u32>,
+    /// Texts of special tokens by their names, such as `pad_token`.
+    token_texts: BTreeMap<&'static str, String>,
     chat_template: Option<String>,
     /// For the user to see.
     pub notices: Vec<String>,
@@ -149,25 +196,42 @@ impl Companions {
         replacement: Option<&Path>,
         keep_eos: bool,
     ) -> Result<Companions, CheckpointError> {
-        let contents = checkpoint.contents();
-        let name = match contents.format {
-            Format::Gguf => contents.path.file_stem(),
-            _ => contents.path.file_name(),
-        };
-        let mut companions = Self::named(name.map_or("model".into(), |name| name.to_string_lossy().into_owned()));
+        let config = crate::weights::Weights::config(checkpoint);
+        Self::of_contents(checkpoint.contents(), config, replacement, keep_eos)
+    }
+
+    /// Those of what a path holds, for a model of this configuration; as [`Companions::of`].
+    ///
+    /// # Errors
+    /// Files that cannot be read or used.
+    pub fn of_contents(
+        contents: &Contents,
+        config: &ModelConfig,
+        replacement: Option<&Path>,
+        keep_eos: bool,
+    ) -> Result<Companions, CheckpointError> {
+        let mut companions = Self::named(name(contents));
         companions.read_files(contents, replacement)?;
         let vocabulary = vocabulary(contents)?;
         let own = match (replacement, &vocabulary) {
-            (Some(path), _) => Some(Tokenizer::from_file(path).map_err(in_file(path))?),
+            (Some(path), _) => Some(from_file(path)?),
             (None, Some(vocabulary)) => Some(of_vocabulary(contents, vocabulary)?),
             (None, None) => tokenizer(contents)?,
         };
         companions.tokenizer = own.map(Arc::new);
-        if let Some(vocabulary) = vocabulary {
-            companions.chat_template = vocabulary.chat_template;
-            companions.add_bos = vocabulary.add_bos;
+        if let Some(vocabulary) = &vocabulary {
+            companions.chat_template = vocabulary.chat_template.clone();
+            companions.add_bos = Some(vocabulary.add_bos);
         }
-        companions.decide_special_tokens(&contents.path, crate::weights::Weights::config(checkpoint), keep_eos)?;
+        let ids = model_ids(contents, config)?;
+        let known = match &vocabulary {
+            Some(vocabulary) => SpecialTokenSources { vocabulary: Some(vocabulary), ..Default::default() },
+            None if contents.format == Format::Olmo || is_yaml(&contents.path) => {
+                SpecialTokenSources { training: Some(&ids), ..Default::default() }
+            }
+            None => SpecialTokenSources { config: Some(&ids), ..Default::default() },
+        };
+        companions.decide_special_tokens(&contents.path, config, SpecialTokenSources { keep_eos, ..known })?;
         Ok(companions)
     }
 
@@ -181,8 +245,10 @@ impl Companions {
         config: &ModelConfig,
     ) -> Result<Companions, CheckpointError> {
         let mut companions = Self::named(name);
-        companions.tokenizer = Some(Arc::new(Tokenizer::from_file(path).map_err(in_file(path))?));
-        companions.decide_special_tokens(path, config, false)?;
+        companions.tokenizer = Some(Arc::new(from_file(path)?));
+        let ids = ids(config);
+        let known = SpecialTokenSources { config: Some(&ids), ..Default::default() };
+        companions.decide_special_tokens(path, config, known)?;
         Ok(companions)
     }
 
@@ -193,16 +259,23 @@ impl Companions {
         for name in FILES {
             let path = contents.path.join(name);
             let replaced = replacement.is_some() && !matches!(name, GENERATION_CONFIG | CHAT_TEMPLATE);
-            if path.is_file() && !replaced {
+            if !replaced && placeholder::is_file(&path)? {
                 self.files.push((name.to_owned(), read_bounded(&path, MAX_FILE)?));
             }
         }
-        self.chat_template = self.file(CHAT_TEMPLATE).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        self.chat_template =
+            self.file(CHAT_TEMPLATE).map(|bytes| String::from_utf8_lossy(without_mark(bytes)).into_owned());
         if let Some(config) = self.json(&contents.path, TOKENIZER_CONFIG)? {
             if self.chat_template.is_none() {
                 self.chat_template = self.template_in(&config);
             }
-            self.add_bos = config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
+            self.add_bos = config.get("add_bos_token").and_then(Value::as_bool);
+            for key in TOKEN_KEYS {
+                let token = config.get(key).map(|token| token.get("content").unwrap_or(token));
+                if let Some(text) = token.and_then(Value::as_str) {
+                    self.token_texts.insert(key, text.to_owned());
+                }
+            }
         }
         Ok(())
     }
@@ -233,42 +306,84 @@ impl Companions {
     fn json(&self, folder: &Path, name: &str) -> Result<Option<Value>, CheckpointError> {
         let Some(bytes) = self.file(name) else { return Ok(None) };
         let bad = |error: serde_json::Error| CheckpointError::Io { path: folder.join(name), source: error.into() };
-        serde_json::from_slice(bytes).map(Some).map_err(bad)
+        serde_json::from_slice(without_mark(bytes)).map(Some).map_err(bad)
     }
 
+    /// Decides them by what is `known` and by the files.
     fn decide_special_tokens(
         &mut self,
         path: &Path,
         config: &ModelConfig,
-        keep_eos: bool,
+        known: SpecialTokenSources<'_>,
     ) -> Result<(), CheckpointError> {
-        let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
-        if tokenizer.size() > config.embedding_size {
+        if let Some(tokenizer) = &self.tokenizer
+            && tokenizer.size() > config.embedding_size
+        {
             let (size, rows) = (tokenizer.size(), config.embedding_size);
-            self.notices
-                .push(format!("the tokenizer has {size} tokens, the model {rows} rows: it is not the model's own"));
+            let without: Vec<&str> = (rows..size).filter_map(|id| tokenizer.token(id as u32)).take(4).collect();
+            let more = if size - rows > 4 { " and others" } else { "" };
+            self.notices.push(format!(
+                "the tokenizer has {size} tokens, the model {rows} rows; without a row are {}{more}",
+                without.join(", ")
+            ));
         }
-        let ids = json!({
-            "pad_token_id": config.pad_token_id,
-            "bos_token_id": config.bos_token_id,
-            "eos_token_id": config.eos_token_id,
-        });
         let generation = self.json(path, GENERATION_CONFIG)?;
         let tokenizer_config = self.json(path, TOKENIZER_CONFIG)?;
+        let special_tokens_map = self.json(path, SPECIAL_TOKENS_MAP)?;
         let sources = SpecialTokenSources {
-            config: Some(&ids),
             generation_config: generation.as_ref(),
             tokenizer_config: tokenizer_config.as_ref(),
+            special_tokens_map: special_tokens_map.as_ref(),
             rows: Some(config.embedding_size),
-            keep_eos,
-            ..Default::default()
+            ..known
         };
-        let resolved = SpecialTokens::resolve(tokenizer, &sources);
-        let (special, notices) =
+        let resolved = SpecialTokens::resolve(self.tokenizer.as_deref(), &sources);
+        let (mut special, notices) =
             resolved.map_err(|source| CheckpointError::SpecialTokens { path: path.to_owned(), source })?;
         self.notices.extend(notices.iter().map(ToString::to_string));
+        if generation.is_some_and(|generation| generation["stop_strings"].as_array().is_some_and(|all| !all.is_empty()))
+        {
+            let text =
+                "the texts of `stop_strings` in generation_config.json end nothing here unless --stop names them";
+            self.notices.push(text.to_owned());
+        }
+        if let Some(id) = self.ends_answer(&special).filter(|id| (*id as usize) < config.embedding_size) {
+            special.add_end(id, "the chat template");
+        }
+        if let Some(tokenizer) = &self.tokenizer {
+            self.notices.extend(tokenizer.notices().iter().cloned());
+            let (before, notice) = beginning(tokenizer, &special, self.add_bos);
+            self.notices.extend(notice);
+            if let ([only], None) = (&before[..], special.bos) {
+                special.bos = Some(*only);
+            }
+            if !tokenizer.behind_text().is_empty() {
+                let behind: Vec<_> =
+                    tokenizer.behind_text().iter().map(|id| tokenizer.token(*id).unwrap_or("?")).collect();
+                self.notices.push(format!(
+                    "the tokenizer puts {} behind a text; left out, for texts are continued",
+                    behind.join(" ")
+                ));
+            }
+            self.before = before;
+        }
         self.special = Some(special);
         Ok(())
+    }
+
+    /// The token that the model's template puts behind an answer. A template that cannot be used says nothing.
+    fn ends_answer(&self, special: &SpecialTokens) -> Option<u32> {
+        let tokenizer = self.tokenizer.as_ref()?;
+        let template = ChatTemplate::new(self.chat_template.as_deref()?).ok()?;
+        let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
+        let tokens = ChatTokens {
+            bos: text_of(special.bos),
+            eos: text_of(special.eos),
+            pad: text_of(special.pad),
+            unk: text_of(special.unk),
+            ..Default::default()
+        };
+        ends_answer(&template, tokens, tokenizer)
     }
 
     /// The tokenizer, if there is one.
@@ -276,14 +391,41 @@ impl Companions {
         self.tokenizer.as_ref()
     }
 
-    /// The special tokens that were decided; none without a tokenizer.
+    /// The special tokens that were decided; none for fresh weights without a tokenizer.
     pub fn special_tokens(&self) -> Option<&SpecialTokens> {
         self.special.as_ref()
     }
 
-    /// The token that the model wants before every text; OLMoE wants none.
-    pub fn begins_text(&self) -> Option<u32> {
-        self.special.as_ref().filter(|_| self.add_bos)?.bos
+    /// The ids of a text from its beginning: with the tokens that belong before a text, unless it begins with them itself.
+    /// OLMoE has none. Nothing without a tokenizer.
+    ///
+    /// # Errors
+    /// A text that the tokenizer has no tokens for.
+    pub fn encode(&self, text: &str) -> Option<Result<Vec<u32>, TokenizerError>> {
+        let mut ids = match self.tokenizer.as_ref()?.encode(text) {
+            Ok(ids) => ids,
+            Err(error) => return Some(Err(error)),
+        };
+        if !ids.starts_with(&self.before) {
+            ids.splice(0..0, self.before.iter().copied());
+        }
+        Some(Ok(ids))
+    }
+
+    /// The text of a special token by its name in tokenizer_config.json, such as `pad_token`.
+    pub fn token_text(&self, key: &str) -> Option<&str> {
+        if let Some(text) = self.token_texts.get(key) {
+            return Some(text);
+        }
+        let special = self.special.as_ref()?;
+        let id = match key {
+            "bos_token" => special.bos,
+            "eos_token" => special.eos,
+            "pad_token" => special.pad,
+            "unk_token" => special.unk,
+            _ => None,
+        };
+        self.tokenizer.as_ref()?.token(id?)
     }
 
     /// The Jinja template that makes a text of a conversation, if the model has one.
@@ -308,7 +450,8 @@ impl Companions {
             ("eos_token", ours.eos == theirs.eos),
             ("pad_token", ours.pad == theirs.pad),
             ("unk_token", ours.unk == theirs.unk),
-            ("add_bos_token", self.add_bos == other.add_bos),
+            ("set of tokens that end generation", sorted(ours.end_ids()) == sorted(theirs.end_ids())),
+            ("add_bos_token", self.before == other.before),
             ("chat template", self.chat_template == other.chat_template),
         ];
         Ok(settings.into_iter().filter(|setting| !setting.1).map(|setting| setting.0).collect())
@@ -333,14 +476,50 @@ impl Companions {
         let (Some(tokenizer), Some(special)) = (&self.tokenizer, &self.special) else { return Ok(None) };
         let bad = |source| CheckpointError::Tokenizer { path: PathBuf::from(&self.name), source };
         let mut vocabulary = tokenizer.to_vocabulary(config.embedding_size, special).map_err(bad)?;
-        vocabulary.add_bos = self.add_bos;
+        vocabulary.ends = special.more_ends(tokenizer);
+        // What the settings add, where the tokenizer itself adds none.
+        vocabulary.add_bos |= !self.before.is_empty();
         vocabulary.chat_template = self.chat_template.clone();
         Ok(Some(vocabulary))
     }
 
+    /// The settings for generation: those that there were, with every token that ends a text.
+    fn generation_config(&self, config: &ModelConfig) -> Result<Vec<u8>, CheckpointError> {
+        let ends = match &self.special {
+            Some(special) => special.end_ids(),
+            None => config.eos_token_id.into_iter().collect(),
+        };
+        let found = self.json(Path::new(&self.name), GENERATION_CONFIG)?;
+        let listed = found.as_ref().map(|found| match &found["eos_token_id"] {
+            Value::Array(ids) => ids.clone(),
+            Value::Null => Vec::new(),
+            one => vec![one.clone()],
+        });
+        if let (Some(bytes), Some(listed)) = (self.file(GENERATION_CONFIG), &listed)
+            && ends.iter().all(|id| listed.contains(&Value::from(*id)))
+        {
+            return Ok(bytes.to_vec());
+        }
+        let mut settings = found.filter(Value::is_object).unwrap_or_else(|| {
+            let mut fresh = json!({ "_from_model_config": true });
+            for (key, id) in [("bos_token_id", config.bos_token_id), ("pad_token_id", config.pad_token_id)] {
+                if let Some(id) = id {
+                    fresh[key] = id.into();
+                }
+            }
+            fresh
+        });
+        match ends[..] {
+            [] => {}
+            [one] => settings["eos_token_id"] = one.into(),
+            ref several => settings["eos_token_id"] = several.into(),
+        }
+        Ok(format!("{settings:#}\n").into_bytes())
+    }
+
     /// Writes the files into a folder: those that there were, and what can be said of the missing ones.
     pub(crate) fn write(&self, folder: &Path, config: &ModelConfig) -> Result<(), CheckpointError> {
-        for (name, bytes) in &self.files {
+        for (name, bytes) in self.files.iter().filter(|file| file.0 != GENERATION_CONFIG) {
             write_file(&folder.join(name), bytes)?;
         }
         let write = |name: &str, value: &Value| {
@@ -349,17 +528,7 @@ impl Companions {
             }
             write_file(&folder.join(name), format!("{value:#}\n").as_bytes())
         };
-        let mut generation = json!({ "_from_model_config": true });
-        for (key, id) in [
-            ("bos_token_id", config.bos_token_id),
-            ("eos_token_id", config.eos_token_id),
-            ("pad_token_id", config.pad_token_id),
-        ] {
-            if let Some(id) = id {
-                generation[key] = id.into();
-            }
-        }
-        write(GENERATION_CONFIG, &generation)?;
+        write_file(&folder.join(GENERATION_CONFIG), &self.generation_config(config)?)?;
         let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
         if self.file(TOKENIZER).is_none() {
             write_file(&folder.join(TOKENIZER), tokenizer.json())?;
@@ -368,7 +537,7 @@ impl Companions {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.max_sequence_length,
             "clean_up_tokenization_spaces": false,
-            "add_bos_token": self.add_bos,
+            "add_bos_token": !self.before.is_empty(),
         });
         if let Some(special) = &self.special {
             for (key, id) in [
@@ -385,4 +554,50 @@ impl Companions {
         }
         write(TOKENIZER_CONFIG, &settings)
     }
+}
+
+/// The name of a model: that of its folder or file, without what says which part of it a file is.
+fn name(contents: &Contents) -> String {
+    let name = match contents.format {
+        Format::Gguf => contents.path.file_stem(),
+        _ => contents.path.file_name(),
+    };
+    let whole = contents.path.file_name().and_then(|name| Some(parts::split(name.to_str()?)?.0.to_owned()));
+    whole.or(name.map(|name| name.to_string_lossy().into_owned())).unwrap_or_else(|| "model".to_owned())
+}
+
+/// The ids of a configuration, as a `config.json` has them.
+fn ids(config: &ModelConfig) -> Value {
+    json!({
+        "pad_token_id": config.pad_token_id,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+    })
+}
+
+/// The same of the model of a folder, whose `config.json` may list several ends of a text, and name those of a turn.
+fn model_ids(contents: &Contents, config: &ModelConfig) -> Result<Value, CheckpointError> {
+    let mut ids = ids(config);
+    if matches!(contents.format, Format::HuggingFace(_)) {
+        let path = contents.path.join(HF_CONFIG);
+        let bytes = read_bounded(&path, MAX_FILE)?;
+        let written: Value =
+            serde_json::from_slice(&bytes).map_err(|error| CheckpointError::io(&path)(error.into()))?;
+        if written["eos_token_id"].is_array() {
+            ids["eos_token_id"] = written["eos_token_id"].clone();
+        }
+        for key in ["eot_token_id", "eom_token_id"] {
+            ids[key] = written[key].clone();
+        }
+    }
+    Ok(ids)
+}
+
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
+fn sorted(mut ids: Vec<u32>) -> Vec<u32> {
+    ids.sort_unstable();
+    ids
 }

@@ -9,6 +9,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use olmoe_model::config::ModelConfig;
+use olmoe_model::parameters::ParameterKind;
 use olmoe_tensor::dtype::DType;
 use olmoe_tensor::memory::Buffer;
 
@@ -18,13 +19,14 @@ use crate::encoding::Encoding;
 use crate::error::CheckpointError;
 use crate::fidelity::{Fidelity, Recorder};
 use crate::gguf::mix::{Context, Mix};
+use crate::gguf::parts::{self, Part};
 use crate::gguf::{self, value::Metadata, value::Value};
 use crate::huggingface::Experts;
 use crate::layout::{FileTensor, Layout, Transform, slabs};
 use crate::olmo_keys;
 use crate::open::{Format, HF_CONFIG, OLMO_CONFIG, SAFETENSORS};
 use crate::output::Output;
-use crate::safetensors::{self, INDEX_FILE, SafeType, ShardIndex, Spec, shard_name, split};
+use crate::safetensors::{self, INDEX_FILE, SafeType, ShardIndex, Spec, shard_name, split, split_sizes};
 use crate::weights::{Weights, slab_len};
 
 /// Bytes of a shard of a Hugging Face checkpoint.
@@ -64,6 +66,16 @@ impl Target {
     }
 }
 
+/// How to write it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// Most bytes of tensors in a file, where a format has models in several; otherwise 5 GB for Hugging Face, and one file
+    /// for GGUF.
+    pub shard_bytes: Option<u64>,
+    /// Numbers beyond the range of the type that is written become the largest of that range; otherwise they are an error.
+    pub clamp: bool,
+}
+
 /// What was written.
 #[derive(Debug)]
 pub struct Written {
@@ -73,6 +85,8 @@ pub struct Written {
     pub bytes: u64,
     /// Number of tensors.
     pub tensors: usize,
+    /// Numbers that were beyond the range of their type.
+    pub clamped: u64,
 }
 
 /// A step of a conversion, for a progress bar.
@@ -91,6 +105,7 @@ pub struct Conversion<'s> {
     /// As it is written: with the special tokens that were decided.
     config: ModelConfig,
     target: Target,
+    manner: Manner,
     layout: Layout,
     encodings: Vec<Encoding>,
     config_text: String,
@@ -131,7 +146,21 @@ impl<'s> Conversion<'s> {
                 notices.extend(gguf::model::not_loaded_by_llama_cpp(&config));
             }
         }
-        Ok(Conversion { source, companions, config, target, layout, encodings, config_text, metadata, notices })
+        let manner = Manner::default();
+        Ok(Conversion { source, companions, config, target, manner, layout, encodings, config_text, metadata, notices })
+    }
+
+    /// Decides how it is written.
+    ///
+    /// # Errors
+    /// Several files of a format that has one.
+    pub fn manner(self, manner: Manner) -> Result<Conversion<'s>, CheckpointError> {
+        match self.target {
+            Target::Olmo { .. } if manner.shard_bytes.is_some() => {
+                Err(CheckpointError::OneFile { format: self.target.format().name() })
+            }
+            _ => Ok(Conversion { manner, ..self }),
+        }
     }
 
     /// Bytes of the tensors that will be written.
@@ -146,17 +175,24 @@ impl<'s> Conversion<'s> {
     /// A name that is taken (unless `force`), too little room, what the system says, and a result that reads back
     /// differently.
     pub fn run(self, out: &Path, force: bool, progress: &(dyn Fn(Step) + Sync)) -> Result<Written, CheckpointError> {
-        let is_folder = !matches!(self.target, Target::Gguf { .. });
-        let output = Output::begin(out, is_folder, force, self.bytes())?;
+        let shards = self.gguf_shards();
+        let output = match self.target {
+            Target::Gguf { .. } if shards.len() > 1 => {
+                Output::begin_parts(out, part_names(out, shards.len()), force, self.bytes())?
+            }
+            Target::Gguf { .. } => Output::begin(out, false, force, self.bytes())?,
+            _ => Output::begin(out, true, force, self.bytes())?,
+        };
         let mut written = Recorder::new(self.source);
         match self.target {
             Target::HuggingFace { .. } => self.huggingface(output.path(), &mut written, progress)?,
             Target::Olmo { .. } => self.olmo(output.path(), &mut written, progress)?,
-            Target::Gguf { .. } => self.gguf(output.path(), &mut written, progress)?,
+            Target::Gguf { .. } => self.gguf(&output, &shards, &mut written, progress)?,
         }
         written.compare(&Checkpoint::open(output.path())?, out, progress)?;
         output.commit()?;
-        Ok(Written { kinds: written.kinds, bytes: self.bytes(), tensors: self.layout.tensors.len() })
+        let clamped = written.clamped;
+        Ok(Written { kinds: written.kinds, bytes: self.bytes(), tensors: self.layout.tensors.len(), clamped })
     }
 
     fn huggingface(
@@ -172,7 +208,8 @@ impl<'s> Conversion<'s> {
             let path = path.to_owned();
             move |source| CheckpointError::Safetensors { path, source }
         };
-        let shards = split(&specs, SHARD_BYTES).map_err(bad(folder))?;
+        let most = self.manner.shard_bytes.unwrap_or(SHARD_BYTES);
+        let shards = split(&specs, most).map_err(bad(folder))?;
         let mut index = ShardIndex::default();
         for (number, range) in shards.iter().enumerate() {
             let name = match shards.len() {
@@ -240,22 +277,77 @@ impl<'s> Conversion<'s> {
         finish(path, writer.finish().map_err(bad)?)
     }
 
+    /// Which tensors go to which file.
+    fn gguf_shards(&self) -> Vec<std::ops::Range<usize>> {
+        let sizes = self.layout.tensors.iter().zip(&self.encodings).map(|(tensor, encoding)| {
+            // A tensor begins at a boundary.
+            encoding.bytes(tensor.num_elements()).unwrap_or(0).next_multiple_of(gguf::container::ALIGNMENT as usize)
+                as u64
+        });
+        split_sizes(sizes, self.manner.shard_bytes.unwrap_or(u64::MAX))
+    }
+
     fn gguf(
         &self,
+        output: &Output,
+        shards: &[std::ops::Range<usize>],
+        written: &mut Recorder<'_>,
+        progress: &(dyn Fn(Step) + Sync),
+    ) -> Result<(), CheckpointError> {
+        let [one] = shards else {
+            let count = shards.len() as u64;
+            for ((range, path), number) in shards.iter().zip(output.parts()).zip(0..) {
+                // All other metadata is in the first part.
+                let mut metadata = if number == 0 { self.metadata.clone() } else { Metadata::default() };
+                Part { number, count, tensors: Some(self.layout.tensors.len() as u64) }.write(&mut metadata);
+                self.gguf_file(&path, &metadata, range.clone(), written, progress)?;
+            }
+            return Ok(());
+        };
+        self.gguf_file(output.path(), &self.metadata, one.clone(), written, progress)
+    }
+
+    fn gguf_file(
+        &self,
         path: &Path,
+        metadata: &Metadata,
+        range: std::ops::Range<usize>,
         written: &mut Recorder<'_>,
         progress: &(dyn Fn(Step) + Sync),
     ) -> Result<(), CheckpointError> {
         let file = BufWriter::with_capacity(WRITE_BYTES, create(path)?);
         let tensor =
             |(tensor, encoding): (&FileTensor, &Encoding)| (tensor.name.clone(), tensor.shape.clone(), *encoding);
-        let tensors: Vec<_> = self.layout.tensors.iter().zip(&self.encodings).map(tensor).collect();
+        let tensors = self.layout.tensors[range.clone()].iter().zip(&self.encodings[range.clone()]);
+        let tensors: Vec<_> = tensors.map(tensor).collect();
         let bad = |source| CheckpointError::Io { path: path.to_owned(), source };
-        let mut writer = gguf::container::Writer::new(file, &self.metadata, &tensors).map_err(bad)?;
-        for index in 0..tensors.len() {
+        let mut writer = gguf::container::Writer::new(file, metadata, &tensors).map_err(bad)?;
+        for index in range {
             self.tensor(index, written, progress, &mut |bytes| writer.write(bytes).map_err(bad))?;
         }
         finish(path, writer.finish().map_err(bad)?)
+    }
+
+    /// Whether the result is quantised, be it with some tensors as they are.
+    fn quantizes(&self) -> bool {
+        matches!(self.target, Target::Gguf { mix: Some(mix) } if mix.encoding().is_quantized())
+    }
+
+    /// Converts numbers of which some are beyond the range: each becomes the largest that there is. Says how many those were,
+    /// or the place and the value of the worst if that was not asked for or cannot be done.
+    fn narrow(&self, bytes: &[u8], from: Encoding, to: Encoding, out: &mut [u8]) -> Result<u64, (usize, f32)> {
+        let count = bytes.len() / from.unit_bytes() * from.unit();
+        let mut numbers = Buffer::<f32>::scratch(count);
+        from.decode(bytes, &mut numbers);
+        let worst = (0..count).max_by(|a, b| numbers[*a].abs().total_cmp(&numbers[*b].abs())).unwrap_or(0);
+        let Some(largest) = to.largest().filter(|_| self.manner.clamp) else { return Err((worst, numbers[worst])) };
+        let mut clamped = 0;
+        for x in &mut numbers[..] {
+            clamped += u64::from(x.abs() > largest);
+            *x = x.clamp(-largest, largest);
+        }
+        to.encode(&numbers, out);
+        Ok(clamped)
     }
 
     /// Writes one tensor: each slab is read, converted, and laid out.
@@ -271,19 +363,32 @@ impl<'s> Conversion<'s> {
             let from = self.source.encoding(piece.parameter, piece.slab);
             let bytes = self.source.read(piece.parameter, piece.slab)?;
             let spec = &self.source.parameters()[piece.parameter];
-            if to.is_quantized()
-                && let Some(unit) = from.first_not_finite(&bytes)
-            {
-                return Err(CheckpointError::NotFinite {
-                    path: "the source".into(),
-                    parameter: spec.name.clone(),
-                    slab: piece.slab,
-                    at: unit * from.unit(),
-                });
-            }
             let numbers = slab_len(spec);
             let mut converted = Buffer::scratch(to.bytes(numbers).unwrap_or(0));
             from.convert(&bytes, to, &mut converted);
+            // Numbers that stay as they are may be anything: a diverged model can be looked at in any format.
+            let exact = from == to || (to == Encoding::F32 && !from.is_quantized());
+            if !exact || self.quantizes() {
+                if let Some(unit) = from.first_not_finite(&bytes) {
+                    return Err(CheckpointError::NotFinite {
+                        path: "the source".into(),
+                        parameter: spec.name.clone(),
+                        slab: piece.slab,
+                        at: unit * from.unit(),
+                    });
+                }
+                if !exact && to.first_beyond(&converted).is_some() {
+                    written.clamped += self.narrow(&bytes, from, to, &mut converted).map_err(|(at, value)| {
+                        CheckpointError::Overflow {
+                            parameter: spec.name.clone(),
+                            slab: piece.slab,
+                            at,
+                            value,
+                            encoding: to.name(),
+                        }
+                    })?;
+                }
+            }
             written.record((piece.parameter, piece.slab), (from, &bytes), (to, &converted), numbers);
             if piece.transform == Transform::Same {
                 write(&converted)?;
@@ -299,6 +404,13 @@ impl<'s> Conversion<'s> {
     }
 }
 
+/// The names of the parts of a GGUF file of that name.
+fn part_names(out: &Path, count: usize) -> Vec<String> {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.strip_suffix(".gguf").unwrap_or(&name);
+    (1..=count as u64).map(|number| parts::file_name(stem, number, count as u64)).collect()
+}
+
 /// The encoding of one tensor of the result.
 fn encoding(source: &dyn Weights, target: Target, tensor: &FileTensor) -> Result<Encoding, CheckpointError> {
     let from = |at: usize| source.encoding(tensor.pieces[at].parameter, tensor.pieces[at].slab);
@@ -306,7 +418,7 @@ fn encoding(source: &dyn Weights, target: Target, tensor: &FileTensor) -> Result
     // Parts of one tensor need one type.
     let kept = if uniform { from(0) } else { Encoding::F32 };
     let spec = &source.parameters()[tensor.pieces[0].parameter];
-    let vector = spec.shape.len() < 2 || spec.name.ends_with("moe.router.weight");
+    let vector = spec.shape.len() < 2 || spec.kind == ParameterKind::Router;
     match target {
         Target::HuggingFace { dtype: Some(dtype), .. } | Target::Olmo { dtype: Some(dtype) } => {
             Ok(Encoding::Plain(dtype))
@@ -324,8 +436,7 @@ fn encoding(source: &dyn Weights, target: Target, tensor: &FileTensor) -> Result
         Target::Gguf { mix: Some(mix) } => {
             let config = source.config();
             Ok(mix.encoding_of(Context {
-                name: &spec.name,
-                layer: spec.layer,
+                module: spec.module,
                 num_layers: config.n_layers,
                 num_experts: config.moe().map_or(0, |moe| moe.num_experts),
                 tied: config.tie_embeddings,

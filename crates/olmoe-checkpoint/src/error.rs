@@ -9,6 +9,7 @@ use olmoe_model::model::ModelError;
 
 use crate::gguf::container::GgufError;
 use crate::gguf::model::GgufModelError;
+use crate::gguf::parts::PartError;
 use crate::gguf::vocabulary::GgufVocabularyError;
 use crate::olmo_keys::KeyError;
 use crate::safetensors::{IndexError, SafetensorsError};
@@ -25,6 +26,28 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// Something else in the place of a file.
+    #[error("{}: {what} in the place of the file; {advice}", path.display())]
+    Placeholder {
+        /// The file.
+        path: PathBuf,
+        /// What lies there.
+        what: &'static str,
+        /// How to get the file.
+        advice: &'static str,
+    },
+    /// A link to nothing.
+    #[error(
+        "{}: a link to {}, which is not there; get it again: in a cache of the hub, `olmoe download` does",
+        path.display(),
+        target.display()
+    )]
+    Dangling {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
     },
     /// Neither a file nor a folder of a known format.
     #[error(
@@ -94,6 +117,14 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What is wrong.
         source: GgufError,
+    },
+    /// A GGUF file whose other parts are not there.
+    #[error("{}: {source}", path.display())]
+    Part {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: PartError,
     },
     /// A GGUF file of a model that cannot be used.
     #[error("{}: {source}", path.display())]
@@ -202,6 +233,29 @@ pub enum CheckpointError {
         /// The first such number, or the first of its block.
         at: usize,
     },
+    /// A number that does not fit the type that is written.
+    #[error(
+        "parameter {parameter}: number {at} of matrix {slab} is {value:e}, beyond what {encoding} can hold{}",
+        beyond(encoding)
+    )]
+    Overflow {
+        /// Canonical name.
+        parameter: String,
+        /// Which matrix of a stack.
+        slab: usize,
+        /// The largest number of it.
+        at: usize,
+        /// Its value.
+        value: f32,
+        /// The type to write.
+        encoding: &'static str,
+    },
+    /// A format that has one file, and several asked for.
+    #[error("{format} has all tensors in one file; leave the size of shards out")]
+    OneFile {
+        /// The format.
+        format: &'static str,
+    },
     /// A format that does not have the model's parts.
     #[error("{format} has no place for parameter {parameter}; convert to a format that has (olmo has most)")]
     NoPlace {
@@ -306,5 +360,14 @@ impl CheckpointError {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+/// What to do where numbers do not fit.
+fn beyond(encoding: &str) -> &'static str {
+    match encoding {
+        "f16" => " (up to 65504); write bf16 or f32, or let --clamp bring it into the range",
+        "bf16" => "; write f32, or let --clamp bring it into the range",
+        _ => " as the scale of a block; quantise to another type, or write bf16 or f32",
     }
 }

@@ -49,12 +49,14 @@ pub(crate) struct Recorder<'s> {
     source: &'s dyn Weights,
     hashes: Vec<Vec<Option<blake3::Hash>>>,
     pub(crate) kinds: BTreeMap<String, Fidelity>,
+    /// Numbers that were beyond the range of their type.
+    pub(crate) clamped: u64,
 }
 
 impl<'s> Recorder<'s> {
     pub(crate) fn new(source: &'s dyn Weights) -> Self {
         let hashes = source.parameters().iter().map(|spec| vec![None; slabs(&spec.shape).0]).collect();
-        Self { source, hashes, kinds: BTreeMap::new() }
+        Self { source, hashes, kinds: BTreeMap::new(), clamped: 0 }
     }
 
     pub(crate) fn record(
@@ -66,13 +68,7 @@ impl<'s> Recorder<'s> {
     ) {
         self.hashes[parameter][slab] = Some(blake3::hash(after));
         let spec = &self.source.parameters()[parameter];
-        // `layers.3.attention.q_proj.weight` is of the kind `attention.q_proj`.
-        let name = spec.name.rsplit_once('.').map_or(spec.name.as_str(), |(module, _)| module);
-        let kind = match spec.layer {
-            Some(_) => name.splitn(3, '.').nth(2).unwrap_or(name),
-            None => name,
-        };
-        let kind = self.kinds.entry(kind.to_owned()).or_default();
+        let kind = self.kinds.entry(spec.module.part.name().to_owned()).or_default();
         kind.numbers += numbers as u64;
         kind.bytes_before += before.len() as u64;
         kind.bytes_after += after.len() as u64;

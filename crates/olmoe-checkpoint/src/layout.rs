@@ -123,10 +123,9 @@ impl Layout {
         let mut keys: Vec<Vec<(usize, u8)>> = Vec::new();
         let mut by_name: HashMap<String, usize> = HashMap::new();
         for (parameter, spec) in specs.iter().enumerate() {
-            let suffix = spec.name.rsplit('.').next().unwrap_or_default();
             let named = |pattern: &str| {
-                let layer = spec.layer.map(|layer| layer.to_string()).unwrap_or_default();
-                pattern.replace("{i}", &layer).replace("{s}", suffix)
+                let layer = spec.module.layer.map(|layer| layer.to_string()).unwrap_or_default();
+                pattern.replace("{i}", &layer).replace("{s}", spec.kind.suffix())
             };
             let row = rows.iter().find(|row| named(row.canonical) == spec.name).ok_or_else(|| spec.name.clone())?;
             let (groups, out, input) = slabs(&spec.shape);

@@ -37,6 +37,7 @@ pub mod open;
 mod output;
 mod packed;
 pub mod pickle;
+mod placeholder;
 pub mod read_at;
 pub mod safetensors;
 pub mod save;

@@ -10,13 +10,14 @@ use olmoe_model::config::{Loaded, ModelConfig};
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
 use crate::gguf::container::Header;
+use crate::gguf::parts::{self, Part, PartError};
 use crate::gguf::{self, types};
 use crate::huggingface::{self, Experts};
 use crate::read_at::ReadAt;
 use crate::safetensors::{INDEX_FILE, SafeType, ShardIndex, read_header};
 use crate::save::{self, MANIFEST_FILE, SaveError};
 use crate::torch;
-use crate::{olmo, olmo_keys};
+use crate::{olmo, olmo_keys, placeholder};
 
 /// File names of the formats.
 pub(crate) const SAFETENSORS: &str = "model.safetensors";
@@ -152,6 +153,9 @@ impl Contents {
     }
 
     fn folder(&mut self) -> Result<(), CheckpointError> {
+        for name in [HF_CONFIG, SAFETENSORS, INDEX_FILE, OLMO_CONFIG, TORCH] {
+            placeholder::check_link(&self.path.join(name))?;
+        }
         let has = |name: &str| self.path.join(name).is_file();
         if has(MANIFEST_FILE) {
             return self.training();
@@ -179,10 +183,17 @@ impl Contents {
                     1..=8 => names.join(", "),
                     more => format!("{}, … {more} files", names[..6].join(", ")),
                 };
+                let found = found + placeholder::other_weights(&names);
                 Err(CheckpointError::Unrecognised { path: self.path.clone(), found })
             }
             [one] => {
                 let path = self.path.join(one);
+                self.path = path.clone();
+                self.gguf(&path)
+            }
+            // The parts of one model.
+            ref several if one_model(several) => {
+                let path = self.path.join(several[0]);
                 self.path = path.clone();
                 self.gguf(&path)
             }
@@ -211,7 +222,7 @@ impl Contents {
             "pt" | "pth" | "bin" => self.torch(path),
             "json" | "yaml" | "yml" => {
                 self.format = Format::Config;
-                self.config = Some(ModelConfig::read(path)?);
+                self.config = Some(read_config(path)?);
                 Ok(())
             }
             _ => {
@@ -222,7 +233,7 @@ impl Contents {
     }
 
     fn huggingface(&mut self) -> Result<(), CheckpointError> {
-        self.config = Some(ModelConfig::read(self.path.join(HF_CONFIG))?);
+        self.config = Some(read_config(&self.path.join(HF_CONFIG))?);
         let single = self.path.join(SAFETENSORS);
         if single.is_file() {
             self.safetensors(&single)?;
@@ -253,7 +264,7 @@ impl Contents {
     }
 
     fn olmo(&mut self) -> Result<(), CheckpointError> {
-        self.config = Some(ModelConfig::read(self.path.join(OLMO_CONFIG))?);
+        self.config = Some(read_config(&self.path.join(OLMO_CONFIG))?);
         let safetensors = self.path.join(SAFETENSORS);
         if safetensors.is_file() {
             self.safetensors(&safetensors)?;
@@ -285,7 +296,7 @@ impl Contents {
         if manifest.file(HF_CONFIG).is_none() {
             return Err(SaveError::NotThere { path: self.path.clone(), name: HF_CONFIG.to_owned() }.into());
         }
-        self.config = Some(ModelConfig::read(self.path.join(HF_CONFIG))?);
+        self.config = Some(read_config(&self.path.join(HF_CONFIG))?);
         let shards = manifest.groups.get(MODEL_GROUP).cloned().unwrap_or_default();
         for name in shards {
             self.safetensors(&self.path.join(name))?;
@@ -329,21 +340,41 @@ impl Contents {
     }
 
     fn gguf(&mut self, path: &Path) -> Result<(), CheckpointError> {
-        let file = open_file(path)?;
-        let header =
-            gguf::container::read(&file).map_err(|source| CheckpointError::Gguf { path: path.to_owned(), source })?;
         self.format = Format::Gguf;
-        self.tensors.extend(header.tensors.iter().map(|tensor| Stored {
-            name: tensor.name.clone(),
-            kind: match types::encoding(tensor.kind) {
-                Some(encoding) => StoredType::Known(encoding),
-                None => StoredType::Other(types::name(tensor.kind).to_owned()),
-            },
-            shape: tensor.shape.clone(),
-            file: 0,
-            offset: tensor.offset,
-            bytes: tensor.bytes,
-        }));
+        let (file, header) = gguf_header(path)?;
+        let in_file = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CheckpointError::Part { path, source }
+        };
+        let header = match Part::of(&header.metadata).map_err(in_file(path))? {
+            None => {
+                self.add_gguf(path, file, &header);
+                header
+            }
+            Some(part) => {
+                drop(file);
+                let mut whole: Option<Header> = None;
+                for (number, path) in (0..).zip(part.files(path).map_err(in_file(path))?) {
+                    if std::fs::metadata(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+                        let source = PartError::Missing { number: number + 1, count: part.count };
+                        return Err(CheckpointError::Part { path, source });
+                    }
+                    let (file, header) = gguf_header(&path)?;
+                    part.check(&header.metadata, number).map_err(in_file(&path))?;
+                    self.add_gguf(&path, file, &header);
+                    match &mut whole {
+                        Some(whole) => whole.tensors.extend(header.tensors),
+                        None => whole = Some(header),
+                    }
+                }
+                let found = self.tensors.len();
+                if let Some(expected) = part.tensors.filter(|expected| *expected != found as u64) {
+                    return Err(in_file(path)(PartError::Tensors { found, expected }));
+                }
+                // There are at least two parts.
+                whole.unwrap_or(header)
+            }
+        };
         // A file may hold a vocabulary alone; then there is no model to configure.
         if !header.tensors.is_empty() {
             let loaded = gguf::model::read(&header)
@@ -351,8 +382,22 @@ impl Contents {
             self.config = Some(loaded);
         }
         self.gguf = Some(header);
-        self.files.push((path.to_owned(), file));
         Ok(())
+    }
+
+    fn add_gguf(&mut self, path: &Path, file: File, header: &Header) {
+        self.tensors.extend(header.tensors.iter().map(|tensor| Stored {
+            name: tensor.name.clone(),
+            kind: match types::encoding(tensor.kind) {
+                Some(encoding) => StoredType::Known(encoding),
+                None => StoredType::Other(types::name(tensor.kind).to_owned()),
+            },
+            shape: tensor.shape.clone(),
+            file: self.files.len(),
+            offset: tensor.offset,
+            bytes: tensor.bytes,
+        }));
+        self.files.push((path.to_owned(), file));
     }
 
     /// Forgets tensors that say nothing.
@@ -374,14 +419,37 @@ impl Contents {
     }
 }
 
+/// Whether all of these are names of parts of one model.
+fn one_model(names: &[&String]) -> bool {
+    let whole = |name: &&String| parts::split(name).map(|(stem, _, count)| (stem.to_owned(), count));
+    names.first().and_then(whole).is_some_and(|first| names.iter().all(|name| whole(name).as_ref() == Some(&first)))
+}
+
+fn gguf_header(path: &Path) -> Result<(File, Header), CheckpointError> {
+    let file = open_file(path)?;
+    let header =
+        gguf::container::read(&file).map_err(|source| CheckpointError::Gguf { path: path.to_owned(), source })?;
+    Ok((file, header))
+}
+
 /// Opens a file to read it.
 fn open_file(path: &Path) -> Result<File, CheckpointError> {
+    placeholder::check_link(path)?;
     // Looked at before it is opened: opening a pipe waits for its other end, and devices need not end at all.
     if !std::fs::metadata(path).map_err(CheckpointError::io(path))?.is_file() {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "a folder, pipe or device, expected a file");
         return Err(CheckpointError::Io { path: path.to_owned(), source });
     }
-    File::open(path).map_err(CheckpointError::io(path))
+    let open = || File::open(path).map_err(CheckpointError::io(path));
+    // With a handle of its own: on some systems reading at a position moves the one that reads on.
+    placeholder::check(path, &open()?)?;
+    open()
+}
+
+/// The configuration in a file.
+fn read_config(path: &Path) -> Result<Loaded, CheckpointError> {
+    placeholder::check_path(path)?;
+    Ok(ModelConfig::read(path)?)
 }
 
 /// All bytes of a small file.

@@ -15,6 +15,8 @@ const BESIDE: u64 = 64 << 20;
 pub(crate) struct Output {
     name: PathBuf,
     partial: PathBuf,
+    /// Names of files that are made in a folder and go where it lies; none where the result is one file or folder.
+    parts: Vec<String>,
     replace: bool,
     done: bool,
     /// Held while it is being made, so that another run does not take it for a leftover.
@@ -46,7 +48,34 @@ impl Output {
         let lock = File::open(&partial).map_err(CheckpointError::io(&partial))?;
         // Without locks on this file system two runs at once are the user's to avoid.
         let _ = lock.try_lock();
-        Ok(Output { name: name.to_owned(), partial, replace: exists, done: false, _lock: lock })
+        Ok(Output { name: name.to_owned(), partial, parts: Vec::new(), replace: exists, done: false, _lock: lock })
+    }
+
+    /// Begins a result of several files of these names in the folder of `name`, which none of them has.
+    pub(crate) fn begin_parts(
+        name: &Path,
+        parts: Vec<String>,
+        force: bool,
+        bytes: u64,
+    ) -> Result<Output, CheckpointError> {
+        for part in &parts {
+            let path = name.with_file_name(part);
+            match fs::symlink_metadata(&path) {
+                Ok(metadata) if !force || metadata.is_dir() => return Err(CheckpointError::Exists { path }),
+                _ => {}
+            }
+        }
+        if fs::symlink_metadata(name).is_ok() {
+            return Err(CheckpointError::Exists { path: name.to_owned() });
+        }
+        let mut output = Self::begin(name, true, false, bytes)?;
+        output.parts = parts;
+        Ok(output)
+    }
+
+    /// Where to write each of several files for now.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = PathBuf> {
+        self.parts.iter().map(|part| self.partial.join(part))
     }
 
     /// Where to write for now.
@@ -60,18 +89,32 @@ impl Output {
             if self.partial.is_dir() {
                 LocalDisk.sync_dir(&self.partial)?;
             }
+            // The first one last: without it the others are no model.
+            for part in self.parts.iter().rev() {
+                LocalDisk.rename(&self.partial.join(part), &self.name.with_file_name(part))?;
+            }
+            if !self.parts.is_empty() {
+                fs::remove_dir(&self.partial)?;
+                return self.sync_parent();
+            }
             if self.replace {
                 remove(&self.name)?;
             }
             LocalDisk.rename(&self.partial, &self.name)?;
-            match self.name.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => LocalDisk.sync_dir(parent),
-                _ => Ok(()),
-            }
+            self.sync_parent()
         };
         named().map_err(CheckpointError::io(&self.name))?;
         self.done = true;
         Ok(())
+    }
+}
+
+impl Output {
+    fn sync_parent(&self) -> io::Result<()> {
+        match self.name.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => LocalDisk.sync_dir(parent),
+            _ => Ok(()),
+        }
     }
 }
 

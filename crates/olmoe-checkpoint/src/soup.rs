@@ -81,6 +81,7 @@ pub struct Soup {
     /// Over the largest.
     weights: Vec<f64>,
     dtype: Option<DType>,
+    clamp: bool,
 }
 
 impl Soup {
@@ -115,7 +116,12 @@ impl Soup {
             [] => vec![1.0; checkpoints.len()],
             _ => weights.iter().map(|weight| weight / largest).collect(),
         };
-        Ok(Soup { checkpoints, weights, dtype })
+        Ok(Soup { checkpoints, weights, dtype, clamp: false })
+    }
+
+    /// Averages beyond the range of their type become the largest of that range; without this they are an error.
+    pub fn clamping(self, clamp: bool) -> Soup {
+        Soup { clamp, ..self }
     }
 
     /// What is averaged, in order.
@@ -190,7 +196,18 @@ impl Weights for Soup {
                 let bytes = checkpoint.read_part(parameter, slab, range.clone())?;
                 add(sums, weight, checkpoint.encoding(parameter, slab), &bytes);
             }
-            round(sums, total, to, &mut out[bytes_of(range.start)..bytes_of(range.end)]);
+            let piece = &mut out[bytes_of(range.start)..bytes_of(range.end)];
+            round(sums, total, to, to.largest().filter(|_| self.clamp), piece);
+            if to.first_beyond(piece).is_some() {
+                let worst = (0..sums.len()).max_by(|a, b| sums[*a].abs().total_cmp(&sums[*b].abs())).unwrap_or(0);
+                return Err(CheckpointError::Overflow {
+                    parameter: self.parameters()[parameter].name.clone(),
+                    slab,
+                    at: range.start + worst,
+                    value: (sums[worst] / total) as f32,
+                    encoding: to.name(),
+                });
+            }
         }
         Ok(out)
     }
@@ -212,14 +229,17 @@ fn add(sums: &mut [f64], weight: f64, encoding: Encoding, bytes: &[u8]) {
     });
 }
 
-/// `sums / total`, rounded once.
-fn round(sums: &[f64], total: f64, to: Encoding, out: &mut [u8]) {
+/// `sums / total`, rounded once, no larger than `largest`.
+fn round(sums: &[f64], total: f64, to: Encoding, largest: Option<f32>, out: &mut [u8]) {
     let shared = Shared::new(out);
     parallel_ranges(sums.len(), GRAIN, |range| {
         let mut x = Buffer::<f32>::scratch(range.len());
         for (x, sum) in x.iter_mut().zip(&sums[range.clone()]) {
             let average = sum / total;
             *x = if to == Encoding::F32 { average as f32 } else { to_odd(average) };
+            if let Some(largest) = largest {
+                *x = x.clamp(-largest, largest);
+            }
         }
         let place = |number: usize| number / to.unit() * to.unit_bytes();
         // SAFETY: the ranges of a parallel loop are disjoint, and so are their bytes.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use olmoe_model::config::{ConfigError, FeedForward, InitMethod, ModelConfig, Moe};
 use olmoe_model::init::{Noise, add_noise_to_chunk, initialize_chunk};
-use olmoe_model::parameters::{InitRule, ParameterSpec, parameters};
+use olmoe_model::parameters::{InitRule, MlpMatrix, MlpOf, ModuleId, ParameterKind, ParameterSpec, Part, parameters};
 use olmoe_tensor::memory::Buffer;
 
 use crate::encoding::Encoding;
@@ -171,19 +171,23 @@ impl<'s> Upcycled<'s> {
         config.validate()?;
         let mut specs = parameters(&config);
         let mut origins = Vec::with_capacity(specs.len());
-        let by_name: HashMap<&str, usize> =
-            dense.parameters().iter().enumerate().map(|(at, spec)| (spec.name.as_str(), at)).collect();
+        let key = |module: ModuleId, spec: &ParameterSpec| (module, spec.kind == ParameterKind::Bias);
+        let of_dense: HashMap<_, usize> =
+            dense.parameters().iter().enumerate().map(|(at, spec)| (key(spec.module, spec), at)).collect();
         for spec in &mut specs {
-            if spec.name.contains(".moe.router.") {
+            if spec.kind == ParameterKind::Router {
                 spec.init = InitRule::Normal { std: upcycling.router_std, cutoff_factor: None };
                 origins.push(Origin::Router);
                 continue;
             }
-            let name = name_in_dense(&spec.name, upcycling.swap_shared_gate);
-            let missing =
-                || CheckpointError::Missing { path: path(), tensor: name.clone(), expected: spec.shape.clone() };
-            let at = *by_name.get(name.as_str()).ok_or_else(missing)?;
-            origins.push(if spec.name.contains(".moe.experts.") { Origin::Expert(at) } else { Origin::Copy(at) });
+            let module = in_dense(spec.module, upcycling.swap_shared_gate);
+            let missing = || CheckpointError::Missing {
+                path: path(),
+                tensor: format!("{module}.{}", spec.kind.suffix()),
+                expected: spec.shape.clone(),
+            };
+            let at = *of_dense.get(&key(module, spec)).ok_or_else(missing)?;
+            origins.push(if spec.kind == ParameterKind::Expert { Origin::Expert(at) } else { Origin::Copy(at) });
         }
         Ok(Upcycled { dense, upcycling, config, specs, origins })
     }
@@ -203,14 +207,15 @@ fn check_numbers(upcycling: &Upcycling) -> Result<(), UpcycleError> {
     Ok(())
 }
 
-/// The parameter of the dense model that one of the mixture comes from.
-fn name_in_dense(name: &str, swap_shared_gate: bool) -> String {
-    match name.split_once(".moe.shared_expert.") {
-        Some((layer, "gate_proj.weight")) if swap_shared_gate => format!("{layer}.mlp.up_proj.weight"),
-        Some((layer, "up_proj.weight")) if swap_shared_gate => format!("{layer}.mlp.gate_proj.weight"),
-        Some((layer, projection)) => format!("{layer}.mlp.{projection}"),
-        None => name.replace(".moe.experts.", ".mlp."),
-    }
+/// The module of the dense model that one of the mixture comes from.
+fn in_dense(module: ModuleId, swap_shared_gate: bool) -> ModuleId {
+    let part = match module.part {
+        Part::Mlp(MlpOf::SharedExpert, MlpMatrix::Gate) if swap_shared_gate => Part::Mlp(MlpOf::Dense, MlpMatrix::Up),
+        Part::Mlp(MlpOf::SharedExpert, MlpMatrix::Up) if swap_shared_gate => Part::Mlp(MlpOf::Dense, MlpMatrix::Gate),
+        Part::Mlp(_, matrix) => Part::Mlp(MlpOf::Dense, matrix),
+        part => part,
+    };
+    ModuleId { part, ..module }
 }
 
 impl Weights for Upcycled<'_> {
@@ -247,10 +252,10 @@ impl Weights for Upcycled<'_> {
             draw_slab(spec, slab, self.encoding(parameter, slab), before, draw)
         };
         match (self.origins[parameter], self.upcycling.noise) {
-            (Origin::Router, _) => Ok(draw(None, &|chunk, numbers| initialize_chunk(spec, seed, chunk, numbers))),
+            (Origin::Router, _) => draw(None, &|chunk, numbers| initialize_chunk(spec, seed, chunk, numbers)),
             (Origin::Expert(at), Some(noise)) => {
                 let before = self.dense.read(at, 0)?;
-                Ok(draw(Some(&before), &|chunk, numbers| add_noise_to_chunk(&spec.name, noise, seed, chunk, numbers)))
+                draw(Some(&before), &|chunk, numbers| add_noise_to_chunk(&spec.name, noise, seed, chunk, numbers))
             }
             (Origin::Copy(at) | Origin::Expert(at), _) => self.dense.read(at, 0),
         }

@@ -51,13 +51,16 @@ pub(crate) fn slab_len(spec: &ParameterSpec) -> usize {
 /// A slab whose numbers are drawn chunk by chunk of the whole parameter, on all threads. `draw` gets the index of a chunk
 /// and its first numbers, up to the last that is in the slab: what they were `before`, 0 where they are not in it. The
 /// encoding is a plain one.
+///
+/// # Errors
+/// A number beyond the range of the encoding.
 pub(crate) fn draw_slab(
     spec: &ParameterSpec,
     slab: usize,
     encoding: Encoding,
     before: Option<&[u8]>,
     draw: impl Fn(usize, &mut [f32]) + Sync,
-) -> Buffer<u8> {
+) -> Result<Buffer<u8>, CheckpointError> {
     let len = slab_len(spec);
     let (start, end) = (slab * len, (slab + 1) * len);
     let first = start / CHUNK;
@@ -77,7 +80,20 @@ pub(crate) fn draw_slab(
         // SAFETY: every chunk is another range of the slab.
         encoding.encode(&numbers[within], unsafe { shared.range(bytes) });
     });
-    out
+    match encoding.first_not_finite(&out).filter(|_| encoding != Encoding::F32) {
+        None => Ok(out),
+        Some(at) => {
+            let mut value = [0.0];
+            encoding.decode(&out[at * size..(at + 1) * size], &mut value);
+            Err(CheckpointError::Overflow {
+                parameter: spec.name.clone(),
+                slab,
+                at,
+                value: value[0],
+                encoding: encoding.name(),
+            })
+        }
+    }
 }
 
 /// Fresh parameters, drawn as they are asked for.
@@ -120,7 +136,7 @@ impl Weights for Random {
     fn read(&self, parameter: usize, slab: usize) -> Result<Buffer<u8>, CheckpointError> {
         let spec = &self.specs[parameter];
         let draw = |chunk, numbers: &mut [f32]| initialize_chunk(spec, self.seed, chunk, numbers);
-        Ok(draw_slab(spec, slab, Encoding::Plain(self.dtype), None, draw))
+        draw_slab(spec, slab, Encoding::Plain(self.dtype), None, draw)
     }
 }
 

@@ -15,7 +15,7 @@ use olmoe_checkpoint::weights::{Random, Weights};
 use olmoe_checkpoint::{Checkpoint, CheckpointError};
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
-use olmoe_model::model::{Activations, Keep, Model, Precision};
+use olmoe_model::model::{Activations, Held, Keep, Model, Precision};
 use olmoe_tensor::dtype::DType;
 
 const HF: Target = Target::HuggingFace { experts: Experts::Separate, dtype: None };
@@ -64,7 +64,7 @@ fn embeddings_stay_as_the_file_has_them() {
             write(&config, 5, DType::F32, Target::Gguf { mix: Some(mix) }, &path);
             let checkpoint = Checkpoint::open(&path).unwrap();
             let encoding = checkpoint.encoding(0, 0);
-            let mut reference = Model::new(config.clone(), Precision::Fp32, false).unwrap();
+            let mut reference = Model::new(config.clone(), Precision::Fp32, Held::Inference).unwrap();
             for (id, spec) in checkpoint.parameters().iter().enumerate() {
                 let slabs = if spec.shape.len() == 3 { spec.shape[0] } else { 1 };
                 let mut value = vec![0.0; spec.num_elements()];

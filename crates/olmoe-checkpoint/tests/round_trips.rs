@@ -11,7 +11,7 @@ use olmoe_checkpoint::inference::Loading;
 use olmoe_checkpoint::weights::{Random, Weights};
 use olmoe_checkpoint::{Checkpoint, CheckpointError};
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig, Moe};
-use olmoe_model::model::{Model, Precision};
+use olmoe_model::model::{Held, Model, Precision};
 use olmoe_model::parameters::ParameterSpec;
 use olmoe_tensor::dtype::DType;
 use olmoe_tensor::memory::Buffer;
@@ -277,7 +277,7 @@ fn loading_gives_the_model_that_was_drawn() {
     let ids: Vec<u32> = (0..20).map(|i| i * 7 % 99).collect();
     for config in [mixture(), dense(), interleaved()] {
         let targets: &[Target] = if config.even_layers.is_some() { &[OLMO] } else { &[HF, OLMO, GGUF] };
-        let mut drawn = Model::new(config.clone(), Precision::Fp32, true).unwrap();
+        let mut drawn = Model::new(config.clone(), Precision::Fp32, Held::Trained).unwrap();
         drawn.initialize(9);
         let expected = logits(&drawn, &ids);
         let random = Random::new(config, 9, DType::F32);

@@ -1,17 +1,30 @@
 //! Conversations as text: the Jinja template that a checkpoint brings, as transformers runs it.
 //!
-//! Blocks are trimmed (`trim_blocks`, `lstrip_blocks`), nothing is escaped, and a template sees `messages`, `bos_token`,
-//! `eos_token`, `add_generation_prompt`, `tools` and `documents` (none), `raise_exception`, `strftime_now`, Python's
-//! methods of strings, lists and mappings, and a `tojson` that writes what Python's `json.dumps` does.
+//! Blocks are trimmed (`trim_blocks`, `lstrip_blocks`), nothing is escaped, and a template sees `messages`, the special
+//! tokens, `add_generation_prompt`, `tools` and `documents` (none), `raise_exception`, `strftime_now`, Python's methods of
+//! texts, lists and mappings, Jinja2's filters, tests and functions, and a `tojson` that writes what Python's `json.dumps`
+//! does. The engine is minijinja; what Jinja2 does otherwise is in the modules here. Missing are `lipsum` and the filters
+//! `random`, `pprint`, `xmlattr`, `striptags`, `urlize`, `wordwrap` and `filesizeformat`: a template that asks for one of
+//! them fails with its name.
 
 use std::fmt;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
+use minijinja::value::Object;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, context};
 use serde::{Deserialize, Serialize};
 
+mod arguments;
+mod filters;
 mod json;
+mod methods;
+mod objects;
+mod source;
 
 /// The template that OLMoE was fine-tuned with.
 ///
@@ -54,6 +67,25 @@ pub struct ChatTokens<'a> {
     pub bos: Option<&'a str>,
     /// `eos_token`.
     pub eos: Option<&'a str>,
+    /// `pad_token`.
+    pub pad: Option<&'a str>,
+    /// `unk_token`.
+    pub unk: Option<&'a str>,
+    /// `sep_token`.
+    pub sep: Option<&'a str>,
+    /// `cls_token`.
+    pub cls: Option<&'a str>,
+    /// `mask_token`.
+    pub mask: Option<&'a str>,
+}
+
+/// A conversation as a text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// Which bytes of it the template marks as the assistant's, with `{% generation %}`, in their order.
+    pub answers: Vec<Range<usize>>,
 }
 
 /// Why a template or a conversation cannot be used.
@@ -93,6 +125,7 @@ pub enum ChatTemplateError {
 /// A template, ready to be used.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    marks_answers: bool,
 }
 
 impl ChatTemplate {
@@ -107,20 +140,28 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(MAX_STEPS));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", json::tojson);
+        environment.set_formatter(write_text);
+        environment.set_unknown_method_callback(methods::call);
+        filters::add(&mut environment);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
+        environment.add_function(source::GENERATION, generation);
+        let (source, marks_answers) = source::prepared(source);
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let added = syntax.and_then(|syntax| {
             environment.set_syntax(syntax);
-            environment.add_template_owned(NAME, plain_generation(source))
+            environment.add_template_owned(NAME, source)
         });
         added.map_err(|error| {
             let (line, message) = place(&error);
             ChatTemplateError::Syntax { line, message }
         })?;
-        Ok(ChatTemplate { environment })
+        Ok(ChatTemplate { environment, marks_answers })
+    }
+
+    /// Whether the template marks the assistant's words: [`Rendered::answers`].
+    pub fn marks_answers(&self) -> bool {
+        self.marks_answers
     }
 
     /// The text of a conversation; with `add_generation_prompt` up to where the assistant's answer begins.
@@ -134,25 +175,84 @@ impl ChatTemplate {
         messages: &[Message],
         tokens: ChatTokens,
         add_generation_prompt: bool,
-    ) -> Result<String, ChatTemplateError> {
+    ) -> Result<Rendered, ChatTemplateError> {
         let defined = |token: Option<&str>| token.map_or(Value::UNDEFINED, Value::from);
+        let answers = Arc::new(Answers::default());
         let context = context! {
             messages => messages.iter().map(Message::value).collect::<Vec<Value>>(),
             bos_token => defined(tokens.bos),
             eos_token => defined(tokens.eos),
+            pad_token => defined(tokens.pad),
+            unk_token => defined(tokens.unk),
+            sep_token => defined(tokens.sep),
+            cls_token => defined(tokens.cls),
+            mask_token => defined(tokens.mask),
             tools => (),
             documents => (),
             add_generation_prompt,
+            ..Value::from_pairs([(source::ANSWERS, Value::from_dyn_object(answers.clone()))])
         };
-        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
+        let mut text = Vec::new();
+        let counted = Counted { text: &mut text, answers: &answers };
+        let rendered = self
+            .environment
+            .get_template(NAME)
+            .and_then(|template| template.render_captured_to(context, counted).map(drop));
         rendered.map_err(|error| match raised(&error) {
             Some(Raised(message)) => ChatTemplateError::Refused { message: message.clone() },
             None => {
                 let (line, message) = place(&error);
                 ChatTemplateError::Failed { line, message }
             }
-        })
+        })?;
+        let answers = std::mem::take(&mut *answers.ranges.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        // The engine writes texts only.
+        Ok(Rendered { text: String::from_utf8_lossy(&text).into_owned(), answers })
     }
+}
+
+/// What blocks of generation mark while a conversation is rendered.
+#[derive(Debug, Default)]
+struct Answers {
+    /// Bytes written so far.
+    written: AtomicUsize,
+    ranges: Mutex<Vec<Range<usize>>>,
+}
+
+impl Object for Answers {}
+
+/// The text as it is written.
+struct Counted<'a> {
+    text: &'a mut Vec<u8>,
+    answers: &'a Answers,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        self.answers.written.store(self.text.len(), Ordering::Relaxed);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A block of generation: its text, which is marked as what will be written next.
+fn generation(state: &mut State, answers: &Value, block: Kwargs) -> Result<Value, Error> {
+    let text = block.get::<Value>("caller")?.call(state, &[])?;
+    if let Some(answers) = answers.downcast_object_ref::<Answers>() {
+        let start = answers.written.load(Ordering::Relaxed);
+        let range = start..start + text.as_str().map_or(0, str::len);
+        answers.ranges.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(range);
+    }
+    Ok(text)
+}
+
+/// Writes a value as Python does.
+fn write_text(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
+    out.write_str(&filters::text_of(value)?).map_err(Error::from)
 }
 
 /// What a template said with `raise_exception`.
@@ -204,42 +304,14 @@ fn place(error: &Error) -> (usize, String) {
     (error.line().unwrap_or(0), message)
 }
 
-/// The template with plain blocks in place of `{% generation %}` … `{% endgeneration %}`, a tag of transformers' own that
-/// marks the assistant's words and leaves them as they are.
-fn plain_generation(source: &str) -> String {
-    let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at + 2);
-        text.push_str(before);
-        let (inside, _) = tag.split_once("%}").unwrap_or((tag, ""));
-        let plain = match inside.trim_matches(['-', '+']).trim() {
-            "generation" => inside.replace("generation", "if true"),
-            "endgeneration" => inside.replace("endgeneration", "endif"),
-            _ => inside.to_owned(),
-        };
-        text.push_str(&plain);
-        rest = &tag[inside.len()..];
-    }
-    text.push_str(rest);
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn generation_blocks_keep_their_white_space_control() {
-        let text = "a {%- generation -%} b {%+endgeneration%} {% if generation %}{% 'generation' %";
-        let expected = "a {%- if true -%} b {%+endif%} {% if generation %}{% 'generation' %";
-        assert_eq!(plain_generation(text), expected);
-    }
-
-    #[test]
     fn the_time_is_now() {
         let template = ChatTemplate::new("{{ strftime_now('%Y-%m-%d %b %%') }}").unwrap();
-        let text = template.render(&[], ChatTokens::default(), false).unwrap();
+        let text = template.render(&[], ChatTokens::default(), false).unwrap().text;
         assert!(text.len() == 16 && text.starts_with("20") && text.ends_with('%'), "{text}");
         let bad = ChatTemplate::new("\n{{ strftime_now('%') }}").unwrap();
         let error = bad.render(&[], ChatTokens::default(), false).unwrap_err();

@@ -1,16 +1,20 @@
 //! Documents: lines of JSON in plain, gzip or zstd files.
 //!
-//! A line ends at `\n`, `\r\n` or `\r`, and its number counts from 1, blank ones included. What is no document is named
-//! and left out; what cannot be read at all, such as a damaged archive, is an error.
+//! A line ends at `\n`, `\r\n` or `\r`, and its number counts from 1, blank ones included. A byte-order mark before the first
+//! one is no part of it. What is no document is named and left out; what cannot be read at all, such as a damaged archive or
+//! a text of another encoding, is an error.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use flate2::bufread::GzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::de::SliceRead;
+
+use crate::white_space::without_mark;
 
 /// Most bytes of a line.
 pub const MAX_LINE_BYTES: u64 = 1 << 28;
@@ -83,15 +87,22 @@ pub struct Documents<'a> {
 }
 
 impl<'a> Documents<'a> {
-    /// Opens a file; its name says how it is packed: `.gz`, `.zst`, anything else is plain. `read` is told of every so many
-    /// bytes of the file that were read.
+    /// Opens a file or a pipe; its name says how it is packed, `.gz` or `.zst`, and with any other name its first bytes do.
+    /// `read` is told of every so many bytes of the file that were read.
     ///
     /// # Errors
     /// What the system says; archives of other kinds are [`io::ErrorKind::Unsupported`].
     pub fn open(path: &Path, fields: &'a Fields, read: &'a (dyn Fn(u64) + Sync)) -> io::Result<Documents<'a>> {
-        let file = BufReader::with_capacity(BUFFER, Counted { file: File::open(path)?, read });
-        let input: Box<dyn BufRead + Send + 'a> = match path.extension().and_then(|end| end.to_str()) {
-            Some("gz") => Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(file))),
+        let mut file = BufReader::with_capacity(BUFFER, Counted { file: File::open(path)?, read });
+        let name = path.extension().and_then(|end| end.to_str()).map(str::to_ascii_lowercase);
+        let packing = match (name.as_deref(), file.fill_buf()?) {
+            (Some(name @ ("gz" | "zst" | "bz2" | "xz")), _) => Some(name),
+            (_, [0x1F, 0x8B, ..]) => Some("gz"),
+            (_, [0x28, 0xB5, 0x2F, 0xFD, ..]) => Some("zst"),
+            _ => None,
+        };
+        let input: Box<dyn BufRead + Send + 'a> = match packing {
+            Some("gz") => Box::new(BufReader::with_capacity(BUFFER, Members { input: Some(Member::Between(file)) })),
             Some("zst") => {
                 Box::new(BufReader::with_capacity(BUFFER, Frames { decoder: FrameDecoder::new(), input: file }))
             }
@@ -150,6 +161,14 @@ impl<'a> Documents<'a> {
             let text = format!("line {} has more than {MAX_LINE_BYTES} bytes; split the document", self.line + 1);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
+        if self.line == 0 {
+            if matches!(self.bytes[..], [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..]) {
+                let text = "the text is UTF-16; convert it to UTF-8 first";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+            let mark = self.bytes.len() - without_mark(&self.bytes).len();
+            self.bytes.drain(..mark);
+        }
         if self.bytes.last() == Some(&b'\n') {
             self.bytes.pop();
             if self.bytes.last() != Some(&b'\r') {
@@ -172,6 +191,53 @@ impl Read for Counted<'_> {
         let count = self.file.read(bytes)?;
         (self.read)(count as u64);
         Ok(count)
+    }
+}
+
+/// All members of a gzip file, one after the other, and zeros behind a member, with which tapes and some programs fill up:
+/// what `gzip` and Python's `gzip` read.
+struct Members<R: BufRead> {
+    /// Gone after an error.
+    input: Option<Member<R>>,
+}
+
+enum Member<R: BufRead> {
+    /// Before the first member, or behind one.
+    Between(R),
+    Inside(GzDecoder<R>),
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.input.take() {
+                None => return Err(io::Error::other("the archive is damaged")),
+                Some(Member::Between(mut input)) => {
+                    let next = input.fill_buf()?.iter().position(|byte| *byte != 0);
+                    match (next, input.fill_buf()?.len()) {
+                        (None, 0) => {
+                            self.input = Some(Member::Between(input));
+                            return Ok(0);
+                        }
+                        (None, zeros) => {
+                            input.consume(zeros);
+                            self.input = Some(Member::Between(input));
+                        }
+                        (Some(zeros), _) => {
+                            input.consume(zeros);
+                            self.input = Some(Member::Inside(GzDecoder::new(input)));
+                        }
+                    }
+                }
+                Some(Member::Inside(mut member)) => match member.read(bytes)? {
+                    0 if !bytes.is_empty() => self.input = Some(Member::Between(member.into_inner())),
+                    count => {
+                        self.input = Some(Member::Inside(member));
+                        return Ok(count);
+                    }
+                },
+            }
+        }
     }
 }
 

@@ -10,10 +10,12 @@
 //! | [`token_file`] | token files: headerless ones, and Megatron's |
 //! | [`pretrain`] | token files to training batches, in the order of OLMo's trainer |
 //! | [`NGrams`] | what counting alone predicts, to compare a model's loss with |
+//! | [`expanded`] | paths with `~` and variables |
 //! | [`random`] | the generators of Python and NumPy, which these orders come from |
 
 mod chat_template;
 pub mod documents;
+mod home;
 mod n_grams;
 pub mod pretrain;
 pub mod random;
@@ -21,10 +23,12 @@ mod special_tokens;
 pub mod token_file;
 pub mod tokenize;
 mod tokenizer;
+mod white_space;
 
-pub use chat_template::{ChatTemplate, ChatTemplateError, ChatTokens, MAX_TEMPLATE_BYTES, Message, TULU};
+pub use chat_template::{ChatTemplate, ChatTemplateError, ChatTokens, MAX_TEMPLATE_BYTES, Message, Rendered, TULU};
+pub use home::expanded;
 pub use n_grams::NGrams;
-pub use special_tokens::{Notice, SpecialTokenError, SpecialTokenSources, SpecialTokens};
+pub use special_tokens::{EndToken, Notice, SpecialTokenError, SpecialTokenSources, SpecialTokens, ends_answer};
 pub use tokenizer::{
     DecodeStream, MAX_JSON_BYTES, MAX_TOKENS, Piece, Pre, TokenKind, Tokenizer, TokenizerError, Vocabulary,
 };

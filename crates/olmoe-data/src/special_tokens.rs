@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::{Tokenizer, Vocabulary};
+use crate::white_space::without_mark;
+use crate::{ChatTemplate, ChatTokens, Message, Tokenizer, Vocabulary};
 
 /// Most bytes of a configuration file that is read here.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -31,22 +32,36 @@ pub struct SpecialTokens {
     pub eos: Option<u32>,
     /// Stands for what has no token.
     pub unk: Option<u32>,
-    /// More tokens that end generation.
-    pub stops: Vec<u32>,
+    /// All tokens that end generation, `eos` first.
+    pub ends: Vec<EndToken>,
 }
 
-/// Where the ids come from; for each the first one counts that has it, in the order of the fields, and last the token
-/// `<|endoftext|>` of the tokenizer as end of a document.
+/// A token that ends generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndToken {
+    /// Its id.
+    pub id: u32,
+    /// What says so: a key and its file, for people to read.
+    pub sources: Vec<String>,
+}
+
+/// Where the ids come from. For padding, beginning and end of a document the first one counts that has it, in the order of
+/// the fields, and last the token `<|endoftext|>` of the tokenizer as end of a document. To the tokens that end generation
+/// all of them add, and those that every tokenizer's reader knows by their text.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SpecialTokenSources<'a> {
     /// The content of `config.json`.
     pub config: Option<&'a Value>,
     /// The `model` section of a training YAML.
     pub training: Option<&'a Value>,
+    /// The keys `tokenizer.ggml.*` of a GGUF file.
+    pub vocabulary: Option<&'a Vocabulary>,
     /// The content of `generation_config.json`. All of its `eos_token_id` end generation.
     pub generation_config: Option<&'a Value>,
     /// The content of `tokenizer_config.json`, which names tokens by their text.
     pub tokenizer_config: Option<&'a Value>,
+    /// The content of `special_tokens_map.json`, which does so, too.
+    pub special_tokens_map: Option<&'a Value>,
     /// Rows of the model's embeddings; ids are below it. Left out: the size of the tokenizer.
     pub rows: Option<usize>,
     /// Takes an `eos_token_id` of 0 at its word.
@@ -108,62 +123,50 @@ pub enum SpecialTokenError {
         /// What was found.
         found: String,
     },
-    /// An id that the model does not have.
-    #[error(
-        "`{key}` in {source_name} is {id}, but ids go from 0 to {last}; use the tokenizer that the model was made with"
-    )]
-    OutOfRange {
-        /// The key.
-        key: &'static str,
-        /// The file or section.
-        source_name: &'static str,
-        /// The id.
-        id: u64,
-        /// The highest id.
-        last: usize,
-    },
-    /// A text that is no token.
-    #[error("`{key}` in {source_name} is {found:?}, which is no token of the tokenizer")]
-    NoToken {
-        /// The key.
-        key: &'static str,
-        /// The file or section.
-        source_name: &'static str,
-        /// The text.
-        found: String,
-    },
 }
 
+/// Names of the files, for messages.
+const CONFIG: &str = "config.json";
+const TRAINING: &str = "the training configuration";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+/// Keys of tokens that end generation, beside the end of a document: the end of a turn, and of a message in it.
+const MORE_ENDS: [(&str, &str); 2] = [("eot_token_id", "eot_token"), ("eom_token_id", "eom_token")];
+
 impl SpecialTokens {
-    /// Decides them.
-    pub fn resolve(
-        tokenizer: &Tokenizer,
+    /// Decides them, without a tokenizer by the ids alone. What names a token that the model does not have is passed over with
+    /// a notice.
+    ///
+    /// # Errors
+    /// Values of another type.
+    pub fn resolve<'t>(
+        tokenizer: impl Into<Option<&'t Tokenizer>>,
         sources: &SpecialTokenSources,
     ) -> Result<(SpecialTokens, Vec<Notice>), SpecialTokenError> {
-        let mut search = Search { tokenizer, sources, notices: Vec::new() };
-        let first = |ids: Vec<u32>| ids.first().copied();
-        let eos = match first(search.ids("eos_token_id")?) {
-            Some(id) => Some(id),
-            None => search.named("eos_token")?.or_else(|| tokenizer.id_of(END_OF_TEXT)),
-        };
-        let one = |search: &mut Search, id, text| match first(search.ids(id)?) {
-            Some(id) => Ok(Some(id)),
-            None => search.named(text),
-        };
-        let bos = one(&mut search, "bos_token_id", "bos_token")?;
-        let pad = one(&mut search, "pad_token_id", "pad_token")?;
-        let unk = search.named("unk_token")?;
-        let mut stops = Vec::new();
-        for (name, source) in [("config.json", sources.config), ("generation_config.json", sources.generation_config)] {
-            for id in search.ids_of("eos_token_id", name, source)? {
-                if Some(id) != eos && !stops.contains(&id) {
-                    stops.push(id);
-                }
+        let tokenizer = tokenizer.into();
+        let mut search = Search { tokenizer, sources, notices: Vec::new(), ends: Vec::new() };
+        let vocabulary = sources.vocabulary;
+        let eos = match search.first("eos_token_id", vocabulary.and_then(|vocabulary| vocabulary.eos))? {
+            Some((id, source)) => {
+                search.end(id, format!("eos_token_id of {source}"));
+                Some(id)
             }
-        }
-        let mut notices = search.notices;
-        notices.dedup();
-        Ok((SpecialTokens { pad, bos, eos, unk, stops }, notices))
+            None => None,
+        };
+        search.all_ends()?;
+        let eos = match eos {
+            Some(id) => Some(id),
+            None => search.named("eos_token")?.or_else(|| search.id_of(END_OF_TEXT)),
+        };
+        let bos = search.one("bos_token_id", "bos_token", vocabulary.and_then(|vocabulary| vocabulary.bos))?;
+        let pad = search.one("pad_token_id", "pad_token", vocabulary.and_then(|vocabulary| vocabulary.pad))?;
+        let unk = search.one("unk_token_id", "unk_token", vocabulary.and_then(|vocabulary| vocabulary.unk))?;
+        let Search { mut notices, mut ends, .. } = search;
+        ends.sort_by_key(|end| Some(end.id) != eos);
+        let mut said = std::collections::HashSet::new();
+        notices.retain(|notice| said.insert(notice.to_string()));
+        Ok((SpecialTokens { pad, bos, eos, unk, ends }, notices))
     }
 
     /// Decides them by the files of a Hugging Face checkpoint; files that are missing say nothing.
@@ -172,25 +175,21 @@ impl SpecialTokens {
         directory: &Path,
         keep_eos: bool,
     ) -> Result<(SpecialTokens, Vec<Notice>), SpecialTokenError> {
-        let config = read(&directory.join("config.json"))?;
-        let generation_config = read(&directory.join("generation_config.json"))?;
-        let tokenizer_config = read(&directory.join("tokenizer_config.json"))?;
+        let config = read(&directory.join(CONFIG))?;
+        let generation_config = read(&directory.join(GENERATION_CONFIG))?;
+        let tokenizer_config = read(&directory.join(TOKENIZER_CONFIG))?;
+        let special_tokens_map = read(&directory.join(SPECIAL_TOKENS_MAP))?;
         let rows = config.as_ref().and_then(|config| config.get("vocab_size")).and_then(Value::as_u64);
         let sources = SpecialTokenSources {
             config: config.as_ref(),
             generation_config: generation_config.as_ref(),
             tokenizer_config: tokenizer_config.as_ref(),
+            special_tokens_map: special_tokens_map.as_ref(),
             rows: rows.and_then(|rows| usize::try_from(rows).ok()),
             keep_eos,
             ..Default::default()
         };
         SpecialTokens::resolve(tokenizer, &sources)
-    }
-
-    /// Those of a GGUF file.
-    pub fn from_vocabulary(vocabulary: &Vocabulary) -> SpecialTokens {
-        let Vocabulary { pad, bos, eos, unk, .. } = *vocabulary;
-        SpecialTokens { pad, bos, eos, unk, stops: Vec::new() }
     }
 
     /// The token to put after every document.
@@ -200,7 +199,31 @@ impl SpecialTokens {
 
     /// Whether generation stops at a token.
     pub fn ends_generation(&self, id: u32) -> bool {
-        self.eos == Some(id) || self.stops.contains(&id)
+        self.ends.iter().any(|end| end.id == id)
+    }
+
+    /// The tokens that generation stops at, the end of a document first.
+    pub fn end_ids(&self) -> Vec<u32> {
+        self.ends.iter().map(|end| end.id).collect()
+    }
+
+    /// One more token that ends generation, or one more that says so of it.
+    pub fn add_end(&mut self, id: u32, source: impl Into<String>) {
+        add_end(&mut self.ends, id, source.into());
+    }
+
+    /// The tokens that end generation beside the end of a document, under the keys of a GGUF file that programs read. The keys
+    /// of one token go to those that no program knows by their text; in the list are all.
+    pub fn more_ends(&self, tokenizer: &Tokenizer) -> Vec<(&'static str, u32)> {
+        let known = tokenizer.known_ends();
+        let all = self.end_ids();
+        let unknown = all.iter().copied().filter(|id| Some(*id) != self.eos && !known.contains(id));
+        let mut keyed: Vec<(&str, u32)> = Vocabulary::END_KEYS.into_iter().zip(unknown.take(2)).collect();
+        if all.len() > 1 {
+            let [.., list] = Vocabulary::END_KEYS;
+            keyed.extend(all.iter().map(|id| (list, *id)));
+        }
+        keyed
     }
 
     /// The token that a conversation begins with: `bos`, and `eos` for models without one, as in the fine-tuning of OLMoE.
@@ -209,27 +232,117 @@ impl SpecialTokens {
     }
 }
 
-struct Search<'a> {
-    tokenizer: &'a Tokenizer,
-    sources: &'a SpecialTokenSources<'a>,
-    notices: Vec<Notice>,
+/// The special token that a template puts behind an answer, which ends it.
+pub fn ends_answer(template: &ChatTemplate, tokens: ChatTokens, tokenizer: &Tokenizer) -> Option<u32> {
+    const ANSWER: &str = "the words of the assistant";
+    let messages = [Message::new("user", "the words of the user"), Message::new("assistant", ANSWER)];
+    let text = template.render(&messages, tokens, false).ok()?.text;
+    let (_, rest) = text.rsplit_once(ANSWER)?;
+    let first = tokenizer.encode(rest.trim_start()).ok()?.first().copied()?;
+    tokenizer.is_special(first).then_some(first)
 }
 
-impl Search<'_> {
-    /// The ids under a key, of the first source that has any.
-    fn ids(&mut self, key: &'static str) -> Result<Vec<u32>, SpecialTokenError> {
+fn add_end(ends: &mut Vec<EndToken>, id: u32, source: String) {
+    match ends.iter_mut().find(|end| end.id == id) {
+        Some(end) if end.sources.contains(&source) => {}
+        Some(end) => end.sources.push(source),
+        None => ends.push(EndToken { id, sources: vec![source] }),
+    }
+}
+
+struct Search<'a> {
+    tokenizer: Option<&'a Tokenizer>,
+    sources: &'a SpecialTokenSources<'a>,
+    notices: Vec<Notice>,
+    ends: Vec<EndToken>,
+}
+
+impl<'a> Search<'a> {
+    fn id_of(&self, text: &str) -> Option<u32> {
+        self.tokenizer?.id_of(text)
+    }
+
+    /// Rows of the model.
+    fn rows(&self) -> usize {
+        self.sources.rows.or(self.tokenizer.map(Tokenizer::size)).unwrap_or(usize::MAX)
+    }
+
+    /// The id if the model has a row for it, else none and a notice.
+    fn with_row(&mut self, key: &'static str, source: &str, id: u64) -> Option<u32> {
+        let rows = self.rows();
+        if id < rows as u64 {
+            return u32::try_from(id).ok();
+        }
+        let text = format!("in {source} is {id}, beyond the {rows} rows of the model; passed over");
+        self.notices.push(Notice { key, text });
+        None
+    }
+
+    fn end(&mut self, id: u32, source: String) {
+        add_end(&mut self.ends, id, source);
+    }
+
+    /// The id under a key, of the first source that has any, and the source's name. `held` is that of a GGUF file.
+    fn first(
+        &mut self,
+        key: &'static str,
+        held: Option<u32>,
+    ) -> Result<Option<(u32, &'static str)>, SpecialTokenError> {
         let SpecialTokenSources { config, training, generation_config, .. } = *self.sources;
-        for (name, source) in [
-            ("config.json", config),
-            ("the training configuration", training),
-            ("generation_config.json", generation_config),
-        ] {
-            let ids = self.ids_of(key, name, source)?;
-            if !ids.is_empty() {
-                return Ok(ids);
+        for (name, source) in [(CONFIG, config), (TRAINING, training)] {
+            if let Some(id) = self.ids_of(key, name, source)?.first() {
+                return Ok(Some((*id, name)));
             }
         }
-        Ok(Vec::new())
+        const GGUF: &str = "the GGUF file";
+        if let Some(id) = held.and_then(|id| self.with_row(key, GGUF, id.into())) {
+            return Ok(Some((self.meant(key, GGUF, id), GGUF)));
+        }
+        let ids = self.ids_of(key, GENERATION_CONFIG, generation_config)?;
+        Ok(ids.first().map(|id| (*id, GENERATION_CONFIG)))
+    }
+
+    /// The token under a key or, where no id is given, of a text.
+    fn one(
+        &mut self,
+        id: &'static str,
+        text: &'static str,
+        held: Option<u32>,
+    ) -> Result<Option<u32>, SpecialTokenError> {
+        match self.first(id, held)? {
+            Some((id, _)) => Ok(Some(id)),
+            None => self.named(text),
+        }
+    }
+
+    /// Everything that says of a token that it ends generation.
+    fn all_ends(&mut self) -> Result<(), SpecialTokenError> {
+        let SpecialTokenSources { config, generation_config, vocabulary, .. } = *self.sources;
+        let keys = ["eos_token_id"].into_iter().chain(MORE_ENDS.map(|more| more.0));
+        for (key, (name, source)) in
+            keys.flat_map(|key| [(CONFIG, config), (GENERATION_CONFIG, generation_config)].map(|file| (key, file)))
+        {
+            for id in self.ids_of(key, name, source)? {
+                self.end(id, format!("{key} of {name}"));
+            }
+        }
+        for (key, id) in vocabulary.map(|vocabulary| vocabulary.ends.as_slice()).unwrap_or_default() {
+            if let Some(id) = self.with_row(key, "the GGUF file", (*id).into()) {
+                self.end(id, (*key).to_owned());
+            }
+        }
+        for key in ["eos_token"].into_iter().chain(MORE_ENDS.map(|more| more.1)) {
+            if let Some(id) = self.named(key)? {
+                self.end(id, format!("{key} of the tokenizer's settings"));
+            }
+        }
+        let rows = self.rows();
+        for id in self.tokenizer.map(Tokenizer::known_ends).unwrap_or_default() {
+            if (id as usize) < rows {
+                self.end(id, "its text, as llama.cpp knows it".to_owned());
+            }
+        }
+        Ok(())
     }
 
     fn ids_of(
@@ -244,7 +357,6 @@ impl Search<'_> {
             Value::Array(values) => values.as_slice(),
             one => std::slice::from_ref(one),
         };
-        let rows = self.sources.rows.unwrap_or(self.tokenizer.size());
         let mut ids = Vec::new();
         for value in values {
             // Some files say "none" with −1.
@@ -255,19 +367,18 @@ impl Search<'_> {
                 let expected = "a token's id, a list of ids or null";
                 return Err(SpecialTokenError::WrongType { key, source_name, expected, found: short(value) });
             };
-            if id >= rows as u64 {
-                return Err(SpecialTokenError::OutOfRange { key, source_name, id, last: rows.saturating_sub(1) });
+            if let Some(id) = self.with_row(key, source_name, id) {
+                ids.push(self.meant(key, source_name, id));
             }
-            ids.push(self.meant(key, source_name, id as u32));
         }
         Ok(ids)
     }
 
     /// The id that an id stands for: see the eos trap.
     fn meant(&mut self, key: &'static str, source_name: &str, id: u32) -> u32 {
-        let meant = self.tokenizer.id_of(END_OF_TEXT);
-        match meant {
-            Some(meant) if key == "eos_token_id" && id == 0 && self.tokenizer.token(0) == Some(MASKED_ADDRESS) => {
+        let masked = |tokenizer: &Tokenizer| tokenizer.token(0) == Some(MASKED_ADDRESS);
+        match self.id_of(END_OF_TEXT) {
+            Some(meant) if key == "eos_token_id" && id == 0 && self.tokenizer.is_some_and(masked) => {
                 let says = format!("in {source_name} is 0, which is {MASKED_ADDRESS} in this tokenizer");
                 let text = if self.sources.keep_eos {
                     format!("{says}; kept as asked, though {END_OF_TEXT} is {meant}")
@@ -281,20 +392,33 @@ impl Search<'_> {
         }
     }
 
-    /// The id of the token that tokenizer_config.json names under a key: its text, or an object with its `content`.
-    fn named(&self, key: &'static str) -> Result<Option<u32>, SpecialTokenError> {
-        let source_name = "tokenizer_config.json";
-        let text = match self.sources.tokenizer_config.and_then(|config| config.get(key)) {
-            None | Some(Value::Null) => return Ok(None),
-            Some(Value::Object(token)) => token.get("content").unwrap_or(&Value::Null),
-            Some(other) => other,
-        };
-        let Value::String(text) = text else {
-            let expected = "a token's text";
-            return Err(SpecialTokenError::WrongType { key, source_name, expected, found: short(text) });
-        };
-        let id = self.tokenizer.id_of(text);
-        id.map(Some).ok_or_else(|| SpecialTokenError::NoToken { key, source_name, found: text.clone() })
+    /// The id of the token that the tokenizer's settings name under a key: its text, or an object with its `content`.
+    fn named(&mut self, key: &'static str) -> Result<Option<u32>, SpecialTokenError> {
+        let SpecialTokenSources { tokenizer_config, special_tokens_map, .. } = *self.sources;
+        let Some(tokenizer) = self.tokenizer else { return Ok(None) };
+        for (source_name, source) in [(TOKENIZER_CONFIG, tokenizer_config), (SPECIAL_TOKENS_MAP, special_tokens_map)] {
+            let text = match source.and_then(|source| source.get(key)) {
+                None | Some(Value::Null) => continue,
+                Some(Value::Object(token)) => token.get("content").unwrap_or(&Value::Null),
+                Some(other) => other,
+            };
+            let Value::String(text) = text else {
+                let expected = "a token's text";
+                return Err(SpecialTokenError::WrongType { key, source_name, expected, found: short(text) });
+            };
+            match tokenizer.id_of(text) {
+                Some(id) => {
+                    if let Some(id) = self.with_row(key, source_name, id.into()) {
+                        return Ok(Some(id));
+                    }
+                }
+                None => {
+                    let text = format!("in {source_name} is {text:?}, which is no token of the tokenizer; passed over");
+                    self.notices.push(Notice { key, text });
+                }
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -315,6 +439,6 @@ fn read(path: &Path) -> Result<Option<Value>, SpecialTokenError> {
     if bytes.len() as u64 > MAX_CONFIG_BYTES {
         return Err(SpecialTokenError::TooLong { path: path.to_owned(), limit: MAX_CONFIG_BYTES });
     }
-    let value = serde_json::from_slice(&bytes);
+    let value = serde_json::from_slice(without_mark(&bytes));
     value.map(Some).map_err(|error| SpecialTokenError::Syntax { path: path.to_owned(), message: error.to_string() })
 }

@@ -1,6 +1,6 @@
 //! Chat templates against transformers' `apply_chat_template` (`tools/reference/make_golden_chat.py`).
 
-use olmoe_data::{ChatTemplate, ChatTemplateError, ChatTokens, Message, TULU};
+use olmoe_data::{ChatTemplate, ChatTemplateError, ChatTokens, Message, Rendered, TULU};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -8,34 +8,88 @@ fn golden() -> Value {
     serde_json::from_str(include_str!("golden/chats.json")).unwrap()
 }
 
+fn tokens(of: &Value) -> ChatTokens<'_> {
+    ChatTokens {
+        bos: of["bos_token"].as_str(),
+        eos: of["eos_token"].as_str(),
+        pad: of["pad_token"].as_str(),
+        unk: of["unk_token"].as_str(),
+        ..ChatTokens::default()
+    }
+}
+
+/// What was rendered, as the row of a golden file has it: ranges of characters, and an error's text if it is the template's.
+fn row(rendered: Result<Rendered, ChatTemplateError>) -> (Option<String>, Value) {
+    match rendered {
+        Ok(Rendered { text, answers }) => {
+            let characters = |byte: usize| text[..byte].chars().count();
+            let ranges = answers.iter().map(|range| [characters(range.start), characters(range.end)]);
+            let ranges = ranges.collect::<Vec<_>>();
+            (Some(text), if ranges.is_empty() { Value::Null } else { serde_json::json!(ranges) })
+        }
+        Err(ChatTemplateError::Refused { message }) => (None, message.into()),
+        Err(_) => (None, Value::Null),
+    }
+}
+
+fn expected(row: &Value) -> (Option<String>, Value) {
+    let answers = row["answers"].as_array().filter(|answers| !answers.is_empty());
+    match row["text"].as_str() {
+        Some(text) => (Some(text.to_owned()), answers.cloned().map_or(Value::Null, Value::Array)),
+        None => (None, row["error"].clone()),
+    }
+}
+
 #[test]
 fn conversations_as_transformers_renders_them() {
     let golden = golden();
-    let mut compared = 0;
+    let (mut compared, mut marked) = (0, 0);
     for template in golden["templates"].as_array().unwrap() {
         let source = template["source"].as_str().unwrap();
-        let tokens = ChatTokens { bos: template["bos_token"].as_str(), eos: template["eos_token"].as_str() };
         let ready = ChatTemplate::new(source).unwrap_or_else(|error| panic!("{}: {error}", template["name"]));
-        for row in template["rows"].as_array().unwrap() {
-            let chat = row["chat"].as_str().unwrap();
+        for golden_row in template["rows"].as_array().unwrap() {
+            let chat = golden_row["chat"].as_str().unwrap();
             let messages: Vec<Message> = serde_json::from_value(golden["chats"][chat].clone()).unwrap();
-            let got = ready.render(&messages, tokens, row["add_generation_prompt"].as_bool().unwrap());
-            let expected = match row["text"].as_str() {
-                Some(text) => Ok(text.to_owned()),
-                None => Err(ChatTemplateError::Refused { message: row["error"].as_str().unwrap().to_owned() }),
-            };
-            assert_eq!(got, expected, "{} {chat}", template["name"]);
+            let prompt = golden_row["add_generation_prompt"].as_bool().unwrap();
+            let got = row(ready.render(&messages, tokens(&template["tokens"]), prompt));
+            assert_eq!(got, expected(golden_row), "{} {chat}", template["name"]);
             compared += 1;
+            marked += usize::from(golden_row["answers"].as_array().is_some_and(|answers| !answers.is_empty()));
+            assert_eq!(
+                ready.marks_answers(),
+                golden_row["answers"].is_array() || golden_row["error"].is_string() && source.contains("generation %}")
+            );
         }
     }
-    assert_eq!(compared, 100);
+    assert!(compared >= 100 + 25 * 4 && marked >= 8, "{compared} {marked}");
     assert_eq!(golden["templates"][0]["source"], TULU);
+}
+
+#[test]
+fn snippets_as_transformers_renders_them() {
+    let golden = golden();
+    let snippets = &golden["snippets"];
+    let messages: Vec<Message> =
+        serde_json::from_value(golden["chats"][snippets["chat"].as_str().unwrap()].clone()).unwrap();
+    let rows = snippets["rows"].as_array().unwrap();
+    assert!(rows.len() >= 300, "{}", rows.len());
+    let mut differences = Vec::new();
+    for golden_row in rows {
+        let source = golden_row["source"].as_str().unwrap();
+        let got =
+            row(ChatTemplate::new(source).and_then(|ready| ready.render(&messages, tokens(&snippets["tokens"]), true)));
+        let expected = expected(golden_row);
+        if got != expected {
+            differences.push(format!("{source}\n    expected {expected:?}\n    found    {got:?}"));
+        }
+    }
+    assert!(differences.is_empty(), "{} of {}:\n{}", differences.len(), rows.len(), differences.join("\n"));
 }
 
 #[test]
 fn the_text_of_the_fine_tuning() {
     let template = ChatTemplate::new(TULU).unwrap();
-    let tokens = ChatTokens { bos: Some("<|endoftext|>"), eos: Some("<|endoftext|>") };
+    let tokens = ChatTokens { bos: Some("<|endoftext|>"), eos: Some("<|endoftext|>"), ..ChatTokens::default() };
     let messages = [
         Message::new("user", "Compute the modulus of 12/5 using a Lua function."),
         Message::new(
@@ -45,7 +99,7 @@ fn the_text_of_the_fine_tuning() {
     ];
     let expected = "<|endoftext|><|user|>\nCompute the modulus of 12/5 using a Lua function.\n<|assistant|>\nfunction \
         modulus(dividend, divisor)\n  return dividend % divisor\nend\n\nmodulus(12, 5)<|endoftext|>";
-    assert_eq!(template.render(&messages, tokens, false).unwrap(), expected);
+    assert_eq!(template.render(&messages, tokens, false).unwrap().text, expected);
 }
 
 #[test]

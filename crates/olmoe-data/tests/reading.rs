@@ -99,8 +99,10 @@ fn settings_of_whoever_saved_the_file_have_no_effect() {
     json["padding"] = json!({"strategy": {"Fixed": 50}, "direction": "Left", "pad_to_multiple_of": null, "pad_id": 0,
                              "pad_type_id": 0, "pad_token": "!"});
     for byte_level in [true, false] {
-        // With dropout the library does the work.
-        json["model"]["dropout"] = if byte_level { Value::Null } else { json!(1e-9) };
+        // With a decoder that is written otherwise the library does the work.
+        if !byte_level {
+            json["decoder"] = json!({"type": "Sequence", "decoders": [json["decoder"]]});
+        }
         let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
         assert_eq!(tokenizer.encode("the the low").unwrap(), [257, 258, 32, 260], "byte level: {byte_level}");
         assert_eq!(tokenizer.json(), json.to_string().as_bytes());
@@ -213,5 +215,94 @@ fn a_stream_behind_half_a_character_gives_the_whole_of_it() {
         (&[], &[0x20, 0x61], " a"),
     ] {
         assert_eq!(after(&tokenizer, before, ids, true), expected, "{before:?} {ids:?}");
+    }
+}
+
+/// Post-processors, with the tokens that the library puts around a text.
+fn post_processors() -> [Value; 6] {
+    let token = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let template = |single: Vec<Value>| {
+        json!({"type": "TemplateProcessing", "single": single, "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+               "special_tokens": {
+                   "<|endoftext|>": {"id": "<|endoftext|>", "ids": [263], "tokens": ["<|endoftext|>"]},
+                   "two": {"id": "two", "ids": [5, 6], "tokens": ["&", "'"]}}})
+    };
+    let end = "<|endoftext|>";
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    [
+        byte_level.clone(),
+        template(vec![token(end), text.clone()]),
+        template(vec![token("two"), token(end), text.clone(), token(end)]),
+        json!({"type": "Sequence", "processors": [byte_level, template(vec![token(end), text.clone()])]}),
+        json!({"type": "RobertaProcessing", "sep": [end, 263], "cls": ["&", 5], "trim_offsets": true, "add_prefix_space": false}),
+        json!({"type": "BertProcessing", "sep": ["&", 5], "cls": [end, 263]}),
+    ]
+}
+
+#[test]
+fn tokens_around_a_text_are_those_of_the_library() {
+    let mut around = 0;
+    for processor in post_processors() {
+        let mut json = tiny_json();
+        json["post_processor"] = processor.clone();
+        let text = json.to_string();
+        let tokenizer = Tokenizer::from_json(text.as_bytes()).unwrap();
+        let inside = tokenizer.encode("the low").unwrap();
+        assert_eq!(inside, [257, 32, 260]);
+        let library = tokenizers::Tokenizer::from_bytes(text.as_bytes()).unwrap();
+        let expected = library.encode("the low", true).unwrap();
+        let got = [tokenizer.before_text(), &inside, tokenizer.behind_text()].concat();
+        assert_eq!(got, expected.get_ids(), "{processor}");
+        around += got.len() - inside.len();
+    }
+    assert_eq!(around, 10);
+    for (processor, expected) in [
+        (json!({"type": "Magic"}), "in `post_processor`: its type is none of"),
+        (
+            json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}], "pair": [], "special_tokens": {}}),
+            "\"<s>\" has no ids",
+        ),
+        (json!({"type": "BertProcessing", "sep": ["&", 5]}), "`cls` is no token"),
+    ] {
+        let mut json = tiny_json();
+        json["post_processor"] = processor;
+        let error = error_of(json.to_string().as_bytes());
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn chance_leaves_out_no_merges() {
+    for byte_level in [true, false] {
+        let mut json = tiny_json();
+        if !byte_level {
+            json["decoder"] = json!({"type": "Sequence", "decoders": [json["decoder"]]});
+        }
+        json["model"]["dropout"] = json!(0.9);
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+        for _ in 0..20 {
+            assert_eq!(tokenizer.encode("the the low").unwrap(), [257, 258, 32, 260], "byte level: {byte_level}");
+        }
+        let notices = tokenizer.notices();
+        assert!(
+            notices.len() == 1 && notices[0].contains("`dropout` in the tokenizer's model is 0.9; it is off"),
+            "{notices:?}"
+        );
+        // The file is as it was: it travels into other checkpoints.
+        assert_eq!(tokenizer.json(), json.to_string().as_bytes());
+    }
+    assert!(Tokenizer::from_json(tiny_json().to_string().as_bytes()).unwrap().notices().is_empty());
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_file() {
+    for byte_level in [true, false] {
+        let mut json = tiny_json();
+        if !byte_level {
+            json["decoder"] = json!({"type": "Sequence", "decoders": [json["decoder"]]});
+        }
+        let tokenizer = Tokenizer::from_json(format!("\u{feff}{json}").as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("the low").unwrap(), [257, 32, 260]);
     }
 }

@@ -30,7 +30,7 @@ fn an_eos_of_0_is_corrected_where_0_is_a_masked_address() {
                 "config" => sources.config = Some(&trapped),
                 _ => sources.generation_config = Some(&trapped),
             }
-            let (special, notices) = SpecialTokens::resolve(tokenizer, &sources).unwrap();
+            let (special, notices) = SpecialTokens::resolve(*tokenizer, &sources).unwrap();
             assert_eq!((special.ends_document(), special.pad, special.bos), (Some(*end), Some(1), None), "{from}");
             assert!(special.ends_generation(*end) && !special.ends_generation(0));
             assert_eq!(special.begins_conversation(), Some(*end));
@@ -40,14 +40,14 @@ fn an_eos_of_0_is_corrected_where_0_is_a_masked_address() {
                 "{notice}"
             );
             sources.keep_eos = true;
-            let (special, notices) = SpecialTokens::resolve(tokenizer, &sources).unwrap();
+            let (special, notices) = SpecialTokens::resolve(*tokenizer, &sources).unwrap();
             assert_eq!(special.ends_document(), Some(0));
             assert!(notices[0].text.contains("kept as asked"), "{}", notices[0]);
         }
         // Nothing is corrected that is right, nor a padding of 0.
         let right = json!({"eos_token_id": end, "pad_token_id": 0});
         let sources = SpecialTokenSources { config: Some(&right), ..Default::default() };
-        let (special, notices) = SpecialTokens::resolve(tokenizer, &sources).unwrap();
+        let (special, notices) = SpecialTokens::resolve(*tokenizer, &sources).unwrap();
         assert_eq!((special.eos, special.pad, notices.len()), (Some(*end), Some(0), 0));
     }
     // In a tokenizer whose token 0 is another one, 0 is meant.
@@ -75,7 +75,8 @@ fn the_first_source_counts() {
     let of = |sources: &SpecialTokenSources| SpecialTokens::resolve(&tokenizer, sources).unwrap().0;
     let special = of(&all);
     assert_eq!((special.eos, special.bos, special.pad, special.unk), (Some(5), Some(10), Some(8), Some(99)));
-    assert_eq!(special.stops, [6, 9]);
+    // All but the training configuration's, whose place another took; the tokenizer's own and the one known by its text.
+    assert_eq!(special.end_ids(), [5, 6, 9, 97, 263]);
     assert!([5, 6, 9].iter().all(|id| special.ends_generation(*id)) && !special.ends_generation(7));
     let special = of(&SpecialTokenSources { tokenizer_config: Some(&named), ..Default::default() });
     assert_eq!((special.eos, special.bos, special.pad), (Some(97), Some(98), None));
@@ -94,14 +95,9 @@ fn folders_of_checkpoints() {
     write("config.json", json!({"eos_token_id": 0, "pad_token_id": 1, "vocab_size": 300}));
     write("generation_config.json", json!({"eos_token_id": 299}));
     let (special, notices) = read().unwrap();
-    assert_eq!((special.eos, special.pad, special.stops, notices.len()), (Some(263), Some(1), vec![299], 1));
+    let ends = special.end_ids();
+    assert_eq!((special.eos, special.pad, ends, notices.len()), (Some(263), Some(1), vec![263, 299], 1));
     for (name, value, expected) in [
-        (
-            "generation_config.json",
-            json!({"eos_token_id": 300}),
-            "`eos_token_id` in generation_config.json is 300, but ids go from 0 to 299",
-        ),
-        ("generation_config.json", json!({"eos_token_id": 1u64 << 33}), "is 8589934592"),
         (
             "generation_config.json",
             json!({"eos_token_id": "x"}),
@@ -109,11 +105,6 @@ fn folders_of_checkpoints() {
         ),
         ("generation_config.json", json!({"eos_token_id": [[1]]}), "found [1]"),
         ("generation_config.json", json!({"eos_token_id": -2}), "found -2"),
-        (
-            "tokenizer_config.json",
-            json!({"bos_token": "<s>"}),
-            "`bos_token` in tokenizer_config.json is \"<s>\", which is no token",
-        ),
         ("tokenizer_config.json", json!({"bos_token": 7}), "must be a token's text, found 7"),
     ] {
         write(name, value);
@@ -123,4 +114,119 @@ fn folders_of_checkpoints() {
     }
     std::fs::write(folder.path().join("config.json"), "{").unwrap();
     assert!(read().unwrap_err().contains("config.json is not valid JSON"));
+}
+
+#[test]
+fn tokens_that_the_model_does_not_have_are_passed_over_with_a_notice() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: Value| std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+    // Of the tokenizer's 264 tokens the model has rows for 262.
+    write("config.json", json!({"eos_token_id": 97, "vocab_size": 262}));
+    for (name, value, key, expected) in [
+        ("generation_config.json", json!({"pad_token_id": 262}), "pad_token_id", "is 262, beyond the 262 rows"),
+        ("generation_config.json", json!({"bos_token_id": 1u64 << 33}), "bos_token_id", "is 8589934592, beyond"),
+        ("generation_config.json", json!({"eos_token_id": [97, 300]}), "eos_token_id", "is 300, beyond"),
+        ("generation_config.json", json!({"eot_token_id": 999}), "eot_token_id", "is 999, beyond"),
+        ("tokenizer_config.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is no token"),
+        ("tokenizer_config.json", json!({"unk_token": "<unk>"}), "unk_token", "is \"<unk>\", which is no token"),
+        (
+            "tokenizer_config.json",
+            json!({"bos_token": {"content": "<s>"}}),
+            "bos_token",
+            "is \"<s>\", which is no token",
+        ),
+        ("tokenizer_config.json", json!({"eos_token": "</s>"}), "eos_token", "is \"</s>\", which is no token"),
+        ("special_tokens_map.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is no token"),
+        // There is such a token, and no row for it.
+        ("tokenizer_config.json", json!({"pad_token": "<|endoftext|>"}), "pad_token", "is 263, beyond the 262 rows"),
+    ] {
+        write(name, value);
+        let (special, notices) = SpecialTokens::from_directory(&tiny(), folder.path(), false).unwrap();
+        assert_eq!((special.pad, special.bos, special.unk, special.end_ids()), (None, None, None, vec![97]), "{name}");
+        assert_eq!(notices.len(), 1, "{notices:?}");
+        let notice = notices[0].to_string();
+        let parts = [format!("`{key}` in {name} {expected}"), "passed over".to_owned()];
+        assert!(parts.iter().all(|part| notice.contains(part)), "{notice}");
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+}
+
+/// A tokenizer of the bytes and these tokens, from id 264 on.
+fn with_tokens(texts: &[&str]) -> Tokenizer {
+    let mut json = tiny_json();
+    for (text, id) in texts.iter().zip(264..) {
+        json["model"]["vocab"][*text] = json!(id);
+    }
+    Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
+}
+
+#[test]
+fn tokens_known_by_their_text_end_generation() {
+    let ends = |texts: &[&str]| {
+        let (special, _) = SpecialTokens::resolve(&with_tokens(texts), &SpecialTokenSources::default()).unwrap();
+        special.end_ids()
+    };
+    // Those of the set that `llama-vocab.cpp` makes, one by one.
+    for text in [
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_turn>",
+        "</s>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
+        "<|fim_pad|>",
+        "<PAD>",
+        "[PAD]",
+        "<|fim_repo|>",
+        "<|repo_name|>",
+        "<REPO>",
+        "<|file_sep|>",
+    ] {
+        assert_eq!(ends(&[text]), [263, 264], "{text}");
+    }
+    for text in ["<|im_start|>", "<|eot_id", "<s>", "<|fim_prefix|>", "[PAD264]"] {
+        assert_eq!(ends(&[text]), [263], "{text}");
+    }
+    // Where an answer consists of several messages, the end of one is not the end; and there `</s>` is a text.
+    assert_eq!(ends(&["<|end|>", "<|return|>", "<|call|>"]), [263, 265, 266]);
+    assert_eq!(ends(&["<|end|>", "<|flush|>", "<|calls|>"]), [263, 265, 266]);
+    assert_eq!(ends(&["</s>", "<|tool_response>"]), [263, 265]);
+}
+
+#[test]
+fn everything_that_names_an_end_is_told() {
+    let tokenizer = with_tokens(&["<|eot_id|>", "<turn>", "<stop>"]);
+    let config = json!({"eos_token_id": [263, 266], "eot_token_id": 264});
+    let generation = json!({"eos_token_id": [266, 263]});
+    let [named, map] = [json!({"eos_token": "<|endoftext|>"}), json!({"eos_token": "<stop>", "eot_token": "<turn>"})];
+    let sources = SpecialTokenSources {
+        config: Some(&config),
+        generation_config: Some(&generation),
+        tokenizer_config: Some(&named),
+        special_tokens_map: Some(&map),
+        ..Default::default()
+    };
+    let (special, notices) = SpecialTokens::resolve(&tokenizer, &sources).unwrap();
+    assert!(notices.is_empty(), "{notices:?}");
+    assert_eq!((special.eos, special.end_ids()), (Some(263), vec![263, 266, 264, 265]));
+    let says = |id: u32| special.ends.iter().find(|end| end.id == id).unwrap().sources.join("; ");
+    assert_eq!(says(264), "eot_token_id of config.json; its text, as llama.cpp knows it");
+    assert_eq!(says(266), "eos_token_id of config.json; eos_token_id of generation_config.json");
+    assert_eq!(says(265), "eot_token of the tokenizer's settings");
+    // Without a tokenizer the ids alone count.
+    let (special, _) = SpecialTokens::resolve(None, &sources).unwrap();
+    assert_eq!(special.end_ids(), [263, 266, 264]);
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use olmoe_data::Tokenizer;
-use olmoe_data::documents::{Fields, IdType};
+use olmoe_data::documents::{Documents, Fields, IdType};
 use olmoe_data::token_file::TokenType;
 use olmoe_data::tokenize::{Plan, Settings, Summary, TokenizeError, find};
 use serde_json::Value;
@@ -304,4 +304,64 @@ fn archives_of_several_pieces() {
     let summary = run(&tokenizer(), settings, &[folder.path().join("x.zst")], &folder.path().join("out")).unwrap();
     assert_eq!((summary.documents, summary.malformed), (138, 1));
     assert!(summary.named[0].line == 70 && summary.named[0].reason.contains("trailing characters"));
+}
+
+/// The texts of a file's documents.
+fn texts(path: &Path) -> Result<Vec<String>, std::io::Error> {
+    let fields = Fields { id: None, ..Fields::default() };
+    let mut documents = Documents::open(path, &fields, &|_| {})?;
+    let mut texts = Vec::new();
+    while let Some(document) = documents.next(&mut |malformed| panic!("{malformed}"))? {
+        texts.push(document.text);
+    }
+    Ok(texts)
+}
+
+fn packed(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn text_as_it_lies_on_disks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = ("{\"text\":\"one\"}\n", "{\"text\":\"two\"}\n");
+    let both = [one, two].concat();
+    let windows = both.replace('\n', "\r\n");
+    let zeros = vec![0u8; 70_000];
+    for (name, bytes) in [
+        ("mark.jsonl", ["\u{feff}", &both].concat().into_bytes()),
+        ("mark-windows.jsonl", ["\u{feff}", &windows].concat().into_bytes()),
+        ("mark-and-empty-line.jsonl", ["\u{feff}\r\n", &windows].concat().into_bytes()),
+        ("mark.jsonl.gz", packed(["\u{feff}", &both].concat().as_bytes())),
+        ("upper.jsonl.GZ", packed(both.as_bytes())),
+        ("members.jsonl.gz", [packed(one.as_bytes()), packed(b""), packed(two.as_bytes())].concat()),
+        ("filled-up.jsonl.gz", [packed(both.as_bytes()), zeros.clone()].concat()),
+        ("filled-between.jsonl.gz", [packed(one.as_bytes()), zeros.clone(), packed(two.as_bytes()), zeros].concat()),
+        // A pipe has no name: what it is shows in its first bytes.
+        ("nameless", packed(both.as_bytes())),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(texts(&path).unwrap(), ["one", "two"], "{name}");
+    }
+    for name in ["empty.jsonl", "empty.jsonl.gz"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(texts(&path).unwrap(), [""; 0], "{name}");
+    }
+    let utf16: Vec<u8> = format!("\u{feff}{both}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let cut = packed(both.as_bytes());
+    for (name, bytes, expected) in [
+        ("utf16.jsonl", utf16, "the text is UTF-16; convert it to UTF-8 first"),
+        ("cut.jsonl.gz", cut[..cut.len() - 5].to_vec(), ""),
+        ("garbage.jsonl.gz", [&cut[..], b"garbage"].concat(), "gzip header"),
+        ("plain.jsonl.gz", both.clone().into_bytes(), "gzip header"),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let error = texts(&path).unwrap_err().to_string();
+        assert!(error.contains(expected), "{name}: {error}");
+    }
 }

@@ -2,8 +2,14 @@
 
 mod shared;
 
-use olmoe_data::{Pre, SpecialTokens, TokenKind, Tokenizer, Vocabulary};
+use olmoe_data::{Pre, SpecialTokenSources, SpecialTokens, TokenKind, Tokenizer, Vocabulary};
 use shared::{REAL, data, golden, ids, real, tiny, tiny_vocabulary};
+
+/// The special tokens of what a GGUF file holds.
+fn special_of(tokenizer: &Tokenizer, vocabulary: &Vocabulary) -> SpecialTokens {
+    let sources = SpecialTokenSources { vocabulary: Some(vocabulary), ..Default::default() };
+    SpecialTokens::resolve(tokenizer, &sources).unwrap().0
+}
 
 #[test]
 fn there_and_back_gives_the_same_ids() {
@@ -18,8 +24,9 @@ fn there_and_back_gives_the_same_ids() {
         );
         assert_eq!((vocabulary.eos, vocabulary.bos, vocabulary.pad), (special.eos, None, Some(1)));
         assert_eq!(vocabulary.tokens[rows_of_model - 1], format!("[PAD{}]", rows_of_model - 1));
-        assert_eq!(SpecialTokens::from_vocabulary(&vocabulary), special);
         let back = Tokenizer::from_vocabulary(&vocabulary).unwrap();
+        let found = special_of(&back, &vocabulary);
+        assert_eq!((found.eos, found.bos, found.pad, found.unk), (special.eos, None, Some(1), None));
         assert_eq!(back.size(), tokenizer.size());
         for row in &rows {
             let (text, expected) = (row["text"].as_str().unwrap(), ids(&row[name]));
@@ -80,7 +87,7 @@ fn ways_to_cut_words_have_names() {
         assert_eq!(Pre::from_name(Some(pre.name())).unwrap(), pre);
         let vocabulary = tiny_vocabulary(pre);
         let tokenizer = Tokenizer::from_vocabulary(&vocabulary).unwrap();
-        let special = SpecialTokens::from_vocabulary(&vocabulary);
+        let special = special_of(&tokenizer, &vocabulary);
         assert_eq!(tokenizer.to_vocabulary(264, &special).unwrap(), vocabulary, "{pre:?}");
         assert_eq!(tokenizer.encode("the low   <|endoftext|>").unwrap(), [257, 32, 260, 262, 263], "{pre:?}");
     }
@@ -113,7 +120,14 @@ fn bad_vocabularies_are_errors() {
     }
     let error = Pre::from_name(Some("deepseek-llm")).unwrap_err().to_string();
     assert!(error.contains("\"deepseek-llm\" is not supported; supported are default, gpt-2, gpt2, olmo"), "{error}");
+    // A token that the tokenizer was given and the model was not is left out.
     let special = SpecialTokens::default();
+    let mut json = shared::tiny_json();
+    let mut added = json["added_tokens"][1].clone();
+    (added["id"], added["content"]) = (264.into(), "[PAD]".into());
+    json["added_tokens"].as_array_mut().unwrap().push(added);
+    let with_pad = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+    assert_eq!(with_pad.to_vocabulary(264, &special).unwrap(), tiny().to_vocabulary(264, &special).unwrap());
     for (rows, expected) in [(263, "264 ids, but the model only 263 rows"), (usize::MAX, "more than the limit")] {
         let error = tiny().to_vocabulary(rows, &special).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -191,6 +205,7 @@ fn vocabulary_of(path: &std::path::Path) -> Vocabulary {
         eos: id("eos"),
         pad: id("padding"),
         unk: id("unknown"),
+        ends: Vec::new(),
         add_bos: false,
         chat_template: text("tokenizer.chat_template"),
     }
@@ -226,4 +241,29 @@ fn a_vocabulary_of_bytes_has_a_token_for_each() {
     let text = "A 生活 of\n\tbytes.";
     assert_eq!(tokenizer.encode(text).unwrap(), text.bytes().map(u32::from).collect::<Vec<_>>());
     assert_eq!(tokenizer.encode("a<|endoftext|>").unwrap(), [97, 256]);
+}
+
+#[test]
+fn a_beginning_of_texts_goes_both_ways() {
+    let beginning = |vocabulary: &Vocabulary| Tokenizer::from_vocabulary(vocabulary).unwrap().before_text().to_vec();
+    let plain = tiny_vocabulary(Pre::LlamaBpe);
+    let with_bos = Vocabulary { bos: Some(263), add_bos: true, ..plain.clone() };
+    assert_eq!(beginning(&plain), [0u32; 0]);
+    assert_eq!(beginning(&Vocabulary { bos: Some(263), ..plain.clone() }), [0u32; 0]);
+    assert_eq!(beginning(&Vocabulary { add_bos: true, ..plain.clone() }), [0u32; 0]);
+    let tokenizer = Tokenizer::from_vocabulary(&with_bos).unwrap();
+    assert_eq!(tokenizer.before_text(), [263]);
+    // The library that reads the file puts it there, too.
+    let library = tokenizers::Tokenizer::from_bytes(tokenizer.json()).unwrap();
+    assert_eq!(library.encode("the", true).unwrap().get_ids(), [263, 257]);
+    let special = SpecialTokens { bos: Some(263), eos: Some(263), ..SpecialTokens::default() };
+    assert_eq!(tokenizer.to_vocabulary(264, &special).unwrap(), with_bos);
+    // Without another word the token before texts is bos; another bos is none that a file could put there.
+    let nameless = SpecialTokens { bos: None, ..special.clone() };
+    assert_eq!(tokenizer.to_vocabulary(264, &nameless).unwrap().bos, Some(263));
+    let error = tokenizer.to_vocabulary(264, &SpecialTokens { bos: Some(1), ..special }).unwrap_err().to_string();
+    assert!(
+        error.contains("puts the tokens [263] before a text") && error.contains("`bos` only, which is 1"),
+        "{error}"
+    );
 }

@@ -10,6 +10,7 @@ use anyhow::Context;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::inference::Loading;
+use olmoe_data::SpecialTokens;
 use olmoe_engine::{Engine, EngineConfig, Request, Sampling};
 use olmoe_model::model::Precision;
 
@@ -21,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     let tokenizer = companions.tokenizer().context("this model comes without a tokenizer")?;
     let model = checkpoint.load(&Loading::new(Precision::AmpBf16, true), &|_| {})?.model;
 
-    let ends = companions.special_tokens().and_then(|special| special.eos).into_iter().collect();
+    let ends = companions.special_tokens().map(SpecialTokens::end_ids).unwrap_or_default();
     let config = EngineConfig { ends, ..EngineConfig::default() };
     let mut engine = Engine::new(Arc::new(model), Some(tokenizer.clone()), config)?;
     let prompts: Vec<String> = arguments.collect();

@@ -398,7 +398,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use olmoe_model::config::ModelConfig;
-    use olmoe_model::model::Precision;
+    use olmoe_model::model::{Held, Precision};
 
     use super::*;
     use crate::completion::Completion;
@@ -408,7 +408,8 @@ mod tests {
         "max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 0}"#;
 
     fn engine() -> Engine {
-        let mut model = Model::new(ModelConfig::from_hf_json(JSON).unwrap().config, Precision::Fp32, false).unwrap();
+        let mut model =
+            Model::new(ModelConfig::from_hf_json(JSON).unwrap().config, Precision::Fp32, Held::Inference).unwrap();
         model.initialize(5);
         let config = EngineConfig { max_running: 2, step_tokens: 8, ..EngineConfig::default() };
         Engine::new(Arc::new(model), None, config).unwrap()

@@ -159,11 +159,12 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parameters::ParameterKind;
+    use crate::parameters::{ModuleId, ParameterKind, Part};
 
     fn spec(name: &str, len: usize, std: f64, cutoff_factor: Option<f64>) -> ParameterSpec {
         let init = InitRule::Normal { std, cutoff_factor };
-        ParameterSpec { name: name.into(), shape: vec![len], kind: ParameterKind::Linear, layer: None, init }
+        let module = ModuleId { layer: None, part: Part::Head };
+        ParameterSpec { module, name: name.into(), shape: vec![len], kind: ParameterKind::Linear, init }
     }
 
     fn draw(spec: &ParameterSpec, seed: u64) -> Vec<f32> {

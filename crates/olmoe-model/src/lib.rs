@@ -3,7 +3,9 @@
 pub mod auxiliary;
 pub mod batch;
 pub mod config;
+mod identity;
 pub mod init;
 pub mod model;
+mod modules;
 pub mod parameters;
 pub mod routing;

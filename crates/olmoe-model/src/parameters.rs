@@ -21,19 +21,27 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, FeedForward, InitMethod, MAX_PARAMETERS, Mlp, ModelConfig, Moe, Norm};
+use crate::config::{ConfigError, FeedForward, InitMethod, Mlp, ModelConfig, Moe, Norm};
+use crate::modules::{
+    AttentionModule, BlockModule, FeedForwardModule, Linear, MlpModule, Modules, MoeModule, NormModule, ParameterId,
+};
+
+/// Most parameters of a model, about 17.6 trillion.
+pub const MAX_PARAMETERS: u64 = 1 << 44;
+
+pub use crate::identity::{MlpMatrix, MlpOf, ModuleId, Part, Projection};
 
 /// One parameter of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParameterSpec {
-    /// Canonical name, unique within the model.
+    /// The module that it is a parameter of.
+    pub module: ModuleId,
+    /// Canonical name, unique within the model: that of the module and [`ParameterKind::suffix`].
     pub name: String,
     /// Extents, outermost first; row-major.
     pub shape: Vec<usize>,
     /// What it is, for weight decay and for placing it.
     pub kind: ParameterKind,
-    /// The layer it belongs to, counted from 0; `None` for the embedding, the final norm and the head.
-    pub layer: Option<usize>,
     /// How it starts.
     pub init: InitRule,
 }
@@ -62,6 +70,13 @@ pub enum ParameterKind {
     Norm,
     /// A bias, of a linear or of a norm.
     Bias,
+}
+
+impl ParameterKind {
+    /// What the name of such a parameter ends in, after that of its module.
+    pub fn suffix(self) -> &'static str {
+        if self == ParameterKind::Bias { "bias" } else { "weight" }
+    }
 }
 
 /// The distribution a parameter starts from.
@@ -96,14 +111,17 @@ impl ParameterCount {
     /// [`ConfigError::TooManyParameters`] above [`MAX_PARAMETERS`].
     pub fn of(config: &ModelConfig) -> Result<Self, ConfigError> {
         let (mut outer, mut shared, mut experts) = (0u128, 0u128, 0u128);
-        before_layers(config, &mut |entry| outer = outer.saturating_add(entry.num_elements()));
-        after_layers(config, &mut |entry| outer = outer.saturating_add(entry.num_elements()));
+        let mut count_outer = |entry: Entry<'_>| outer = outer.saturating_add(entry.num_elements());
+        let mut visit = Visit::new(&mut count_outer);
+        let embedding = visit.before_layers(config);
+        visit.after_layers(config, embedding.0);
         // Layers are of two kinds at most: those like the first and those like the second.
         for (index, count) in [(0, config.n_layers.div_ceil(2)), (1, config.n_layers / 2)] {
-            layer(config, index, &mut |entry| {
+            let mut count_layer = |entry: Entry<'_>| {
                 let sum = if entry.kind == ParameterKind::Expert { &mut experts } else { &mut shared };
                 *sum = sum.saturating_add(entry.num_elements().saturating_mul(count as u128));
-            });
+            };
+            Visit::new(&mut count_layer).block(config, index);
         }
         // Every stack of experts has E equal slices, so the division is exact.
         let routed = config.moe().map_or(0, |moe| {
@@ -120,19 +138,23 @@ impl ParameterCount {
 
 /// All parameters of a model, in canonical order: embedding, layers from the first to the last, final norm, head.
 pub fn parameters(config: &ModelConfig) -> Vec<ParameterSpec> {
-    let mut specs = Vec::new();
-    before_layers(config, &mut |entry| specs.push(entry.spec(config, None)));
-    for index in 0..config.n_layers {
-        layer(config, index, &mut |entry| specs.push(entry.spec(config, Some(index))));
-    }
-    after_layers(config, &mut |entry| specs.push(entry.spec(config, None)));
-    specs
+    registry(config).0
 }
 
-/// One parameter before it is given a layer: nothing is allocated to visit it.
+/// The same, and where each module finds its own.
+pub(crate) fn registry(config: &ModelConfig) -> (Vec<ParameterSpec>, Modules) {
+    let mut specs = Vec::new();
+    let mut receive = |entry: Entry<'_>| specs.push(entry.spec(config));
+    let mut visit = Visit::new(&mut receive);
+    let (embedding, embedding_norm) = visit.before_layers(config);
+    let blocks = (0..config.n_layers).map(|index| visit.block(config, index)).collect();
+    let (norm, head) = visit.after_layers(config, embedding);
+    (specs, Modules { embedding, embedding_norm, blocks, norm, head })
+}
+
+/// One parameter as it is visited: nothing is allocated for it.
 struct Entry<'a> {
-    /// Name of the module, without the layer and without `.weight` or `.bias`.
-    module: &'static str,
+    module: ModuleId,
     shape: &'a [usize],
     kind: ParameterKind,
     role: Role,
@@ -156,15 +178,15 @@ impl Entry<'_> {
         self.shape.iter().fold(1, |product: u128, &extent| product.saturating_mul(extent as u128))
     }
 
-    fn spec(&self, config: &ModelConfig, layer: Option<usize>) -> ParameterSpec {
-        let suffix = if self.kind == ParameterKind::Bias { "bias" } else { "weight" };
-        let name = match layer {
-            Some(layer) => format!("layers.{layer}.{}.{suffix}", self.module),
-            None => format!("{}.{suffix}", self.module),
-        };
+    fn spec(&self, config: &ModelConfig) -> ParameterSpec {
         let fan_in = self.shape.last().copied().unwrap_or(1);
-        let init = init_rule(config, self.role, layer.unwrap_or(0), fan_in);
-        ParameterSpec { name, shape: self.shape.to_vec(), kind: self.kind, layer, init }
+        ParameterSpec {
+            module: self.module,
+            name: format!("{}.{}", self.module, self.kind.suffix()),
+            shape: self.shape.to_vec(),
+            kind: self.kind,
+            init: init_rule(config, self.role, self.module.layer.unwrap_or(0), fan_in),
+        }
     }
 }
 
@@ -200,86 +222,114 @@ fn init_rule(config: &ModelConfig, role: Role, layer: usize, fan_in: usize) -> I
     InitRule::Normal { std, cutoff_factor }
 }
 
-/// Receives entries in canonical order.
-type Visit<'v> = &'v mut dyn FnMut(Entry<'_>);
-
-fn before_layers(config: &ModelConfig, visit: Visit<'_>) {
-    visit(Entry {
-        module: "embed_tokens",
-        shape: &[config.embedding_size, config.d_model],
-        kind: ParameterKind::Embedding,
-        role: Role::Embedding,
-    });
-    norm("embedding_norm", config.embedding_norm, config.d_model, visit);
+/// A walk over the parameters in canonical order, which hands each on and gives each module the numbers of its own.
+struct Visit<'v> {
+    receive: &'v mut dyn FnMut(Entry<'_>),
+    next: ParameterId,
+    layer: Option<usize>,
 }
 
-fn after_layers(config: &ModelConfig, visit: Visit<'_>) {
-    norm("norm", Some(config.norm), config.d_model, visit);
-    if !config.tie_embeddings {
-        linear("lm_head", config.embedding_size, config.d_model, Role::Head, config.head_bias, visit);
+impl<'v> Visit<'v> {
+    fn new(receive: &'v mut dyn FnMut(Entry<'_>)) -> Visit<'v> {
+        Visit { receive, next: 0, layer: None }
     }
-}
 
-fn layer(config: &ModelConfig, index: usize, visit: Visit<'_>) {
-    let (d, q, kv, bias) = (config.d_model, config.query_width(), config.key_value_width(), config.attention_bias);
-    norm("attention_norm", Some(config.norm), d, visit);
-    linear("attention.q_proj", q, d, Role::Input, bias, visit);
-    linear("attention.k_proj", kv, d, Role::Input, bias, visit);
-    linear("attention.v_proj", kv, d, Role::Input, bias, visit);
-    norm("attention.q_norm", config.qk_norm, q, visit);
-    norm("attention.k_norm", config.qk_norm, kv, visit);
-    linear("attention.o_proj", d, q, Role::Output, bias, visit);
-    norm("mlp_norm", Some(config.norm), d, visit);
-    match config.feed_forward_of(index) {
-        FeedForward::Dense(shape) => {
-            mlp(["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"], shape, d, config.mlp_bias, visit);
+    fn before_layers(&mut self, config: &ModelConfig) -> (ParameterId, Option<NormModule>) {
+        let shape = [config.embedding_size, config.d_model];
+        let embedding = self.parameter(Part::Embedding, &shape, ParameterKind::Embedding, Role::Embedding);
+        let norm = config.embedding_norm.map(|norm| self.norm(Part::EmbeddingNorm, norm, config.d_model));
+        (embedding, norm)
+    }
+
+    fn after_layers(&mut self, config: &ModelConfig, embedding: ParameterId) -> (NormModule, Linear) {
+        self.layer = None;
+        let norm = self.norm(Part::FinalNorm, config.norm, config.d_model);
+        let head = match config.tie_embeddings {
+            true => Linear { weight: embedding, bias: None },
+            false => self.linear(Part::Head, config.embedding_size, config.d_model, Role::Head, config.head_bias),
+        };
+        (norm, head)
+    }
+
+    fn block(&mut self, config: &ModelConfig, index: usize) -> BlockModule {
+        self.layer = Some(index);
+        // Fields are visited in the order in which they are written.
+        BlockModule {
+            attention_norm: self.norm(Part::AttentionNorm, config.norm, config.d_model),
+            attention: self.attention(config),
+            mlp_norm: self.norm(Part::MlpNorm, config.norm, config.d_model),
+            feed_forward: match config.feed_forward_of(index) {
+                FeedForward::Dense(shape) => {
+                    FeedForwardModule::Dense(self.mlp(MlpOf::Dense, shape, config.d_model, config.mlp_bias))
+                }
+                FeedForward::Moe(moe) => FeedForwardModule::Moe(self.mixture(&moe, config.d_model, config.mlp_bias)),
+            },
         }
-        FeedForward::Moe(moe) => mixture(&moe, d, config.mlp_bias, visit),
     }
-}
 
-fn mixture(moe: &Moe, d: usize, bias: bool, visit: Visit<'_>) {
-    let (num_experts, width) = (moe.num_experts, moe.expert.width);
-    visit(Entry { module: "moe.router", shape: &[num_experts, d], kind: ParameterKind::Router, role: Role::Input });
-    let mut experts = |module, out, inputs, role| {
-        visit(Entry { module, shape: &[num_experts, out, inputs], kind: ParameterKind::Expert, role });
-    };
-    if moe.expert.activation.is_gated() {
-        experts("moe.experts.gate_proj", width, d, Role::Input);
+    fn attention(&mut self, config: &ModelConfig) -> AttentionModule {
+        let (d, q, kv, bias) = (config.d_model, config.query_width(), config.key_value_width(), config.attention_bias);
+        AttentionModule {
+            q: self.linear(Part::Attention(Projection::Query), q, d, Role::Input, bias),
+            k: self.linear(Part::Attention(Projection::Key), kv, d, Role::Input, bias),
+            v: self.linear(Part::Attention(Projection::Value), kv, d, Role::Input, bias),
+            q_norm: config.qk_norm.map(|norm| self.norm(Part::QueryNorm, norm, q)),
+            k_norm: config.qk_norm.map(|norm| self.norm(Part::KeyNorm, norm, kv)),
+            o: self.linear(Part::Attention(Projection::Output), d, q, Role::Output, bias),
+        }
     }
-    experts("moe.experts.up_proj", width, d, Role::Input);
-    experts("moe.experts.down_proj", d, width, Role::Output);
-    if bias {
-        visit(Entry { module: "moe", shape: &[d], kind: ParameterKind::Bias, role: Role::Zeros });
-    }
-    if let Some(shared) = moe.shared_expert {
-        let modules = ["moe.shared_expert.gate_proj", "moe.shared_expert.up_proj", "moe.shared_expert.down_proj"];
-        mlp(modules, shared, d, bias, visit);
-    }
-}
 
-fn mlp([gate, up, down]: [&'static str; 3], shape: Mlp, d: usize, bias: bool, visit: Visit<'_>) {
-    if shape.activation.is_gated() {
-        linear(gate, shape.width, d, Role::Input, bias, visit);
+    fn mixture(&mut self, moe: &Moe, d: usize, bias: bool) -> MoeModule {
+        let (num_experts, width) = (moe.num_experts, moe.expert.width);
+        let router = self.parameter(Part::Router, &[num_experts, d], ParameterKind::Router, Role::Input);
+        let mut expert = |matrix, out, inputs, role| {
+            let part = Part::Mlp(MlpOf::Experts, matrix);
+            let weight = self.parameter(part, &[num_experts, out, inputs], ParameterKind::Expert, role);
+            Linear { weight, bias: None }
+        };
+        let experts = MlpModule {
+            config: moe.expert,
+            gate: moe.expert.activation.is_gated().then(|| expert(MlpMatrix::Gate, width, d, Role::Input)),
+            up: expert(MlpMatrix::Up, width, d, Role::Input),
+            down: expert(MlpMatrix::Down, d, width, Role::Output),
+        };
+        MoeModule {
+            router,
+            experts,
+            bias: bias.then(|| self.parameter(Part::Mixture, &[d], ParameterKind::Bias, Role::Zeros)),
+            shared_expert: moe.shared_expert.map(|shared| self.mlp(MlpOf::SharedExpert, shared, d, bias)),
+        }
     }
-    linear(up, shape.width, d, Role::Input, bias, visit);
-    linear(down, d, shape.width, Role::Output, bias, visit);
-}
 
-fn linear(module: &'static str, out: usize, inputs: usize, role: Role, bias: bool, visit: Visit<'_>) {
-    visit(Entry { module, shape: &[out, inputs], kind: ParameterKind::Linear, role });
-    if bias {
-        visit(Entry { module, shape: &[out], kind: ParameterKind::Bias, role: Role::Zeros });
+    fn mlp(&mut self, of: MlpOf, shape: Mlp, d: usize, bias: bool) -> MlpModule {
+        let mut linear = |matrix, out, inputs, role| self.linear(Part::Mlp(of, matrix), out, inputs, role, bias);
+        MlpModule {
+            config: shape,
+            gate: shape.activation.is_gated().then(|| linear(MlpMatrix::Gate, shape.width, d, Role::Input)),
+            up: linear(MlpMatrix::Up, shape.width, d, Role::Input),
+            down: linear(MlpMatrix::Down, d, shape.width, Role::Output),
+        }
     }
-}
 
-fn norm(module: &'static str, norm: Option<Norm>, width: usize, visit: Visit<'_>) {
-    let Some(norm) = norm else { return };
-    if norm.affine {
-        visit(Entry { module, shape: &[width], kind: ParameterKind::Norm, role: Role::Ones });
+    fn linear(&mut self, part: Part, out: usize, inputs: usize, role: Role, bias: bool) -> Linear {
+        Linear {
+            weight: self.parameter(part, &[out, inputs], ParameterKind::Linear, role),
+            bias: bias.then(|| self.parameter(part, &[out], ParameterKind::Bias, Role::Zeros)),
+        }
     }
-    if norm.bias {
-        visit(Entry { module, shape: &[width], kind: ParameterKind::Bias, role: Role::Zeros });
+
+    fn norm(&mut self, part: Part, norm: Norm, width: usize) -> NormModule {
+        NormModule {
+            config: norm,
+            weight: norm.affine.then(|| self.parameter(part, &[width], ParameterKind::Norm, Role::Ones)),
+            bias: norm.bias.then(|| self.parameter(part, &[width], ParameterKind::Bias, Role::Zeros)),
+        }
+    }
+
+    fn parameter(&mut self, part: Part, shape: &[usize], kind: ParameterKind, role: Role) -> ParameterId {
+        (self.receive)(Entry { module: ModuleId { layer: self.layer, part }, shape, kind, role });
+        self.next += 1;
+        self.next - 1
     }
 }
 
@@ -299,7 +349,7 @@ mod tests {
     fn listing(config: &ModelConfig) -> Vec<String> {
         parameters(config)
             .iter()
-            .filter(|spec| spec.layer.unwrap_or(0) == 0)
+            .filter(|spec| spec.module.layer.unwrap_or(0) == 0)
             .map(|spec| format!("{} {:?} {:?}", spec.name, spec.shape, spec.kind))
             .collect()
     }
@@ -424,7 +474,7 @@ mod tests {
         config.validate().unwrap();
         let specs = parameters(&config);
         let of_kind = |part: &str| -> Vec<usize> {
-            specs.iter().filter(|spec| spec.name.contains(part)).filter_map(|spec| spec.layer).collect()
+            specs.iter().filter(|spec| spec.name.contains(part)).filter_map(|spec| spec.module.layer).collect()
         };
         assert_eq!(of_kind(".moe.router."), [1, 3]);
         assert_eq!(of_kind(".moe.experts.down_proj."), [1, 3]);

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use olmoe_model::batch::Batch;
 use olmoe_model::config::ModelConfig;
-use olmoe_model::model::{Activations, Keep, KvCache, Model, Precision};
+use olmoe_model::model::{Activations, Held, Keep, KvCache, Model, Precision};
 use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::memory::{peak_bytes, restart_peak};
 use olmoe_tensor::quant::BlockFormat;
@@ -30,11 +30,11 @@ fn config((width, expert, experts, top_k, heads, kv_heads, rows): Shape) -> Mode
 fn model(shape: Shape, precision: Precision, quantized: bool) -> Model {
     let config = config(shape);
     if !quantized {
-        let mut model = Model::new(config, precision, false).expect("a model");
+        let mut model = Model::new(config, precision, Held::Inference).expect("a model");
         model.initialize(1);
         return model;
     }
-    let mut drawn = Model::new(config.clone(), precision, false).expect("a model");
+    let mut drawn = Model::new(config.clone(), precision, Held::Inference).expect("a model");
     drawn.initialize(1);
     let count = drawn.parameters().len();
     let encodings = vec![Some(Encoding::Blocks(BlockFormat::Q8_0)); count];

@@ -2,7 +2,7 @@
 //! is that of all threads.
 
 use olmoe_model::config::ModelConfig;
-use olmoe_model::model::{Model, Precision};
+use olmoe_model::model::{Held, Model, Precision};
 use olmoe_tensor::memory::peak_bytes;
 use olmoe_tensor::threads::set_num_threads;
 
@@ -14,7 +14,7 @@ fn filling_takes_little_more_memory_than_the_model() {
     }"#;
     let config = ModelConfig::from_hf_json(json).expect("a good configuration").config;
     set_num_threads(2);
-    let mut model = Model::new(config, Precision::AmpBf16, false).expect("a model");
+    let mut model = Model::new(config, Precision::AmpBf16, Held::Inference).expect("a model");
     let made = peak_bytes();
     let id = model.find("layers.0.moe.experts.down_proj.weight").expect("it has experts");
     model.fill(id, |range, out| (range.len() == out.len()).then(|| out.fill(1.0)).ok_or(())).expect("both are a strip");

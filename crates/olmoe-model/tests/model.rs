@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{Activation, Mlp, ModelConfig};
-use olmoe_model::model::{Activations, Gradients, Keep, KvCache, Model, ModelError, Objective, Precision};
+use olmoe_model::model::{Activations, Held, Keep, KvCache, Model, ModelError, Objective, Precision};
 
 fn config() -> ModelConfig {
     let json = r#"{
@@ -17,7 +17,7 @@ fn config() -> ModelConfig {
 }
 
 fn model(precision: Precision) -> Model {
-    let mut model = Model::new(config(), precision, true).expect("a model");
+    let mut model = Model::new(config(), precision, Held::Trained).expect("a model");
     model.initialize(7);
     model
 }
@@ -71,11 +71,11 @@ fn what_does_not_fit_is_refused_and_nothing_is_lost() {
 
     let good = batch(&ids(8, 1));
     model.forward(&good, &mut activations).expect("a pass");
-    let mut gradients = Gradients::zeros(model.parameters());
+    let mut gradients = model.gradients();
     let objective = Objective { targets: &[99; 8], dlogp_t: &[-1.0; 8], z: 0.0, auxiliary: 0.0 };
     let error = model.backward(&good, &mut activations, &objective, &mut gradients).unwrap_err();
     assert!(matches!(error, ModelError::TokenId { at: 0, id: 99, .. }), "{error}");
-    assert!(gradients.iter().all(|g| g.iter().all(|x| *x == 0.0)));
+    assert!(gradients.iter().all(|(_, g)| g.iter().all(|x| *x == 0.0)));
 
     let mut caches = [KvCache::new(&model, 10)];
     let error = model.forward_cached(&good, &mut [], &mut activations).unwrap_err();
@@ -137,12 +137,12 @@ fn an_empty_batch_is_no_accident() {
     let model = model(Precision::Fp32);
     let mut activations = Activations::new(Keep::Everything);
     let batch = Batch::uniform(&[], 0).expect("nothing");
-    let mut gradients = Gradients::zeros(model.parameters());
-    let losses = model
-        .language_model_step(&batch, &[], 1.0, 1.0, &mut activations, &mut gradients)
-        .expect("a step over nothing");
-    assert_eq!(losses.total(), 0.0);
-    assert!(gradients.iter().all(|g| g.iter().all(|x| *x == 0.0)));
+    let mut gradients = model.gradients();
+    model.forward(&batch, &mut activations).expect("a pass over nothing");
+    let objective = Objective { targets: &[], dlogp_t: &[], z: 0.0, auxiliary: 1.0 };
+    let (log_probs, losses) = model.backward(&batch, &mut activations, &objective, &mut gradients).expect("a way back");
+    assert!(log_probs.logp_t.is_empty() && (losses.load_balancing, losses.z) == (0.0, 0.0));
+    assert!(gradients.iter().all(|(_, g)| g.iter().all(|x| *x == 0.0)));
 }
 
 /// The same parameters in a model made for inference, filled in the three ways there are.
@@ -152,8 +152,9 @@ fn a_model_made_for_inference_computes_the_same_from_its_packed_form_alone() {
         for precision in [Precision::Fp32, Precision::AmpBf16] {
             let mut config = config();
             config.tie_embeddings = tied;
-            let make = |trainable| Model::new(config.clone(), precision, trainable).expect("a model");
-            let (mut full, mut drawn, mut set, mut filled) = (make(true), make(false), make(false), make(false));
+            let make = |held| Model::new(config.clone(), precision, held).expect("a model");
+            let (mut full, mut drawn, mut set, mut filled) =
+                (make(Held::Trained), make(Held::Inference), make(Held::Inference), make(Held::Inference));
             full.initialize(7);
             drawn.initialize(7);
             for (id, spec) in full.parameters().iter().enumerate() {
@@ -201,8 +202,8 @@ fn the_release_takes_two_bytes_a_parameter() {
 
 #[test]
 fn the_first_failure_of_a_reader_wins() {
-    for trainable in [false, true] {
-        let mut model = Model::new(config(), Precision::Fp32, trainable).expect("a model");
+    for held in [Held::Inference, Held::Frozen, Held::Trained] {
+        let mut model = Model::new(config(), Precision::Fp32, held).expect("a model");
         let id = model.find("layers.0.moe.experts.up_proj.weight").expect("it has experts");
         // Six experts of ten rows of 24: the strips are the experts.
         for failing in [&[0][..], &[3, 1, 5], &[5]] {
@@ -233,7 +234,7 @@ fn the_first_failure_of_a_reader_wins() {
 #[test]
 #[should_panic(expected = "made for training")]
 fn numbers_that_are_not_held_cannot_be_updated() {
-    let mut model = Model::new(config(), Precision::Fp32, false).expect("a model");
+    let mut model = Model::new(config(), Precision::Fp32, Held::Inference).expect("a model");
     let id = model.find("lm_head.weight").expect("it has a head");
     model.update(id, |_, _| {});
 }
@@ -246,7 +247,7 @@ fn drawing_in_parts_leaves_no_trace() {
         "num_attention_heads": 4, "tie_word_embeddings": true, "max_position_embeddings": 4
     }"#;
     let config = ModelConfig::from_hf_json(json).expect("a good configuration").config;
-    let mut model = Model::new(config, Precision::AmpBf16, false).expect("a model");
+    let mut model = Model::new(config, Precision::AmpBf16, Held::Inference).expect("a model");
     model.initialize(5);
     let id = model.find("embed_tokens.weight").expect("it has an embedding");
     let mut expected = vec![0.0; 40000 * 120];
@@ -259,7 +260,7 @@ fn layers_are_counted_as_the_model_has_them() {
     let even_layers = Some(Mlp { width: 20, activation: Activation::SwiGlu });
     let config = ModelConfig { n_layers: 5, even_layers, ..config() };
     let model = {
-        let mut model = Model::new(config.clone(), Precision::Fp32, false).expect("a model");
+        let mut model = Model::new(config.clone(), Precision::Fp32, Held::Inference).expect("a model");
         model.initialize(7);
         model
     };
@@ -279,4 +280,26 @@ fn layers_are_counted_as_the_model_has_them() {
     let alike = ModelConfig { even_layers: None, ..config.clone() };
     assert!(bytes(&ModelConfig { even_layers: wide, ..config.clone() }) > bytes(&alike) + 9 * 3 * 9_000 * 4);
     assert!(bytes(&config) < bytes(&alike), "fewer routers");
+}
+
+#[test]
+fn log_probabilities_of_some_rows_are_those_of_all() {
+    let model = model(Precision::AmpBf16);
+    let mut activations = Activations::new(Keep::Nothing);
+    model.forward(&Batch::uniform(&ids(30, 1), 15).expect("two sequences"), &mut activations).expect("a pass");
+    let targets = ids(30, 2);
+    let all = model.log_probs(&activations, &targets).expect("log-probabilities");
+    // In any order, one of them twice.
+    let rows = [29, 3, 4, 3, 0];
+    let own: Vec<u32> = rows.iter().map(|row| targets[*row as usize]).collect();
+    let some = model.log_probs_at(&activations, &rows, &own).expect("log-probabilities");
+    for (i, row) in rows.iter().enumerate() {
+        let row = *row as usize;
+        assert_eq!((some.logp_t[i], some.lse_t[i]), (all.logp_t[row], all.lse_t[row]));
+    }
+    assert!(model.log_probs_at(&activations, &[], &[]).expect("nothing").logp_t.is_empty());
+    let error = model.log_probs_at(&activations, &[2, 30], &[5, 5]).unwrap_err();
+    assert!(matches!(error, ModelError::Row { row: 30, tokens: 30 }), "{error}");
+    let error = model.log_probs_at(&activations, &[2], &[61]).unwrap_err();
+    assert!(matches!(error, ModelError::TokenId { at: 0, id: 61, rows: 61 }), "{error}");
 }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
-use olmoe_model::model::{Activations, Keep, KvCache, Model, Precision};
+use olmoe_model::model::{Activations, Held, Keep, KvCache, Model, Precision};
 use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::quant::{BlockFormat, dequantize, quantize};
 use olmoe_tensor::threads::set_num_threads;
@@ -37,12 +37,12 @@ fn configs() -> [(&'static str, ModelConfig); 3] {
 
 /// A model of blocks, and one of the numbers that these stand for.
 fn models(config: &ModelConfig, format: BlockFormat) -> (Model, Model) {
-    let mut drawn = Model::new(config.clone(), Precision::Fp32, true).unwrap();
+    let mut drawn = Model::new(config.clone(), Precision::Fp32, Held::Trained).unwrap();
     drawn.initialize(3);
     let count = drawn.parameters().len();
     let encodings = vec![Some(Encoding::Blocks(format)); count];
     let mut blocks = Model::for_inference(config.clone(), Precision::Fp32, &encodings).unwrap();
-    let mut numbers = Model::new(config.clone(), Precision::Fp32, false).unwrap();
+    let mut numbers = Model::new(config.clone(), Precision::Fp32, Held::Inference).unwrap();
     let mut held = 0;
     for id in 0..count {
         let mut value = drawn.value(id).unwrap().to_vec();
@@ -150,7 +150,7 @@ fn an_embedding_is_what_its_bytes_stand_for() {
     for tied in [false, true] {
         let mut config = config(false);
         config.tie_embeddings = tied;
-        let mut drawn = Model::new(config.clone(), Precision::AmpBf16, true).unwrap();
+        let mut drawn = Model::new(config.clone(), Precision::AmpBf16, Held::Trained).unwrap();
         drawn.initialize(3);
         let embedding = drawn.find("embed_tokens.weight").unwrap();
         let plain = [Encoding::F32, Encoding::BF16, Encoding::F16];
@@ -162,7 +162,7 @@ fn an_embedding_is_what_its_bytes_stand_for() {
             let mut encodings = vec![None; drawn.parameters().len()];
             encodings[embedding] = Some(encoding);
             let mut held = Model::for_inference(config.clone(), Precision::AmpBf16, &encodings).unwrap();
-            let mut numbers = Model::new(config.clone(), Precision::AmpBf16, false).unwrap();
+            let mut numbers = Model::new(config.clone(), Precision::AmpBf16, Held::Inference).unwrap();
             for id in 0..encodings.len() {
                 let mut value = drawn.value(id).unwrap().to_vec();
                 if id == embedding {

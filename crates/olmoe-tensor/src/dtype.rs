@@ -106,7 +106,7 @@ pub fn widen<T: Element>(x: &[T], out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gemm::{Left, Operand, Source};
+    use crate::gemm::{Operand, PANEL_COLS, Right, Source};
     use crate::tensor::Tensor;
     use crate::testing::numbers;
 
@@ -148,8 +148,11 @@ mod tests {
         let x = numbers(2, 32);
         let mut stored = [bf16::ZERO; 32];
         narrow(&x, &mut stored);
-        let packed = Left::from_rows(Source::new(&x, 32), 1, 32, Operand::Bf16);
-        let units: &[bf16] = bytemuck::cast_slice(packed.panels().data);
-        assert_eq!(units, stored);
+        let packed = Right::from_rows(Source::new(&x, 32), 1, 32, Operand::Bf16);
+        let units = packed.group(0).data.iter().step_by(PANEL_COLS).flat_map(|unit| {
+            let [even, odd]: [bf16; 2] = bytemuck::cast(*unit);
+            [even, odd]
+        });
+        assert!(units.eq(stored));
     }
 }

@@ -68,6 +68,16 @@ impl Encoding {
         matches!(self, Self::Blocks(_))
     }
 
+    /// The largest number of a plain encoding; blocks have a range each.
+    pub fn largest(self) -> Option<f32> {
+        match self {
+            Self::Plain(DType::F32) => Some(f32::MAX),
+            Self::Plain(DType::Bf16) => Some(bf16::MAX.to_f32()),
+            Self::Plain(DType::F16) => Some(f16::MAX.to_f32()),
+            Self::Blocks(_) => None,
+        }
+    }
+
     /// The first unit that holds a number (or, in a block, a scale) that is infinite or not a number.
     pub fn first_not_finite(self, bytes: &[u8]) -> Option<usize> {
         // Whatever lies in memory, plain numbers are seen one by one; the exponent is all ones when they are not finite.
@@ -79,6 +89,15 @@ impl Encoding {
             Self::Plain(DType::Bf16) => halves(0x7f80),
             Self::Plain(DType::F16) => halves(0x7c00),
             Self::Blocks(format) => quant::first_invalid_block(format, bytes),
+        }
+    }
+
+    /// The first unit of what [`encode`](Self::encode) made of finite numbers that does not stand for them, because they are
+    /// beyond what the encoding can hold.
+    pub fn first_beyond(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Self::Plain(_) => self.first_not_finite(bytes),
+            Self::Blocks(format) => quant::first_saturated_block(format, bytes),
         }
     }
 
@@ -213,5 +232,35 @@ mod tests {
         q8.encode(&x[..64], &mut bytes[..68]);
         bytes[34..36].copy_from_slice(&f16::INFINITY.to_le_bytes());
         assert_eq!(q8.first_not_finite(&bytes), Some(1));
+    }
+
+    #[test]
+    fn what_is_too_large_is_found() {
+        let mut x = vec![1.0f32; 512];
+        // Bounds from the definitions: whole numbers up to 8, 16 and 127 times a scale that ends at 65504, and 15 or 31 steps
+        // above a minimum that ends there; parts of 256 numbers have whole scales up to 63 and 127 besides.
+        for (name, fits, large) in [
+            ("q4_0", 65504.0 * 7.0, 65504.0 * 9.0),
+            ("q5_0", 65504.0 * 15.0, 65504.0 * 17.0),
+            ("q8_0", 65504.0 * 126.0, 65504.0 * 129.0),
+            ("q4_1", 65504.0 * 14.0, 65504.0 * 18.0),
+            ("q5_1", 65504.0 * 30.0, 65504.0 * 34.0),
+            ("q4_k", 65504.0 * 15.0 * 60.0, 65504.0 * 15.0 * 80.0),
+            ("q6_k", 65504.0 * 31.0 * 120.0, 65504.0 * 32.0 * 150.0),
+        ] {
+            let encoding = Encoding::by_name(name).unwrap();
+            let mut found = |value: f32| {
+                x[300] = value;
+                let mut bytes = vec![0; encoding.bytes(512).unwrap()];
+                encoding.encode(&x, &mut bytes);
+                encoding.first_beyond(&bytes)
+            };
+            assert_eq!(found(fits), None, "{name}");
+            assert_eq!(found(large), Some(300 / encoding.unit()), "{name}");
+        }
+        let mut halves = vec![0; 1024];
+        x[300] = 7e4;
+        Encoding::F16.encode(&x, &mut halves);
+        assert_eq!(Encoding::F16.first_beyond(&halves), Some(300));
     }
 }

@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `schema` | the sections: every key of OLMo's, with its default |
 //! | `field` | how a section is declared, read and written |
-//! | [`duration`] | `max_duration` |
-//! | `progress` | what `max_duration`, `stop_at` and the scheduler's units come to at some point of a run |
+//! | [`duration`] | how long to train |
+//! | [`progress`] | `max_duration`, `stop_at`, and what they come to in a run |
 //! | `interpolation` | `${…}` |
 //! | `overrides` | `--section.key=value` |
 //! | `check` | which values make no sense; what has to be there when training begins |
@@ -19,7 +19,7 @@ mod field;
 mod interpolation;
 mod notices;
 mod overrides;
-mod progress;
+pub mod progress;
 mod schema;
 mod yaml;
 
@@ -38,8 +38,10 @@ pub use schema::{
     TrainConfig, TrainPrecision, TruncationDirection, WandbConfig,
 };
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use olmoe_data::expanded;
 use olmoe_model::config::{ModelConfig, parse_yaml, read_text};
 use olmoe_model::model::Precision;
 use serde_json::Value;
@@ -109,9 +111,23 @@ impl TrainConfig {
                 text: "an older key: it decides over `decay_norm_and_bias` and `decay_embeddings`; set those".into(),
             });
         }
+        config.expand_paths();
         check::check(&config)?;
         notices.extend(config.notices());
         Ok(Loaded { config, notices })
+    }
+
+    /// Puts the home directory and variables into the paths, which no shell saw.
+    fn expand_paths(&mut self) {
+        let evaluators = self.evaluators.iter_mut().map(|evaluator| &mut evaluator.data);
+        let data = std::iter::once(&mut self.data).chain(evaluators).flat_map(|data| {
+            let lists = data.paths.iter_mut().chain(&mut data.label_mask_paths);
+            lists.chain(data.datasets.iter_mut().flat_map(BTreeMap::values_mut)).flatten()
+        });
+        let single = [&mut self.save_folder, &mut self.tokenizer.identifier];
+        for path in single.into_iter().chain(&mut self.load_path).chain(data) {
+            *path = expanded(Path::new(path)).to_string_lossy().into_owned();
+        }
     }
 
     fn read_value(file: &Value) -> Result<Self, TrainConfigError> {

@@ -5,6 +5,7 @@
 //! | [`config`] | the configuration of a run: OLMo's YAML files |
 //! | [`schedule`] | the learning rate and the bound on the gradients over time |
 //! | [`metrics`] | what a run writes down of its steps: JSON lines and event files |
+//! | [`loss`] | what is learned from a batch, and what is reported of it |
 //! | [`optimizer`] | AdamW and LionW, clipping, metrics, saving and restoring |
 //! | [`state`] | how far a run is, and where in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
@@ -14,8 +15,9 @@
 //!
 //! ```
 //! use olmoe_model::batch::Batch;
-//! use olmoe_model::model::{Activations, Gradients, Model};
+//! use olmoe_model::model::{Activations, Held, Model};
 //! use olmoe_train::config::TrainConfig;
+//! use olmoe_train::loss::Loss;
 //! use olmoe_train::optimizer::{Optimizer, Step};
 //! use olmoe_train::schedule::Schedule;
 //! use olmoe_train::state::TrainerState;
@@ -32,10 +34,10 @@
 //! loaded.notices.iter().for_each(|notice| eprintln!("note: {notice}"));
 //! let config = loaded.config;
 //!
-//! let mut model = Model::new(config.model.clone(), config.precision().expect("set above"), true)?;
+//! let mut model = Model::new(config.model.clone(), config.precision().expect("set above"), Held::Trained)?;
 //! model.initialize(config.seed);
-//! let mut gradients = Gradients::zeros(model.parameters());
-//! let mut optimizer = Optimizer::new(config.optimizer.clone(), model.parameters());
+//! let mut gradients = model.gradients();
+//! let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
 //! let mut activations = Activations::new(config.keep());
 //! let schedule = Schedule::new(&config);
 //! let mut state = TrainerState::start(&config);
@@ -49,7 +51,7 @@
 //!     let (targets, _) = batch.next_tokens();
 //!     // OLMo divides by all tokens of the batch, though the last of a sequence has no target.
 //!     let tokens = batch.tokens() as f64;
-//!     model.language_model_step(&batch, &targets, tokens, 1.0, &mut activations, &mut gradients)?;
+//!     Loss::over(tokens).step(&model, &batch, &targets, &mut activations, &mut gradients)?;
 //!     let step = Step {
 //!         number: state.step,
 //!         learning_rate: schedule.learning_rate(config.schedule_position(&at), config.schedule_end(&at)),
@@ -63,6 +65,7 @@
 //! ```
 
 pub mod config;
+pub mod loss;
 pub mod metrics;
 pub mod optimizer;
 pub mod plan;

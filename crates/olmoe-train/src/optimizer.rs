@@ -1,4 +1,5 @@
-//! The optimizer of a run: AdamW or LionW over all parameters of a model, with clipping, and what a log says of a step.
+//! The optimizer of a run: AdamW or LionW over the trained parameters of a model, with clipping, and what a log says of a
+//! step.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -13,7 +14,7 @@ mod clip;
 pub mod metrics;
 pub mod state;
 
-use olmoe_model::model::{Gradients, Model};
+use olmoe_model::model::{Gradients, Held, Model, ParameterId};
 use olmoe_model::parameters::{ParameterKind, ParameterSpec};
 use olmoe_tensor::ops::adamw::{self, Leave};
 use olmoe_tensor::ops::global_norm::sum_of_squares;
@@ -58,7 +59,9 @@ pub struct Optimizer {
     config: OptimizerConfig,
     /// Steps taken since the state was zeros.
     steps: u64,
-    /// Weight decay of each parameter.
+    /// The trained parameters, in canonical order; everything else that is one a parameter is in their order.
+    ids: Vec<ParameterId>,
+    /// Weight decay of each.
     weight_decay: Vec<f64>,
     exp_avg: Vec<Tensor>,
     /// Of AdamW alone.
@@ -94,17 +97,21 @@ pub struct StepReport {
 
 impl Optimizer {
     /// No step taken yet.
-    pub fn new(config: OptimizerConfig, specs: &[ParameterSpec]) -> Optimizer {
-        let zeros = || specs.iter().map(|spec| Tensor::zeros(&spec.shape)).collect();
+    pub fn new(config: OptimizerConfig, model: &Model) -> Optimizer {
+        let ids = (0..model.parameters().len()).filter(|id| model.held(*id) == Held::Trained);
+        let ids: Vec<ParameterId> = ids.collect();
+        let specs = || ids.iter().map(|id| &model.parameters()[*id]);
+        let zeros = || specs().map(|spec| Tensor::zeros(&spec.shape)).collect();
         let decay = |spec: &ParameterSpec| if config.decays(spec.kind) { config.weight_decay } else { 0.0 };
         Optimizer {
             steps: 0,
-            weight_decay: specs.iter().map(decay).collect(),
+            weight_decay: specs().map(decay).collect(),
             exp_avg: zeros(),
             exp_avg_sq: if config.name == OptimizerName::AdamW { zeros() } else { Vec::new() },
-            clipping: Clipping::new(specs),
+            clipping: Clipping::new(specs()),
             metrics: None,
             recorded: false,
+            ids,
             config,
         }
     }
@@ -113,11 +120,11 @@ impl Optimizer {
     /// number nothing changes, neither parameters nor state.
     ///
     /// # Panics
-    /// When the model has other parameters than the optimizer was made for, or was not made for training.
+    /// When the model has other trained parameters than the one that the optimizer was made for.
     pub fn step(&mut self, model: &mut Model, gradients: &mut Gradients, step: &Step) -> StepReport {
-        assert_eq!(model.parameters().len(), self.exp_avg.len(), "an optimizer belongs to one model");
+        assert!(gradients.iter().map(|(id, _)| id).eq(self.ids.iter().copied()), "an optimizer belongs to one model");
         self.recorded = false;
-        let grad_norm = self.clipping.measure(gradients.iter().map(|g| sum_of_squares(g)));
+        let grad_norm = self.clipping.measure(gradients.iter().map(|(_, g)| sum_of_squares(g)));
         if !grad_norm.is_finite() {
             return StepReport { grad_norm, clip: 1.0, applied: false };
         }
@@ -128,15 +135,15 @@ impl Optimizer {
         self.steps += 1;
         let (metrics, recorded) = (&mut self.metrics, step.record && self.config.record_update_metrics);
         let leave = if recorded { Leave::Update } else { Leave::Zero };
-        for id in 0..self.exp_avg.len() {
-            let scale = self.clipping.coefficient(id);
+        for ((at, id), (_, gradient)) in self.ids.iter().copied().enumerate().zip(gradients.iter_mut()) {
+            let scale = self.clipping.coefficient(at);
             let (beta1, beta2) = self.config.betas;
             let (lr, weight_decay, selective) =
-                (step.learning_rate, self.weight_decay[id], self.config.selective_updates);
-            let (g, m) = (Shared::new(gradients.get_mut(id)), Shared::new(&mut self.exp_avg[id]));
+                (step.learning_rate, self.weight_decay[at], self.config.selective_updates);
+            let (g, m) = (Shared::new(&mut *gradient), Shared::new(&mut self.exp_avg[at]));
             match self.config.name {
                 OptimizerName::AdamW => {
-                    let v = Shared::new(&mut self.exp_avg_sq[id]);
+                    let v = Shared::new(&mut self.exp_avg_sq[at]);
                     let rule = adamw::AdamW { lr, beta1, beta2, eps: self.config.eps, weight_decay, selective };
                     let steps = self.steps;
                     model.update(id, |range, p| {
@@ -155,7 +162,7 @@ impl Optimizer {
                 }
             }
             if let (true, Some(metrics)) = (recorded, metrics.as_mut()) {
-                metrics.parameters[id].update = Some(summary(gradients.get(id)));
+                metrics.parameters[at].update = Some(summary(gradient));
             }
         }
         if recorded {
@@ -170,19 +177,19 @@ impl Optimizer {
     /// What is known before the update: OLMo's log has the gradients before clipping, and parameters and moments before the
     /// step.
     fn record_before(&mut self, model: &Model, gradients: &Gradients, grad_norm: f64) {
-        let specs = model.parameters();
+        let specs = self.ids.iter().map(|id| &model.parameters()[*id]);
         let metrics = self.metrics.get_or_insert_with(|| Metrics::new(specs));
         metrics.total_grad_norm = grad_norm;
         metrics.clipping_rate = self.clipping.rate();
         metrics.update_cosine = None;
         let adaptive = self.clipping.is_adaptive();
-        for id in 0..specs.len() {
-            metrics.parameters[id] = ParameterMetrics {
-                grad: summary(gradients.get(id)),
+        for (at, (id, gradient)) in gradients.iter().enumerate() {
+            metrics.parameters[at] = ParameterMetrics {
+                grad: summary(gradient),
                 param: model.value(id).map_or(Summary::EMPTY, |value| summary(value)),
-                exp_avg: summary(&self.exp_avg[id]),
-                exp_avg_sq: self.exp_avg_sq.get(id).map(|v| summary(v)),
-                grad_norm_exp_avg: adaptive.then(|| self.clipping.running_mean(id).into()),
+                exp_avg: summary(&self.exp_avg[at]),
+                exp_avg_sq: self.exp_avg_sq.get(at).map(|v| summary(v)),
+                grad_norm_exp_avg: adaptive.then(|| self.clipping.running_mean(at).into()),
                 update: None,
             };
         }
@@ -223,7 +230,7 @@ mod tests {
             "pad_token_id": 1, "eos_token_id": 2
         }"#;
         let config = ModelConfig::from_hf_json(json).expect("a good configuration").config;
-        let mut model = Model::new(config, Precision::Fp32, true).expect("a model");
+        let mut model = Model::new(config, Precision::Fp32, Held::Trained).expect("a model");
         model.initialize(3);
         model
     }
@@ -239,12 +246,12 @@ mod tests {
     #[test]
     fn clips_to_the_norm_updates_and_clears() {
         let mut model = model();
-        let mut gradients = Gradients::zeros(model.parameters());
-        gradients.iter_mut().for_each(|g| g.fill(0.5));
-        let count: usize = gradients.iter().map(|g| g.len()).sum();
+        let mut gradients = model.gradients();
+        gradients.iter_mut().for_each(|(_, g)| g.fill(0.5));
+        let count: usize = gradients.iter().map(|(_, g)| g.len()).sum();
         let norm = 0.5 * (count as f64).sqrt();
         let config = OptimizerConfig { weight_decay: 0.0, ..OptimizerConfig::release() };
-        let mut optimizer = Optimizer::new(config, model.parameters());
+        let mut optimizer = Optimizer::new(config, &model);
         let before = all(&model);
         let report = optimizer.step(&mut model, &mut gradients, &step(1e-3));
         assert!(report.applied && optimizer.steps() == 1);
@@ -254,16 +261,16 @@ mod tests {
         for (a, b) in all(&model).iter().zip(&before) {
             assert!((a - b + 1e-3).abs() < 2e-7, "{a} {b}");
         }
-        assert!(gradients.iter().all(|g| g.iter().all(|x| *x == 0.0)));
+        assert!(gradients.iter().all(|(_, g)| g.iter().all(|x| *x == 0.0)));
     }
 
     #[test]
     fn groups_decay_as_they_are_told() {
         let mut model = model();
-        let mut gradients = Gradients::zeros(model.parameters());
+        let mut gradients = model.gradients();
         let config =
             OptimizerConfig { decay_norm_and_bias: false, decay_embeddings: false, ..OptimizerConfig::release() };
-        let mut optimizer = Optimizer::new(config, model.parameters());
+        let mut optimizer = Optimizer::new(config, &model);
         let before: Vec<Vec<f32>> = (0..model.parameters().len()).map(|id| value(&model, id).to_vec()).collect();
         optimizer.step(&mut model, &mut gradients, &step(0.5));
         for (id, before) in before.iter().enumerate() {
@@ -278,11 +285,11 @@ mod tests {
     #[test]
     fn a_gradient_that_is_no_number_changes_nothing() {
         let mut model = model();
-        let mut gradients = Gradients::zeros(model.parameters());
-        let mut optimizer = Optimizer::new(OptimizerConfig::release(), model.parameters());
+        let mut gradients = model.gradients();
+        let mut optimizer = Optimizer::new(OptimizerConfig::release(), &model);
         let before = all(&model);
         for bad in [f32::NAN, f32::INFINITY] {
-            gradients.get_mut(4)[1] = bad;
+            gradients.get_mut(4).expect("all are trained")[1] = bad;
             let report = optimizer.step(&mut model, &mut gradients, &step(1e-3));
             assert!(!report.applied && optimizer.steps() == 0);
             assert_eq!(all(&model), before);
@@ -294,11 +301,11 @@ mod tests {
     fn packed_weights_follow_the_update() {
         // A model that was stepped computes what a model with the same numbers set computes.
         let mut model = model();
-        let mut gradients = Gradients::zeros(model.parameters());
-        gradients.iter_mut().for_each(|g| g.iter_mut().enumerate().for_each(|(i, g)| *g = (i % 7) as f32 - 3.0));
-        let mut optimizer = Optimizer::new(OptimizerConfig::release(), model.parameters());
+        let mut gradients = model.gradients();
+        gradients.iter_mut().for_each(|(_, g)| g.iter_mut().enumerate().for_each(|(i, g)| *g = (i % 7) as f32 - 3.0));
+        let mut optimizer = Optimizer::new(OptimizerConfig::release(), &model);
         optimizer.step(&mut model, &mut gradients, &step(1e-2));
-        let mut other = Model::new(model.config().clone(), Precision::Fp32, false).expect("a model");
+        let mut other = Model::new(model.config().clone(), Precision::Fp32, Held::Inference).expect("a model");
         for (id, spec) in model.parameters().iter().enumerate() {
             other.set(&spec.name, &spec.shape, value(&model, id)).expect("the same parameters");
         }
@@ -307,5 +314,27 @@ mod tests {
         let one = model.logits(&batch, &mut activations).expect("logits");
         let two = other.logits(&batch, &mut activations).expect("logits");
         assert_eq!(one[..], two[..]);
+    }
+
+    #[test]
+    fn frozen_parameters_stay_and_take_no_state() {
+        let whole = model();
+        let held = Held::for_training(whole.config(), |spec| spec.kind == ParameterKind::Router);
+        let mut model = Model::with(whole.config().clone(), Precision::Fp32, held, &[]).expect("a model");
+        model.initialize(3);
+        let mut optimizer = Optimizer::new(OptimizerConfig::release(), &model);
+        let mut gradients = model.gradients();
+        gradients.iter_mut().for_each(|(_, g)| g.fill(0.5));
+        let before = value(&model, model.find("layers.0.moe.router.weight").expect("a router")).to_vec();
+        assert!(optimizer.step(&mut model, &mut gradients, &Step { record: true, ..step(1e-3) }).applied);
+        // Two moments of the only router, 3 experts by 8.
+        assert_eq!(optimizer.state_bytes(), 2 * 3 * 8 * 4);
+        assert_eq!(optimizer.metrics().expect("recorded").parameters.len(), 1);
+        for (id, spec) in model.parameters().iter().enumerate() {
+            match spec.kind {
+                ParameterKind::Router => assert_ne!(value(&model, id), before),
+                _ => assert!(model.value(id).is_none_or(|x| x[..] == *value(&whole, id))),
+            }
+        }
     }
 }

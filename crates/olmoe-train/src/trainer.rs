@@ -55,7 +55,7 @@ use std::time::Instant;
 
 use olmoe_checkpoint::disk::{Disk, LocalDisk};
 use olmoe_data::pretrain::{Batch, DataSet, GLOBAL_INDICES, Loader, LoaderSettings};
-use olmoe_model::model::{Activations, Gradients, Model};
+use olmoe_model::model::{Activations, Gradients, Held, Model};
 
 use crate::config::{TrainConfig, TrainConfigError, count};
 use crate::optimizer::{Optimizer, Step};
@@ -149,9 +149,9 @@ impl<D: Disk> Trainer<D> {
         if let Some(available) = too_little_memory(plan.memory) {
             return Err(TrainError::Memory { parameters: plan.parameters.total, needed: plan.memory, available });
         }
-        let mut model = Arc::new(Model::new(config.model.clone(), precision, true)?);
+        let mut model = Arc::new(Model::new(config.model.clone(), precision, Held::Trained)?);
         samples.iter().try_for_each(|samples| samples.check(&model))?;
-        let mut optimizer = Optimizer::new(config.optimizer.clone(), model.parameters());
+        let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
         beginning.load(&config, unshared(&mut model), &mut optimizer, on)?;
         let moved = folder.claim(&config, beginning.path(), beginning.state.step, beginning.goes_on)?;
         for path in moved {
@@ -163,7 +163,7 @@ impl<D: Disk> Trainer<D> {
         let yaml = config.to_yaml()?;
         folder.write(CONFIG_FILE, |out| out.write_all(yaml.as_bytes()))?;
         Ok(Trainer {
-            gradients: Gradients::zeros(model.parameters()),
+            gradients: model.gradients(),
             activations: Activations::new(config.keep()),
             schedule: beginning.schedule(&config),
             state: beginning.state,

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use olmoe_model::batch::Batch;
 use olmoe_model::config::ModelConfig;
-use olmoe_model::model::{Activations, Gradients, Keep, KvCache, Model, Precision};
+use olmoe_model::model::{Activations, Held, Keep, KvCache, Model, Precision};
 use olmoe_tensor::memory;
 use olmoe_train::config::OptimizerConfig;
+use olmoe_train::loss::Loss;
 use olmoe_train::optimizer::{Clip, Optimizer, Step};
 
 /// The system's allocator, counting what it is asked for.
@@ -88,10 +89,10 @@ fn steady_steps_allocate_nothing() {
 }
 
 fn train(precision: Precision, keep: Keep) {
-    let mut model = Model::new(config(), precision, true).expect("a model");
+    let mut model = Model::new(config(), precision, Held::Trained).expect("a model");
     model.initialize(1);
-    let mut gradients = Gradients::zeros(model.parameters());
-    let mut optimizer = Optimizer::new(OptimizerConfig::release(), model.parameters());
+    let mut gradients = model.gradients();
+    let mut optimizer = Optimizer::new(OptimizerConfig::release(), &model);
     let mut activations = Activations::new(keep);
     let batch = batch();
     let (targets, count) = batch.next_tokens();
@@ -101,9 +102,8 @@ fn train(precision: Precision, keep: Keep) {
         // The metrics of every parameter are recorded, too.
         let settings = Step { number, learning_rate: 1e-3, clip: Clip::Norm(1.0), record: number.is_multiple_of(4) };
         let before = requests();
-        let losses = model
-            .language_model_step(&batch, &targets, count as f64, 1.0, &mut activations, &mut gradients)
-            .expect("a step");
+        let losses = Loss::over(count as f64).step(&model, &batch, &targets, &mut activations, &mut gradients);
+        let losses = losses.expect("a step");
         let report = optimizer.step(&mut model, &mut gradients, &settings);
         assert!(report.applied && losses.total().is_finite());
         requests() - before
@@ -114,7 +114,7 @@ fn train(precision: Precision, keep: Keep) {
 }
 
 fn decode(precision: Precision) {
-    let mut model = Model::new(config(), precision, false).expect("a model");
+    let mut model = Model::new(config(), precision, Held::Inference).expect("a model");
     model.initialize(1);
     let mut activations = Activations::new(Keep::Nothing);
     let mut caches = [KvCache::new(&model, 96)];

@@ -2,7 +2,7 @@
 
 use olmoe_checkpoint::save::{Checkpoints, SaveError};
 use olmoe_model::config::ModelConfig;
-use olmoe_model::model::{Gradients, Model, Precision};
+use olmoe_model::model::{Gradients, Held, Model, Precision};
 use olmoe_tensor::threads::set_num_threads;
 use olmoe_train::config::{OptimizerConfig, OptimizerName};
 use olmoe_train::optimizer::state::StateError;
@@ -16,7 +16,7 @@ fn model(width: usize) -> Model {
          embedding_size: null, eos_token_id: 0, pad_token_id: 1}}"
     );
     let config = ModelConfig::from_olmo_yaml(&yaml).expect("a good configuration").config;
-    let mut model = Model::new(config, Precision::Fp32, true).expect("a model");
+    let mut model = Model::new(config, Precision::Fp32, Held::Trained).expect("a model");
     model.initialize(1);
     model
 }
@@ -24,7 +24,7 @@ fn model(width: usize) -> Model {
 /// A step whose gradients depend on its number alone.
 fn step(optimizer: &mut Optimizer, model: &mut Model, gradients: &mut Gradients, number: u64) {
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    for g in gradients.iter_mut().flat_map(|g| g.iter_mut()) {
+    for g in gradients.iter_mut().flat_map(|(_, g)| g.iter_mut()) {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         *g = ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 0.1 * number as f32;
     }
@@ -46,8 +46,8 @@ fn a_resumed_run_is_the_uninterrupted_run() {
         set_num_threads(1);
         let mut model = model(16);
         let specs = model.parameters().to_vec();
-        let mut gradients = Gradients::zeros(&specs);
-        let mut optimizer = Optimizer::new(config.clone(), &specs);
+        let mut gradients = model.gradients();
+        let mut optimizer = Optimizer::new(config.clone(), &model);
         for number in 1..=3 {
             step(&mut optimizer, &mut model, &mut gradients, number);
         }
@@ -77,7 +77,7 @@ fn a_resumed_run_is_the_uninterrupted_run() {
         for (spec, value) in specs.iter().zip(&saved) {
             again.set(&spec.name, &spec.shape, value).expect("its parameters");
         }
-        let mut restored = Optimizer::new(config, &specs);
+        let mut restored = Optimizer::new(config, &again);
         restored.restore(&specs, &found).expect("restored");
         assert_eq!(restored.steps(), 3);
         for number in 4..=6 {
@@ -94,8 +94,8 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let checkpoints = Checkpoints::open(folder.path()).expect("a folder");
     let mut saved = model(16);
     let specs = saved.parameters().to_vec();
-    let mut gradients = Gradients::zeros(&specs);
-    let mut optimizer = Optimizer::new(OptimizerConfig::release(), &specs);
+    let mut gradients = saved.gradients();
+    let mut optimizer = Optimizer::new(OptimizerConfig::release(), &saved);
     (1..=2).for_each(|number| step(&mut optimizer, &mut saved, &mut gradients, number));
     let mut writer = checkpoints.begin(2).expect("a checkpoint");
     optimizer.save(&specs, &mut writer, u64::MAX).expect("saved");
@@ -103,19 +103,19 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let found = checkpoints.load(2).expect("it verifies");
 
     let lion = OptimizerConfig { name: OptimizerName::LionW, ..OptimizerConfig::release() };
-    let error = Optimizer::new(lion, &specs).restore(&specs, &found).expect_err("another rule");
+    let error = Optimizer::new(lion, &saved).restore(&specs, &found).expect_err("another rule");
     assert!(matches!(error, StateError::OtherRule { .. }), "{error}");
     assert!(error.to_string().contains("reset_optimizer_state"));
 
     let mut wider = model(24);
     let specs = wider.parameters().to_vec();
-    let mut gradients = Gradients::zeros(&specs);
-    let mut optimizer = Optimizer::new(OptimizerConfig::release(), &specs);
+    let mut gradients = wider.gradients();
+    let mut optimizer = Optimizer::new(OptimizerConfig::release(), &wider);
     let error = optimizer.restore(&specs, &found).expect_err("another model");
     assert!(error.to_string().contains("embed_tokens.weight.exp_avg"), "{error}");
     assert_eq!(optimizer.steps(), 0);
-    let mut fresh = Optimizer::new(OptimizerConfig::release(), &specs);
     let mut other = model(24);
+    let mut fresh = Optimizer::new(OptimizerConfig::release(), &other);
     step(&mut optimizer, &mut wider, &mut gradients, 1);
     step(&mut fresh, &mut other, &mut gradients, 1);
     assert_eq!(bits(&wider), bits(&other));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use olmoe_model::config::ModelConfig;
-use olmoe_model::model::{Gradients, Model, Precision};
+use olmoe_model::model::{Held, Model, Precision};
 use olmoe_train::config::{OptimizerConfig, OptimizerName};
 use olmoe_train::optimizer::{Clip, Optimizer, Step};
 use safetensors::SafeTensors;
@@ -29,7 +29,7 @@ fn model(start: &[f32]) -> Model {
         "pad_token_id": 1, "eos_token_id": 2
     }"#;
     let config = ModelConfig::from_hf_json(json).expect("a good configuration").config;
-    let mut model = Model::new(config, Precision::Fp32, true).expect("a model");
+    let mut model = Model::new(config, Precision::Fp32, Held::Trained).expect("a model");
     let specs = model.parameters().to_vec();
     let mut rest = start;
     for spec in &specs {
@@ -75,8 +75,8 @@ fn ten_steps_are_those_of_torch() {
         let specs = model.parameters().to_vec();
         let listed = metadata["parameters"].as_array().expect("a list");
         assert!(specs.iter().zip(listed).all(|(spec, listed)| listed[0] == spec.name.as_str()), "other parameters");
-        let mut gradients = Gradients::zeros(&specs);
-        let mut optimizer = Optimizer::new(config(case), &specs);
+        let mut gradients = model.gradients();
+        let mut optimizer = Optimizer::new(config(case), &model);
         let clip = match (case["ratio"].as_f64(), case["norm"].as_f64()) {
             (Some(ratio), _) => Clip::Ratio(ratio),
             (None, Some(norm)) => Clip::Norm(norm),
@@ -85,7 +85,7 @@ fn ten_steps_are_those_of_torch() {
         let norms = golden("norms").expect("norms");
         for t in 0..STEPS {
             let mut rest = &tensors["gradients"][t * start.len()..];
-            for g in gradients.iter_mut() {
+            for (_, g) in gradients.iter_mut() {
                 let (numbers, after) = rest.split_at(g.len());
                 g.copy_from_slice(numbers);
                 rest = after;
@@ -93,7 +93,7 @@ fn ten_steps_are_those_of_torch() {
             let step =
                 Step { number: t as u64 + 1, learning_rate: 1e-3 * (t + 1) as f64, clip, record: t + 1 == STEPS };
             let report = optimizer.step(&mut model, &mut gradients, &step);
-            assert!(report.applied && gradients.iter().all(|g| g.iter().all(|g| *g == 0.0)));
+            assert!(report.applied && gradients.iter().all(|(_, g)| g.iter().all(|g| *g == 0.0)));
             let got = [report.grad_norm as f32, report.clip as f32];
             assert_near(&got, &norms[2 * t..2 * t + 2], 0.0, &format!("{name}: norm and coefficient of step {t}"));
         }
@@ -126,11 +126,11 @@ fn metrics_are_those_of_torch() {
     let (golden, metadata) = golden();
     let mut model = model(&golden["start"]);
     let specs = model.parameters().to_vec();
-    let mut gradients = Gradients::zeros(&specs);
-    let mut optimizer = Optimizer::new(config(&metadata["cases"]["adamw"]), &specs);
+    let mut gradients = model.gradients();
+    let mut optimizer = Optimizer::new(config(&metadata["cases"]["adamw"]), &model);
     for t in 0..STEPS {
         let mut rest = &golden["gradients"][t * golden["start"].len()..];
-        for g in gradients.iter_mut() {
+        for (_, g) in gradients.iter_mut() {
             let (numbers, after) = rest.split_at(g.len());
             g.copy_from_slice(numbers);
             rest = after;

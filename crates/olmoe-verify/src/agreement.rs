@@ -56,8 +56,8 @@ pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMu
     let losses = pass.losses;
     let scalars = [
         ("cross-entropy", losses.cross_entropy, Some(golden.cross_entropy), bounds.cross_entropy),
-        ("load-balancing loss", losses.auxiliary.load_balancing, golden.load_balancing, bounds.auxiliary),
-        ("router z-loss", losses.auxiliary.z, golden.z, bounds.auxiliary),
+        ("load-balancing loss", losses.load_balancing, golden.load_balancing, bounds.auxiliary),
+        ("router z-loss", losses.router_z, golden.z, bounds.auxiliary),
         ("total loss", losses.total(), Some(golden.total), bounds.cross_entropy),
     ];
     for (what, found, expected, bound) in scalars {
@@ -104,8 +104,8 @@ pub(crate) struct GradientError<'a> {
 
 /// The errors of all gradients that both the golden state and the model have.
 pub(crate) fn gradient_errors<'a>(golden: &'a Golden, model: &Model, pass: &Pass) -> Vec<GradientError<'a>> {
-    let specs = model.parameters().iter().zip(pass.gradients.iter());
-    let known = specs.filter_map(|(spec, found)| Some((golden.parameter(&spec.name)?, found)));
+    let named = pass.gradients.iter().map(|(id, found)| (&model.parameters()[id].name, found));
+    let known = named.filter_map(|(name, found)| Some((golden.parameter(name)?, found)));
     known
         .map(|(parameter, found)| GradientError {
             parameter: &parameter.name,

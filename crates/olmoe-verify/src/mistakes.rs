@@ -224,8 +224,8 @@ fn error(golden: &Golden, make: fn(&mut Trial), quantity: Quantity) -> Result<f6
     Ok(match quantity {
         Quantity::Logits => relative(&pass.logits, &golden.logits),
         Quantity::CrossEntropy => relative_scalar(pass.losses.cross_entropy, golden.cross_entropy),
-        Quantity::LoadBalancing => scalar(pass.losses.auxiliary.load_balancing, golden.load_balancing),
-        Quantity::Z => scalar(pass.losses.auxiliary.z, golden.z),
+        Quantity::LoadBalancing => scalar(pass.losses.load_balancing, golden.load_balancing),
+        Quantity::Z => scalar(pass.losses.router_z, golden.z),
         Quantity::Gradients => largest(gradient_errors(golden, &model, &pass).iter().map(|gradient| gradient.error)),
     })
 }

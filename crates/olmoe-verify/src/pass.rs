@@ -1,8 +1,9 @@
 //! The model of a golden state, and one training pass through it.
 
 use olmoe_model::batch::Batch;
-use olmoe_model::model::{Activations, Gradients, Keep, Losses, Model, ModelError, Precision, RoutingRecord};
+use olmoe_model::model::{Activations, Gradients, Held, Keep, Model, ModelError, Precision, RoutingRecord};
 use olmoe_tensor::tensor::Tensor;
+use olmoe_train::loss::{Loss, Losses};
 
 use crate::golden::Golden;
 
@@ -26,7 +27,7 @@ impl VerifyError {
 /// The model of a golden state, with its weights.
 pub(crate) fn build(golden: &Golden, precision: Precision) -> Result<Model, VerifyError> {
     let error = VerifyError::of(golden);
-    let mut model = Model::new(golden.config.clone(), precision, true).map_err(&error)?;
+    let mut model = Model::new(golden.config.clone(), precision, Held::Trained).map_err(&error)?;
     for parameter in &golden.parameters {
         model.set(&parameter.name, &parameter.shape, &parameter.value).map_err(&error)?;
     }
@@ -60,10 +61,10 @@ pub(crate) struct Pass {
 impl Pass {
     pub(crate) fn run(model: &Model, task: &Task, keep: Keep) -> Result<Pass, ModelError> {
         let mut activations = Activations::new(keep);
-        let mut gradients = Gradients::zeros(model.parameters());
+        let mut gradients = model.gradients();
         let (batch, targets) = (&task.batch, &task.targets[..]);
-        let losses =
-            model.language_model_step(batch, targets, task.denominator, 1.0, &mut activations, &mut gradients)?;
+        let loss = Loss::over(task.denominator);
+        let losses = loss.step(model, batch, targets, &mut activations, &mut gradients)?;
         let logits = model.logits_of(activations.hidden());
         Ok(Pass { logits, losses, gradients, routing: activations.routing })
     }

@@ -8,7 +8,9 @@ mod quantized;
 mod train;
 
 use clap::{Args, Subcommand, ValueEnum};
-use olmoe_model::model::{Keep, Precision};
+use olmoe_model::config::ModelConfig;
+use olmoe_model::model::{Held, Keep, Precision};
+use olmoe_model::parameters::ParameterKind;
 use olmoe_tensor::quant::BlockFormat;
 
 use crate::flags::{OnePrecision, Precisions, Threads, positive};
@@ -144,9 +146,25 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, default_value = "none")]
     recompute: Recompute,
 
+    /// Which parameters are trained; the others are frozen
+    #[arg(long, value_enum, default_value = "all")]
+    train: Trained,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Trained {
+    /// All of them
+    All,
+    /// The routers alone
+    Routers,
+    /// The experts of the last layer
+    LastExperts,
+    /// The upper half of the layers
+    UpperHalf,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -162,6 +180,17 @@ enum Recompute {
 impl TrainArgs {
     fn precision(&self) -> Precision {
         self.precision.into()
+    }
+
+    /// What each parameter is held for.
+    fn held(&self, config: &ModelConfig) -> Vec<Held> {
+        let layers = config.n_layers;
+        Held::for_training(config, |spec| match self.train {
+            Trained::All => true,
+            Trained::Routers => spec.kind == ParameterKind::Router,
+            Trained::LastExperts => spec.kind == ParameterKind::Expert && spec.module.layer == Some(layers - 1),
+            Trained::UpperHalf => spec.module.layer.is_some_and(|layer| 2 * layer >= layers),
+        })
     }
 
     fn keep(&self) -> Keep {

@@ -14,7 +14,7 @@ use clap::Args;
 use olmoe_analysis::ExpertCounts;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Weights;
-use olmoe_data::{ChatTemplate, ChatTokens, MAX_TEMPLATE_BYTES, TULU};
+use olmoe_data::{ChatTemplate, ChatTokens, MAX_TEMPLATE_BYTES, TULU, expanded};
 use olmoe_engine::{Completion, Engine, EventKind, FinishReason, Finished, Request, Stop};
 use olmoe_model::config::closest;
 use olmoe_model::model::Model;
@@ -23,6 +23,7 @@ use signal_hook::consts::SIGINT;
 use crate::flags::{Generator, SettingsArgs, Work, settings};
 use crate::interrupts::interrupts;
 use crate::output::{is_quiet, note, print, warn};
+use crate::text::utf8;
 
 mod conversation;
 mod experts;
@@ -101,11 +102,15 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     let no_tokenizer = "this model comes without a tokenizer, and a chat is made of text; convert it with --tokenizer";
     let tokenizer = companions.tokenizer().context(no_tokenizer)?;
     let (template, is_tulu) = template(args, &companions)?;
-    let special = companions.special_tokens();
-    let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
+    let begins = companions.special_tokens().and_then(|special| special.begins_conversation());
     let tokens = ChatTokens {
-        bos: text_of(special.and_then(|special| if is_tulu { special.begins_conversation() } else { special.bos })),
-        eos: text_of(special.and_then(|special| special.eos)),
+        bos: if is_tulu { begins.and_then(|id| tokenizer.token(id)) } else { companions.token_text("bos_token") },
+        eos: companions.token_text("eos_token"),
+        pad: companions.token_text("pad_token"),
+        unk: companions.token_text("unk_token"),
+        sep: companions.token_text("sep_token"),
+        cls: companions.token_text("cls_token"),
+        mask: companions.token_text("mask_token"),
     };
     let mut conversation = Conversation::new(&template, tokens, tokenizer);
     conversation.check(&[])?;
@@ -142,7 +147,7 @@ fn template(args: &ChatArgs, companions: &Companions) -> anyhow::Result<(ChatTem
         let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
         let read = file.take(MAX_TEMPLATE_BYTES as u64 + 1).read_to_end(&mut bytes);
         read.with_context(|| format!("cannot read {name}"))?;
-        let source = String::from_utf8(bytes).with_context(|| format!("{name} is not UTF-8 text"))?;
+        let source = utf8(bytes, &name.to_string())?;
         return Ok((ChatTemplate::new(&source).with_context(|| name.to_string())?, false));
     }
     let advice = "give another one with --chat-template";
@@ -215,7 +220,7 @@ impl Chat<'_> {
         let rest = rest.trim();
         let file = || match rest {
             "" => bail!("{name} needs the name of a file"),
-            path => Ok(Path::new(path)),
+            path => Ok(expanded(Path::new(path))),
         };
         if matches!(name, "/help" | "/reset" | "/experts" | "/exit" | "/quit") {
             ensure!(rest.is_empty(), "{name} takes nothing behind it, found {rest:?}");
@@ -229,11 +234,11 @@ impl Chat<'_> {
                 self.note("the conversation begins anew");
             }
             "/save" => {
-                let messages = self.conversation.save(file()?)?;
+                let messages = self.conversation.save(&file()?)?;
                 self.note(&format!("{rest} holds {messages} messages"));
             }
             "/load" => {
-                let messages = self.conversation.load(file()?)?;
+                let messages = self.conversation.load(&file()?)?;
                 self.experts = None;
                 self.note(&format!("{messages} messages of {rest}"));
                 if self.conversation.waits() {

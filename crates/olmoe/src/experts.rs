@@ -7,8 +7,8 @@ use clap::Args;
 use olmoe_analysis::{ExpertCounts, HeatMap, Picture, specialisation};
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Weights;
-use olmoe_data::Tokenizer;
 use olmoe_data::documents::{Documents, Fields};
+use olmoe_data::expanded;
 use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache, Model};
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::flags::{LoadingArgs, OnePrecision, Quiet, Threads, beside, positive};
 use crate::output::note;
 use crate::progress::Progress;
+use crate::text::text_of;
 
 /// Experts that are named for each layer and text.
 const SHOWN: usize = 4;
@@ -96,12 +97,11 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
 
     let chosen = chosen(&args.layers, &mixtures)?;
     let companions = Companions::of(&checkpoint, None, false)?;
-    let tokenizer = companions.tokenizer().context("this model comes without a tokenizer")?;
     let end = companions.special_tokens().and_then(|special| special.eos).or(config.eos_token_id);
     let mut texts = Vec::new();
     for text in &args.texts {
         let (name, path) = split(text);
-        let ids = read(path, tokenizer, end, args.tokens)?;
+        let ids = read(&path, &companions, end, args.tokens)?;
         ensure!(!ids.is_empty(), "{}: there is no text in it", path.display());
         texts.push(Text { name, ids });
     }
@@ -136,11 +136,13 @@ fn chosen(asked: &[usize], mixtures: &[usize]) -> anyhow::Result<Vec<usize>> {
 }
 
 /// `NAME=FILE` or FILE, which is named after itself. What exists is a file, whatever it is called.
-fn split(text: &str) -> (String, &Path) {
+fn split(text: &str) -> (String, PathBuf) {
     match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !Path::new(text).exists() => (name.to_owned(), Path::new(path)),
+        Some((name, path)) if !name.is_empty() && !Path::new(text).exists() => {
+            (name.to_owned(), expanded(Path::new(path)))
+        }
         _ => {
-            let path = Path::new(text);
+            let path = expanded(Path::new(text));
             let name = path.file_name().map_or(text.to_owned(), |name| name.to_string_lossy().into_owned());
             (name.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or(&name).to_owned(), path)
         }
@@ -148,7 +150,8 @@ fn split(text: &str) -> (String, &Path) {
 }
 
 /// The tokens of a text, `most` at most; every document ends with `end`.
-fn read(path: &Path, tokenizer: &Tokenizer, end: Option<u32>, most: usize) -> anyhow::Result<Vec<u32>> {
+fn read(path: &Path, companions: &Companions, end: Option<u32>, most: usize) -> anyhow::Result<Vec<u32>> {
+    let encode = |text: &str| anyhow::Ok(companions.encode(text).context("this model comes without a tokenizer")??);
     let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     let unpacked = name.trim_end_matches(".gz").trim_end_matches(".zst");
     let is_documents = unpacked.ends_with(".jsonl") || unpacked.ends_with(".json") || unpacked.len() < name.len();
@@ -163,15 +166,14 @@ fn read(path: &Path, tokenizer: &Tokenizer, end: Option<u32>, most: usize) -> an
             else {
                 break;
             };
-            ids.extend(tokenizer.encode(&document.text)?);
+            ids.extend(encode(&document.text)?);
             ids.extend(end);
         }
         if let Some(line) = malformed {
             note(format_args!("{line}; left out"));
         }
     } else {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        ids = tokenizer.encode(&text)?;
+        ids = encode(&text_of(path)?)?;
     }
     ids.truncate(most);
     Ok(ids)
@@ -271,7 +273,7 @@ mod tests {
             ("a=b=c", "a", "b=c"),
             ("Cargo.toml", "Cargo", "Cargo.toml"),
         ] {
-            assert_eq!(split(given), (name.to_owned(), Path::new(path)), "{given}");
+            assert_eq!(split(given), (name.to_owned(), PathBuf::from(path)), "{given}");
         }
     }
 }

@@ -31,7 +31,7 @@ pub(crate) use computing::{CacheArg, OnePrecision, Precisions, Threads};
 pub(crate) use format::{ExpertsArg, Form, Number, To};
 pub(crate) use generator::{Generator, Work};
 pub(crate) use loading::{LoadingArgs, beside};
-pub(crate) use model::input;
+pub(crate) use model::{input, with_expanded_paths};
 pub(crate) use number::positive;
 pub(crate) use quiet::Quiet;
 pub(crate) use record::RecordArg;

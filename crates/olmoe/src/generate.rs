@@ -1,7 +1,7 @@
 //! `olmoe generate`
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Read, stdin};
+use std::io::{BufRead, BufReader, IsTerminal, stdin};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +22,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::flags::{Generator, Line, Prompt, SettingsArgs, Work, positive};
 use crate::interrupts::{INTERRUPTED, interrupts};
 use crate::output::{is_quiet, note, print};
+use crate::text::{prompt_of, text_of, text_of_input, without_mark};
 
 mod report;
 
@@ -59,7 +60,7 @@ pub(crate) struct GenerateArgs {
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
     prompt: Option<String>,
 
-    /// A file with the text; the line break at its end is left out, as it is of standard input
+    /// A file with the text; the line break at its end is left out, as it is of standard input, and others are \n
     #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
@@ -156,10 +157,7 @@ fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Resu
         ..args.settings.request(ids, tokens, seed)
     };
     let encode = |text: &str| -> anyhow::Result<Vec<u32>> {
-        let tokenizer = tokenizer.context("this model comes without a tokenizer; give token ids")?;
-        let mut ids: Vec<u32> = companions.begins_text().into_iter().collect();
-        ids.extend(tokenizer.encode(text)?);
-        Ok(ids)
+        Ok(companions.encode(text).context("this model comes without a tokenizer; give token ids")??)
     };
     let Some(path) = &args.batch else {
         let (text, ids) = match &args.ids {
@@ -182,10 +180,11 @@ fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Resu
     for (at, line) in reader.lines().enumerate() {
         let place = || format!("{name}, line {}", at + 1);
         let line = line.with_context(place)?;
+        let line = if at == 0 { without_mark(&line) } else { &line };
         if line.trim().is_empty() {
             continue;
         }
-        let line: Line = serde_json::from_str(&line).with_context(place)?;
+        let line: Line = serde_json::from_str(line).with_context(place)?;
         let index = jobs.len();
         let (text, ids) = match &line.prompt {
             Prompt::Text(text) => (Some(text.clone()), encode(text).with_context(place)?),
@@ -200,24 +199,16 @@ fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Resu
 
 /// The text to continue.
 fn text(args: &GenerateArgs) -> anyhow::Result<String> {
-    let mut text = match (&args.prompt, &args.file) {
-        (Some(text), _) => return Ok(text.clone()),
-        (None, Some(path)) => {
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
-        }
+    match (&args.prompt, &args.file) {
+        (Some(text), _) => Ok(text.clone()),
+        (None, Some(path)) => Ok(prompt_of(text_of(path)?)),
         (None, None) => {
             if stdin().is_terminal() {
                 note("the prompt is read from the terminal; end it with Ctrl-D, or give --prompt");
             }
-            let mut text = String::new();
-            stdin().lock().read_to_string(&mut text).context("cannot read standard input")?;
-            text
+            Ok(prompt_of(text_of_input()?))
         }
-    };
-    if text.ends_with('\n') {
-        text.pop();
     }
-    Ok(text)
 }
 
 /// Prompts on their way through the engine.

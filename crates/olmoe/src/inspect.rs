@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use olmoe_checkpoint::companions;
+use olmoe_checkpoint::companions::{self, Companions};
 use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::open::{Contents, Stored};
+use olmoe_data::EndToken;
 use olmoe_model::config::ModelConfig;
 use olmoe_model::parameters::ParameterCount;
 use serde::Serialize;
@@ -35,7 +36,7 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     tensors: bool,
 
-    /// Print one JSON object: path, format, config, parameters_total, parameters_active, tokenizer, tensors, …
+    /// Print one JSON object: path, format, config, parameters_total, parameters_active, tokenizer, ends, tensors, …
     #[arg(long)]
     json: bool,
 
@@ -52,11 +53,22 @@ struct Report<'a> {
     parameters_total: Option<u64>,
     parameters_active: Option<u64>,
     tokenizer: Option<TokenizerReport>,
+    /// The tokens that end a text.
+    ends: Vec<EndReport>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: BTreeMap<&'a str, String>,
     tensors: Vec<TensorReport<'a>>,
     bytes: u64,
-    notices: &'a [String],
+    notices: Vec<String>,
+}
+
+/// A token that ends a text.
+#[derive(Serialize)]
+struct EndReport {
+    id: u32,
+    token: Option<String>,
+    /// What says so.
+    sources: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -80,6 +92,18 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let contents = Contents::read(&input(&args.path, MODEL_FILES, args.offline)?)?;
     let config = contents.config.as_ref().map(|loaded| &loaded.config);
     let count = config.map(ParameterCount::of).transpose()?;
+    let beside = config.map(|config| Companions::of_contents(&contents, config, None, false));
+    let (companions, mut error) = match beside {
+        Some(Ok(companions)) => (companions, None),
+        Some(Err(error)) => (Companions::default(), Some(error.to_string())),
+        None => (Companions::default(), None),
+    };
+    let tokenizer = match companions::tokenizer(&contents) {
+        Ok(tokenizer) => tokenizer.map(|tokenizer| TokenizerReport { size: Some(tokenizer.size()), error: None }),
+        // It is said once.
+        Err(broken) => Some(TokenizerReport { size: None, error: Some(error.take().unwrap_or(broken.to_string())) }),
+    };
+    let notices = contents.notices.iter().chain(&companions.notices).cloned().chain(error);
     let report = Report {
         path: contents.path.display().to_string(),
         format: contents.format.name(),
@@ -87,17 +111,15 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
         parameters_total: count.map(|count| count.total),
         parameters_active: count.map(|count| count.active),
         // A tokenizer that cannot be used is no reason to show nothing.
-        tokenizer: match companions::tokenizer(&contents) {
-            Ok(tokenizer) => tokenizer.map(|tokenizer| TokenizerReport { size: Some(tokenizer.size()), error: None }),
-            Err(error) => Some(TokenizerReport { size: None, error: Some(error.to_string()) }),
-        },
+        tokenizer,
+        ends: ends(&companions),
         metadata: match &contents.gguf {
             Some(header) => header.metadata.iter().map(|(key, value)| (key, value.to_string())).collect(),
             None => BTreeMap::new(),
         },
         tensors: contents.tensors.iter().map(tensor).collect(),
         bytes: contents.tensors.iter().map(|tensor| tensor.bytes).sum(),
-        notices: &contents.notices,
+        notices: notices.collect(),
     };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -105,6 +127,16 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
         print(&report, args.tensors);
     }
     Ok(())
+}
+
+fn ends(companions: &Companions) -> Vec<EndReport> {
+    let ends = companions.special_tokens().map(|special| special.ends.as_slice()).unwrap_or_default();
+    let report = |end: &EndToken| EndReport {
+        id: end.id,
+        token: companions.tokenizer().and_then(|tokenizer| tokenizer.token(end.id)).map(str::to_owned),
+        sources: end.sources.clone(),
+    };
+    ends.iter().map(report).collect()
 }
 
 fn tensor(stored: &Stored) -> TensorReport<'_> {
@@ -140,6 +172,10 @@ fn print(report: &Report<'_>, each: bool) {
         None => {}
         Some(TokenizerReport { size: Some(size), .. }) => println!("tokenizer: {size} tokens"),
         Some(TokenizerReport { error, .. }) => println!("tokenizer: {}", error.as_deref().unwrap_or("unreadable")),
+    }
+    for EndReport { id, token, sources } in &report.ends {
+        let token = token.as_ref().map(|token| format!(" {token:?}")).unwrap_or_default();
+        println!("ends a text: {id}{token} ({})", sources.join("; "));
     }
     for (key, value) in &report.metadata {
         println!("{key} = {value}");

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use olmoe_checkpoint::Checkpoint;
-use olmoe_checkpoint::companions;
+use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::safetensors::{SafeType, Spec, Writer};
 use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache};
@@ -16,7 +16,8 @@ use olmoe_tensor::tensor::Tensor;
 
 use crate::files::make_whole;
 use crate::flags::{LoadingArgs, OnePrecision, Quiet, Threads, beside};
-use crate::output::is_quiet;
+use crate::output::{is_quiet, note};
+use crate::text::{prompt_of, text_of};
 
 /// Tokens whose logits are computed at once.
 const ROWS: usize = 256;
@@ -25,8 +26,8 @@ const ROWS: usize = 256;
 ///
 /// Runs the model once over the tokens and writes a safetensors file: `logits` (T x V), `logprobs` (T-1) of the tokens
 /// given (the first has none), `ids` (T), and with --routing `routing.ids` and `routing.probs` (L x T x K): the chosen
-/// experts of each token in each layer that has some, and their probabilities. The text is taken as it is: no token is put
-/// before it.
+/// experts of each token in each layer that has some, and their probabilities. The text is read as `olmoe generate` reads it:
+/// behind the tokens that the model's tokenizer puts before a text, which for OLMoE are none.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -50,7 +51,7 @@ pub(crate) struct LogitsArgs {
     #[arg(long, value_name = "TEXT", help_heading = "Text")]
     text: Option<String>,
 
-    /// A file with a text
+    /// A file with a text; the line break at its end is left out, and others are \n
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     file: Option<PathBuf>,
 
@@ -115,10 +116,10 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
             let some = Tensor::new(hidden_td.row_range(first..first + count), &[count, hidden_td.cols()]);
             writer.write(&bytes(model.logits_of(&some).iter().map(|x| x.to_le_bytes())))?;
         }
-        // The last token has no next one; any id stands for it, and is left out.
-        let targets: Vec<u32> = ids[1..].iter().copied().chain([ids[0]]).collect();
-        let log_probs = model.log_probs(&activations, &targets)?;
-        writer.write(&bytes(log_probs.logp_t[..num_tokens - 1].iter().map(|x| x.to_le_bytes())))?;
+        // The last token has no next one.
+        let rows: Vec<u32> = (0..).take(num_tokens - 1).collect();
+        let log_probs = model.log_probs_at(&activations, &rows, &ids[1..])?;
+        writer.write(&bytes(log_probs.logp_t.iter().map(|x| x.to_le_bytes())))?;
         if args.routing {
             for layer in layers {
                 writer.write(&bytes(layer.routing.ids_tk.iter().map(|id| id.to_le_bytes())))?;
@@ -151,11 +152,13 @@ fn bytes(numbers: impl Iterator<Item = [u8; 4]>) -> Vec<u8> {
 fn tokens(args: &LogitsArgs, checkpoint: &Checkpoint) -> anyhow::Result<Vec<u32>> {
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
-        (None, Some(path)) => std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?,
+        (None, Some(path)) => prompt_of(text_of(path)?),
         (None, None) => return Ok(args.ids.clone()),
     };
-    let Some(tokenizer) = companions::tokenizer(checkpoint.contents())? else {
+    let companions = Companions::of(checkpoint, None, false)?;
+    companions.notices.iter().for_each(note);
+    let Some(ids) = companions.encode(&text) else {
         bail!("{}: no tokenizer is with this model; give --ids", checkpoint.contents().path.display());
     };
-    Ok(tokenizer.encode(&text)?)
+    Ok(ids?)
 }

@@ -27,6 +27,7 @@ mod quantize;
 mod quickstart;
 mod runs;
 mod soup;
+mod text;
 mod tokenize;
 mod tokens;
 mod train;
@@ -142,7 +143,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
 
 /// The program's flags.
 fn command() -> clap::Command {
-    help::grouped(Cli::command())
+    flags::with_expanded_paths(help::grouped(Cli::command()))
 }
 
 /// Whether the command that was called, at any depth, was called with --quiet.

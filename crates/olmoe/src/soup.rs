@@ -56,7 +56,7 @@ pub(crate) fn run(args: &SoupArgs) -> anyhow::Result<()> {
     for name in &args.inputs {
         checkpoints.push(Checkpoint::open(&input(name, MODEL_FILES, args.run.offline)?)?);
     }
-    let soup = Soup::new(checkpoints, &args.weights, args.form.dtype())?;
+    let soup = Soup::new(checkpoints, &args.weights, args.form.dtype())?.clamping(args.run.clamp);
     let companions = args.beside.companions_of(soup.checkpoints())?;
     soup.same_tokenizer(&companions)?.iter().for_each(note);
     let target = args.form.target();

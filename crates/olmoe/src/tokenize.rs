@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::flags::{Quiet, Threads, input};
 use crate::output::{is_quiet, note};
 use crate::progress::Progress;
+use crate::text::text_of;
 
 /// Malformed lines that are shown one by one.
 const SHOWN: usize = 20;
@@ -227,6 +228,7 @@ pub(crate) fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
         bail!("no tokenizer is given; give --tokenizer.name_or_path with a tokenizer.json or a repository of the hub");
     };
     let mut tokenizer = Tokenizer::from_file(input(name, TOKENIZER_FILES, args.offline)?)?;
+    tokenizer.notices().iter().for_each(note);
     if options.tokenizer.encode_special_tokens == Some(true) {
         tokenizer.encode_special_as_text();
     }
@@ -381,7 +383,7 @@ fn merged(flags: Options, file: Options) -> Options {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = text_of(path)?;
     serde_saphyr::from_str(&text).with_context(|| format!("{} is no configuration of tokenize", path.display()))
 }
 

@@ -1,7 +1,6 @@
 //! `olmoe tokens`
 
 use std::fmt::Write;
-use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -12,6 +11,8 @@ use olmoe_data::Tokenizer;
 use serde::Serialize;
 
 use crate::flags::input;
+use crate::output::note;
+use crate::text::{text_of, text_of_input};
 
 /// Show how a text is cut into tokens
 ///
@@ -85,16 +86,10 @@ pub(crate) fn run(args: &TokensArgs) -> anyhow::Result<()> {
     };
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
-        (None, Some(path)) => {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            utf8(bytes, &path.display().to_string())?
-        }
-        (None, None) => {
-            let mut bytes = Vec::new();
-            std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
-            utf8(bytes, "standard input")?
-        }
+        (None, Some(path)) => text_of(path)?,
+        (None, None) => text_of_input()?,
     };
+    tokenizer.notices().iter().for_each(note);
     let ids = tokenizer.encode(&text)?;
     let pieces = ids.iter().map(|id| piece(&tokenizer.token_bytes(*id).unwrap_or_default())).collect();
     let report = Report { count: ids.len(), ids, pieces };
@@ -107,14 +102,6 @@ pub(crate) fn run(args: &TokensArgs) -> anyhow::Result<()> {
         println!("{} tokens", report.count);
     }
     Ok(())
-}
-
-fn utf8(bytes: Vec<u8>, source: &str) -> anyhow::Result<String> {
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        let byte = error.as_bytes().get(at).copied().unwrap_or(0);
-        anyhow::anyhow!("{source} is not UTF-8 text: byte 0x{byte:02x} at offset {at}; convert it to UTF-8 first")
-    })
 }
 
 /// The bytes of a token as text, with escapes where they are none or cannot be seen.
@@ -152,12 +139,5 @@ mod tests {
         ] {
             assert_eq!(piece(bytes), expected);
         }
-    }
-
-    #[test]
-    fn text_that_is_no_text_names_the_byte() {
-        let error = utf8(vec![b'a', b'b', 0xC3, b'c'], "notes.txt").unwrap_err().to_string();
-        assert!(error.starts_with("notes.txt is not UTF-8 text: byte 0xc3 at offset 2"), "{error}");
-        assert_eq!(utf8("é".into(), "x").unwrap(), "é");
     }
 }

@@ -287,3 +287,56 @@ fn an_interrupt_stops_an_answer_and_ends_the_program_between_two() {
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     assert!(err.contains("the answer was stopped"), "{err}");
 }
+
+/// What a template says of the conversation, which it then refuses.
+fn said(desk: &Desk, template: &[u8]) -> String {
+    std::fs::write(desk.path("t.jinja"), template).unwrap();
+    desk.run(&["--chat-template", "t.jinja", "--quiet"], "q").err
+}
+
+#[test]
+fn templates_as_jinja_has_them() {
+    let desk = desk();
+    let settings = json!({"eos_token": "<|endoftext|>", "pad_token": {"content": "!"}, "unk_token": "<|endoftext|>"});
+    std::fs::write(desk.path("hf").join("tokenizer_config.json"), settings.to_string()).unwrap();
+    for (expression, expected) in [
+        ("pad_token", "!"),
+        ("unk_token", "<|endoftext|>"),
+        ("messages[0].tool_calls|length", "0"),
+        ("'%s-%d' % ('a', 3)", "a-3"),
+        ("'a.b.c'.rsplit('.', 1)[0]", "a.b"),
+        ("{} is sequence", "True"),
+    ] {
+        let said = said(&desk, format!("{{{{ raise_exception('[' ~ ({expression}) ~ ']') }}}}").as_bytes());
+        assert!(said.contains(&format!("refuses this conversation: [{expected}]")), "{expression}: {said}");
+    }
+}
+
+#[test]
+fn line_breaks_of_windows_in_a_template_are_line_breaks() {
+    let desk = desk();
+    let tokens = |template: &str| {
+        std::fs::write(desk.path("t.jinja"), template).unwrap();
+        let done = desk.run(&[&AAA[..], &["--chat-template", "t.jinja"]].concat(), "q");
+        assert_eq!(done.code, 0, "{}", done.err);
+        done.err.split(" tokens read").next().unwrap().lines().last().unwrap().to_owned()
+    };
+    let template = "<|user|>\n{{ messages[0].content }}\n<|assistant|>\n";
+    let expected = tokens(template);
+    assert_eq!(tokens(&template.replace('\n', "\r\n")), expected);
+    assert_eq!(tokens(&format!("\u{feff}{template}")), expected);
+}
+
+#[test]
+fn conversations_of_other_systems() {
+    let desk = desk();
+    std::fs::write(desk.path("c.json"), "\u{feff}[{\"role\":\"user\",\"content\":\"hi\"}]\r\n").unwrap();
+    let done = desk.run(&[&AAA[..], &["--quiet"]].concat(), "\u{feff}/load c.json\r\n");
+    assert_eq!((done.code, done.out.as_str()), (0, "aaa\n"), "{}", done.err);
+    let mut child = desk.start(&[&AAA[..], &["--quiet"]].concat());
+    child.stdin.take().unwrap().write_all(b"a\n\xFF\nb\n").unwrap();
+    let done = child.wait_with_output().unwrap();
+    // The line that is no text is named, and the conversation goes on.
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "aaa\naaa\n");
+    assert!(String::from_utf8_lossy(&done.stderr).contains("line 2 of the input is not UTF-8 text"));
+}

@@ -151,7 +151,7 @@ fn inspecting_shows_what_is_there() {
     assert_eq!(report["metadata"]["tokenizer.ggml.eos_token_id"], "260");
     let text = desk.done("inspect @hf");
     assert!(text.contains("16 × model.layers.*.mlp.experts.*.up_proj.weight"), "{text}");
-    assert_eq!(desk.done("inspect @hf --tensors").lines().count(), 6 + 3 + 2 * (9 + 24));
+    assert_eq!(desk.done("inspect @hf --tensors").lines().count(), 7 + 3 + 2 * (9 + 24));
     assert!(desk.done("inspect @config.json").contains("experts: 8 of width 32, 2 a token"));
 }
 

@@ -253,3 +253,104 @@ fn memory_is_what_was_foreseen() {
         assert!((peak - foreseen).abs() <= 0.05 * foreseen, "{more:?}: {peak} GB, {foreseen} GB foreseen");
     }
 }
+
+/// Puts an end of text before every text, as the post-processor of a tokenizer.json does.
+fn put_before_texts(desk: &Desk) {
+    let path = desk.path("hf").join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let (token, text) = (
+        json!({"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}),
+        json!({"Sequence": {"id": "A", "type_id": 0}}),
+    );
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing", "single": [token, text], "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [256], "tokens": ["<|endoftext|>"]}},
+    });
+    std::fs::write(path, json.to_string()).unwrap();
+    let settings = json!({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"});
+    std::fs::write(desk.path("hf").join("tokenizer_config.json"), settings.to_string()).unwrap();
+}
+
+#[test]
+fn a_text_begins_with_what_its_tokenizer_puts_there() {
+    let desk = Desk::new("generate", 64);
+    let tokens = |model: &str, prompt: &str| {
+        let model = desk.path(model);
+        let words =
+            ["generate", "-m", model.to_str().unwrap(), "-p", prompt, "-n", "1", "--temp", "0", "--json", "--quiet"];
+        let done = program::olmoe(&words, &[]);
+        assert_eq!(done.code, 0, "{}", done.err);
+        let report: Value = serde_json::from_str(&done.out).unwrap();
+        report["samples"][0]["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(tokens("hf", "hi"), 2);
+    put_before_texts(&desk);
+    let convert = |from: &str, to: &str, format: &str| {
+        let (from, to) = (desk.path(from), desk.path(to));
+        let words = ["convert", from.to_str().unwrap(), to.to_str().unwrap(), "--to", format, "--quiet"];
+        let done = program::olmoe(&words, &[]);
+        assert_eq!(done.code, 0, "{}", done.err);
+    };
+    convert("hf", "m.gguf", "gguf");
+    convert("m.gguf", "back", "hf");
+    convert("back", "again.gguf", "gguf");
+    for model in ["hf", "m.gguf", "back", "again.gguf"] {
+        assert_eq!((tokens(model, "hi"), tokens(model, "<|endoftext|>hi")), (3, 3), "{model}: once, never twice");
+    }
+    let gguf = desk.path("m.gguf");
+    let shown = program::olmoe(&["inspect", gguf.to_str().unwrap()], &[]);
+    assert!(shown.out.contains("tokenizer.ggml.add_bos_token = true"), "{}", shown.out);
+    // The logits are those of the same tokens.
+    let (hf, out) = (desk.path("hf"), desk.path("logits.safetensors"));
+    let words = ["logits", "-m", hf.to_str().unwrap(), "--text", "hi", "--out", out.to_str().unwrap(), "--json"];
+    let done = program::olmoe(&words, &[]);
+    let report: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(report["tokens"], 3, "{}", done.err);
+}
+
+#[test]
+fn texts_of_other_systems() {
+    let desk = Desk::new("generate", 64);
+    let greedy = ["-n", "4", "--temp", "0", "--json", "--quiet"];
+    let prompt = |name: &str, bytes: &str| {
+        std::fs::write(desk.path(name), bytes).unwrap();
+        desk.json(&[&greedy[..], &["-f", desk.path(name).to_str().unwrap()]].concat())["prompt"].clone()
+    };
+    assert_eq!(prompt("windows", "\u{feff}one\r\ntwo\r\n"), "one\ntwo");
+    assert_eq!(prompt("plain", "one\ntwo\n"), "one\ntwo");
+    std::fs::write(desk.path("batch.jsonl"), "\u{feff}{\"prompt\": \"hi\"}\r\n{\"prompt\": \"ho\"}\r\n").unwrap();
+    let done = desk.run(&["--batch", "batch.jsonl", "-n", "1", "--temp", "0", "--quiet"], "");
+    assert_eq!((done.code, done.out.lines().count()), (0, 2), "{}", done.err);
+    let utf16: Vec<u8> = "\u{feff}hi".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    std::fs::write(desk.path("utf16"), utf16).unwrap();
+    let done = desk.run(&["-f", "utf16", "-n", "1"], "");
+    assert!(done.code == 1 && done.err.contains("utf16 is UTF-16 text; convert it to UTF-8 first"), "{}", done.err);
+    // Every file of the model may begin with a byte-order mark.
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let path = desk.path("hf").join(name);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(path, ["\u{feff}".as_bytes(), &bytes].concat()).unwrap();
+    }
+    assert_eq!(prompt("plain", "one\ntwo"), "one\ntwo");
+}
+
+#[test]
+fn paths_that_no_shell_saw() {
+    let desk = Desk::new("generate", 64);
+    std::fs::write(desk.path("text"), "in the home directory").unwrap();
+    let run = |words: &[&str]| {
+        let mut command = desk.command(&[&["-n", "1", "--temp", "0", "--json", "--quiet"], words].concat());
+        let home = desk.path("");
+        let done = command.env("HOME", &home).env("TEXTS", &home).output().unwrap();
+        (done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+    };
+    for path in ["--file=~/text", "--file=$TEXTS/text", "--file=${TEXTS}/text", "--file=text"] {
+        let (done, out) = run(&[path]);
+        assert!(done && out.contains("in the home directory"), "{path}: {out}");
+    }
+    let (done, out) = run(&["--file=~nobody/text"]);
+    assert!(!done && out.contains("cannot read ~nobody/text"), "{out}");
+    // A text is no path.
+    let (done, out) = run(&["--prompt=~/text"]);
+    assert!(done && out.contains("~/text"), "{out}");
+}

@@ -15,6 +15,10 @@ fn from_text_to_a_model_that_writes_and_again() {
 
     let done = run(&["--steps", "1"]);
     assert_eq!(done.code, 0, "{}", done.err);
+    // The size is chosen by the speed of the machine, and said.
+    let chosen = done.out.lines().next().unwrap();
+    let size = chosen.rsplit(' ').next().unwrap();
+    assert!(chosen.contains(" GFLOP/s with ") && ["smallest", "small", "medium", "full"].contains(&size), "{chosen}");
     for made in
         ["run/latest", "run/samples.jsonl", "loss.svg", "experts.svg", "model-hf/config.json", "model-q8_0.gguf"]
     {
@@ -33,6 +37,7 @@ fn from_text_to_a_model_that_writes_and_again() {
     let written = fs::metadata(&gguf).unwrap().modified().unwrap();
     let again = run(&["--steps", "1"]);
     assert_eq!(again.code, 0, "{}", again.err);
+    assert!(!again.out.contains("GFLOP/s"), "the size is that of the run: {}", again.out);
     assert!(
         again.out.contains("model-hf is there already") && again.err.contains("all 1 steps are done"),
         "{}",
@@ -40,9 +45,12 @@ fn from_text_to_a_model_that_writes_and_again() {
     );
     assert_eq!(fs::metadata(&gguf).unwrap().modified().unwrap(), written);
 
-    let other = run(&[]);
-    assert_eq!(other.code, 1);
-    assert!(other.err.contains("train.yml: not the configuration of this run"), "{}", other.err);
+    let another = if size == "small" { "medium" } else { "small" };
+    for words in [&[][..], &["--steps", "1", "--size", another]] {
+        let other = run(words);
+        assert_eq!(other.code, 1);
+        assert!(other.err.contains("train.yml: not the configuration of this run"), "{}", other.err);
+    }
 }
 
 #[test]

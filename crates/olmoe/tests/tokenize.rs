@@ -101,3 +101,59 @@ fn what_cannot_be_done_is_said() {
     let note = tokenize(&[&all[..], &["--tokenizer.eos_token_id", "0", "--dryrun"]].concat());
     assert!(note.code == 0 && note.err.contains("and no special token of this tokenizer"), "{}", note.err);
 }
+
+#[test]
+fn the_same_tokens_every_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/tokenizer.json")).unwrap()).unwrap();
+    json["model"]["dropout"] = serde_json::json!(0.5);
+    std::fs::write(path("dropout.json"), json.to_string()).unwrap();
+    std::fs::write(path("d.jsonl"), format!("{{\"id\": \"1\", \"text\": \"{}\"}}\n", "the low the low ".repeat(50)))
+        .unwrap();
+    let tokens = |tokenizer: &str, out: &str| {
+        let done = tokenize(&[
+            "--documents",
+            &path("d.jsonl"),
+            "--destination",
+            &path(out),
+            "--tokenizer.name_or_path",
+            tokenizer,
+        ]);
+        assert_eq!(done.code, 0, "{}", done.err);
+        (std::fs::read(folder.path().join(out).join("part-0-00000.npy")).unwrap(), done.err)
+    };
+    let (expected, _) = tokens(&format!("{GOLDEN}/tokenizer.json"), "plain");
+    for out in ["one", "two", "three"] {
+        let (found, said) = tokens(&path("dropout.json"), out);
+        assert_eq!(found, expected);
+        assert!(said.contains("`dropout` in the tokenizer's model is 0.5; it is off"), "{said}");
+    }
+}
+
+#[test]
+fn documents_of_a_pipe_and_of_other_systems() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text = "\u{feff}{\"id\":\"1\",\"text\":\"one\"}\r\n{\"id\":\"2\",\"text\":\"two\"}\r\n";
+    std::fs::write(place("d.jsonl"), text).unwrap();
+    std::fs::write(place("tokens.yaml"), format!("\u{feff}documents: ['{}']\r\nseed: 1\r\n", place("d.jsonl")))
+        .unwrap();
+    let tokenizer = format!("--tokenizer.name_or_path={GOLDEN}/tokenizer.json");
+    let done = tokenize(&["-c", &place("tokens.yaml"), &tokenizer, "--destination", &place("file")]);
+    assert!(
+        done.code == 0 && done.out.contains("documents 2,") && done.out.contains("malformed lines 0"),
+        "{} {}",
+        done.out,
+        done.err
+    );
+    if cfg!(unix) {
+        let mut command = assert_cmd::Command::new(program::PROGRAM);
+        command.args(["tokenize", "--documents", "/dev/stdin", &tokenizer, "--destination=~/pipe"]);
+        let piped = command.env("HOME", folder.path()).write_stdin(text).output().unwrap();
+        assert!(piped.status.success(), "{}", String::from_utf8_lossy(&piped.stderr));
+        let tokens = |name: &str| std::fs::read(folder.path().join(name).join("part-0-00000.npy")).unwrap();
+        assert_eq!(tokens("pipe").len(), tokens("file").len());
+    }
+}

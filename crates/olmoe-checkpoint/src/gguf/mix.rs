@@ -5,6 +5,7 @@
 //! eighth and every third between. Rows that are no whole blocks of 256 take a format with blocks of 32 instead, and rows
 //! that are no whole blocks of 32 take f16.
 
+use olmoe_model::parameters::{MlpMatrix, ModuleId, Part, Projection};
 use olmoe_tensor::quant::BlockFormat;
 
 use crate::encoding::Encoding;
@@ -48,10 +49,8 @@ const MIXES: [(Mix, &str, u32, Encoding); 13] = [
 /// What the choice for a tensor depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Context<'a> {
-    /// Canonical name of the tensor's parameter.
-    pub(crate) name: &'a str,
-    /// The layer it belongs to.
-    pub(crate) layer: Option<usize>,
+    /// The module of the tensor's parameter.
+    pub(crate) module: ModuleId,
     pub(crate) num_layers: usize,
     /// 0 for a dense model.
     pub(crate) num_experts: usize,
@@ -94,7 +93,7 @@ impl Mix {
     /// The encoding of one tensor.
     pub(crate) fn encoding_of(self, tensor: Context<'_>) -> Encoding {
         let default = self.encoding();
-        if tensor.shape.len() < 2 || tensor.name.ends_with("moe.router.weight") {
+        if tensor.shape.len() < 2 || tensor.module.part == Part::Router {
             return Encoding::F32;
         }
         let Encoding::Blocks(format) = default else { return default };
@@ -103,16 +102,15 @@ impl Mix {
 
     fn format_of(self, default: BlockFormat, tensor: Context<'_>) -> BlockFormat {
         let columns = tensor.shape.last().copied().unwrap_or(0);
-        let module = tensor.name.strip_suffix(".weight").unwrap_or(tensor.name);
-        let is = |name: &str| module.ends_with(name);
+        let part = tensor.module.part;
         // A mixture of eight experts has few shared numbers: they are kept well.
         let eight = tensor.num_experts == 8;
-        let layer = tensor.layer.unwrap_or(0);
-        if is("lm_head") || (tensor.tied && is("embed_tokens")) {
+        let layer = tensor.module.layer.unwrap_or(0);
+        if part == Part::Head || (tensor.tied && part == Part::Embedding) {
             let whole = columns.is_multiple_of(default.block_len());
             return if whole && default != BlockFormat::Q8_0 { BlockFormat::Q6K } else { BlockFormat::Q8_0 };
         }
-        if is("attention.v_proj") {
+        if part == Part::Attention(Projection::Value) {
             return match self {
                 _ if eight => BlockFormat::Q8_0,
                 Mix::Q4KM | Mix::Q5KM if more_bits(layer, tensor.num_layers) => BlockFormat::Q6K,
@@ -120,13 +118,13 @@ impl Mix {
                 _ => default,
             };
         }
-        if is("attention.k_proj") && eight {
+        if part == Part::Attention(Projection::Key) && eight {
             return BlockFormat::Q8_0;
         }
-        if is("attention.o_proj") && eight && matches!(self, Mix::Q4KS | Mix::Q4KM) {
+        if part == Part::Attention(Projection::Output) && eight && matches!(self, Mix::Q4KS | Mix::Q4KM) {
             return BlockFormat::Q5K;
         }
-        if is("down_proj") {
+        if matches!(part, Part::Mlp(_, MlpMatrix::Down)) {
             return match self {
                 Mix::Q4KM | Mix::Q5KM if more_bits(layer, tensor.num_layers) => BlockFormat::Q6K,
                 Mix::Q4KS if layer < tensor.num_layers / 8 => BlockFormat::Q5K,

@@ -6,6 +6,8 @@
 //! | [`value`] | typed metadata |
 //! | [`types`] | ggml's tensor types |
 //! | `model` | metadata of a model and its configuration |
+//! | `keys` | keys of llama.cpp's list that a configuration has no words for |
+//! | `parts` | models in several files |
 //! | `vocabulary` | metadata of a tokenizer and its vocabulary |
 //! | [`mix`] | which tensor gets which encoding |
 //!
@@ -13,8 +15,10 @@
 //! projections in another order, because llama.cpp turns neighbouring pairs there.
 
 pub mod container;
+mod keys;
 pub mod mix;
 pub(crate) mod model;
+pub(crate) mod parts;
 pub mod types;
 pub mod value;
 pub(crate) mod vocabulary;

@@ -3,6 +3,7 @@
 use olmoe_model::config::{Activation, ConfigError, FeedForward, Loaded, Mlp, ModelConfig, Moe, Notice, Rope};
 
 use super::container::{Header, TensorInfo};
+use super::keys;
 use super::value::{Metadata, Value};
 use super::vocabulary::{BOS, EOS, PAD};
 use crate::layout::{FileTensor, Layout};
@@ -42,6 +43,14 @@ pub enum GgufModelError {
         /// Why it cannot be used.
         reason: &'static str,
     },
+    /// A file that belongs to a model and is none.
+    #[error("general.type is {found:?}: {what}; give the model itself")]
+    NotAModel {
+        /// What the file says.
+        found: String,
+        /// What that is.
+        what: &'static str,
+    },
     /// A tensor that every model needs.
     #[error("there is no tensor {name:?}")]
     MissingTensor {
@@ -67,8 +76,8 @@ struct Keys<'m> {
     architecture: &'m str,
 }
 
-impl Keys<'_> {
-    fn find(&self, key: &str) -> (String, Option<&Value>) {
+impl<'m> Keys<'m> {
+    fn find(&self, key: &str) -> (String, Option<&'m Value>) {
         let key = format!("{}.{key}", self.architecture);
         let value = self.metadata.get(&key);
         (key, value)
@@ -77,9 +86,20 @@ impl Keys<'_> {
     fn optional_size(&self, key: &str) -> Result<Option<usize>, GgufModelError> {
         let (key, value) = self.find(key);
         let Some(value) = value else { return Ok(None) };
-        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        // A list has a value for each layer.
+        let one = match value {
+            Value::Array(_, values) if self.is_for_each_layer(values.len()) => {
+                values.first().filter(|first| values.iter().all(|other| other == *first)).unwrap_or(value)
+            }
+            one => one,
+        };
+        let size = one.as_u64().and_then(|size| usize::try_from(size).ok());
         let expected = "a whole number, the same for all layers";
         size.map(Some).ok_or_else(|| GgufModelError::Value { key, found: value.to_string(), expected })
+    }
+
+    fn is_for_each_layer(&self, count: usize) -> bool {
+        self.find("block_count").1.and_then(Value::as_u64) == Some(count as u64)
     }
 
     fn size(&self, key: &str) -> Result<usize, GgufModelError> {
@@ -104,6 +124,13 @@ impl Keys<'_> {
     }
 }
 
+/// What `general.type` may be beside `model`.
+const NOT_A_MODEL: [(&str, &str); 3] = [
+    ("adapter", "a LoRA adapter, which changes a model"),
+    ("mmproj", "what a model sees and hears with"),
+    ("imatrix", "statistics for quantising a model"),
+];
+
 /// The configuration of a file's model.
 pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
     let metadata = &header.metadata;
@@ -114,9 +141,13 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
             return Err(GgufModelError::Architecture { found });
         }
     };
+    let kind = metadata.get("general.type").and_then(Value::as_text);
+    if let Some((found, what)) = NOT_A_MODEL.into_iter().find(|(name, _)| Some(*name) == kind) {
+        return Err(GgufModelError::NotAModel { found: found.to_owned(), what });
+    }
     let keys = Keys { metadata, architecture };
     let tensor = |name: &str| header.tensors.iter().find(|tensor| tensor.name == name);
-    refuse_unsupported(&keys)?;
+    let unknown = refuse_unsupported(&keys)?;
     if let Some(tensor) = tensor(super::ROPE_FREQUENCIES) {
         let reason = "it scales the rotary frequencies, which no model here has";
         return Err(GgufModelError::Unsupported { key: tensor.name.clone(), found: "a tensor".to_owned(), reason });
@@ -161,7 +192,11 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
     config.embedding_size = rows;
     config.max_sequence_length = keys.size("context_length")?;
     config.rope = Rope { theta: keys.optional_number("rope.freq_base")?.unwrap_or(10_000.0) };
-    let mut notices = Vec::new();
+    let mut notices: Vec<Notice> = keys::advice(metadata).into_iter().map(|(key, text)| Notice { key, text }).collect();
+    if !unknown.is_empty() {
+        let text = format!("keys that no program is known to read are passed over: {}", unknown.join(", "));
+        notices.push(Notice { key: "metadata", text });
+    }
     let mut token = |key: &'static str| {
         let id = metadata.get(key)?.as_u64()?;
         let inside = id < rows as u64;
@@ -179,23 +214,41 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
         let reason = "every head has one width for keys, values and rotation, d_model / n_heads";
         keys.refuse(key, reason, |value| value.as_u64() == Some(head_dim as u64))?;
     }
+    let reason = "what comes out of the last layer is as wide as all of them, embedding_length";
+    keys.refuse(
+        "embedding_length_out",
+        reason,
+        |value| matches!(value.as_u64(), Some(x) if x == 0 || x == d_model as u64),
+    )?;
+    let reason = "attention is scaled by the square root of the width of a head";
+    let usual = 1.0 / (head_dim as f64).sqrt();
+    let is_usual = |x: f64| x == 0.0 || (x - usual).abs() < 1e-6 * usual;
+    keys.refuse("attention.scale", reason, |value| value.as_any_number().is_some_and(is_usual))?;
     Ok(Loaded { config, notices })
 }
 
-fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), GgufModelError> {
-    let scaling = "scaled rotary embeddings have no implementation here";
-    keys.refuse("rope.scaling.type", scaling, |value| value.as_text() == Some("none"))?;
-    for key in ["rope.scaling.factor", "rope.scale_linear"] {
-        keys.refuse(key, scaling, |value| matches!(value.as_f64(), Some(x) if x == 0.0 || x == 1.0))?;
-    }
-    let none = |value: &Value| value.as_f64() == Some(0.0);
-    keys.refuse("attention.clamp_kqv", "no GGUF model here clamps its projections", none)?;
-    let zero = |value: &Value| value.as_u64() == Some(0);
-    keys.refuse("attention.sliding_window", "attention over a window has no implementation here", zero)?;
+/// Refuses what has no implementation; the answer are the keys of the architecture that nobody is known to read.
+fn refuse_unsupported<'m>(keys: &Keys<'m>) -> Result<Vec<&'m str>, GgufModelError> {
+    // Without a factor, which is looked at below, linear scaling scales nothing: it is what the key means when it is left out.
+    let plain = |value: &Value| matches!(value.as_text(), Some("none" | "linear"));
+    keys.refuse("rope.scaling.type", keys::SCALING, plain)?;
+    let silu = |value: &Value| matches!(value.as_text(), Some("silu" | "swish"));
+    keys.refuse("hidden_activation", "only silu has an implementation here", silu)?;
     if keys.architecture == "llama" {
+        let zero = |value: &Value| value.as_u64() == Some(0);
         keys.refuse("expert_count", "mixtures of the llama architecture (Mixtral) are not read", zero)?;
     }
-    Ok(())
+    let mut unknown = Vec::new();
+    for (key, value) in keys.metadata.iter() {
+        let Some(short) = key.strip_prefix(keys.architecture).and_then(|rest| rest.strip_prefix('.')) else { continue };
+        if let Some(reason) = keys::obstacle(short, value) {
+            return Err(GgufModelError::Unsupported { key: key.to_owned(), found: value.to_string(), reason });
+        }
+        if !keys::is_known(short) {
+            unknown.push(key);
+        }
+    }
+    Ok(unknown)
 }
 
 /// The architecture a configuration is written as.

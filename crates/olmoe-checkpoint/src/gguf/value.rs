@@ -121,6 +121,19 @@ impl Value {
         }
     }
 
+    /// A number of any type; true is 1.
+    pub fn as_any_number(&self) -> Option<f64> {
+        match *self {
+            Value::Bool(x) => Some(f64::from(u8::from(x))),
+            Value::U64(x) => Some(x as f64),
+            Value::I64(x) => Some(x as f64),
+            Value::I8(x) => Some(x.into()),
+            Value::I16(x) => Some(x.into()),
+            Value::I32(x) => Some(x.into()),
+            ref other => other.as_u64().map(|x| x as f64).or_else(|| other.as_f64()),
+        }
+    }
+
     /// A text.
     pub fn as_text(&self) -> Option<&str> {
         match self {
@@ -135,6 +148,14 @@ impl Value {
             Value::Array(Kind::Text, values) => {
                 Some(values.iter().filter_map(Value::as_text).map(str::to_owned).collect())
             }
+            _ => None,
+        }
+    }
+
+    /// A list of token ids.
+    pub fn as_ids(&self) -> Option<Vec<u32>> {
+        match self {
+            Value::Array(_, values) => values.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect(),
             _ => None,
         }
     }

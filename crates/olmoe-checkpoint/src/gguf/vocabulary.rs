@@ -17,6 +17,12 @@ pub enum GgufVocabularyError {
         /// What it should be.
         expected: &'static str,
     },
+    /// Byte-level BPE without its merges: every text would fall apart into bytes.
+    #[error(
+        "{MERGES} is missing, so words cannot be put together; the file was made by an old converter. Get a newer one, or \
+         give the tokenizer.json of the model with --tokenizer where a command takes one"
+    )]
+    NoMerges,
     /// A way to cut words that is not known.
     #[error("tokenizer.ggml.pre: {0}")]
     Pre(TokenizerError),
@@ -33,6 +39,8 @@ pub(super) const PAD: &str = "tokenizer.ggml.padding_token_id";
 const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const TEMPLATE: &str = "tokenizer.chat_template";
+/// Byte-level BPE.
+const BPE: &str = "gpt2";
 /// The model of a file without a tokenizer.
 const NONE: &str = "no_vocab";
 
@@ -74,14 +82,25 @@ pub(crate) fn read(metadata: &Metadata) -> Result<Option<Vocabulary>, GgufVocabu
         }
         Some(_) => return Err(wrong(KINDS, "a list of token types from 1 to 6")),
     };
+    let mut ends = Vec::new();
+    for key in Vocabulary::END_KEYS {
+        if !Vocabulary::is_list(key) {
+            ends.extend(id(key)?.map(|id| (key, id)));
+            continue;
+        }
+        let Some(value) = metadata.get(key) else { continue };
+        let ids = value.as_ids().ok_or_else(|| wrong(key, "a list of token ids"))?;
+        ends.extend(ids.into_iter().map(|id| (key, id)));
+    }
+    let pre = Pre::from_name(text(PRE)?).map_err(GgufVocabularyError::Pre)?;
     let add_bos = match metadata.get(ADD_BOS) {
-        None => false,
+        None => pre.adds_bos(),
         Some(Value::Bool(add)) => *add,
         Some(_) => return Err(wrong(ADD_BOS, "true or false")),
     };
     Ok(Some(Vocabulary {
         model,
-        pre: Pre::from_name(text(PRE)?).map_err(GgufVocabularyError::Pre)?,
+        pre,
         tokens: texts(TOKENS)?.ok_or_else(|| wrong(TOKENS, "a list of texts"))?,
         kinds,
         merges: texts(MERGES)?.unwrap_or_default(),
@@ -89,9 +108,18 @@ pub(crate) fn read(metadata: &Metadata) -> Result<Option<Vocabulary>, GgufVocabu
         eos: id(EOS)?,
         pad: id(PAD)?,
         unk: id(UNKNOWN)?,
+        ends,
         add_bos,
         chat_template: text(TEMPLATE)?.map(str::to_owned),
     }))
+}
+
+/// Checks that text can be encoded with a vocabulary: a vocabulary that has no merges says so with an empty list.
+pub(crate) fn check_merges(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<(), GgufVocabularyError> {
+    match metadata.get(MERGES) {
+        None if vocabulary.model == BPE => Err(GgufVocabularyError::NoMerges),
+        _ => Ok(()),
+    }
 }
 
 /// Appends a vocabulary, or that there is none. The special tokens that a model has too are written with it.
@@ -114,8 +142,58 @@ pub(crate) fn write(vocabulary: Option<&Vocabulary>, metadata: &mut Metadata) {
     if let Some(id) = vocabulary.unk {
         put(UNKNOWN, Value::U32(id));
     }
+    for key in Vocabulary::END_KEYS {
+        let ids: Vec<Value> = vocabulary.ends.iter().filter(|end| end.0 == key).map(|end| Value::U32(end.1)).collect();
+        match ids.first() {
+            None => {}
+            Some(_) if Vocabulary::is_list(key) => put(key, Value::Array(Kind::U32, ids)),
+            Some(first) => put(key, first.clone()),
+        }
+    }
     put(ADD_BOS, Value::Bool(vocabulary.add_bos));
     if let Some(template) = &vocabulary.chat_template {
         put(TEMPLATE, Value::Text(template.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whether_a_text_begins_with_bos_follows_the_way_to_cut_words() {
+        let adds = |pre: Option<&str>, said: Option<bool>| {
+            let mut metadata = Metadata::default();
+            metadata.insert(MODEL, Value::Text("gpt2".to_owned()));
+            metadata.insert(TOKENS, Value::texts(&["a".to_owned()]));
+            if let Some(pre) = pre {
+                metadata.insert(PRE, Value::Text(pre.to_owned()));
+            }
+            if let Some(said) = said {
+                metadata.insert(ADD_BOS, Value::Bool(said));
+            }
+            read(&metadata).unwrap().unwrap().add_bos
+        };
+        // Of the names accepted here, llama.cpp puts bos before texts for those of Llama 3 unless the file says otherwise.
+        for pre in ["llama-bpe", "llama3", "llama-v3"] {
+            assert!(adds(Some(pre), None) && !adds(Some(pre), Some(false)), "{pre}");
+        }
+        let others = [
+            "default",
+            "gpt-2",
+            "gpt2",
+            "olmo",
+            "mpt",
+            "smollm",
+            "starcoder",
+            "dbrx",
+            "smaug-bpe",
+            "qwen2",
+            "stablelm2",
+        ];
+        for pre in others {
+            assert!(!adds(Some(pre), None) && adds(Some(pre), Some(true)), "{pre}");
+        }
+        assert!(!adds(None, None));
     }
 }

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use olmoe_data::expanded;
 use ureq::http::Method;
 
 use api::About;
@@ -138,7 +139,7 @@ impl Hub {
 
     fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Hub, HubError> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let folder = |name: &str| variable(name).map(|value| in_home(PathBuf::from(value)));
+        let folder = |name: &str| variable(name).map(|value| expanded(Path::new(&value)));
         let home = folder("HF_HOME")
             .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
             .or_else(|| home_directory().map(|home| home.join(".cache/huggingface")));
@@ -417,14 +418,6 @@ fn usable_tag(etag: &str) -> bool {
 /// The user's own folder.
 fn home_directory() -> Option<PathBuf> {
     std::env::home_dir().filter(|home| home.is_absolute())
-}
-
-/// A path in which `~` stands for the user's own folder.
-fn in_home(path: PathBuf) -> PathBuf {
-    match (path.strip_prefix("~"), home_directory()) {
-        (Ok(rest), Some(home)) => home.join(rest),
-        _ => path,
-    }
 }
 
 #[cfg(test)]

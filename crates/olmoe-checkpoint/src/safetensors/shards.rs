@@ -21,20 +21,26 @@ pub fn shard_name(stem: &str, shard: usize, shards: usize) -> String {
 /// # Errors
 /// [`SafetensorsError::Overflow`].
 pub fn split(specs: &[Spec], max_bytes: u64) -> Result<Vec<Range<usize>>, SafetensorsError> {
+    let sizes = specs.iter().map(Spec::bytes).collect::<Result<Vec<u64>, _>>()?;
+    Ok(split_sizes(sizes, max_bytes))
+}
+
+/// The same for tensors of so many bytes.
+pub(crate) fn split_sizes(sizes: impl IntoIterator<Item = u64>, max_bytes: u64) -> Vec<Range<usize>> {
     let mut shards = Vec::new();
-    let (mut begin, mut sum) = (0, 0u64);
-    for (i, spec) in specs.iter().enumerate() {
-        let bytes = spec.bytes()?;
+    let (mut begin, mut end, mut sum) = (0, 0, 0u64);
+    for bytes in sizes {
         let more = sum.checked_add(bytes);
-        if i > begin && more.is_none_or(|more| more > max_bytes) {
-            shards.push(begin..i);
-            (begin, sum) = (i, bytes);
+        if end > begin && more.is_none_or(|more| more > max_bytes) {
+            shards.push(begin..end);
+            (begin, sum) = (end, bytes);
         } else {
             sum = more.unwrap_or(u64::MAX);
         }
+        end += 1;
     }
-    shards.push(begin..specs.len());
-    Ok(shards)
+    shards.push(begin..end);
+    shards
 }
 
 /// Open files, and the tensors in them by name.

@@ -17,7 +17,7 @@ use olmoe_checkpoint::encoding::Encoding;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
-use olmoe_model::model::{Activations, Keep, KvCache, Model, Precision};
+use olmoe_model::model::{Activations, Held, Keep, KvCache, Model, Precision};
 use olmoe_model::parameters::{ParameterSpec, parameters};
 use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::tensor::Tensor;
@@ -68,8 +68,8 @@ impl Arrays {
         let specs = parameters(&config);
         let named = |spec: &ParameterSpec| {
             let name = spec.name.strip_suffix(".weight").expect("these models have no biases");
-            let inside = spec.layer.map(|layer| format!("layers.{layer}."));
-            let numbers = value(name.strip_prefix(inside.as_deref().unwrap_or("")).unwrap(), spec.layer);
+            let inside = spec.module.layer.map(|layer| format!("layers.{layer}."));
+            let numbers = value(name.strip_prefix(inside.as_deref().unwrap_or("")).unwrap(), spec.module.layer);
             assert_eq!(numbers.len(), spec.num_elements(), "{}", spec.name);
             numbers
         };
@@ -78,7 +78,7 @@ impl Arrays {
     }
 
     fn model(&self) -> Model {
-        let mut model = Model::new(self.config.clone(), Precision::Fp32, false).unwrap();
+        let mut model = Model::new(self.config.clone(), Precision::Fp32, Held::Inference).unwrap();
         for (spec, numbers) in self.specs.iter().zip(&self.values) {
             model.set(&spec.name, &spec.shape, numbers).unwrap();
         }

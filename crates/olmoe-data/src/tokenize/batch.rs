@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::text::{bounded, encode_paragraphs, puts_space_before, stripped};
+use super::text::{bounded, encode_paragraphs, puts_space_before};
 use super::{Settings, Summary};
 use crate::documents::{Document, Malformed};
+use crate::white_space::stripped;
 use crate::{Tokenizer, TokenizerError};
 
 /// Texts are encoded together when they have so many bytes.

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::batch::Batch;
 use super::error::TokenizeError;
 use super::part::{Entry, Part};
-use super::text::stripped;
 use super::{Settings, Summary};
 use crate::Tokenizer;
 use crate::documents::{Document, Documents};
 use crate::random::Mersenne;
+use crate::white_space::stripped;
 
 /// Cuts files into groups of equal size, as far as that goes.
 pub(super) fn cut(paths: &[PathBuf], processes: usize, files_per_process: Option<usize>) -> Vec<Vec<PathBuf>> {

@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::error::TokenizeError;
+use crate::expanded;
 
 /// Files found by patterns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub struct Inputs {
     pub unmatched: Vec<String>,
 }
 
-/// The files of paths, folders and patterns with `*`, `?`, `[…]` and `**`. Of a folder it is those directly in it; hidden
+/// The files of paths ([`expanded`]), folders and patterns with `*`, `?`, `[…]` and `**`. Of a folder it is those directly in it; hidden
 /// files are left out.
 ///
 /// # Errors
@@ -27,8 +28,10 @@ pub fn find(patterns: &[String]) -> Result<Inputs, TokenizeError> {
             return Err(TokenizeError::Remote { path: pattern.clone() });
         }
         let before = inputs.files.len();
+        let pattern = &expanded(Path::new(pattern)).to_string_lossy().into_owned();
         let path = Path::new(pattern);
-        if path.is_file() {
+        // A file, a pipe, standard input.
+        if path.exists() && !path.is_dir() {
             inputs.add(path)?;
         } else {
             let wrong = |message: String| TokenizeError::Pattern { pattern: pattern.clone(), message };

@@ -1,12 +1,8 @@
-//! The text of a document and its ids: what is cut off, what goes around them, and paragraphs by themselves.
+//! The ids of a document's text: what goes around them, and paragraphs by themselves.
 
 use super::Settings;
+use crate::white_space::without_mark;
 use crate::{Tokenizer, TokenizerError};
-
-/// `str.strip()` of Python, to which four separators are white space, too.
-pub(super) fn stripped(text: &str) -> &str {
-    text.trim_matches(|letter: char| letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter))
-}
 
 /// The ids of a text with what goes around it.
 pub(super) fn bounded(mut ids: Vec<u32>, settings: &Settings) -> Vec<u32> {
@@ -46,7 +42,7 @@ pub(super) fn encode_paragraphs(tokenizer: &Tokenizer, spaced: bool, text: &str)
 
 /// Whether a tokenizer puts a space before a text.
 pub(super) fn puts_space_before(tokenizer: &Tokenizer) -> bool {
-    let json: serde_json::Value = serde_json::from_slice(tokenizer.json()).unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_slice(without_mark(tokenizer.json())).unwrap_or_default();
     let parts = |key: &str, list: &str| match json.get(key) {
         Some(part) if part["type"] == "Sequence" => part[list].as_array().cloned().unwrap_or_default(),
         Some(part) => vec![part.clone()],
@@ -54,14 +50,4 @@ pub(super) fn puts_space_before(tokenizer: &Tokenizer) -> bool {
     };
     parts("pre_tokenizer", "pretokenizers").iter().any(|part| part["add_prefix_space"] == true)
         || parts("normalizer", "normalizers").iter().any(|part| part["type"] == "Prepend")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn white_space_as_python_has_it() {
-        assert_eq!(stripped("\u{1c}\u{1f} \u{85}\u{a0}\u{3000}\ta b\u{200b}\r\n"), "a b\u{200b}");
-    }
 }

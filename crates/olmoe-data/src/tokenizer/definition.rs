@@ -15,7 +15,9 @@ use super::bytes;
 use super::error::TokenizerError;
 use super::merges::Merges;
 use super::normal_form;
+use super::post_processor::Around;
 use super::words::{CL100K, CL100K_SINGLE_DIGITS, Words};
+use crate::white_space::without_mark;
 
 /// Most bytes of a `tokenizer.json`; that of OLMoE has 2 MB, the largest known ones 35 MB.
 pub const MAX_JSON_BYTES: usize = 64 << 20;
@@ -31,6 +33,8 @@ struct Document<'a> {
     normalizer: Value,
     #[serde(default)]
     pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
     #[serde(default)]
     decoder: Value,
     #[serde(borrow)]
@@ -104,6 +108,7 @@ pub(super) struct Definition {
     pub(super) added: Vec<Added>,
     pub(super) normalizer: Value,
     pub(super) pre_tokenizer: Value,
+    pub(super) around: Around,
     decoder: Value,
     /// The model if it is of the type BPE; the library reads the others.
     pub(super) bpe: Option<Bpe>,
@@ -115,7 +120,7 @@ impl Definition {
         if json.len() > MAX_JSON_BYTES {
             return Err(TokenizerError::TooLong { limit: MAX_JSON_BYTES });
         }
-        let document: Document = serde_json::from_slice(json).map_err(syntax)?;
+        let document: Document = serde_json::from_slice(without_mark(json)).map_err(syntax)?;
         if let Some(version) = document.version.filter(|version| version != "1.0") {
             let message = format!("its version is {version:?}, expected \"1.0\"");
             return Err(TokenizerError::Syntax { message });
@@ -128,8 +133,9 @@ impl Definition {
             }
             _ => None,
         };
-        let Document { added_tokens: added, normalizer, pre_tokenizer, decoder, .. } = document;
-        let definition = Definition { added, normalizer, pre_tokenizer, decoder, bpe };
+        let Document { added_tokens: added, normalizer, pre_tokenizer, post_processor, decoder, .. } = document;
+        let around = Around::read(&post_processor)?;
+        let definition = Definition { added, normalizer, pre_tokenizer, around, decoder, bpe };
         definition.check()?;
         Ok(definition)
     }
@@ -181,6 +187,11 @@ impl Definition {
             }
         }
         Ok(())
+    }
+
+    /// The share of merges that chance would leave out; none if it leaves out none.
+    pub(super) fn dropout(&self) -> Option<f32> {
+        self.bpe.as_ref()?.dropout.filter(|dropout| *dropout != 0.0)
     }
 
     /// The way to cut into words, if it is one that is known by heart.
@@ -235,7 +246,6 @@ impl Definition {
         let (compose, words) = (self.composes()?, self.words()?);
         let affixes = [&bpe.continuing_subword_prefix, &bpe.end_of_word_suffix];
         let plain = affixes.iter().all(|affix| affix.as_deref().unwrap_or("").is_empty())
-            && bpe.dropout.unwrap_or(0.0) == 0.0
             && self.decoder["type"] == "ByteLevel"
             && !self.added.iter().any(|added| added.single_word || added.lstrip || added.rstrip);
         if !plain {

@@ -11,9 +11,11 @@ mod added;
 mod byte_level;
 mod bytes;
 mod definition;
+mod ends;
 mod error;
 mod merges;
 mod normal_form;
+mod post_processor;
 mod stream;
 mod vocabulary;
 mod words;
@@ -25,6 +27,9 @@ pub use vocabulary::{Pre, TokenKind, Vocabulary};
 
 use byte_level::ByteLevel;
 use definition::Definition;
+use post_processor::Around;
+
+use crate::white_space::without_mark;
 
 /// Documents of a batch are handed to threads in groups of about so many bytes.
 const GROUP_BYTES: usize = 1 << 16;
@@ -34,11 +39,14 @@ const GROUP_BYTES: usize = 1 << 16;
 /// Byte-level BPE with one of the common ways to cut words (OLMoE, OLMo 2, GPT-NeoX, GPT-2, Llama 3, SmolLM, Qwen 2) runs
 /// in an encoder of its own, which gives the ids of the library several times as fast. The library runs all others.
 ///
-/// Special tokens in the text are encoded as such; none are added around it. `truncation` and `padding` in the file have
-/// no effect: they are settings of whoever saved it, not of the tokenizer.
+/// Special tokens in the text are encoded as such; none are added around it: [`Tokenizer::before_text`] and
+/// [`Tokenizer::behind_text`] are those that the library would add. `truncation`, `padding` and `dropout` in the file have no
+/// effect: they are settings of whoever saved it or trained with it, not of the tokenizer.
 pub struct Tokenizer {
     json: Vec<u8>,
     table: Table,
+    around: Around,
+    notices: Vec<String>,
     kind: Kind,
 }
 
@@ -91,15 +99,25 @@ impl Tokenizer {
 
     fn from_vec(json: Vec<u8>) -> Result<Tokenizer, TokenizerError> {
         let definition = Definition::read(&json)?;
+        let around = definition.around.clone();
+        let mut notices = Vec::new();
+        if let Some(dropout) = definition.dropout() {
+            let effect =
+                "so that the same text always has the same tokens; it is for training a tokenizer's users only";
+            notices.push(format!("`dropout` in the tokenizer's model is {dropout}; it is off, {effect}"));
+        }
         if let Some(byte_level) = definition.byte_level() {
             let added = definition.added.iter().map(|added| (added.content.clone(), added.id));
             let vocab = definition.bpe.iter().flat_map(|bpe| &bpe.vocab).map(|(text, id)| (text.clone(), *id));
             let special = definition.added.iter().filter(|added| added.special).map(|added| added.id);
             let table = Table::new(vocab.chain(added), special);
-            return Ok(Tokenizer { json, table, kind: Kind::ByteLevel(Box::new(byte_level)) });
+            return Ok(Tokenizer { json, table, around, notices, kind: Kind::ByteLevel(Box::new(byte_level)) });
         }
         let library = guarded("be built", || {
-            let mut library = tokenizers::Tokenizer::from_bytes(&json)?;
+            let mut library = match definition.dropout() {
+                None => tokenizers::Tokenizer::from_bytes(without_mark(&json))?,
+                Some(_) => tokenizers::Tokenizer::from_bytes(without_dropout(&json)?)?,
+            };
             library.with_truncation(None)?;
             library.with_padding(None);
             Ok(library)
@@ -112,7 +130,7 @@ impl Tokenizer {
         }
         let special = definition.added.iter().filter(|added| added.special).map(|added| added.id);
         let table = Table::new(vocab, special);
-        Ok(Tokenizer { json, table, kind: Kind::Library(Box::new(library)) })
+        Ok(Tokenizer { json, table, around, notices, kind: Kind::Library(Box::new(library)) })
     }
 
     /// From now on the text of a special token, such as `<|endoftext|>`, is encoded like any other text.
@@ -130,6 +148,21 @@ impl Tokenizer {
     /// The `tokenizer.json`: the bytes it was read from.
     pub fn json(&self) -> &[u8] {
         &self.json
+    }
+
+    /// The tokens that belong before a text, by the file's post-processor.
+    pub fn before_text(&self) -> &[u32] {
+        &self.around.before
+    }
+
+    /// The tokens that belong behind a text, by the file's post-processor.
+    pub fn behind_text(&self) -> &[u32] {
+        &self.around.behind
+    }
+
+    /// What in the file was read otherwise than it stands there; show it once.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// The ids of a text. Fails only where the vocabulary has no token for a part of it, which byte-level ones always
@@ -232,6 +265,11 @@ impl Tokenizer {
         self.table.text(id)
     }
 
+    /// The tokens that end a text in every vocabulary that has them, known by their text as llama.cpp knows them.
+    pub fn known_ends(&self) -> Vec<u32> {
+        ends::known(|text| self.id_of(text))
+    }
+
     /// Whether a token is marked as special: decoding can leave it out.
     pub fn is_special(&self, id: u32) -> bool {
         self.table.special.get(id as usize).is_some_and(|special| *special)
@@ -292,6 +330,13 @@ impl Table {
         let skipped = skip_special && self.special.get(id as usize).is_some_and(|special| *special);
         (!skipped).then(|| self.bytes(id))
     }
+}
+
+/// The file without what leaves out merges by chance.
+fn without_dropout(json: &[u8]) -> serde_json::Result<Vec<u8>> {
+    let mut document: serde_json::Value = serde_json::from_slice(without_mark(json))?;
+    document["model"]["dropout"] = serde_json::Value::Null;
+    serde_json::to_vec(&document)
 }
 
 /// Runs the library: what it cannot do, and where it panics, is an error.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::bytes::letter;
 use super::definition::{Definition, MAX_TOKENS, Merge};
+use super::ends;
 use super::words::{CL100K, CL100K_SINGLE_DIGITS, Words};
 use super::{Tokenizer, TokenizerError};
 use crate::SpecialTokens;
@@ -32,6 +33,8 @@ pub struct Vocabulary {
     pub pad: Option<u32>,
     /// `unknown_token_id`.
     pub unk: Option<u32>,
+    /// More tokens that end generation, each with its key: one of [`Vocabulary::END_KEYS`].
+    pub ends: Vec<(&'static str, u32)>,
     /// `add_bos_token`: whether a program that reads the file puts `bos` before a text.
     pub add_bos: bool,
     /// `tokenizer.chat_template`, a Jinja template.
@@ -39,6 +42,23 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
+    /// Keys of tokens that end generation, beside `eos_token_id`. The last two have lists of ids; llama.cpp reads the
+    /// others, Ollama the last one.
+    pub const END_KEYS: [&'static str; 7] = [
+        "tokenizer.ggml.eot_token_id",
+        "tokenizer.ggml.eom_token_id",
+        "tokenizer.ggml.fim_pad_token_id",
+        "tokenizer.ggml.fim_rep_token_id",
+        "tokenizer.ggml.fim_sep_token_id",
+        "tokenizer.ggml.eog_token_ids",
+        "tokenizer.ggml.eos_token_ids",
+    ];
+
+    /// Whether a key has a list of ids.
+    pub fn is_list(key: &str) -> bool {
+        key.ends_with("_ids")
+    }
+
     /// The 256 bytes, each as the id of its value, and `<|endoftext|>`, id 256, at the end of a text. There are no merges, so
     /// every byte of a text is a token: for small models.
     pub fn bytes() -> Vocabulary {
@@ -56,6 +76,7 @@ impl Vocabulary {
             eos: Some(256),
             pad: None,
             unk: None,
+            ends: Vec::new(),
             add_bos: false,
             chat_template: None,
         }
@@ -141,6 +162,11 @@ impl Pre {
         PRE_NAMES.iter().find(|(pre, _)| *pre == self).map_or("default", |(_, names)| names[0])
     }
 
+    /// Whether a file that does not say it puts `bos` before a text, as llama.cpp has it.
+    pub fn adds_bos(self) -> bool {
+        self == Pre::LlamaBpe
+    }
+
     fn composes(self) -> bool {
         self == Pre::Olmo
     }
@@ -217,7 +243,9 @@ impl Tokenizer {
                 let first = other.as_u64().unwrap_or(0) as u32;
                 return Err(TokenizerError::SameText { first, second: id as u32, text: text.clone() });
             }
-            let special = matches!(kind, TokenKind::Control | TokenKind::Unknown);
+            // Some files have the wrong type for them.
+            let known = kind == TokenKind::Normal && ends::is_known(text);
+            let special = known || matches!(kind, TokenKind::Control | TokenKind::Unknown);
             if special || kind == TokenKind::UserDefined {
                 added.push(json!({
                     "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
@@ -233,10 +261,24 @@ impl Tokenizer {
             let (a, b) = text.split_at(space.ok_or_else(syntax)?);
             if b.len() < 2 { Err(syntax()) } else { Ok(json!([a, b[1..]])) }
         });
+        let beginning = vocabulary.bos.filter(|_| vocabulary.add_bos);
+        let post_processor = match beginning.and_then(|id| Some((id, tokens.get(id as usize)?))) {
+            None => byte_level(true),
+            Some((id, text)) => {
+                let token = |text_number: u32| json!({"SpecialToken": {"id": text, "type_id": text_number}});
+                let sequence = |name: &str, text_number: u32| json!({"Sequence": {"id": name, "type_id": text_number}});
+                json!({"type": "Sequence", "processors": [byte_level(true), {
+                    "type": "TemplateProcessing",
+                    "single": [token(0), sequence("A", 0)],
+                    "pair": [token(0), sequence("A", 0), token(1), sequence("B", 1)],
+                    "special_tokens": {text: {"id": text, "ids": [id], "tokens": [text]}},
+                }]})
+            }
+        };
         let normalizer = if pre.composes() { json!({"type": "NFC"}) } else { Value::Null };
         let document = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer,
-            "pre_tokenizer": pre.json(), "post_processor": byte_level(true), "decoder": byte_level(true),
+            "pre_tokenizer": pre.json(), "post_processor": post_processor, "decoder": byte_level(true),
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
@@ -248,21 +290,36 @@ impl Tokenizer {
     }
 
     /// What a GGUF file holds of this tokenizer, for a model with so many rows of embeddings. Rows beyond the tokens are
-    /// unused ones, `[PAD…]`. `add_bos` is false and there is no chat template: fill them in as needed.
+    /// unused ones, `[PAD…]`; tokens beyond the rows that were added to the tokenizer alone are left out. There are no more
+    /// ends and no chat template: fill them in as needed.
     pub fn to_vocabulary(&self, rows: usize, special: &SpecialTokens) -> Result<Vocabulary, TokenizerError> {
         if rows > MAX_TOKENS {
             return Err(TokenizerError::TooManyRows { rows, limit: MAX_TOKENS });
         }
-        if rows < self.size() {
-            return Err(TokenizerError::TooFewRows { size: self.size(), rows });
-        }
         let unknown = |reason: &str| TokenizerError::NotAVocabulary { reason: reason.to_owned() };
         let definition = Definition::read(&self.json)?;
+        // Tokens that were added to the tokenizer alone (`[PAD]`) may have no row: a model never makes them.
+        let of_model = definition.bpe.iter().flat_map(|bpe| bpe.vocab.values());
+        if of_model.max().is_some_and(|last| *last as usize >= rows) {
+            return Err(TokenizerError::TooFewRows { size: self.size(), rows });
+        }
         if definition.byte_level().is_none() && definition.pre_tokenizer != Pre::Default.json() {
             return Err(unknown("it is not byte-level BPE with words cut in a way that GGUF files can name"));
         }
         let pre = Pre::of(&definition)
             .ok_or_else(|| unknown("no `tokenizer.ggml.pre` stands for its normaliser and its way to cut words"))?;
+        let (bos, add_bos) = match (self.before_text(), special.bos) {
+            ([], bos) => (bos, false),
+            ([id], None) => (Some(*id), true),
+            ([id], Some(bos)) if *id == bos => (special.bos, true),
+            (before, bos) => {
+                let found = bos.map_or("missing".to_owned(), |bos| bos.to_string());
+                let reason = format!(
+                    "it puts the tokens {before:?} before a text, and GGUF can put there `bos` only, which is {found}"
+                );
+                return Err(TokenizerError::NotAVocabulary { reason });
+            }
+        };
         let mut kinds = vec![TokenKind::Unused; rows];
         let mut tokens: Vec<String> = (0..rows).map(padding).collect();
         for (id, (token, kind)) in tokens.iter_mut().zip(&mut kinds).enumerate() {
@@ -285,11 +342,12 @@ impl Tokenizer {
             tokens,
             kinds,
             merges,
-            bos: special.bos,
+            bos,
             eos: special.eos,
             pad: special.pad,
             unk: special.unk,
-            add_bos: false,
+            ends: Vec::new(),
+            add_bos,
             chat_template: None,
         })
     }

@@ -78,6 +78,7 @@ pub(crate) fn tiny_vocabulary(pre: Pre) -> Vocabulary {
         eos: Some(263),
         pad: None,
         unk: None,
+        ends: Vec::new(),
         add_bos: false,
         chat_template: None,
     }

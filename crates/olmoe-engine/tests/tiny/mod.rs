@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use olmoe_data::{Tokenizer, Vocabulary};
 use olmoe_engine::{Completion, Engine, EngineConfig, FinishReason, Request, RequestId};
 use olmoe_model::config::{FeedForward, ModelConfig};
-use olmoe_model::model::{Model, Precision};
+use olmoe_model::model::{Held, Model, Precision};
 use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::quant::{BlockFormat, quantize};
@@ -39,7 +39,7 @@ pub(crate) fn model(precision: Precision) -> Arc<Model> {
 
 /// The same, to be changed.
 pub(crate) fn drawn(precision: Precision) -> Model {
-    let mut model = Model::new(config(), precision, false).expect("a model");
+    let mut model = Model::new(config(), precision, Held::Inference).expect("a model");
     model.initialize(7);
     model
 }
@@ -51,7 +51,8 @@ pub(crate) fn wide_model(precision: Precision, format: Option<BlockFormat>) -> A
     if let FeedForward::Moe(moe) = &mut config.feed_forward {
         (moe.num_experts, moe.expert.width) = (4, 256);
     }
-    let mut drawn = Model::new(config.clone(), precision, format.is_some()).expect("a model");
+    let held = if format.is_some() { Held::Trained } else { Held::Inference };
+    let mut drawn = Model::new(config.clone(), precision, held).expect("a model");
     drawn.initialize(7);
     let Some(format) = format else { return Arc::new(drawn) };
     let count = drawn.parameters().len();

@@ -66,6 +66,16 @@ pub enum ConfigError {
         /// The known key closest to it, if one is close.
         suggestion: Option<&'static str>,
     },
+    /// A key of another family that would change what is computed.
+    #[error("`{key}` is {found}, but {reason}; take it out if the weights were trained without it")]
+    Unimplemented {
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// Why it cannot be honoured.
+        reason: &'static str,
+    },
     /// A value of the wrong type.
     #[error("`{key}` must be {expected}, found {found}")]
     WrongType {

@@ -3,6 +3,7 @@
 //!
 //! The class default of olmoe's `intermediate_size` is 2048; the released models have 1024 and say so.
 
+mod others;
 pub(super) mod write;
 
 use serde_json::Value;
@@ -41,6 +42,8 @@ const KEYS: &[&str] = &[
     "attention_dropout",
     "per_layer_config",
     "quantization_config",
+    "eot_token_id",
+    "eom_token_id",
 ];
 
 /// What sets a model class apart: its own keys and its defaults.
@@ -174,17 +177,19 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
         Some(other) => return Err(wrong_type("model_type", "a name", other)),
     };
     let known = [KEYS, family.keys].concat();
-    section
-        .reject_unknown(&known, |key| known.contains(&key) || WITHOUT_MEANING.contains(&key) || key.starts_with('_'))?;
-    reject_unsupported(&section)?;
     let mut notices = Vec::new();
+    let without_meaning = |key: &str| WITHOUT_MEANING.contains(&key) || key.starts_with('_');
+    others::check(&section, &known, without_meaning, &[OLMOE.keys, LLAMA.keys].concat(), &mut notices)?;
+    reject_unsupported(&section)?;
     if !is_dense && !section.has("intermediate_size") {
         let text = "left out, so it has the class default 2048; OLMoE-1B-7B has 1024".to_owned();
         notices.push(Notice { key: "intermediate_size", text });
     }
-    if section.get("quantization_config").is_some() {
-        let text = "ignored here; whether the weights can be read depends on the files that hold them".to_owned();
-        notices.push(Notice { key: "quantization_config", text });
+    for key in ["quantization_config", "quantization", "compression_config"] {
+        if section.get(key).is_some() {
+            let text = "ignored here; whether the weights can be read depends on the files that hold them".to_owned();
+            notices.push(Notice { key, text });
+        }
     }
 
     let d_model = section.size("hidden_size", family.d_model)?;
@@ -285,7 +290,8 @@ fn rope_theta(section: &Section<'_>) -> Result<f64, ConfigError> {
     let mut theta = section.optional_number("rope_theta", None)?;
     for key in ["rope_parameters", "rope_scaling"] {
         let Some(value) = section.get(key) else { continue };
-        let rope = Section::new(value, key)?;
+        // Some files have one set for each kind of layer, and there is one kind.
+        let rope = Section::new(value.get("full_attention").unwrap_or(value), key)?;
         let scaled = |found: String| ConfigError::RopeScaling { key, found };
         for name in rope.keys() {
             match (name, rope.get(name)) {
@@ -320,7 +326,8 @@ fn token(
         Some(Value::Array(ids)) => {
             let Some(first) = ids.first() else { return Ok(None) };
             let Some(id) = first.as_u64() else { return Err(wrong_type(key, "a list of token ids", first)) };
-            if ids.len() > 1 {
+            // All ends of a text are read where texts are made; the model has one.
+            if ids.len() > 1 && key != "eos_token_id" {
                 let text = format!("lists {} ids; the first, {id}, is the one kept", ids.len());
                 notices.push(Notice { key, text });
             }
@@ -471,7 +478,10 @@ mod tests {
     fn token_ids() {
         let loaded = with(serde_json::json!({"eos_token_id": [50279, 0], "bos_token_id": -1})).unwrap();
         assert_eq!((loaded.config.eos_token_id, loaded.config.bos_token_id), (Some(50279), None));
-        assert_eq!(loaded.notices.len(), 1);
+        // Every end of a text is read with the tokenizer; of other tokens there is one.
+        assert!(loaded.notices.is_empty(), "{:?}", loaded.notices);
+        let loaded = with(serde_json::json!({"pad_token_id": [3, 4]})).unwrap();
+        assert!(loaded.config.pad_token_id == Some(3) && loaded.notices[0].to_string().contains("the first, 3"));
         let small = with(serde_json::json!({"vocab_size": 99})).unwrap();
         assert_eq!((small.config.eos_token_id, small.config.pad_token_id), (None, Some(1)));
         assert!(small.notices[0].to_string().contains("50279 is beyond the 99 rows"));
@@ -499,6 +509,51 @@ mod tests {
         assert!(rejected(json!({"hidden_size": 1u64 << 60})).contains("the largest size supported is 1048576"));
         assert!(read("[]").unwrap_err().to_string().contains("must be a mapping"));
         assert!(read("{").unwrap_err().to_string().contains("not valid JSON"));
+    }
+
+    #[test]
+    fn keys_of_other_tools_are_passed_over() {
+        use serde_json::json;
+        for (key, value) in [
+            ("unsloth_fixed", json!(true)),
+            ("transformers.js_config", json!({"use_external_data_format": true})),
+            ("quantization", json!(null)),
+            ("layer_types", json!(vec!["full_attention"; 16])),
+            ("sliding_window", json!(null)),
+            ("sliding_window", json!(4096)),
+            ("use_sliding_window", json!(false)),
+            ("max_window_layers", json!(28)),
+            ("mlp_only_layers", json!([])),
+            ("n_shared_experts", json!(0)),
+            ("routed_scaling_factor", json!(1.0)),
+            ("scoring_func", json!("softmax")),
+            ("mlp_bias", json!(false)),
+            ("eos_token", json!("<|endoftext|>")),
+            ("model_max_length", json!(4096)),
+        ] {
+            let loaded = with(json!({key: value})).unwrap();
+            assert_eq!(loaded.config, read(RELEASE).unwrap().config, "{key}");
+            let notice = loaded.notices[0].to_string();
+            assert!(notice.contains(&format!("passed over: `{key}`")), "{notice}");
+        }
+        for (key, value, expected) in [
+            ("layer_types", json!(["full_attention", "sliding_attention"]), "attend to all tokens"),
+            ("sliding_window", json!(1024), "attention over a window"),
+            ("final_logit_softcapping", json!(30.0), "capped"),
+            ("routed_scaling_factor", json!(2.5), "scaled activations"),
+            ("mlp_only_layers", json!([3]), "all layers are alike"),
+            ("no_rope_layers", json!([1, 1, 0]), "turns its queries and keys"),
+            ("partial_rotary_factor", json!(0.5), "every element of a head"),
+            ("scoring_func", json!("sigmoid"), "only the softmax"),
+            ("hidden_activation", json!("gelu_pytorch_tanh"), "only silu"),
+        ] {
+            let error = rejected(json!({key: value}));
+            assert!(error.starts_with(&format!("`{key}` is ")) && error.contains(expected), "{error}");
+        }
+        // One set of rotary embeddings for each kind of layer.
+        let sets = json!({"full_attention": {"rope_theta": 5e5, "rope_type": "default"}});
+        let loaded = with(json!({"rope_theta": null, "rope_parameters": sets})).unwrap();
+        assert_eq!(loaded.config.rope.theta, 500_000.0);
     }
 
     #[test]

@@ -16,8 +16,7 @@ mod validate;
 pub use error::{ConfigError, Notice};
 pub use section::{closest, describe, shorten};
 pub use validate::{
-    MAX_CONFIG_BYTES, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_PARAMETERS, MAX_SEQUENCE_LENGTH, MAX_VOCABULARY,
-    MAX_WIDTH,
+    MAX_CONFIG_BYTES, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_SEQUENCE_LENGTH, MAX_VOCABULARY, MAX_WIDTH,
 };
 
 use std::io::Read;
@@ -511,6 +510,10 @@ pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     file.take(MAX_CONFIG_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > MAX_CONFIG_BYTES {
         return Err(in_file(ConfigError::TooLong { limit: MAX_CONFIG_BYTES }));
+    }
+    // The byte-order mark that some editors write is no part of the text.
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        bytes.drain(.."\u{feff}".len());
     }
     String::from_utf8(bytes).map_err(|error| in_file(ConfigError::NotUtf8 { offset: error.utf8_error().valid_up_to() }))
 }

@@ -20,8 +20,6 @@ pub const MAX_VOCABULARY: usize = 1 << 24;
 pub const MAX_SEQUENCE_LENGTH: usize = 1 << 28;
 /// Most experts in a layer.
 pub const MAX_EXPERTS: usize = 1 << 16;
-/// Most parameters of a model, about 17.6 trillion.
-pub const MAX_PARAMETERS: u64 = 1 << 44;
 
 /// Rejects text that is too long to be a configuration.
 pub(super) fn length(text: &str) -> Result<(), ConfigError> {

@@ -1,23 +1,24 @@
 //! The feed-forward layer: one MLP, or a router, its experts and perhaps a shared one.
 
 use olmoe_tensor::gemm::{Operand, Store};
+use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::linear::{self, Input, pack_saved};
 use olmoe_tensor::ops::router::{self, Assignment, DROPPED};
 use olmoe_tensor::ops::{add, mlp};
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
-use super::modules::{FeedForwardModule, MlpModule, MoeModule};
-use super::weights::Model;
+use super::weights::Weights;
 use crate::config::Moe;
+use crate::modules::{FeedForwardModule, MlpModule, MoeModule, ParameterId};
 use crate::routing::LayerRouting;
 
 /// What the backward pass needs beside the input and the routing.
 pub(super) struct Saved {
     /// Which slots the experts computed; none for a dense layer.
     assignment: Option<Assignment>,
-    /// Of the experts, or of the dense layer.
-    mlp: mlp::Saved,
+    /// Of the experts, or of the dense layer; none where it was not to be kept.
+    mlp: Option<mlp::Saved>,
     shared_expert: Option<mlp::Saved>,
 }
 
@@ -35,96 +36,112 @@ fn capacity(moe: &Moe, tokens: usize) -> Option<usize> {
     (limit > 0).then_some(limit)
 }
 
-/// `y [T, D]` of `x [T, D]`; the routing of a mixture is added to `record` as that of `layer`.
+/// Where the routing of a mixture comes from.
+pub(super) enum Routed<'a> {
+    /// The router decides, and the record has it from then on.
+    Anew(&'a mut Vec<LayerRouting>),
+    /// The router has decided: this repeats a pass whose results were dropped.
+    Before(Option<&'a LayerRouting>),
+}
+
+/// `y [T, D]` of `x [T, D]`, and what the backward pass needs if it is to `keep` that.
 pub(super) fn forward(
-    model: &Model,
+    weights: &Weights,
     layer: usize,
     module: &FeedForwardModule,
     x_td: &Tensor,
     dense: &Assignment,
-    record: &mut Vec<LayerRouting>,
+    routed: Routed<'_>,
+    keep: bool,
 ) -> (Tensor, Saved) {
     match module {
         FeedForwardModule::Dense(module) => {
-            let (y_td, mlp) = mlp::forward(x_td, &model.mlp(module), dense);
+            let (y_td, mlp) = mlp_forward(weights, module, x_td, dense, keep);
             (y_td, Saved { assignment: None, mlp, shared_expert: None })
         }
         FeedForwardModule::Moe(module) => {
-            let moe = model.config.moe().expect("a mixture module comes from a mixture configuration");
-            let logits_te = Input::new(x_td).times(model.weight(module.router));
-            let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
-            let assignment = router::assign(&routing, capacity(moe, x_td.rows()));
-            record.push(LayerRouting { layer, routing, load_e: assignment.load_e.clone() });
-            experts(model, module, x_td, dense, assignment)
+            let moe = weights.config.moe().expect("a mixture module comes from a mixture configuration");
+            let capacity = capacity(moe, x_td.rows());
+            let assignment = match routed {
+                Routed::Before(known) => {
+                    let known = known.expect("a forward pass records the routing of every mixture layer");
+                    router::assign(&known.routing, capacity)
+                }
+                Routed::Anew(record) => {
+                    let logits_te = Input::new(x_td).times(weights.weight(module.router));
+                    let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
+                    let assignment = router::assign(&routing, capacity);
+                    record.push(LayerRouting { layer, routing, load_e: assignment.load_e.clone() });
+                    assignment
+                }
+            };
+            experts(weights, module, x_td, dense, assignment, keep)
         }
-    }
-}
-
-/// The same from a routing that is known: the repetition of a pass whose results were dropped.
-pub(super) fn forward_again(
-    model: &Model,
-    layer: usize,
-    module: &FeedForwardModule,
-    x_td: &Tensor,
-    dense: &Assignment,
-    known: Option<&LayerRouting>,
-) -> (Tensor, Saved) {
-    match (module, known, model.config.moe()) {
-        (FeedForwardModule::Moe(module), Some(known), Some(moe)) => {
-            let assignment = router::assign(&known.routing, capacity(moe, x_td.rows()));
-            experts(model, module, x_td, dense, assignment)
-        }
-        _ => forward(model, layer, module, x_td, dense, &mut Vec::new()),
     }
 }
 
 fn experts(
-    model: &Model,
+    weights: &Weights,
     module: &MoeModule,
     x_td: &Tensor,
     dense: &Assignment,
     assignment: Assignment,
+    keep: bool,
 ) -> (Tensor, Saved) {
-    let (mut y_td, mlp) = mlp::forward(x_td, &model.mlp(&module.experts), &assignment);
-    if let Some(bias) = model.optional(module.bias) {
+    let (mut y_td, mlp) = mlp_forward(weights, &module.experts, x_td, &assignment, keep);
+    if let Some(bias) = weights.optional(module.bias) {
         add::add_bias(&mut y_td, bias);
     }
-    let shared_expert = module.shared_expert.map(|shared| {
-        let (shared_td, saved) = mlp::forward(x_td, &model.mlp(&shared), dense);
+    let shared_expert = module.shared_expert.and_then(|shared| {
+        let (shared_td, saved) = mlp_forward(weights, &shared, x_td, dense, keep);
         add::add_assign(&mut y_td, &shared_td);
         saved
     });
     (y_td, Saved { assignment: Some(assignment), mlp, shared_expert })
 }
 
-fn mlp_backward(
-    model: &Model,
+fn mlp_forward(
+    weights: &Weights,
     module: &MlpModule,
     x_td: &Tensor,
     assignment: &Assignment,
-    saved: &mlp::Saved,
-    dy_td: &Tensor,
-    gradients: &mut Gradients,
-) -> (Tensor, olmoe_tensor::memory::Buffer<f32>) {
-    let ids = [
-        module.gate.map(|linear| linear.weight),
-        Some(module.up.weight),
-        Some(module.down.weight),
-        module.gate.and_then(|linear| linear.bias),
-        module.up.bias,
-        module.down.bias,
-    ];
-    let [gate, Some(up), Some(down), gate_bias, up_bias, down_bias] = gradients.several(ids) else {
-        unreachable!("every MLP has an up and a down projection")
-    };
-    let biases = mlp::Biases { gate: gate_bias, up: up_bias, down: down_bias };
-    let into = mlp::Gradients { gate, up, down, biases };
-    mlp::backward(x_td, &model.mlp(module), assignment, saved, dy_td, into)
+    keep: bool,
+) -> (Tensor, Option<mlp::Saved>) {
+    let (out_sd, saved) = mlp::experts(mlp::dispatch(x_td, assignment), &weights.mlp(module), keep);
+    (mlp::combine(out_sd, assignment), saved)
 }
 
-/// The gradient of `x`.
+/// The parameters of an MLP: gate, up and down projection, then their biases.
+fn parameters(module: &MlpModule) -> [Option<ParameterId>; 6] {
+    let MlpModule { gate, up, down, .. } = module;
+    let gate_bias = gate.and_then(|linear| linear.bias);
+    [gate.map(|linear| linear.weight), Some(up.weight), Some(down.weight), gate_bias, up.bias, down.bias]
+}
+
+/// The gradients of `x`, if the `input` has one, and of the slots' weights.
+fn mlp_backward(
+    weights: &Weights,
+    module: &MlpModule,
+    x_td: &Tensor,
+    assignment: &Assignment,
+    saved: Option<&mlp::Saved>,
+    dy_td: &Tensor,
+    input: bool,
+    gradients: &mut Gradients,
+) -> (Option<Tensor>, Buffer<f32>) {
+    let saved = saved.expect("a backward pass follows a forward pass that keeps something");
+    let [gate, up, down, gate_bias, up_bias, down_bias] = gradients.several(parameters(module));
+    let biases = mlp::Biases { gate: gate_bias, up: up_bias, down: down_bias };
+    let into = mlp::Gradients { gate, up, down, biases };
+    let output = mlp::combine_backward(dy_td, assignment);
+    let slots = mlp::dispatch(x_td, assignment);
+    let (dx_sd, dweight_s) = mlp::experts_backward(slots, &weights.mlp(module), saved, output, into, input);
+    (dx_sd.map(|dx_sd| mlp::dispatch_backward(dx_sd, assignment)), dweight_s)
+}
+
+/// The gradient of `x`, if the `input` has one.
 pub(super) fn backward(
-    model: &Model,
+    weights: &Weights,
     module: &FeedForwardModule,
     x_td: &Tensor,
     dense: &Assignment,
@@ -132,34 +149,78 @@ pub(super) fn backward(
     known: Option<&LayerRouting>,
     auxiliary: RouterGradients<'_>,
     dy_td: &Tensor,
+    input: bool,
     gradients: &mut Gradients,
-) -> Tensor {
+) -> Option<Tensor> {
+    let mlp = saved.mlp.as_ref();
     match (module, saved.assignment) {
         (FeedForwardModule::Dense(module), _) => {
-            mlp_backward(model, module, x_td, dense, &saved.mlp, dy_td, gradients).0
+            let wanted = input || gradients.wants_any(parameters(module));
+            wanted.then(|| mlp_backward(weights, module, x_td, dense, mlp, dy_td, input, gradients).0).flatten()
         }
         (FeedForwardModule::Moe(module), Some(assignment)) => {
-            let known = known.expect("a forward pass records the routing of every mixture layer");
-            let normalize = model.config.moe().is_some_and(|moe| moe.normalize_top_k);
-            if let Some(bias) = module.bias {
-                add::bias_backward(dy_td, gradients.get_mut(bias));
+            if let Some(dbias) = module.bias.and_then(|bias| gradients.get_mut(bias)) {
+                add::bias_backward(dy_td, dbias);
+            }
+            let routed = input || gradients.wants_any([Some(module.router)]);
+            if !routed && !gradients.wants_any(parameters(&module.experts)) {
+                shared_backward(weights, module, x_td, dense, &saved.shared_expert, dy_td, None, gradients);
+                return None;
             }
             let (mut dx_td, dweight_s) =
-                mlp_backward(model, &module.experts, x_td, &assignment, &saved.mlp, dy_td, gradients);
-            if let (Some(shared), Some(saved)) = (&module.shared_expert, &saved.shared_expert) {
-                let (shared_dx, _) = mlp_backward(model, shared, x_td, dense, saved, dy_td, gradients);
-                add::add_assign(&mut dx_td, &shared_dx);
+                mlp_backward(weights, &module.experts, x_td, &assignment, mlp, dy_td, input, gradients);
+            shared_backward(weights, module, x_td, dense, &saved.shared_expert, dy_td, dx_td.as_mut(), gradients);
+            if routed {
+                let known = known.expect("a forward pass records the routing of every mixture layer");
+                let dlogits_te = router_backward(weights, known, &assignment, &dweight_s, auxiliary);
+                if let Some(dw) = gradients.get_mut(module.router) {
+                    linear::backward_weight(&dlogits_te, &pack_saved(x_td, Operand::F32), dw);
+                }
+                if let Some(dx_td) = &mut dx_td {
+                    let router = weights.weight(module.router);
+                    linear::backward_input(&dlogits_te, router, dx_td, Store::Accumulate);
+                }
             }
-            let mut dweights_tk = Tensor::scratch(assignment.slot_tk.shape());
-            for (d, slot) in dweights_tk.iter_mut().zip(assignment.slot_tk.iter()) {
-                *d = if *slot == DROPPED { 0.0 } else { dweight_s[*slot as usize] };
-            }
-            let dlogits_te = router::backward(&known.routing, &dweights_tk, normalize, auxiliary.dprobs, auxiliary.z);
-            let x = pack_saved(x_td, Operand::F32);
-            linear::backward_weight(&dlogits_te, &x, gradients.get_mut(module.router));
-            linear::backward_input(&dlogits_te, model.packed(module.router), &mut dx_td, Store::Accumulate);
             dx_td
         }
         (FeedForwardModule::Moe(_), None) => unreachable!("a mixture saves its assignment"),
     }
+}
+
+/// Backward of the shared expert, if there is one; adds to the gradient of `x`, if the input has one.
+fn shared_backward(
+    weights: &Weights,
+    module: &MoeModule,
+    x_td: &Tensor,
+    dense: &Assignment,
+    saved: &Option<mlp::Saved>,
+    dy_td: &Tensor,
+    dx_td: Option<&mut Tensor>,
+    gradients: &mut Gradients,
+) {
+    let Some(shared) = &module.shared_expert else { return };
+    if dx_td.is_none() && !gradients.wants_any(parameters(shared)) {
+        return;
+    }
+    let input = dx_td.is_some();
+    let (shared_dx, _) = mlp_backward(weights, shared, x_td, dense, saved.as_ref(), dy_td, input, gradients);
+    if let (Some(dx_td), Some(shared_dx)) = (dx_td, shared_dx) {
+        add::add_assign(dx_td, &shared_dx);
+    }
+}
+
+/// The gradient of the router's logits from those of the slots' weights.
+fn router_backward(
+    weights: &Weights,
+    known: &LayerRouting,
+    assignment: &Assignment,
+    dweight_s: &[f32],
+    auxiliary: RouterGradients<'_>,
+) -> Tensor {
+    let normalize = weights.config.moe().is_some_and(|moe| moe.normalize_top_k);
+    let mut dweights_tk = Tensor::scratch(assignment.slot_tk.shape());
+    for (d, slot) in dweights_tk.iter_mut().zip(assignment.slot_tk.iter()) {
+        *d = if *slot == DROPPED { 0.0 } else { dweight_s[*slot as usize] };
+    }
+    router::backward(&known.routing, &dweights_tk, normalize, auxiliary.dprobs, auxiliary.z)
 }

@@ -3,8 +3,8 @@
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::threads::num_threads;
 
-use super::attention::KvCache;
-use super::weights::Precision;
+use super::kv_cache::KvCache;
+use super::precision::Precision;
 use crate::config::{Activation, FeedForward, Mlp, ModelConfig};
 
 /// Bytes of an f32, and of an id.
@@ -12,7 +12,7 @@ const F32: u64 = size_of::<f32>() as u64;
 /// When experts are gone through block by block, as [`olmoe_tensor::ops::mlp`] decides it: rows of an expert on the mean,
 /// rows of a block, and blocks for each thread.
 const MANY_ROWS: u64 = 32;
-const BLOCK_ROWS: u64 = 112;
+const BLOCK_ROWS: u64 = 96;
 const BLOCKS_PER_THREAD: u64 = 4;
 
 impl ModelConfig {

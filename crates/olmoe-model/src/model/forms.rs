@@ -8,9 +8,10 @@ use olmoe_tensor::ops::rope::Rope;
 use olmoe_tensor::quant::BlockFormat;
 use olmoe_tensor::quant::product::{QuantizedWeight, packed_bytes};
 
-use super::weights::Precision;
+use super::held::Held;
+use super::precision::Precision;
 use crate::config::ModelConfig;
-use crate::parameters::{ParameterKind, ParameterSpec, parameters};
+use crate::parameters::{ModuleId, ParameterKind, ParameterSpec, Part, parameters};
 
 /// The forms of a parameter: at least one.
 #[derive(Clone, Copy)]
@@ -21,18 +22,21 @@ pub(super) struct Form {
     rows: Option<Encoding>,
     /// As a factor of products.
     factor: Option<FactorForm>,
+    /// Packed for gradients that pass through, too.
+    way_back: bool,
 }
 
 #[derive(Clone, Copy)]
 enum FactorForm {
     Packed(Operand),
-    Quantized(BlockFormat),
+    /// And the precision of the numbers that the way back makes of the blocks.
+    Quantized(BlockFormat, Operand),
 }
 
 /// A factor of products.
 pub(super) enum Factor {
     Packed(PackedWeight),
-    Quantized(QuantizedWeight),
+    Quantized(QuantizedWeight, Operand),
 }
 
 impl Form {
@@ -40,11 +44,11 @@ impl Form {
         spec: &ParameterSpec,
         config: &ModelConfig,
         precision: Precision,
-        trainable: bool,
+        held: Held,
         encoding: Option<Encoding>,
     ) -> Form {
         let matrix = || match encoding {
-            Some(Encoding::Blocks(format)) => FactorForm::Quantized(format),
+            Some(Encoding::Blocks(format)) => FactorForm::Quantized(format, precision.operand()),
             _ => FactorForm::Packed(precision.operand()),
         };
         let (looked_up, factor) = match spec.kind {
@@ -55,35 +59,37 @@ impl Form {
             ParameterKind::Norm | ParameterKind::Bias => (false, None),
         };
         let rows = encoding.filter(|_| looked_up);
-        Form { numbers: trainable || rows.is_none() && (looked_up || factor.is_none()), rows, factor }
+        let numbers = held == Held::Trained || rows.is_none() && (looked_up || factor.is_none());
+        Form { numbers, rows, factor, way_back: held != Held::Inference }
     }
 
-    /// The forms of all parameters, in canonical order. `encodings` are those in which a model made for inference may hold
-    /// them.
+    /// The forms of all parameters, in canonical order. `encodings` are those in which a model may hold them where they are
+    /// not trained; those of parameters past its end are none, and past the end of `held` they are for inference.
     pub(super) fn all(
         specs: &[ParameterSpec],
         config: &ModelConfig,
         precision: Precision,
-        trainable: bool,
+        held: &[Held],
         encodings: &[Option<Encoding>],
     ) -> Vec<Form> {
-        let quantized = |encoding: &Option<Encoding>| matches!(encoding, Some(Encoding::Blocks(_)));
+        let held = |index: usize| held.get(index).copied().unwrap_or(Held::Inference);
+        let given = |index: usize| encodings.get(index).copied().flatten().filter(|_| held(index) != Held::Trained);
+        let quantized = |encoding: Option<Encoding>| matches!(encoding, Some(Encoding::Blocks(_)));
         let encoding = |index: usize| {
-            let own = encodings.get(index).copied().flatten()?;
+            let own = given(index)?;
             let columns = specs[index].shape.last().copied().unwrap_or(0);
             // The matrices of an MLP are quantised all or none: its products run over all of them at once.
-            let module = specs[index].name.strip_suffix("_proj.weight").and_then(|name| name.rsplit_once('.'));
-            let is_mlp = |name: &str| name.contains(".mlp.") || name.contains(".moe.");
-            let whole = module.filter(|_| is_mlp(&specs[index].name)).is_none_or(|(module, _)| {
-                let mut siblings = specs.iter().zip(encodings).filter(|(spec, _)| {
-                    let rest = spec.name.strip_prefix(module);
-                    rest.is_some_and(|rest| rest.ends_with("_proj.weight") && rest.matches('.').count() == 2)
-                });
-                siblings.all(|(_, encoding)| quantized(encoding))
+            let mlp = |spec: &ParameterSpec| match spec.module {
+                ModuleId { layer, part: Part::Mlp(of, _) } if spec.kind != ParameterKind::Bias => Some((layer, of)),
+                _ => None,
+            };
+            let whole = mlp(&specs[index]).is_none_or(|module| {
+                let mut siblings = (0..specs.len()).filter(|index| mlp(&specs[*index]) == Some(module));
+                siblings.all(|index| quantized(given(index)))
             });
             (whole && columns > 0 && columns.is_multiple_of(own.unit())).then_some(own)
         };
-        let form = |(index, spec)| Form::of(spec, config, precision, trainable, encoding(index));
+        let form = |(index, spec)| Form::of(spec, config, precision, held(index), encoding(index));
         specs.iter().enumerate().map(form).collect()
     }
 
@@ -94,15 +100,19 @@ impl Form {
     }
 
     /// Room for the factor.
-    pub(super) fn factor(self, spec: &ParameterSpec, trainable: bool) -> Option<Factor> {
+    pub(super) fn factor(self, spec: &ParameterSpec) -> Option<Factor> {
         let Strips { groups, out, input } = strips(spec);
         Some(match self.factor? {
-            FactorForm::Packed(operand) => Factor::Packed(PackedWeight::new(groups, out, input, operand, trainable)),
-            FactorForm::Quantized(format) => Factor::Quantized(QuantizedWeight::new(format, groups, out, input)),
+            FactorForm::Packed(operand) => {
+                Factor::Packed(PackedWeight::new(groups, out, input, operand, self.way_back))
+            }
+            FactorForm::Quantized(format, operand) => {
+                Factor::Quantized(QuantizedWeight::new(format, groups, out, input), operand)
+            }
         })
     }
 
-    /// Bytes of all forms of a parameter of a model made for inference.
+    /// Bytes of all forms of a parameter.
     fn bytes(self, spec: &ParameterSpec) -> u64 {
         let numbers = if self.numbers { spec.num_elements() as u64 * size_of::<f32>() as u64 } else { 0 };
         let rows = self
@@ -110,8 +120,8 @@ impl Form {
             .map_or(0, |encoding| (spec.num_elements() / encoding.unit()) as u64 * encoding.unit_bytes() as u64);
         numbers.saturating_add(rows).saturating_add(match self.factor {
             None => 0,
-            Some(FactorForm::Packed(operand)) => strips(spec).packed_bytes(operand, false),
-            Some(FactorForm::Quantized(format)) => packed_bytes(format, strips(spec)),
+            Some(FactorForm::Packed(operand)) => strips(spec).packed_bytes(operand, self.way_back),
+            Some(FactorForm::Quantized(format, _)) => packed_bytes(format, strips(spec)),
         })
     }
 }
@@ -120,21 +130,21 @@ impl Factor {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Factor::Packed(weight) => weight.bytes(),
-            Factor::Quantized(weight) => weight.bytes(),
+            Factor::Quantized(weight, _) => weight.bytes(),
         }
     }
 
     pub(super) fn packed_mut(&mut self) -> &mut [u8] {
         match self {
             Factor::Packed(weight) => weight.packed_mut(),
-            Factor::Quantized(weight) => weight.packed_mut(),
+            Factor::Quantized(weight, _) => weight.packed_mut(),
         }
     }
 
     pub(super) fn weight(&self) -> Weight<'_> {
         match self {
             Factor::Packed(weight) => Weight::Packed(weight),
-            Factor::Quantized(weight) => Weight::Quantized(weight),
+            Factor::Quantized(weight, operand) => Weight::Quantized(weight, *operand),
         }
     }
 }
@@ -153,8 +163,14 @@ impl ModelConfig {
     /// be held against the memory there is before anything is loaded. `encodings` are as for
     /// [`Model::for_inference`](super::Model::for_inference); empty for none. Caches and activations come on top.
     pub fn inference_bytes(&self, precision: Precision, encodings: &[Option<Encoding>]) -> u64 {
+        self.parameter_bytes(precision, &[], encodings)
+    }
+
+    /// The same for a model whose parameters are held as [`Model::with`](super::Model::with) is told. Gradients, the state of
+    /// the optimizer and activations come on top.
+    pub fn parameter_bytes(&self, precision: Precision, held: &[Held], encodings: &[Option<Encoding>]) -> u64 {
         let specs = parameters(self);
-        let forms = Form::all(&specs, self, precision, false, encodings);
+        let forms = Form::all(&specs, self, precision, held, encodings);
         let bytes = specs.iter().zip(forms).map(|(spec, form)| form.bytes(spec));
         bytes.fold(Rope::table_bytes(self.head_dim, self.max_sequence_length), u64::saturating_add)
     }

@@ -1,51 +1,71 @@
-//! Gradients of all parameters.
+//! Gradients of the trained parameters.
 
 use olmoe_tensor::tensor::Tensor;
 
-use super::modules::ParameterId;
+use super::held::Held;
+use crate::modules::ParameterId;
 use crate::parameters::ParameterSpec;
 
-/// One f32 tensor a parameter, in canonical order. Backward passes add to them; clearing is the caller's.
+/// One f32 tensor for each trained parameter. Backward passes add to them; clearing is the caller's. `Model::gradients` makes
+/// them.
 pub struct Gradients {
-    values: Vec<Tensor>,
+    /// In canonical order; none for what is not trained.
+    values: Vec<Option<Tensor>>,
 }
 
 impl Gradients {
     /// Zeros.
-    pub fn zeros(specs: &[ParameterSpec]) -> Gradients {
-        Gradients { values: specs.iter().map(|spec| Tensor::zeros(&spec.shape)).collect() }
+    pub(super) fn zeros(specs: &[ParameterSpec], held: &[Held]) -> Gradients {
+        let zeros =
+            |(spec, held): (&ParameterSpec, &Held)| (*held == Held::Trained).then(|| Tensor::zeros(&spec.shape));
+        Gradients { values: specs.iter().zip(held).map(zeros).collect() }
     }
 
     /// Sets all to zero.
     pub fn clear(&mut self) {
-        self.values.iter_mut().for_each(|g| g.fill(0.0));
+        self.values.iter_mut().flatten().for_each(|g| g.fill(0.0));
     }
 
-    /// The gradient of one parameter.
-    pub fn get(&self, id: ParameterId) -> &Tensor {
-        &self.values[id]
+    /// The gradient of one parameter, if it is trained.
+    pub fn get(&self, id: ParameterId) -> Option<&Tensor> {
+        self.values[id].as_ref()
     }
 
-    /// The gradient of one parameter, to add to.
-    pub fn get_mut(&mut self, id: ParameterId) -> &mut Tensor {
-        &mut self.values[id]
+    /// The gradient of one parameter, to add to, if it is trained.
+    pub fn get_mut(&mut self, id: ParameterId) -> Option<&mut Tensor> {
+        self.values[id].as_mut()
     }
 
     /// All of them, in canonical order.
-    pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
-        self.values.iter()
+    pub fn iter(&self) -> impl Iterator<Item = (ParameterId, &Tensor)> {
+        self.values.iter().enumerate().filter_map(|(id, g)| Some((id, g.as_ref()?)))
     }
 
     /// All of them, to write.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.values.iter_mut()
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (ParameterId, &mut Tensor)> {
+        self.values.iter_mut().enumerate().filter_map(|(id, g)| Some((id, g.as_mut()?)))
     }
 
-    /// Several at once; those not asked for are none. The ids are of different parameters.
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.values.iter().flatten().map(|g| size_of_val(&g[..])).sum()
+    }
+
+    /// Parameters of the model, trained or not.
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether one of these is trained.
+    pub(super) fn wants_any<const N: usize>(&self, ids: [Option<ParameterId>; N]) -> bool {
+        ids.into_iter().flatten().any(|id| self.values[id].is_some())
+    }
+
+    /// Several at once; those not asked for or not trained are none. The ids are of different parameters.
     pub(super) fn several<const N: usize>(&mut self, ids: [Option<ParameterId>; N]) -> [Option<&mut [f32]>; N] {
         let mut found = [const { None }; N];
         for (id, value) in self.values.iter_mut().enumerate() {
-            if let Some(at) = ids.iter().position(|wanted| *wanted == Some(id)) {
+            if let (Some(at), Some(value)) = (ids.iter().position(|wanted| *wanted == Some(id)), value) {
                 found[at] = Some(&mut value[..]);
             }
         }

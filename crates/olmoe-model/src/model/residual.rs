@@ -7,8 +7,8 @@ use olmoe_tensor::ops::norm;
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
-use super::modules::NormModule;
-use super::weights::Model;
+use super::weights::Weights;
+use crate::modules::NormModule;
 
 /// What the backward pass needs beside the input `h`.
 pub(super) struct Saved<S> {
@@ -31,17 +31,17 @@ impl<S> Saved<S> {
     }
 
     /// Keeps what `f` saved; of the norm only what cannot be had again without `f`.
-    pub(super) fn keep_inner(self, model: &Model) -> Kept<S> {
-        let norm = model.config.norm_after.then_some((self.norm, self.between));
+    pub(super) fn keep_inner(self, weights: &Weights) -> Kept<S> {
+        let norm = weights.config.norm_after.then_some((self.norm, self.between));
         Kept { norm, inner: self.inner }
     }
 }
 
 impl<S> Kept<S> {
     /// All of it again, the norm computed anew where it was not kept.
-    pub(super) fn restore(self, model: &Model, module: &NormModule, h_td: &Tensor) -> Saved<S> {
+    pub(super) fn restore(self, weights: &Weights, module: &NormModule, h_td: &Tensor) -> Saved<S> {
         let (norm, between) = self.norm.unwrap_or_else(|| {
-            let (between, norm) = norm::forward(h_td, &model.norm(module));
+            let (between, norm) = norm::forward(h_td, &weights.norm(module));
             (norm, between)
         });
         Saved { norm, between, inner: self.inner }
@@ -50,13 +50,13 @@ impl<S> Kept<S> {
 
 /// `h + f(norm(h))`, and what the backward pass needs.
 pub(super) fn forward<S>(
-    model: &Model,
+    weights: &Weights,
     module: &NormModule,
     h_td: &Tensor,
     f: impl FnOnce(&Tensor) -> (Tensor, S),
 ) -> (Tensor, Saved<S>) {
-    let parameters = model.norm(module);
-    if model.config.norm_after {
+    let parameters = weights.norm(module);
+    if weights.config.norm_after {
         let (between, inner) = f(h_td);
         let (y_td, norm) = norm::forward(&between, &parameters);
         (add(h_td, &y_td), Saved { norm, between, inner })
@@ -67,30 +67,35 @@ pub(super) fn forward<S>(
     }
 }
 
-/// The gradient of the input: `dh` becomes it. `f_backward(x, saved, dy, gradients)` gives the gradient of `x`.
+/// The gradient of the input, if the `input` has one: `dh` becomes it. `f_backward(x, saved, dy, input, gradients)` gives the
+/// gradient of `x` if its `input` has one.
 pub(super) fn backward<S>(
-    model: &Model,
+    weights: &Weights,
     module: &NormModule,
     h_td: &Tensor,
     saved: Saved<S>,
     dh_td: &mut Tensor,
+    input: bool,
     gradients: &mut Gradients,
-    f_backward: impl FnOnce(&Tensor, S, &Tensor, &mut Gradients) -> Tensor,
+    f_backward: impl FnOnce(&Tensor, S, &Tensor, bool, &mut Gradients) -> Option<Tensor>,
 ) {
     let Saved { norm, between, inner } = saved;
-    let dx_td = if model.config.norm_after {
-        let dbetween = norm_backward(model, module, &between, &norm, dh_td, gradients);
-        f_backward(h_td, inner, &dbetween, gradients)
+    let dx_td = if weights.config.norm_after {
+        let dbetween = norm_backward(weights, module, &between, &norm, dh_td, gradients);
+        f_backward(h_td, inner, &dbetween, input, gradients)
     } else {
-        let dbetween = f_backward(&between, inner, dh_td, gradients);
-        norm_backward(model, module, h_td, &norm, &dbetween, gradients)
+        let input = input || gradients.wants_any([module.weight, module.bias]);
+        let dbetween = f_backward(&between, inner, dh_td, input, gradients);
+        dbetween.map(|dbetween| norm_backward(weights, module, h_td, &norm, &dbetween, gradients))
     };
-    add_assign(dh_td, &dx_td);
+    if let (true, Some(dx_td)) = (input, dx_td) {
+        add_assign(dh_td, &dx_td);
+    }
 }
 
 /// Backward of a norm with the gradients of its parameters.
 pub(super) fn norm_backward(
-    model: &Model,
+    weights: &Weights,
     module: &NormModule,
     x_td: &Tensor,
     saved: &norm::Saved,
@@ -98,5 +103,5 @@ pub(super) fn norm_backward(
     gradients: &mut Gradients,
 ) -> Tensor {
     let [dweight, dbias] = gradients.several([module.weight, module.bias]);
-    norm::backward(x_td, &model.norm(module), saved, dy_td, dweight, dbias)
+    norm::backward(x_td, &weights.norm(module), saved, dy_td, dweight, dbias)
 }

@@ -3,10 +3,15 @@
 //! `C[r, n] (+)= Σ_u A[u, r] · B[u, n]` over units `u`, for up to [`PANEL_ROWS`] rows of a packed left panel and the
 //! [`PANEL_COLS`] columns of a packed right panel. Each number of C is one chain of fused multiply-adds in the order of
 //! `u`, whatever the number of rows: that is what makes a row's bits independent of its batch.
+//!
+//! A unit of bf16 factors is two steps of the contraction, the odd one first. Where one instruction multiplies pairs of bf16
+//! at full speed, left panels hold such pairs. Elsewhere they hold the rounded numbers as f32, the odd ones of a unit's rows
+//! and then the even ones, and a unit is two multiply-adds, with the halves of the right panel's pairs moved into place
+//! once for all rows. Both are the same chain.
 
 use crate::simd::{Avx2, Avx512, Isa, LANES, Scalar, Simd};
 
-use super::{Operand, PANEL_COLS, PANEL_ROWS};
+use super::{Form, PANEL_COLS, PANEL_ROWS};
 
 /// `C (+)= A·B` for one pair of panels.
 ///
@@ -18,15 +23,23 @@ pub(crate) type Kernel = unsafe fn(usize, *const u32, usize, *const u32, *mut f3
 /// prefetching, which stops at every page, finds the next one begun.
 const AHEAD: usize = 6144;
 
-/// Memory to bring into the second-level cache during a product, so many bytes further with each unit. The hardware's own
+/// Memory to bring into the second-level cache during a product, some lines with every few units. The hardware's own
 /// prefetching stops at every 4 KiB page, so panels that come from memory would stall the loop there.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
+    /// The product's own right panel, and no more: it is read but once.
+    within: bool,
     left: *const u8,
+    /// Bytes further on for each unit.
     left_step: usize,
     right: *const u8,
     right_step: usize,
 }
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Bytes of a unit of a right panel.
+const UNIT_BYTES: usize = PANEL_COLS * size_of::<u32>();
 
 /// Asks for a line of memory in the second-level cache.
 #[inline(always)]
@@ -52,60 +65,179 @@ pub(super) fn fetch_tile(c: *const f32, rows: usize, ldc: usize) {
 impl Ahead {
     /// Nothing more than what is at hand.
     pub(crate) fn nothing(at: *const u32) -> Ahead {
-        Ahead { left: at.cast(), left_step: 0, right: at.cast(), right_step: 0 }
+        Ahead { within: false, left: at.cast(), left_step: 0, right: at.cast(), right_step: 0 }
     }
 
     /// What the product itself will need of the right panel at `panel`, and after its end what lies behind it.
     pub(super) fn within(panel: *const u32) -> Ahead {
-        let right = panel.cast::<u8>().wrapping_add(AHEAD);
-        // A unit is two lines.
-        let step = PANEL_COLS * size_of::<u32>();
-        Ahead { left: right.wrapping_add(step / 2), left_step: step, right, right_step: step }
+        Ahead { within: true, ..Ahead::nothing(panel) }
     }
 
-    /// Part `part` of `parts` of `units` units of the right panel at `panel`.
-    pub(super) fn right(panel: *const u32, units: usize, part: usize, parts: usize) -> Ahead {
-        let bytes = PANEL_COLS * size_of::<u32>();
-        let right = panel.cast::<u8>().wrapping_add(units * bytes * part / parts);
-        Ahead { left: right, left_step: 0, right, right_step: bytes.div_ceil(parts) }
+    /// Part `part` of `parts` of `units` units of the right panel at `panel`, in a product of `steps` times as many units.
+    pub(super) fn right(panel: *const u32, units: usize, steps: usize, part: usize, parts: usize) -> Ahead {
+        let right = panel.cast::<u8>().wrapping_add(units * UNIT_BYTES * part / parts);
+        Ahead { right, right_step: UNIT_BYTES.div_ceil(parts * steps), ..Ahead::nothing(panel) }
     }
 
-    /// And the left panel of `rows` rows at `panel`, when there are several.
-    pub(super) fn and_left(self, panel: *const u32, rows: usize) -> Ahead {
-        Ahead { left: panel.cast(), left_step: rows * size_of::<u32>(), ..self }
+    /// And the left panel of `words` words a unit at `panel`.
+    pub(super) fn and_left(self, panel: *const u32, words: usize) -> Ahead {
+        Ahead { left: panel.cast(), left_step: words * size_of::<u32>(), ..self }
     }
 
+    /// Part `part` of `parts` of what is to be fetched during `units` units.
     #[inline(always)]
-    fn fetch(&mut self) {
+    fn part(self, units: usize, part: usize, parts: usize) -> Ahead {
+        let (left_step, right_step) = (self.left_step.div_ceil(parts), self.right_step.div_ceil(parts));
+        Ahead {
+            left: self.left.wrapping_add(units * left_step * part),
+            left_step,
+            right: self.right.wrapping_add(units * right_step * part),
+            right_step,
+            ..self
+        }
+    }
+
+    /// A line of the left panel and one or two of the right one, for the next `units`; the hardware follows with their
+    /// neighbours.
+    #[inline(always)]
+    fn fetch(&mut self, units: usize) {
         fetch(self.left);
         fetch(self.right);
-        self.left = self.left.wrapping_add(self.left_step);
-        self.right = self.right.wrapping_add(self.right_step);
+        if units > 1 {
+            fetch(self.right.wrapping_add(LINE));
+        }
+        self.left = self.left.wrapping_add(self.left_step * units);
+        self.right = self.right.wrapping_add(self.right_step * units);
     }
 }
 
-/// How a unit is multiplied: one f32, or two bf16 at once.
+/// How a unit is multiplied.
 trait Product: 'static {
-    fn mul_add<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V;
+    /// Words of a unit for each row of a left panel.
+    const LEFT: usize;
+    /// Units between two fetches: each takes the place of a load, so short units must not have one each.
+    const FETCH_UNITS: usize;
+
+    /// Adds the products of a unit to a tile: `a` are the unit's words of a left panel of `a_rows` rows, `b` those of the
+    /// tile's columns in a right panel.
+    ///
+    /// # Safety
+    /// `a` and `b` hold what the tile reads.
+    unsafe fn unit<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        a: *const u32,
+        a_rows: usize,
+        b: *const u32,
+        acc: &mut [[S::V; C]; R],
+    );
 }
 
+/// One number.
 struct F32;
 impl Product for F32 {
+    const LEFT: usize = 1;
+    const FETCH_UNITS: usize = 4;
+
     #[inline(always)]
-    fn mul_add<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
-        s.fma(a, b, c)
+    unsafe fn unit<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        a: *const u32,
+        _: usize,
+        b: *const u32,
+        acc: &mut [[S::V; C]; R],
+    ) {
+        let mut right = [s.zero(); C];
+        // SAFETY: by the caller's promise.
+        unsafe {
+            for v in 0..C {
+                right[v] = s.load_ptr(b.add(v * LANES).cast());
+            }
+            for r in 0..R {
+                let left = s.splat_ptr(a.add(r));
+                for v in 0..C {
+                    acc[r][v] = s.fma(left, right[v], acc[r][v]);
+                }
+            }
+        }
     }
 }
 
-struct Bf16;
-impl Product for Bf16 {
+/// A pair of bf16; by one instruction only where `FAST`, which a set without one must not be asked for.
+struct Bf16Pair<const FAST: bool>;
+impl<const FAST: bool> Product for Bf16Pair<FAST> {
+    const LEFT: usize = 1;
+    const FETCH_UNITS: usize = 4;
+
     #[inline(always)]
-    fn mul_add<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
-        s.bf16_dot(a, b, c)
+    unsafe fn unit<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        a: *const u32,
+        _: usize,
+        b: *const u32,
+        acc: &mut [[S::V; C]; R],
+    ) {
+        let mut right = [s.zero(); C];
+        // SAFETY: by the caller's promise.
+        unsafe {
+            for v in 0..C {
+                right[v] = s.load_ptr(b.add(v * LANES).cast());
+            }
+            for r in 0..R {
+                let left = s.splat_ptr(a.add(r));
+                for v in 0..C {
+                    acc[r][v] = if FAST {
+                        s.bf16_pair_dot(left, right[v], acc[r][v])
+                    } else {
+                        s.bf16_dot(left, right[v], acc[r][v])
+                    };
+                }
+            }
+        }
     }
 }
 
-/// A tile of `R` rows and `C` vectors of columns, `a_rows` units apart in A and [`PANEL_COLS`] in B.
+/// A pair of bf16, of which the left ones are f32 already.
+struct Bf16Halves;
+impl Product for Bf16Halves {
+    const LEFT: usize = 2;
+    const FETCH_UNITS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        a: *const u32,
+        a_rows: usize,
+        b: *const u32,
+        acc: &mut [[S::V; C]; R],
+    ) {
+        let mut right = [s.zero(); C];
+        // SAFETY: by the caller's promise.
+        unsafe {
+            for v in 0..C {
+                right[v] = s.bf16_odd(s.load_ptr(b.add(v * LANES).cast()));
+            }
+            for r in 0..R {
+                let left = s.splat_ptr(a.add(r));
+                for v in 0..C {
+                    acc[r][v] = s.fma(left, right[v], acc[r][v]);
+                }
+            }
+            // Loaded once more: there is no register to keep the pairs in.
+            let b = s.again(b.cast());
+            for v in 0..C {
+                right[v] = s.bf16_even(s.load_ptr(b.add(v * LANES)));
+            }
+            for r in 0..R {
+                let left = s.splat_ptr(a.add(a_rows + r));
+                for v in 0..C {
+                    acc[r][v] = s.fma(left, right[v], acc[r][v]);
+                }
+            }
+        }
+    }
+}
+
+/// A tile of `R` rows of a left panel of `a_rows` and `C` vectors of columns of a right one of [`PANEL_COLS`].
 ///
 /// # Safety
 /// `a`, `b` and `c` hold what the shape says; `cols <= C * LANES`.
@@ -135,19 +267,30 @@ unsafe fn tile<S: Simd, P: Product, const R: usize, const C: usize>(
             }
         }
         let (mut a, mut b) = (a, b);
-        for _ in 0..units {
-            ahead.fetch();
-            let mut right = [s.zero(); C];
-            for v in 0..C {
-                right[v] = s.load_ptr(b.add(v * LANES).cast());
+        let mut left = units;
+        if ahead.within {
+            for _ in 0..units {
+                let next = b.cast::<u8>().wrapping_add(AHEAD);
+                fetch(next);
+                fetch(next.wrapping_add(LINE));
+                P::unit(s, a, a_rows, b, &mut acc);
+                a = a.add(a_rows * P::LEFT);
+                b = b.add(PANEL_COLS);
             }
-            for r in 0..R {
-                let left = s.splat_ptr(a.add(r));
-                for v in 0..C {
-                    acc[r][v] = P::mul_add(s, left, right[v], acc[r][v]);
-                }
+            left = 0;
+        }
+        while left >= P::FETCH_UNITS {
+            ahead.fetch(P::FETCH_UNITS);
+            for _ in 0..P::FETCH_UNITS {
+                P::unit(s, a, a_rows, b, &mut acc);
+                a = a.add(a_rows * P::LEFT);
+                b = b.add(PANEL_COLS);
             }
-            a = a.add(a_rows);
+            left -= P::FETCH_UNITS;
+        }
+        for _ in 0..left {
+            P::unit(s, a, a_rows, b, &mut acc);
+            a = a.add(a_rows * P::LEFT);
             b = b.add(PANEL_COLS);
         }
         for r in 0..R {
@@ -174,40 +317,58 @@ unsafe fn rest<'a>(c: *mut f32, row: usize, v: usize, cols: usize) -> &'a mut [f
     unsafe { std::slice::from_raw_parts_mut(c.add(row + start), end - start) }
 }
 
-/// All rows and columns of a panel pair by tiles of at most `R` rows (picked by `tiles`) and `C` vectors.
-macro_rules! by_tiles {
-    ($name:ident, $features:literal, $isa:ty, $columns:literal, [$($rows:literal),*], $most:literal) => {
-        #[target_feature(enable = $features)]
-        unsafe fn $name<P: Product>(
-            units: usize, a: *const u32, rows: usize, b: *const u32, c: *mut f32, ldc: usize, cols: usize, accumulate: bool, ahead: Ahead,
-        ) {
-            // SAFETY: this set of kernels is handed out only where the processor has its features.
-            let s = unsafe { <$isa>::assume() };
-            let mut column = 0;
-            while column < cols {
-                let width = (cols - column).min($columns * LANES);
-                let mut row = 0;
-                while row < rows {
-                    // Even parts, so that no tile is left with a row or two.
-                    let count = (rows - row).div_ceil((rows - row).div_ceil($most));
-                    // SAFETY: the caller's panels and tile of C, narrowed.
-                    unsafe {
-                        let (a, b, c) = (a.add(row), b.add(column), c.add(row * ldc + column));
-                        match count {
-                            $($rows => tile::<_, P, $rows, $columns>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),)*
-                            _ => unreachable!("a tile has 1..={} rows", $most),
-                        }
-                    }
-                    row += count;
+/// All rows and columns of a panel pair, by tiles of few registers: 16 hold 6 × 2 sums (a vector is two), 2 of B and 1 of A;
+/// a row or two take all columns at once, so that the right panel is read once.
+///
+/// # Safety
+/// As [`tile`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn avx2<P: Product>(
+    units: usize,
+    a: *const u32,
+    rows: usize,
+    b: *const u32,
+    c: *mut f32,
+    ldc: usize,
+    cols: usize,
+    accumulate: bool,
+    ahead: Ahead,
+) {
+    // SAFETY: this set of kernels is handed out only where the processor has its features; the rest as promised.
+    unsafe {
+        let s = Avx2::assume();
+        match rows {
+            1 => return tile::<_, P, 1, 2>(s, units, a, rows, b, c, ldc, cols, accumulate, ahead),
+            2 => return tile::<_, P, 2, 2>(s, units, a, rows, b, c, ldc, cols, accumulate, ahead),
+            _ => {}
+        }
+        // Each tile fetches its part.
+        let (tiles, mut tile_number) = (cols.div_ceil(LANES) * rows.div_ceil(AVX2_ROWS), 0);
+        for column in (0..cols).step_by(LANES) {
+            let width = (cols - column).min(LANES);
+            let mut row = 0;
+            while row < rows {
+                // Even parts, so that no tile is left with a row or two.
+                let count = (rows - row).div_ceil((rows - row).div_ceil(AVX2_ROWS));
+                let (a, b, c) = (a.add(row), b.add(column), c.add(row * ldc + column));
+                let ahead = ahead.part(units, tile_number, tiles);
+                match count {
+                    1 => tile::<_, P, 1, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
+                    2 => tile::<_, P, 2, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
+                    3 => tile::<_, P, 3, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
+                    4 => tile::<_, P, 4, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
+                    5 => tile::<_, P, 5, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
+                    _ => tile::<_, P, AVX2_ROWS, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
                 }
-                column += $columns * LANES;
+                row += count;
+                tile_number += 1;
             }
         }
-    };
+    }
 }
 
-// 16 registers: 12 sums (each vector is two), 2 of B, 1 of A.
-by_tiles!(avx2, "avx2,fma", Avx2, 1, [1, 2, 3, 4, 5, 6], 6);
+/// Most rows of a tile with AVX2.
+const AVX2_ROWS: usize = 6;
 
 /// The scalar tile: one row at a time.
 ///
@@ -224,73 +385,90 @@ unsafe fn scalar<P: Product>(
     accumulate: bool,
     ahead: Ahead,
 ) {
+    let s = Scalar::new();
     for row in 0..rows {
         // SAFETY: the caller's panels and tile of C, narrowed to a row.
-        unsafe {
-            tile::<_, P, 1, 2>(
-                Scalar::new(),
-                units,
-                a.add(row),
-                rows,
-                b,
-                c.add(row * ldc),
-                ldc,
-                cols,
-                accumulate,
-                ahead,
-            );
-        }
+        unsafe { tile::<_, P, 1, 2>(s, units, a.add(row), rows, b, c.add(row * ldc), ldc, cols, accumulate, ahead) }
     }
 }
 
-/// 32 registers: 28 sums, 2 of B, 1 of A. The number of rows is a constant, so all offsets are too.
-///
-/// # Safety
-/// As [`tile`], `rows == R`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn avx512<P: Product, const R: usize>(
-    units: usize,
-    a: *const u32,
-    rows: usize,
-    b: *const u32,
-    c: *mut f32,
-    ldc: usize,
-    cols: usize,
-    accumulate: bool,
-    ahead: Ahead,
-) {
-    debug_assert_eq!(rows, R);
-    // SAFETY: this set of kernels is handed out only where the processor has its features; the rest as promised.
-    unsafe { tile::<_, P, R, 2>(Avx512::assume(), units, a, R, b, c, ldc, cols, accumulate, ahead) }
+/// 32 registers: 24 sums, 2 of B, 1 of A. The number of rows is a constant, so all offsets are too.
+macro_rules! avx512 {
+    ($name:ident, $features:literal) => {
+        /// # Safety
+        /// As [`tile`], `rows == R`; the processor has the features.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<P: Product, const R: usize>(
+            units: usize,
+            a: *const u32,
+            rows: usize,
+            b: *const u32,
+            c: *mut f32,
+            ldc: usize,
+            cols: usize,
+            accumulate: bool,
+            ahead: Ahead,
+        ) {
+            debug_assert_eq!(rows, R);
+            // SAFETY: this set of kernels is handed out only where the processor has its features; the rest as promised.
+            unsafe { tile::<_, P, R, 2>(Avx512::assume(), units, a, R, b, c, ldc, cols, accumulate, ahead) }
+        }
+    };
+}
+avx512!(avx512, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma");
+avx512!(avx512_bf16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma");
+
+/// The kernels of an instruction set and form of the left panels.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels(&'static [Kernel; PANEL_ROWS + 1]);
+
+/// Whether tiles are so small that moving the halves of bf16 pairs into place takes a good part of their time.
+pub(crate) fn widening_pays() -> bool {
+    !matches!(Isa::current(), Isa::Avx512(_) | Isa::Avx512Bf16(_))
 }
 
-/// The kernels for 1..=14 rows on the current instruction set.
-pub(crate) fn kernels(operand: Operand) -> [Kernel; PANEL_ROWS + 1] {
-    fn pick<P: Product>() -> [Kernel; PANEL_ROWS + 1] {
+impl Kernels {
+    /// The kernel for 1..=12 rows.
+    #[inline(always)]
+    pub(crate) fn of(self, rows: usize) -> Kernel {
+        self.0[rows]
+    }
+}
+
+/// The kernels on the current instruction set for left panels of a form.
+pub(crate) fn kernels(left: Form) -> Kernels {
+    macro_rules! by_rows {
+        ($name:ident, $product:ty) => {
+            &[
+                $name::<$product, 1> as Kernel,
+                $name::<$product, 1>,
+                $name::<$product, 2>,
+                $name::<$product, 3>,
+                $name::<$product, 4>,
+                $name::<$product, 5>,
+                $name::<$product, 6>,
+                $name::<$product, 7>,
+                $name::<$product, 8>,
+                $name::<$product, 9>,
+                $name::<$product, 10>,
+                $name::<$product, 11>,
+                $name::<$product, 12>,
+            ]
+        };
+    }
+    fn pick<P: Product>() -> &'static [Kernel; PANEL_ROWS + 1] {
         match Isa::current() {
-            Isa::Avx512(_) => [
-                avx512::<P, 1>,
-                avx512::<P, 1>,
-                avx512::<P, 2>,
-                avx512::<P, 3>,
-                avx512::<P, 4>,
-                avx512::<P, 5>,
-                avx512::<P, 6>,
-                avx512::<P, 7>,
-                avx512::<P, 8>,
-                avx512::<P, 9>,
-                avx512::<P, 10>,
-                avx512::<P, 11>,
-                avx512::<P, 12>,
-                avx512::<P, 13>,
-                avx512::<P, 14>,
-            ],
-            Isa::Avx2(_) => [avx2::<P>; PANEL_ROWS + 1],
-            Isa::Scalar(_) => [scalar::<P>; PANEL_ROWS + 1],
+            Isa::Avx512(_) | Isa::Avx512Bf16(_) => by_rows!(avx512, P),
+            Isa::Avx2(_) | Isa::AvxVnni(_) => &[avx2::<P>; PANEL_ROWS + 1],
+            Isa::Scalar(_) => &[scalar::<P>; PANEL_ROWS + 1],
         }
     }
-    match operand {
-        Operand::F32 => pick::<F32>(),
-        Operand::Bf16 => pick::<Bf16>(),
-    }
+    let by_rows: &'static [Kernel; PANEL_ROWS + 1] = match (left, Isa::current()) {
+        (Form::F32, _) => pick::<F32>(),
+        (Form::Bf16Halves, _) => pick::<Bf16Halves>(),
+        (Form::Bf16Pairs, Isa::Avx512Bf16(_)) => by_rows!(avx512_bf16, Bf16Pair<true>),
+        // Packed before the instruction set was changed.
+        (Form::Bf16Pairs, _) => &[scalar::<Bf16Pair<false>>; PANEL_ROWS + 1],
+    };
+    Kernels(by_rows)
 }

@@ -23,19 +23,26 @@ use std::ops::Range;
 pub use pack::{Left, Right, Source};
 pub(crate) use pack::{Panels, pack_columns, pack_rows, panel_count, panel_start};
 
+use crate::memory::Buffer;
+use crate::simd::Isa;
 use crate::threads::Shared;
 use crate::work::{Piece, Work};
 use micro::Ahead;
 
-/// Most rows of a left panel: 14 × 2 sums, 2 vectors of B and one of A fill the 32 registers of AVX-512.
-pub const PANEL_ROWS: usize = 14;
+/// Most rows of a left panel: 12 × 2 sums, 2 vectors of B and one of A fit the 32 registers of AVX-512, and half of that the
+/// 16 of AVX2.
+pub const PANEL_ROWS: usize = 12;
 /// Rows of a right panel: two vectors.
 pub const PANEL_COLS: usize = 32;
 
 /// Units of the contraction that a block runs through before the next panel, at most. Long runs write C seldom; the
 /// panels then stream through the second-level cache, each fetched while the one before it is used.
 const BLOCK_UNITS: usize = 2048;
-/// Left panels in a piece of the work, at most: 126 rows, so that a right panel is used often enough once it is there.
+/// The same where a right panel of bf16 pairs is widened to f32 once for all left panels: 64 KiB, near the first-level cache.
+const WIDENED_UNITS: usize = 256;
+/// Left panels from which on that pays.
+const WIDEN_FROM: usize = 5;
+/// Left panels in a piece of the work, at most: 108 rows, so that a right panel is used often enough once it is there.
 const PIECE_LEFT: usize = 9;
 /// Right panels in a piece, where there are rows for several.
 const PIECE_RIGHT: usize = 8;
@@ -55,6 +62,54 @@ impl Operand {
         match self {
             Operand::F32 => k,
             Operand::Bf16 => k.div_ceil(2),
+        }
+    }
+
+    /// How left panels hold the factors.
+    pub(crate) fn left(self) -> Form {
+        match self {
+            Operand::F32 => Form::F32,
+            Operand::Bf16 if Isa::current().multiplies_bf16_pairs() => Form::Bf16Pairs,
+            Operand::Bf16 => Form::Bf16Halves,
+        }
+    }
+
+    /// How right panels hold the factors, on every instruction set.
+    pub(crate) fn right(self) -> Form {
+        match self {
+            Operand::F32 => Form::F32,
+            Operand::Bf16 => Form::Bf16Pairs,
+        }
+    }
+}
+
+/// How a panel holds the factors of its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// One f32 for each step of the contraction.
+    F32,
+    /// One word for two steps: a pair of bf16, the even one in the low half.
+    Bf16Pairs,
+    /// One f32 for each step, rounded to bf16, of two steps the odd one first; an even number of steps, the last filled up
+    /// with zeros.
+    Bf16Halves,
+}
+
+impl Form {
+    /// 32-bit words of a row with a contraction of length `k`.
+    pub(crate) fn words(self, k: usize) -> usize {
+        match self {
+            Form::F32 => k,
+            Form::Bf16Pairs => k.div_ceil(2),
+            Form::Bf16Halves => k.next_multiple_of(2),
+        }
+    }
+
+    /// Words of a unit of the contraction.
+    pub(crate) fn unit(self) -> usize {
+        match self {
+            Form::F32 | Form::Bf16Pairs => 1,
+            Form::Bf16Halves => 2,
         }
     }
 }
@@ -131,14 +186,24 @@ pub(crate) unsafe fn block(
     into: Store,
 ) {
     assert_eq!((a.k, a.operand), (b.k, b.operand), "contraction and operands of both factors");
-    let kernels = micro::kernels(a.operand);
+    // Then the factors are those of a product of f32 with two steps for each unit.
+    let widen = a.form == Form::Bf16Halves && panels_a.len() >= WIDEN_FROM && micro::widening_pays();
+    let kernels = micro::kernels(if widen { Form::F32 } else { a.form });
+    let mut widened = Buffer::<f32>::scratch(if widen { 2 * WIDENED_UNITS * PANEL_COLS } else { 0 });
+    let steps = if widen { 2 } else { 1 };
     let units = a.operand.units(a.k);
     let count = panel_count(a.rows);
-    assert!(a.data.len() >= a.rows * a.pitch && b.data.len() >= b.rows.next_multiple_of(PANEL_COLS) * b.pitch);
+    // Words of a row of a left panel: one or two for each unit.
+    let a_pitch = a.pitch * a.form.unit();
+    assert!(a.data.len() >= a.rows * a_pitch && b.data.len() >= b.rows.next_multiple_of(PANEL_COLS) * b.pitch);
     assert!(a.first + units <= a.pitch && b.first + units <= b.pitch);
     let (a_data, b_data) = (a.data.as_ptr().cast::<u32>(), b.data.as_ptr().cast::<u32>());
-    // A single left panel is read again for every right one whatever the block, and runs through each to its end.
-    let most = if panels_a.len() == 1 { units } else { BLOCK_UNITS };
+    let most = match panels_a.len() {
+        _ if widen => WIDENED_UNITS,
+        // A single left panel is read again for every right one whatever the block, and runs through each to its end.
+        1 => units,
+        _ => BLOCK_UNITS,
+    };
     let mut start = 0;
     // At least once, so that an empty contraction gives zeros.
     loop {
@@ -146,30 +211,40 @@ pub(crate) unsafe fn block(
         let accumulate = start > 0 || into == Store::Accumulate;
         for j in panels_b.clone() {
             let cols = PANEL_COLS.min(b.rows - j * PANEL_COLS);
+            let from = (j * b.pitch + b.first + start) * PANEL_COLS;
+            let mut right = b_data.wrapping_add(from);
+            // After the last panel the first one again, further on.
+            let next_right = if j + 1 < panels_b.end {
+                right.wrapping_add(b.pitch * PANEL_COLS)
+            } else {
+                b_data.wrapping_add((panels_b.start * b.pitch + b.first + start + length) * PANEL_COLS)
+            };
+            if widen {
+                pack::widen(&b.data[from..from + length * PANEL_COLS], &mut widened);
+                right = widened.as_ptr().cast();
+            }
             for i in panels_a.clone() {
                 let row = panel_start(a.rows, count, i);
                 let rows = panel_start(a.rows, count, i + 1) - row;
                 // SAFETY: panel `i` has `rows` rows from unit `row * pitch` on, panel `j` 32; the tile is the caller's.
                 unsafe {
-                    let left = a_data.add(row * a.pitch + (a.first + start) * rows);
-                    let right = b_data.add((j * b.pitch + b.first + start) * PANEL_COLS);
+                    let left = a_data.add(row * a_pitch + (a.first + start) * a.form.unit() * rows);
                     let tile = c.add(row * ldc + j * PANEL_COLS);
                     // What comes next arrives while this is computed: the next right panel, in the first round the next
                     // left one too, and the next tile of C. Past the last one that fetches in vain.
-                    let next = left.wrapping_add(a.pitch * rows);
+                    let next = left.wrapping_add(a_pitch * rows);
                     let mut ahead = if panels_a.len() == 1 {
                         Ahead::within(right)
                     } else {
-                        let panel = right.wrapping_add(b.pitch * PANEL_COLS);
-                        Ahead::right(panel, length, i - panels_a.start, panels_a.len())
+                        Ahead::right(next_right, length, steps, i - panels_a.start, panels_a.len())
                     };
                     if j == panels_b.start && panels_a.len() > 1 {
-                        ahead = ahead.and_left(next, rows);
+                        ahead = ahead.and_left(next, rows * a.form.unit() / steps);
                     }
                     if accumulate {
                         micro::fetch_tile(tile.wrapping_add(rows * ldc), rows, ldc);
                     }
-                    kernels[rows](length, left, rows, right, tile, ldc, cols, accumulate, ahead);
+                    kernels.of(rows)(steps * length, left, rows, right, tile, ldc, cols, accumulate, ahead);
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! Matrices laid out for the kernels.
 //!
 //! A packed matrix is a sequence of panels; a panel holds, for one unit of the contraction after the other, the numbers of
-//! its rows side by side. A left panel has up to 14 rows, a right one 32 (the last filled up with zeros). With f32
-//! operands a unit is one step of the contraction, with bf16 it is two, and the packing is where numbers are rounded.
+//! its rows side by side. A left panel has up to 12 rows, a right one 32 (the last filled up with zeros). With f32
+//! operands a unit is one step of the contraction, with bf16 it is two, and the packing is where numbers are rounded. How
+//! the two steps of a bf16 unit lie in a panel is its [`Form`].
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use crate::threads::{Shared, parallel_ranges};
 use crate::work::Work;
 
 use super::micro::fetch;
-use super::{Operand, PANEL_COLS, PANEL_ROWS};
+use super::{Form, Operand, PANEL_COLS, PANEL_ROWS};
 
 /// How many numbers before their use the rows of a source are fetched: a few cache lines.
 const FETCH_AHEAD: usize = 128;
@@ -49,38 +50,46 @@ impl<'a> Source<'a> {
 
 /// Packs a panel of one row: its units in order.
 #[inline(always)]
-fn pack_row<S: Simd>(s: S, row: &[f32], operand: Operand, panel: &mut [f32]) {
-    match operand {
-        Operand::F32 => panel.copy_from_slice(row),
-        Operand::Bf16 => {
+fn pack_row<S: Simd>(s: S, row: &[f32], form: Form, panel: &mut [f32]) {
+    match form {
+        Form::F32 => panel.copy_from_slice(row),
+        Form::Bf16Pairs => {
             for (x, units) in row.chunks(2 * LANES).zip(panel.chunks_mut(LANES)) {
                 let (lo, hi) = x.split_at(x.len().min(LANES));
                 s.store_partial(s.bf16_pairs(s.load_partial(lo), s.load_partial(hi)), units);
             }
+        }
+        Form::Bf16Halves => {
+            for (x, words) in row.chunks(LANES).zip(panel.chunks_mut(LANES)) {
+                s.store_partial(s.round_bf16(s.load_partial(x)), words);
+            }
+            panel.as_chunks_mut().0.iter_mut().for_each(|[even, odd]| std::mem::swap(even, odd));
         }
     }
 }
 
 kernel! {
     /// Packs rows `rows` of a source, contraction `0..k` along the row, as one panel `width` wide (at most 32).
-    pub(crate) fn pack_rows[s: S](source: Source<'_>, rows: Range<usize>, k: usize, operand: Operand, width: usize, panel: &mut [f32]) {
-        let units = operand.units(k);
+    pub(crate) fn pack_rows[s: S](source: Source<'_>, rows: Range<usize>, k: usize, form: Form, width: usize, panel: &mut [f32]) {
+        let words = form.words(k);
         if width == 1 && rows.len() == 1 {
-            return pack_row(s, source.row(rows.start, 0..k), operand, &mut panel[..units]);
+            return pack_row(s, source.row(rows.start, 0..k), form, &mut panel[..words]);
         }
         for half in 0..width.div_ceil(LANES) {
             let lanes = LANES.min(width - half * LANES);
             let first = rows.start + half * LANES;
             let count = rows.end.saturating_sub(first).min(lanes);
-            for u in (0..units).step_by(LANES) {
+            for u in (0..words).step_by(LANES) {
                 let mut block = [s.zero(); LANES];
                 for (i, vector) in block[..count].iter_mut().enumerate() {
                     // A dozen rows at once are more streams than the hardware follows.
-                    fetch(source.row(first + i, 0..k).as_ptr().wrapping_add(u * (k / units.max(1)) + FETCH_AHEAD).cast());
-                    *vector = match operand {
-                        Operand::F32 if u + LANES <= k => s.load(source.row(first + i, u..k)),
-                        Operand::F32 => s.load_partial(source.row(first + i, u..k)),
-                        Operand::Bf16 => {
+                    fetch(source.row(first + i, 0..k).as_ptr().wrapping_add(u * (k / words.max(1)) + FETCH_AHEAD).cast());
+                    *vector = match form {
+                        Form::F32 if u + LANES <= k => s.load(source.row(first + i, u..k)),
+                        Form::F32 => s.load_partial(source.row(first + i, u..k)),
+                        Form::Bf16Halves if u + LANES <= k => s.round_bf16(s.load(source.row(first + i, u..k))),
+                        Form::Bf16Halves => s.round_bf16(s.load_partial(source.row(first + i, u..k))),
+                        Form::Bf16Pairs => {
                             let x = source.row(first + i, 2 * u..k);
                             if x.len() >= 2 * LANES {
                                 s.bf16_pairs(s.load(x), s.load(&x[LANES..]))
@@ -92,8 +101,9 @@ kernel! {
                     };
                 }
                 s.transpose(&mut block);
-                for (j, vector) in block[..LANES.min(units - u)].iter().enumerate() {
-                    let at = (u + j) * width + half * LANES;
+                for (j, vector) in block[..LANES.min(words - u)].iter().enumerate() {
+                    let step = if form == Form::Bf16Halves { (u + j) ^ 1 } else { u + j };
+                    let at = step * width + half * LANES;
                     if lanes == LANES {
                         s.store(*vector, &mut panel[at..]);
                     } else {
@@ -101,6 +111,19 @@ kernel! {
                     }
                 }
             }
+        }
+    }
+}
+
+kernel! {
+    /// The units of a right panel of bf16 pairs as two steps of f32 each, the odd one first.
+    pub(super) fn widen[s: S](pairs: &[f32], steps: &mut [f32]) {
+        for (unit, steps) in pairs.as_chunks::<PANEL_COLS>().0.iter().zip(steps.as_chunks_mut::<{ 2 * PANEL_COLS }>().0) {
+            let (lo, hi) = (s.load(&unit[..LANES]), s.load(&unit[LANES..]));
+            s.store(s.bf16_odd(lo), &mut steps[..LANES]);
+            s.store(s.bf16_odd(hi), &mut steps[LANES..2 * LANES]);
+            s.store(s.bf16_even(lo), &mut steps[2 * LANES..3 * LANES]);
+            s.store(s.bf16_even(hi), &mut steps[3 * LANES..]);
         }
     }
 }
@@ -127,22 +150,23 @@ fn column_vector<S: Simd>(
 }
 
 kernel! {
-    /// Packs columns `columns` of a source, contraction `0..k` down the rows, as units `0..units(k)` of one panel `width`
+    /// Packs columns `columns` of a source, contraction `0..k` down the rows, as the first words of one panel `width`
     /// wide (at most 32). Row `i` is multiplied by `scale[i]` when there is one.
     pub(crate) fn pack_columns[s: S](
-        source: Source<'_>, columns: Range<usize>, k: usize, operand: Operand, width: usize, scale: Option<&[f32]>, panel: &mut [f32],
+        source: Source<'_>, columns: Range<usize>, k: usize, form: Form, width: usize, scale: Option<&[f32]>, panel: &mut [f32],
     ) {
         let half = |h: usize| (columns.start + h * LANES).min(columns.end)..(columns.start + (h + 1) * LANES).min(columns.end);
         let (first, second) = (half(0), half(1));
-        for (u, out) in panel.chunks_exact_mut(width).take(operand.units(k)).enumerate() {
+        for (u, out) in panel.chunks_exact_mut(width).take(form.words(k)).enumerate() {
             let (lo, hi) = out.split_at_mut(width.min(LANES));
             for (range, out) in [(&first, lo), (&second, hi)] {
                 if out.is_empty() {
                     continue;
                 }
-                let vector = match operand {
-                    Operand::F32 => column_vector(s, source, u, k, range, scale),
-                    Operand::Bf16 => {
+                let vector = match form {
+                    Form::F32 => column_vector(s, source, u, k, range, scale),
+                    Form::Bf16Halves => s.round_bf16(column_vector(s, source, u ^ 1, k, range, scale)),
+                    Form::Bf16Pairs => {
                         let even = column_vector(s, source, 2 * u, k, range, scale);
                         s.bf16_interleave(even, column_vector(s, source, 2 * u + 1, k, range, scale))
                     }
@@ -157,7 +181,7 @@ kernel! {
     }
 }
 
-/// The number of panels of a left factor: equal parts of at most 14 rows.
+/// The number of panels of a left factor: equal parts of at most 12 rows.
 pub(crate) fn panel_count(rows: usize) -> usize {
     rows.next_multiple_of(2).div_ceil(PANEL_ROWS)
 }
@@ -168,12 +192,13 @@ pub(crate) fn panel_start(rows: usize, count: usize, p: usize) -> usize {
     (rows.next_multiple_of(2) * p / count.max(1) / 2 * 2).min(rows)
 }
 
-/// A packed left factor `[M, K]`: rows in even panels of at most 14.
+/// A packed left factor `[M, K]`: rows in even panels of at most 12.
 pub struct Left {
     data: Buffer<f32>,
     rows: usize,
     k: usize,
     operand: Operand,
+    form: Form,
 }
 
 /// Packed right factors `[N, K]`, one or several (the experts): rows in panels of 32. `C = A·Bᵀ` in terms of both
@@ -194,6 +219,8 @@ pub(crate) struct Panels<'a> {
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) operand: Operand,
+    /// How the factors lie in it.
+    pub(super) form: Form,
     /// Units of the whole contraction, as laid out, and the first of this part.
     pub(super) pitch: usize,
     pub(super) first: usize,
@@ -201,8 +228,8 @@ pub(crate) struct Panels<'a> {
 
 impl<'a> Panels<'a> {
     /// Panels over a whole contraction.
-    pub(crate) fn new(data: &'a [f32], rows: usize, k: usize, operand: Operand) -> Panels<'a> {
-        Panels { data, rows, k, operand, pitch: operand.units(k), first: 0 }
+    pub(crate) fn new(data: &'a [f32], rows: usize, k: usize, operand: Operand, form: Form) -> Panels<'a> {
+        Panels { data, rows, k, operand, form, pitch: operand.units(k), first: 0 }
     }
 
     /// The part `range` of the contraction, which begins at an even place and ends at one or at the end.
@@ -216,7 +243,8 @@ impl<'a> Panels<'a> {
 impl Left {
     /// Room for `rows × k`, contents arbitrary.
     pub(crate) fn scratch(rows: usize, k: usize, operand: Operand) -> Left {
-        Left { data: Buffer::scratch(rows * operand.units(k)), rows, k, operand }
+        let form = operand.left();
+        Left { data: Buffer::scratch(rows * form.words(k)), rows, k, operand, form }
     }
 
     /// Room for `rows × k` out of a buffer for `most` rows: tasks of different sizes then share one size class.
@@ -235,15 +263,17 @@ impl Left {
     pub fn from_groups(source: Source<'_>, offsets: &[u32], k: usize, operand: Operand) -> Left {
         let rows = offsets.last().map_or(0, |rows| *rows as usize);
         let mut packed = Left::scratch(rows, k, operand);
-        packed.fill(offsets, |panel, range| pack_rows(source, range.clone(), k, operand, range.len(), panel));
+        let form = packed.form;
+        packed.fill(offsets, |panel, range| pack_rows(source, range.clone(), k, form, range.len(), panel));
         packed
     }
 
     /// Packs the `rows` columns of a source `[k, rows]` on all threads.
     pub fn from_columns(source: Source<'_>, rows: usize, k: usize, operand: Operand) -> Left {
         let mut packed = Left::scratch(rows, k, operand);
+        let form = packed.form;
         packed.fill(&[0, rows as u32], |panel, range| {
-            pack_columns(source, range.clone(), k, operand, range.len(), None, panel);
+            pack_columns(source, range.clone(), k, form, range.len(), None, panel);
         });
         packed
     }
@@ -253,6 +283,11 @@ impl Left {
         self.rows
     }
 
+    /// How the factors lie in the panels.
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
     /// The panels of a factor without groups.
     pub(crate) fn panels(&self) -> Panels<'_> {
         self.group(0..self.rows)
@@ -260,18 +295,19 @@ impl Left {
 
     /// The panels of the group that has these rows.
     pub(crate) fn group(&self, rows: Range<usize>) -> Panels<'_> {
-        let units = self.operand.units(self.k);
-        Panels::new(&self.data[rows.start * units..rows.end * units], rows.len(), self.k, self.operand)
+        let words = self.form.words(self.k);
+        Panels::new(&self.data[rows.start * words..rows.end * words], rows.len(), self.k, self.operand, self.form)
     }
 
     /// Packs rows `0..rows` of a source on this thread, in place of the old contents; `rows` and `k` as made.
     pub(crate) fn repack_rows(&mut self, source: Source<'_>) {
-        let (rows, units) = (self.rows, self.operand.units(self.k));
+        let (rows, form) = (self.rows, self.form);
+        let words = form.words(self.k);
         let count = panel_count(rows);
         for p in 0..count {
             let range = panel_start(rows, count, p)..panel_start(rows, count, p + 1);
-            let panel = &mut self.data[range.start * units..range.end * units];
-            pack_rows(source, range.clone(), self.k, self.operand, range.len(), panel);
+            let panel = &mut self.data[range.start * words..range.end * words];
+            pack_rows(source, range.clone(), self.k, form, range.len(), panel);
         }
     }
 
@@ -281,7 +317,7 @@ impl Left {
     }
 
     fn fill(&mut self, offsets: &[u32], pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
-        let units = self.operand.units(self.k);
+        let words = self.form.words(self.k);
         let data = Shared::new(&mut self.data);
         let work = Work { offsets, panels: &[1], tiles: panel_count, piece_tiles: 1, piece_panels: 1 };
         work.run(|piece| {
@@ -291,7 +327,7 @@ impl Left {
                 let at = |p| first + panel_start(end - first, count, p);
                 let rows = at(p)..at(p + 1);
                 // SAFETY: each panel is another range.
-                pack(unsafe { data.range(rows.start * units..rows.end * units) }, rows);
+                pack(unsafe { data.range(rows.start * words..rows.end * words) }, rows);
             }
         });
     }
@@ -321,13 +357,13 @@ impl Right {
     /// Packs the rows of a source, in place of the old contents, on all threads.
     fn repack_rows(&mut self, source: Source<'_>) {
         let (k, operand) = (self.k, self.operand);
-        self.fill(|panel, range| pack_rows(source, range, k, operand, PANEL_COLS, panel));
+        self.fill(|panel, range| pack_rows(source, range, k, operand.right(), PANEL_COLS, panel));
     }
 
     /// Packs the columns of a source, in place of the old contents, on all threads.
     fn repack_columns(&mut self, source: Source<'_>) {
         let (k, operand) = (self.k, self.operand);
-        self.fill(|panel, range| pack_columns(source, range, k, operand, PANEL_COLS, None, panel));
+        self.fill(|panel, range| pack_columns(source, range, k, operand.right(), PANEL_COLS, None, panel));
     }
 
     /// The packed numbers, for tasks that write them piece by piece with [`RightShape`].
@@ -364,7 +400,7 @@ impl Right {
     /// The panels of factor `group`.
     pub(crate) fn group(&self, group: usize) -> Panels<'_> {
         let len = self.data.len() / self.groups;
-        Panels::new(&self.data[group * len..(group + 1) * len], self.rows, self.k, self.operand)
+        Panels::new(&self.data[group * len..(group + 1) * len], self.rows, self.k, self.operand, self.operand.right())
     }
 
     fn fill(&mut self, pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
@@ -402,7 +438,14 @@ impl RightShape {
         let at = self.panel(group, p);
         // SAFETY: by the caller's promise.
         let panel = unsafe { out.range(at..at + PANEL_COLS * self.operand.units(self.k)) };
-        pack_rows(Source::new(strip, self.k), 0..strip.len() / self.k.max(1), self.k, self.operand, PANEL_COLS, panel);
+        pack_rows(
+            Source::new(strip, self.k),
+            0..strip.len() / self.k.max(1),
+            self.k,
+            self.operand.right(),
+            PANEL_COLS,
+            panel,
+        );
     }
 
     /// Packs the columns of `strip [n, rows]` as the part of the contraction of factor `group` that begins at `first`,
@@ -418,7 +461,7 @@ impl RightShape {
             // SAFETY: by the caller's promise.
             let panel = unsafe { out.range(at..at + some * PANEL_COLS) };
             let columns = p * PANEL_COLS..((p + 1) * PANEL_COLS).min(self.rows);
-            pack_columns(Source::new(strip, self.rows), columns, n, self.operand, PANEL_COLS, None, panel);
+            pack_columns(Source::new(strip, self.rows), columns, n, self.operand.right(), PANEL_COLS, None, panel);
         }
     }
 }

@@ -41,7 +41,11 @@ pub enum Leave {
 #[inline(always)]
 pub(super) fn moved<S: Simd, const N: usize>(s: S, g: S::V, new: [S::V; N], old: [S::V; N]) -> [S::V; N] {
     let size = s.max(g, s.sub(s.zero(), g));
-    std::array::from_fn(|i| s.select_lt(s.zero(), size, new[i], old[i]))
+    let mut chosen = old;
+    for i in 0..N {
+        chosen[i] = s.select_lt(s.zero(), size, new[i], old[i]);
+    }
+    chosen
 }
 
 /// The scalars of a step.

@@ -4,6 +4,8 @@
 //! `logp_t = l_t[target_t] − lse_t`, `lse_t = log Σ_v exp l_tv`. Given `g_t = ∂L/∂logp_t` and `h_t = ∂L/∂lse_t` beside it,
 //! `∂L/∂l_tv = g_t·[v = target_t] + (h_t − g_t)·exp(l_tv − lse_t)`. Cross-entropy over `N` targets is `g_t = −1/N`.
 //!
+//! Tokens without a target cost nothing: the rows of the others are gathered before the head.
+//!
 //! The logits exist only for a chunk of tokens at a time ([`CHUNK_BYTES`]). The forward pass makes them tile by tile and
 //! takes each tile's largest number and sum of exponentials while it is in the cache; the backward pass turns them, tile
 //! by tile again, into the packed factors of `dx = dl·W` and `dW += dlᵀ·x` and multiplies at once. So the logits are
@@ -31,19 +33,19 @@ pub const IGNORE: u32 = u32::MAX;
 /// this size that traffic is a few percent of the products' time.
 pub const CHUNK_BYTES: usize = 128 << 20;
 
-/// Tokens and right panels of words in a tile of the forward pass: 112 × 896 logits are 392 KiB, in the second-level cache.
+/// Tokens and right panels of words in a tile of the forward pass: 96 × 896 logits are 336 KiB, in the second-level cache.
 const TILE_TOKENS: usize = 8 * PANEL_ROWS;
 const TILE_PANELS: usize = 28;
 const TILE_WORDS: usize = TILE_PANELS * PANEL_COLS;
 
 /// Tokens, and words, in a block of the backward pass of a model of width `d`. The words' rows of `dW` share the
 /// second-level cache with the block's factors; once they are too many for it, larger blocks read and write them less
-/// often.
+/// often. The sums of `dx` are divided at these blocks, so their size is part of the result.
 fn block_size(d: usize) -> usize {
-    if d <= 512 { 16 * PANEL_ROWS } else { 32 * PANEL_ROWS }
+    if d <= 512 { 224 } else { 448 }
 }
 
-/// Tokens whose gradients are made at once: 56 × 224 numbers are 49 KiB.
+/// Tokens whose gradients are made at once: 48 × 224 numbers are 42 KiB.
 const STRIP_TOKENS: usize = 4 * PANEL_ROWS;
 /// Parts of the vocabulary that are summed into a `dx` of their own and then added in order: a fixed number, so that the
 /// sums do not depend on the threads.
@@ -65,7 +67,7 @@ pub struct Head<'a> {
 pub struct LogProbs {
     /// Natural log-probability of the target, `[T]`; 0 where there is none.
     pub logp_t: Buffer<f32>,
-    /// `log Σ_v exp l_tv`, `[T]`.
+    /// `log Σ_v exp l_tv`, `[T]`; 0 where there is no target.
     pub lse_t: Buffer<f32>,
 }
 
@@ -79,6 +81,8 @@ pub struct Gradients<'a> {
     pub dweight: Option<&'a mut [f32]>,
     /// `[V]`, added to.
     pub dbias: Option<&'a mut [f32]>,
+    /// Whether `x` gets a gradient.
+    pub input: bool,
 }
 
 impl Head<'_> {
@@ -90,53 +94,110 @@ impl Head<'_> {
 /// All logits `[T, V]`: for generation, and for tests.
 pub fn logits(x_td: &Tensor, head: Head<'_>) -> Tensor {
     let mut logits_tv = Tensor::scratch(&[x_td.rows(), head.words()]);
-    forward_tiles(x_td, head, &mut logits_tv);
+    forward_tiles(x_td, head, &mut logits_tv, false);
     logits_tv
 }
 
 /// Log-probabilities of `targets [T]` without gradients.
 pub fn forward(x_td: &Tensor, head: Head<'_>, targets: &[u32]) -> LogProbs {
-    run(x_td, head, targets, None).0
+    assert_eq!(targets.len(), x_td.rows(), "a target a token");
+    let rows = selected(targets, |t| targets[t] != IGNORE);
+    let found = forward_at(x_td, &rows, head, &gather(targets, &rows));
+    scatter(&found, &rows, targets)
 }
 
-/// Log-probabilities of `targets [T]` and, in the same pass, the gradients; returns `dx [T, D]`.
+/// Log-probabilities of `targets [R]` after the tokens `rows [R]` of `x`, without gradients: those of the other tokens are
+/// never computed. A row may stand there more than once.
+///
+/// # Panics
+/// When a row is none of `x`, a target is no word of the head, or there is not a target a row.
+pub fn forward_at(x_td: &Tensor, rows: &[u32], head: Head<'_>, targets: &[u32]) -> LogProbs {
+    run(x_td, rows, head, targets, None).0
+}
+
+/// Log-probabilities of `targets [T]` and, in the same pass, the gradients; returns `dx [T, D]` if that is asked for.
 pub fn forward_backward(
     x_td: &Tensor,
     head: Head<'_>,
     targets: &[u32],
     gradients: Gradients<'_>,
-) -> (LogProbs, Tensor) {
-    let (log_probs, dx_td) = run(x_td, head, targets, Some(gradients));
-    (log_probs, dx_td.unwrap_or_else(|| Tensor::zeros(x_td.shape())))
+) -> (LogProbs, Option<Tensor>) {
+    assert_eq!(targets.len(), x_td.rows(), "a target a token");
+    // Tokens leave in pairs: factors of bf16 are summed two at a time, and those two stay together. So the gradients have
+    // the bits that they would have with the ignored tokens.
+    let rows = selected(targets, |t| targets[t] != IGNORE || targets.get(t ^ 1).is_some_and(|other| *other != IGNORE));
+    let dlogp_r = gather(gradients.dlogp_t, &rows);
+    let own = Gradients { dlogp_t: &dlogp_r, ..gradients };
+    let (found, dx_td) = run(x_td, &rows, head, &gather(targets, &rows), Some(own));
+    (scatter(&found, &rows, targets), dx_td)
 }
 
+/// The tokens that take part.
+fn selected(targets: &[u32], takes_part: impl Fn(usize) -> bool) -> Buffer<u32> {
+    let mut rows = Buffer::scratch(targets.len());
+    let mut count = 0;
+    for t in (0..targets.len()).filter(|t| takes_part(*t)) {
+        rows[count] = t as u32;
+        count += 1;
+    }
+    rows.truncate(count);
+    rows
+}
+
+fn gather<T: bytemuck::Pod>(all: &[T], rows: &[u32]) -> Buffer<T> {
+    let mut some = Buffer::scratch(rows.len());
+    some.iter_mut().zip(rows).for_each(|(x, row)| *x = all[*row as usize]);
+    some
+}
+
+/// What was found for some tokens, at their places among all.
+fn scatter(found: &LogProbs, rows: &[u32], targets: &[u32]) -> LogProbs {
+    let mut all = LogProbs { logp_t: Buffer::zeroed(targets.len()), lse_t: Buffer::zeroed(targets.len()) };
+    for (i, t) in rows.iter().map(|row| *row as usize).enumerate() {
+        if targets[t] != IGNORE {
+            (all.logp_t[t], all.lse_t[t]) = (found.logp_t[i], found.lse_t[i]);
+        }
+    }
+    all
+}
+
+/// The pass over some rows of `x`, with a target, a result and a gradient by log-probability for each of them; `dx` has a
+/// row for every row of `x`.
 fn run(
     x_td: &Tensor,
+    rows: &[u32],
     head: Head<'_>,
     targets: &[u32],
     mut gradients: Option<Gradients<'_>>,
 ) -> (LogProbs, Option<Tensor>) {
-    let (tokens, d, v) = (x_td.rows(), x_td.cols(), head.words());
+    let (tokens, d, v) = (rows.len(), x_td.cols(), head.words());
     assert_eq!(targets.len(), tokens, "a target a token");
+    let bad = targets.iter().find(|target| **target != IGNORE && **target as usize >= v);
+    assert!(bad.is_none(), "target {bad:?} of {v} words");
     let mut out = LogProbs { logp_t: Buffer::scratch(tokens), lse_t: Buffer::scratch(tokens) };
-    let mut dx_td = gradients.as_ref().map(|_| Tensor::scratch(&[tokens, d]));
+    let wanted = gradients.as_ref().is_some_and(|gradients| gradients.input);
+    let mut dx_td = wanted.then(|| match tokens == x_td.rows() {
+        true => Tensor::scratch(x_td.shape()),
+        false => Tensor::zeros(x_td.shape()),
+    });
     // Even chunks, none larger than asked for.
     let most = (CHUNK_BYTES / size_of::<f32>() / v.max(1)).max(block_size(d));
     let chunk = tokens.div_ceil(tokens.div_ceil(most).max(1)).next_multiple_of(2);
     let mut logits = Tensor::scratch(&[chunk.min(tokens), v]);
     for start in (0..tokens).step_by(chunk.max(1)) {
-        let rows = start..(start + chunk).min(tokens);
-        let x = Tensor::new(x_td.row_range(rows.clone()), &[rows.len(), d]);
+        let some = start..(start + chunk).min(tokens);
+        let rows = &rows[some.clone()];
+        let mut x = Tensor::scratch(&[rows.len(), d]);
+        rows.iter().enumerate().for_each(|(i, row)| x.row_mut(i).copy_from_slice(x_td.row(*row as usize)));
         let logits = &mut logits[..rows.len() * v];
-        let tiles = forward_tiles(&x, head, logits);
-        let targets = &targets[rows.clone()];
-        finish(&tiles, logits, v, targets, &mut out.logp_t[rows.clone()], &mut out.lse_t[rows.clone()]);
-        if let (Some(gradients), Some(dx_td)) = (&mut gradients, &mut dx_td) {
-            let lse = &out.lse_t[rows.clone()];
-            let chunk =
-                Chunk { logits, x: &x, head, targets, lse, dlogp: &gradients.dlogp_t[rows.clone()], z: gradients.z };
+        let tiles = forward_tiles(&x, head, logits, true);
+        let targets = &targets[some.clone()];
+        finish(&tiles, logits, v, targets, &mut out.logp_t[some.clone()], &mut out.lse_t[some.clone()]);
+        if let Some(gradients) = &mut gradients {
+            let (lse, dlogp) = (&out.lse_t[some.clone()], &gradients.dlogp_t[some]);
+            let chunk = Chunk { logits, x: &x, head, rows, targets, lse, dlogp, z: gradients.z };
             let (dweight, dbias) = (gradients.dweight.as_deref_mut(), gradients.dbias.as_deref_mut());
-            chunk.backward(dweight, dbias, &mut dx_td[rows.start * d..rows.end * d]);
+            chunk.backward(dweight, dbias, dx_td.as_mut());
         }
     }
     (out, dx_td)
@@ -148,20 +209,20 @@ struct Tiles {
     sum: Tensor,
 }
 
-/// Logits `[T, V]`, and what their tiles say.
-fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32]) -> Tiles {
+/// Logits `[T, V]`, and what their tiles say if there is to be `statistics`.
+fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32], statistics: bool) -> Tiles {
     let (tokens, v) = (x_td.rows(), head.words());
     let packed = match head.weight {
         Weight::Packed(weight) => Some((pack_input(x_td, weight.operand()), weight.forward().group(0))),
-        Weight::Quantized(weight) => {
+        Weight::Quantized(weight, _) => {
             product(&QuantizedInput::pack(x_td, x_td.cols(), weight.format()), weight, logits, Store::Overwrite);
             None
         }
     };
     let panels = panel_count(tokens);
     let (token_tiles, word_tiles) = (tokens.div_ceil(TILE_TOKENS), v.div_ceil(TILE_WORDS));
-    let mut tiles =
-        Tiles { largest: Tensor::scratch(&[tokens, word_tiles]), sum: Tensor::scratch(&[tokens, word_tiles]) };
+    let room = || Tensor::scratch(&[if statistics { tokens } else { 0 }, word_tiles]);
+    let mut tiles = Tiles { largest: room(), sum: room() };
     let (largest, sum) = (Shared::new(&mut tiles.largest), Shared::new(&mut tiles.sum));
     let logits = Shared::new(logits);
     parallel(token_tiles * word_tiles, |task| {
@@ -185,8 +246,10 @@ fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32]) -> Tiles {
                 if head.scale != 1.0 {
                     scale(row, head.scale);
                 }
-                let at = t * word_tiles + j;
-                (largest.range(at..at + 1)[0], sum.range(at..at + 1)[0]) = largest_and_sum(row);
+                if statistics {
+                    let at = t * word_tiles + j;
+                    (largest.range(at..at + 1)[0], sum.range(at..at + 1)[0]) = largest_and_sum(row);
+                }
             }
         }
     });
@@ -244,6 +307,8 @@ struct Chunk<'a> {
     logits: &'a [f32],
     x: &'a Tensor,
     head: Head<'a>,
+    /// Where the tokens' gradients go.
+    rows: &'a [u32],
     targets: &'a [u32],
     lse: &'a [f32],
     dlogp: &'a [f32],
@@ -253,21 +318,27 @@ struct Chunk<'a> {
 /// The outputs of the backward pass, each task with ranges of its own.
 struct Outputs {
     /// `[slabs, T, D]`
-    dx: Shared<f32>,
+    dx: Option<Shared<f32>>,
     dweight: Option<Shared<f32>>,
     dbias: Option<Shared<f32>>,
 }
 
 impl Chunk<'_> {
-    fn backward(&self, dweight: Option<&mut [f32]>, dbias: Option<&mut [f32]>, dx: &mut [f32]) {
+    fn backward(&self, dweight: Option<&mut [f32]>, dbias: Option<&mut [f32]>, dx_td: Option<&mut Tensor>) {
+        if dweight.is_none() && dbias.is_none() && dx_td.is_none() {
+            return;
+        }
         let (tokens, d, v) = (self.targets.len(), self.x.cols(), self.head.words());
-        let x = dweight.is_some().then(|| pack_saved(self.x, self.head.weight.packed().operand()));
+        let x = dweight.is_some().then(|| pack_saved(self.x, self.head.weight.operand()));
         let size = block_size(d);
         let blocks = v.div_ceil(size);
         let slabs = SLABS.min(blocks);
-        let mut partial = Tensor::scratch(&[slabs, tokens, d]);
-        let outputs =
-            Outputs { dx: Shared::new(&mut partial), dweight: dweight.map(Shared::new), dbias: dbias.map(Shared::new) };
+        let mut partial = dx_td.is_some().then(|| Tensor::scratch(&[slabs, tokens, d]));
+        let outputs = Outputs {
+            dx: partial.as_deref_mut().map(Shared::new),
+            dweight: dweight.map(Shared::new),
+            dbias: dbias.map(Shared::new),
+        };
         parallel(slabs, |slab| {
             let own = blocks * slab / slabs..blocks * (slab + 1) / slabs;
             for (i, j) in own.enumerate() {
@@ -280,7 +351,9 @@ impl Chunk<'_> {
                 }
             }
         });
-        sum_slabs(&partial, dx);
+        if let (Some(partial), Some(dx_td)) = (&partial, dx_td) {
+            sum_slabs(partial, self.rows, dx_td);
+        }
     }
 
     /// One block of tokens and words: its gradient, packed both ways, and its two products.
@@ -297,8 +370,8 @@ impl Chunk<'_> {
         outputs: &Outputs,
     ) {
         let (tokens, d, v, operand) =
-            (self.targets.len(), self.x.cols(), self.head.words(), self.head.weight.packed().operand());
-        let mut by_token = Left::scratch(rows.len(), words.len(), operand);
+            (self.targets.len(), self.x.cols(), self.head.words(), self.head.weight.operand());
+        let mut by_token = outputs.dx.as_ref().map(|_| Left::scratch(rows.len(), words.len(), operand));
         let mut by_word = x.map(|_| Left::scratch(words.len(), rows.len(), operand));
         let mut strip = Buffer::<f32>::scratch(STRIP_TOKENS.min(rows.len()) * words.len());
         let panels = panel_count(rows.len());
@@ -311,18 +384,15 @@ impl Chunk<'_> {
             for (t, row) in local.clone().zip(dl.chunks_exact_mut(words.len())) {
                 self.logit_gradient(rows.start + t, &words, v, row);
             }
-            for p in own {
-                let (units, panel) = (operand.units(words.len()), at(p)..at(p + 1));
-                let out = &mut by_token.data_mut()[panel.start * units..panel.end * units];
-                let source = Source::new(dl, words.len());
-                pack_rows(
-                    source,
-                    panel.start - local.start..panel.end - local.start,
-                    words.len(),
-                    operand,
-                    panel.len(),
-                    out,
-                );
+            if let Some(by_token) = &mut by_token {
+                for p in own {
+                    let (form, panel) = (by_token.form(), at(p)..at(p + 1));
+                    let row = form.words(words.len());
+                    let out = &mut by_token.data_mut()[panel.start * row..panel.end * row];
+                    let source = Source::new(dl, words.len());
+                    let own = panel.start - local.start..panel.end - local.start;
+                    pack_rows(source, own, words.len(), form, panel.len(), out);
+                }
             }
             if let Some(by_word) = &mut by_word {
                 pack_strip(dl, local.clone(), words.len(), rows.len(), by_word);
@@ -333,10 +403,12 @@ impl Chunk<'_> {
                 dl.chunks_exact(words.len()).for_each(|row| add_assign(dbias, row));
             }
         }
-        let from = (slab * tokens + rows.start) * d;
-        // SAFETY: by the caller's promise.
-        let dx = unsafe { outputs.dx.range(from..from + rows.len() * d) };
-        gemm_here(by_token.panels(), self.head.weight.packed().backward().group(0).span(words.clone()), dx, store);
+        if let (Some(by_token), Some(dx)) = (&by_token, &outputs.dx) {
+            let from = (slab * tokens + rows.start) * d;
+            // SAFETY: by the caller's promise.
+            let dx = unsafe { dx.range(from..from + rows.len() * d) };
+            self.head.weight.backward_here(by_token.panels(), 0, words.clone(), dx, store);
+        }
         if let (Some(by_word), Some(x), Some(dweight)) = (&by_word, x, &outputs.dweight) {
             // SAFETY: by the caller's promise.
             let dweight = unsafe { dweight.range(words.start * d..words.end * d) };
@@ -362,27 +434,29 @@ impl Chunk<'_> {
 
 /// Packs a strip of tokens down the columns: its part of the contraction of `by_word`, which runs over `tokens`.
 fn pack_strip(dl: &[f32], local: Range<usize>, words: usize, tokens: usize, by_word: &mut Left) {
-    let operand = by_word.panels().operand;
-    let (units, first, some) = (operand.units(tokens), operand.units(local.start), operand.units(local.len()));
+    let form = by_word.form();
+    let (row, first, some) = (form.words(tokens), form.words(local.start), form.words(local.len()));
     let count = panel_count(words);
     for p in 0..count {
         let panel = panel_start(words, count, p)..panel_start(words, count, p + 1);
-        let at = panel.start * units + first * panel.len();
+        let at = panel.start * row + first * panel.len();
         let out = &mut by_word.data_mut()[at..at + some * panel.len()];
-        pack_columns(Source::new(dl, words), panel.clone(), local.len(), operand, panel.len(), None, out);
+        pack_columns(Source::new(dl, words), panel.clone(), local.len(), form, panel.len(), None, out);
     }
 }
 
-/// `dx = Σ_slabs`, in order.
-fn sum_slabs(partial: &Tensor, dx: &mut [f32]) {
-    let len = dx.len();
-    let out = Shared::new(dx);
-    parallel_ranges(len, 1 << 14, |range| {
-        // SAFETY: the ranges of a parallel loop are disjoint.
-        let out = unsafe { out.range(range.clone()) };
-        out.copy_from_slice(partial.row(0).get(range.clone()).unwrap_or(&[]));
-        for slab in 1..partial.rows() {
-            add_assign(out, &partial.row(slab)[range.clone()]);
+/// `dx = Σ_slabs`, in order, for the tokens' rows.
+fn sum_slabs(partial: &Tensor, rows: &[u32], dx_td: &mut Tensor) {
+    let d = dx_td.cols();
+    let out = Shared::new(dx_td);
+    parallel_ranges(rows.len(), ((1 << 14) / d.max(1)).max(1), |range| {
+        for i in range {
+            let row = rows[i] as usize;
+            // SAFETY: each token is another row.
+            let out = unsafe { out.range(row * d..(row + 1) * d) };
+            let slab = |slab: usize| &partial.row(slab)[i * d..(i + 1) * d];
+            out.copy_from_slice(slab(0));
+            (1..partial.rows()).for_each(|at| add_assign(out, slab(at)));
         }
     });
 }
@@ -392,6 +466,8 @@ mod tests {
     use super::*;
     use crate::gemm::Operand;
     use crate::ops::linear::PackedWeight;
+    use crate::quant::product::QuantizedWeight;
+    use crate::quant::{BlockFormat, dequantize, quantize};
     use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
 
     /// `Σ_t g_t·logp_t + z/2·lse_t²` over the tokens that have a target.
@@ -423,9 +499,10 @@ mod tests {
                 let head = Head { weight: Weight::Packed(&weight), bias: Some(&b), scale: c };
                 let (mut dw, mut db) = (vec![0.0; v * d], vec![0.0; v]);
                 let x = Tensor::new(&x, &[t, d]);
-                let gradients = Gradients { dlogp_t: &g, z, dweight: Some(&mut dw), dbias: Some(&mut db) };
+                let gradients = Gradients { dlogp_t: &g, z, dweight: Some(&mut dw), dbias: Some(&mut db), input: true };
                 let (log_probs, dx) = forward_backward(&x, head, &targets, gradients);
                 assert_eq!(forward(&x, head, &targets).logp_t[..], log_probs.logp_t[..]);
+                let dx = dx.expect("asked for");
                 [&log_probs.logp_t[..], &dx[..], &dw, &db].concat()
             });
             let (x, w, b, g) = (wide(&x), wide(&w), wide(&b), wide(&g));
@@ -465,9 +542,10 @@ mod tests {
             let run = |range: Range<usize>| {
                 let mut dw = vec![0.0; v * d];
                 let x = Tensor::new(&x[range.start * d..range.end * d], &[range.len(), d]);
-                let gradients = Gradients { dlogp_t: &g[range.clone()], z: 0.0, dweight: Some(&mut dw), dbias: None };
+                let gradients =
+                    Gradients { dlogp_t: &g[range.clone()], z: 0.0, dweight: Some(&mut dw), dbias: None, input: true };
                 let (log_probs, dx) = forward_backward(&x, head, &targets[range], gradients);
-                (log_probs.logp_t.to_vec(), dx.to_vec(), dw)
+                (log_probs.logp_t.to_vec(), dx.expect("asked for").to_vec(), dw)
             };
             let (logp, dx, dw) = run(0..t);
             for range in [0..1, 7..40, 150..260] {
@@ -494,8 +572,9 @@ mod tests {
         weight.pack(&w);
         let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0 };
         let mut dw = vec![0.0; v * d];
-        let gradients = Gradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None };
+        let gradients = Gradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, input: true };
         let (_, dx) = forward_backward(&Tensor::new(&x, &[t, d]), head, &targets, gradients);
+        let dx = dx.expect("asked for");
         let (x, w) = (wide(&x), wide(&w));
         let (mut expected_dx, mut expected_dw) = (vec![0.0; t * d], vec![0.0; v * d]);
         for t in 0..t {
@@ -513,6 +592,77 @@ mod tests {
         }
         assert!(relative_error(&dx, &expected_dx) < 1e-6);
         assert!(relative_error(&dw, &expected_dw) < 1e-6);
+    }
+
+    /// Most tokens of an instruction or of a question are none to learn from.
+    #[test]
+    fn ignored_tokens_leave_no_trace() {
+        let (t, d, v) = (61, 40, 230);
+        let (x, w, b, g) = (numbers(1, t * d), numbers(2, v * d), numbers(3, v), numbers(4, t));
+        let x = Tensor::new(&x, &[t, d]);
+        let target = |i: usize| if i % 7 < 3 || i > 40 && i != 60 { IGNORE } else { (i * 5 % v) as u32 };
+        let targets: Vec<u32> = (0..t).map(target).collect();
+        for operand in [Operand::F32, Operand::Bf16] {
+            let mut weight = PackedWeight::new(1, v, d, operand, true);
+            weight.pack(&w);
+            let head = Head { weight: Weight::Packed(&weight), bias: Some(&b), scale: 0.5 };
+            // With a target and without a gradient by it, a token takes part and adds zeros.
+            let all: Vec<u32> = targets.iter().map(|t| if *t == IGNORE { 0 } else { *t }).collect();
+            let zeroed: Vec<f32> = targets.iter().zip(&g).map(|(t, g)| if *t == IGNORE { 0.0 } else { *g }).collect();
+            let run = |targets: &[u32], g: &[f32]| {
+                let (mut dw, mut db) = (vec![0.0; v * d], vec![0.0; v]);
+                let into = Gradients { dlogp_t: g, z: 0.0, dweight: Some(&mut dw), dbias: Some(&mut db), input: true };
+                let (log_probs, dx) = forward_backward(&x, head, targets, into);
+                (log_probs, [&dx.expect("asked for")[..], &dw, &db].concat())
+            };
+            let (some, gradients) = run(&targets, &g);
+            let (every, expected) = run(&all, &zeroed);
+            assert!(gradients == expected, "{operand:?}");
+            let rows: Vec<u32> = (0..t as u32).filter(|t| targets[*t as usize] != IGNORE).collect();
+            let own: Vec<u32> = rows.iter().map(|t| targets[*t as usize]).collect();
+            let at = forward_at(&x, &rows, head, &own);
+            for (i, t) in rows.iter().map(|t| *t as usize).enumerate() {
+                for found in [&some, &forward(&x, head, &targets)] {
+                    assert_eq!((found.logp_t[t], found.lse_t[t]), (every.logp_t[t], every.lse_t[t]));
+                }
+                assert_eq!((at.logp_t[i], at.lse_t[i]), (every.logp_t[t], every.lse_t[t]));
+            }
+            assert!((0..t).all(|t| targets[t] != IGNORE || (some.logp_t[t], some.lse_t[t]) == (0.0, 0.0)));
+
+            // What is frozen is not asked for, and changes nothing else.
+            let mut dw = vec![0.0; v * d];
+            let into = Gradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, input: false };
+            assert!(forward_backward(&x, head, &targets, into).1.is_none());
+            assert_eq!(dw, expected[t * d..t * d + v * d]);
+            let into = Gradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, input: true };
+            let (_, dx) = forward_backward(&x, head, &targets, into);
+            assert_eq!(dx.expect("asked for")[..], expected[..t * d]);
+        }
+    }
+
+    /// More words than a slab has in a block, and the last strip not full.
+    #[test]
+    fn the_way_back_through_quantised_words_is_that_of_their_numbers() {
+        let (t, d, v) = (9, 64, 1000);
+        let mut w = numbers(2, v * d);
+        let format = BlockFormat::Q5_1;
+        let mut blocks = vec![0; format.bytes(v * d).expect("whole blocks")];
+        quantize(format, &w, &mut blocks);
+        dequantize(format, &blocks, &mut w);
+        let mut quantized = QuantizedWeight::new(format, 1, v, d);
+        quantized.pack(0..quantized.strips().count(), &blocks);
+        let (x, g) = (Tensor::new(&numbers(1, t * d), &[t, d]), numbers(4, t));
+        let targets: Vec<u32> = (0..t).map(|i| (i * 77 % v) as u32).collect();
+        let mut packed = PackedWeight::new(1, v, d, Operand::F32, true);
+        packed.pack(&w);
+        let [ours, dense] = [Weight::Quantized(&quantized, Operand::F32), Weight::Packed(&packed)].map(|weight| {
+            let head = Head { weight, bias: None, scale: 1.0 };
+            let into = Gradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, input: true };
+            forward_backward(&x, head, &targets, into).1.expect("asked for")
+        });
+        // The logits differ by what the activations lose when they are rounded to eight bits.
+        let error = relative_error(&ours, &wide(&dense));
+        assert!((1e-6..3e-2).contains(&error), "{error}");
     }
 
     #[test]

@@ -8,11 +8,12 @@
 use std::ops::Range;
 
 use crate::gemm::{
-    Factor, Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Right, Source, Store, block, pack_columns, panel_count,
+    Factor, Form, Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Source, Store, block, pack_columns, panel_count,
     panel_start, products,
 };
 use crate::memory::Buffer;
-use crate::ops::linear::PackedWeight;
+use crate::ops::linear::{Input, Weight};
+use crate::quant::product;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, num_threads, parallel};
 
@@ -64,22 +65,23 @@ fn check(x_si: &Tensor, offsets_e: &[u32]) {
 }
 
 /// `y [S, out]` of `x [S, in]`.
-pub fn forward(x_si: &Tensor, offsets_e: &[u32], w: &PackedWeight) -> Tensor {
-    product(x_si, offsets_e, w.forward())
+pub fn forward(x_si: &Tensor, offsets_e: &[u32], w: Weight<'_>) -> Tensor {
+    check(x_si, offsets_e);
+    Input::grouped(x_si, None, offsets_e).times(w)
 }
 
 /// `dx [S, in]` of `dy [S, out]`.
-pub fn backward_input(dy_so: &Tensor, offsets_e: &[u32], w: &PackedWeight) -> Tensor {
-    product(dy_so, offsets_e, w.backward())
-}
-
-fn product(x_si: &Tensor, offsets_e: &[u32], right: &Right) -> Tensor {
-    check(x_si, offsets_e);
-    let (input, operand) = (x_si.cols(), right.operand());
-    let mut y_so = Tensor::scratch(&[x_si.rows(), right.rows()]);
-    let left = Left::from_groups(Source::new(x_si, input), offsets_e, input, operand);
-    products(&left, offsets_e, [Factor { weight: right, y: &mut y_so }], Store::Overwrite);
-    y_so
+pub fn backward_input(dy_so: &Tensor, offsets_e: &[u32], w: Weight<'_>) -> Tensor {
+    check(dy_so, offsets_e);
+    let mut dx_si = Tensor::scratch(&[dy_so.rows(), w.strips().input]);
+    let left = Left::from_groups(Source::new(dy_so, dy_so.cols()), offsets_e, dy_so.cols(), w.operand());
+    match w {
+        Weight::Packed(w) => {
+            products(&left, offsets_e, [Factor { weight: w.backward(), y: &mut dx_si }], Store::Overwrite);
+        }
+        Weight::Quantized(w, _) => product::backward::backward(&left, offsets_e, w, &mut dx_si, Store::Overwrite),
+    }
+    dx_si
 }
 
 /// Left factors `[rows, group]` over the rows of every group, packed block by block.
@@ -100,6 +102,8 @@ pub(super) struct Contraction<'a> {
     /// Units before each group.
     units_e: Buffer<u32>,
     operand: Operand,
+    /// How left factors lie.
+    left: Form,
 }
 
 impl<'a> Contraction<'a> {
@@ -108,7 +112,7 @@ impl<'a> Contraction<'a> {
         for (e, pair) in offsets_e.windows(2).enumerate() {
             units_e[e + 1] = units_e[e] + operand.units((pair[1] - pair[0]) as usize) as u32;
         }
-        Contraction { offsets_e, units_e, operand }
+        Contraction { offsets_e, units_e, operand, left: operand.left() }
     }
 
     /// Units of all groups at most, however the rows are distributed over them.
@@ -117,7 +121,7 @@ impl<'a> Contraction<'a> {
     }
 
     pub(super) fn left(&self, rows: usize) -> LeftFactors {
-        LeftFactors { data: Buffer::scratch(rows * self.units()), rows }
+        LeftFactors { data: Buffer::scratch(rows * self.units() * self.left.unit()), rows }
     }
 
     pub(super) fn right(&self, rows: usize) -> RightFactors {
@@ -137,13 +141,13 @@ impl<'a> Contraction<'a> {
     /// No other task packs this block.
     pub(super) unsafe fn pack_left(&self, out: &Shared<f32>, rows: usize, source: Source<'_>, at: &Block) {
         let (before, units, first, some) = self.place(at);
-        let count = panel_count(rows);
+        let (count, unit) = (panel_count(rows), self.left.unit());
         for p in 0..count {
             let panel = panel_start(rows, count, p)..panel_start(rows, count, p + 1);
-            let from = rows * before + panel.start * units + first * panel.len();
+            let from = (rows * before + panel.start * units + first * panel.len()) * unit;
             // SAFETY: by the caller's promise.
-            let out = unsafe { out.range(from..from + some * panel.len()) };
-            pack_columns(source, panel.clone(), at.rows().len(), self.operand, panel.len(), None, out);
+            let out = unsafe { out.range(from..from + some * unit * panel.len()) };
+            pack_columns(source, panel.clone(), at.rows().len(), self.left, panel.len(), None, out);
         }
     }
 
@@ -165,18 +169,19 @@ impl<'a> Contraction<'a> {
             // SAFETY: by the caller's promise.
             let out = unsafe { out.range(from..from + some * PANEL_COLS) };
             let columns = p * PANEL_COLS..((p + 1) * PANEL_COLS).min(rows);
-            pack_columns(source, columns, at.rows().len(), self.operand, PANEL_COLS, scale, out);
+            pack_columns(source, columns, at.rows().len(), self.operand.right(), PANEL_COLS, scale, out);
         }
     }
 
-    /// `dW_e += left_e·right_eᵀ` for each group that has rows, for several weights at once.
-    pub(super) fn accumulate(&self, products: &[Product<'_>]) {
+    /// `dW_e += left_e·right_eᵀ` for each group that has rows, for several weights at once, or for those of them that are
+    /// there.
+    pub(super) fn accumulate(&self, products: &[Option<Product<'_>>]) {
         let groups = self.offsets_e.len() - 1;
         // A few tasks a thread even when there are few groups.
         let parts = (4 * num_threads()).div_ceil((groups * products.len()).max(1));
         parallel(groups * products.len() * parts, |task| {
             let (e, part) = (task / parts / products.len(), task % parts);
-            let Product { left, right, dw } = &products[task / parts % products.len()];
+            let Some(Product { left, right, dw }) = &products[task / parts % products.len()] else { return };
             let k = (self.offsets_e[e + 1] - self.offsets_e[e]) as usize;
             if k == 0 {
                 return;
@@ -185,8 +190,11 @@ impl<'a> Contraction<'a> {
             let padded = cols.next_multiple_of(PANEL_COLS);
             let units = self.units_e[e] as usize..self.units_e[e + 1] as usize;
             let panels = panel_count(rows);
-            let a = Panels::new(&left.data[rows * units.start..rows * units.end], rows, k, self.operand);
-            let b = Panels::new(&right.data[padded * units.start..padded * units.end], cols, k, self.operand);
+            let unit = self.left.unit();
+            let a = &left.data[rows * units.start * unit..rows * units.end * unit];
+            let a = Panels::new(a, rows, k, self.operand, self.left);
+            let b = &right.data[padded * units.start..padded * units.end];
+            let b = Panels::new(b, cols, k, self.operand, self.operand.right());
             let own = panels * part / parts..panels * (part + 1) / parts;
             // SAFETY: each task writes rows of its own of one group's matrix.
             unsafe {
@@ -236,12 +244,13 @@ pub fn backward_weight(dy_so: &Tensor, x_si: &Tensor, offsets_e: &[u32], operand
             }
         });
     }
-    contraction.accumulate(&[Product { left: &left, right: &right, dw: Shared::new(dw_eoi) }]);
+    contraction.accumulate(&[Some(Product { left: &left, right: &right, dw: Shared::new(dw_eoi) })]);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::linear::PackedWeight;
     use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
 
     fn naive(x: &[f64], w: &[f64], offsets: &[u32], out: usize, input: usize) -> Vec<f64> {
@@ -270,7 +279,8 @@ mod tests {
                 let (x, dy) = (Tensor::new(&x, &[rows, input]), Tensor::new(&dy, &[rows, out]));
                 let mut dw = vec![0.0; w.len()];
                 backward_weight(&dy, &x, offsets, Operand::F32, &mut dw);
-                let (y, dx) = (forward(&x, offsets, &packed), backward_input(&dy, offsets, &packed));
+                let w = Weight::Packed(&packed);
+                let (y, dx) = (forward(&x, offsets, w), backward_input(&dy, offsets, w));
                 [&y[..], &dx, &dw].concat()
             });
             let (x, w, dy) = (wide(&x), wide(&w), wide(&dy));
@@ -294,9 +304,10 @@ mod tests {
         for operand in [Operand::F32, Operand::Bf16] {
             let mut packed = PackedWeight::new(2, out, input, operand, false);
             packed.pack(&w);
-            let all = forward(&Tensor::new(&x, &[rows, input]), &[0, 1, rows as u32], &packed);
+            let packed = Weight::Packed(&packed);
+            let all = forward(&Tensor::new(&x, &[rows, input]), &[0, 1, rows as u32], packed);
             let one = Tensor::new(&x[300 * input..301 * input], &[1, input]);
-            assert_eq!(forward(&one, &[0, 0, 1], &packed)[..], *all.row(300));
+            assert_eq!(forward(&one, &[0, 0, 1], packed)[..], *all.row(300));
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::cell::OnceCell;
 use std::ops::Range;
 
-use crate::gemm::{self, Left, Operand, PANEL_COLS, Right, Source, Store, gemm};
+use crate::gemm::{self, Left, Operand, PANEL_COLS, Panels, Right, Source, Store, gemm, gemm_here};
 use crate::memory::Buffer;
 use crate::quant::product::{self, QuantizedInput, QuantizedWeight, Rows};
 use crate::tensor::Tensor;
@@ -45,13 +45,13 @@ impl Strips {
     }
 
     /// Bytes that these weights take when packed, the filling of the last strips included; without overflow.
-    pub fn packed_bytes(self, operand: Operand, trainable: bool) -> u64 {
+    pub fn packed_bytes(self, operand: Operand, way_back: bool) -> u64 {
         let panels = |rows: usize, k: usize| {
             let padded = (rows as u64).next_multiple_of(PANEL_COLS as u64);
             let units = (self.groups as u64).saturating_mul(padded).saturating_mul(operand.units(k) as u64);
             units.saturating_mul(size_of::<f32>() as u64)
         };
-        let backward = if trainable { panels(self.input, self.out) } else { 0 };
+        let backward = if way_back { panels(self.input, self.out) } else { 0 };
         panels(self.out, self.input).saturating_add(backward)
     }
 }
@@ -64,13 +64,13 @@ pub struct PackedWeight {
 }
 
 impl PackedWeight {
-    /// Room for `groups` weights `[out, in]`; `trainable` ones are packed for `dx = dy·W` too. [`PackedWeight::pack`]
+    /// Room for `groups` weights `[out, in]`; those with a way back are packed for `dx = dy·W` too. [`PackedWeight::pack`]
     /// or [`PackedWeight::update`] fills it.
-    pub fn new(groups: usize, out: usize, input: usize, operand: Operand, trainable: bool) -> PackedWeight {
+    pub fn new(groups: usize, out: usize, input: usize, operand: Operand, way_back: bool) -> PackedWeight {
         PackedWeight {
             shape: Strips { groups, out, input },
             forward: Right::scratch(groups, out, input, operand),
-            backward: trainable.then(|| Right::scratch(groups, input, out, operand)),
+            backward: way_back.then(|| Right::scratch(groups, input, out, operand)),
         }
     }
 
@@ -153,9 +153,9 @@ impl PackedWeight {
     /// Panels for `dx = dy·W`.
     ///
     /// # Panics
-    /// When the weight is not trainable.
+    /// When the weight was made without a way back.
     pub fn backward(&self) -> &Right {
-        self.backward.as_ref().expect("a backward pass runs only over a model made for training")
+        self.backward.as_ref().expect("a backward pass runs only over weights that were made with a way back")
     }
 
     /// The precision of the packed numbers.
@@ -169,13 +169,14 @@ impl PackedWeight {
     }
 }
 
-/// The weights of a forward product: packed numbers, or quantised blocks, which have no way back.
+/// The weights of a product: packed numbers, or quantised blocks.
 #[derive(Clone, Copy)]
 pub enum Weight<'a> {
     /// f32 or bf16.
     Packed(&'a PackedWeight),
-    /// Blocks; the other factor is rounded to eight bits.
-    Quantized(&'a QuantizedWeight),
+    /// Blocks; the other factor is rounded to eight bits. On the way back, both factors of `dx = dy·W` are of this
+    /// precision.
+    Quantized(&'a QuantizedWeight, Operand),
 }
 
 impl<'a> Weight<'a> {
@@ -183,7 +184,7 @@ impl<'a> Weight<'a> {
     pub fn strips(self) -> Strips {
         match self {
             Weight::Packed(weight) => weight.strips(),
-            Weight::Quantized(weight) => weight.strips(),
+            Weight::Quantized(weight, _) => weight.strips(),
         }
     }
 
@@ -194,7 +195,7 @@ impl<'a> Weight<'a> {
     pub fn packed(self) -> &'a PackedWeight {
         match self {
             Weight::Packed(weight) => weight,
-            Weight::Quantized(_) => panic!("quantised weights take part in forward products only"),
+            Weight::Quantized(..) => panic!("weights of one product are of one kind"),
         }
     }
 
@@ -202,7 +203,24 @@ impl<'a> Weight<'a> {
     pub(super) fn quantized(self) -> &'a QuantizedWeight {
         match self {
             Weight::Packed(_) => panic!("weights of one product are of one kind"),
-            Weight::Quantized(weight) => weight,
+            Weight::Quantized(weight, _) => weight,
+        }
+    }
+
+    /// The precision of the factors on the way back.
+    pub(super) fn operand(self) -> Operand {
+        match self {
+            Weight::Packed(weight) => weight.operand(),
+            Weight::Quantized(_, operand) => operand,
+        }
+    }
+
+    /// `dx (+)= dy·W` with the rows `rows` of weight `group`, on this thread: the contraction of `dy` is those rows, the
+    /// first of them the first of a strip.
+    pub(super) fn backward_here(self, dy: Panels<'_>, group: usize, rows: Range<usize>, dx: &mut [f32], store: Store) {
+        match self {
+            Weight::Packed(weight) => gemm_here(dy, weight.backward().group(group).span(rows), dx, store),
+            Weight::Quantized(weight, _) => product::backward::backward_here(dy, weight, group, rows, dx, store),
         }
     }
 }
@@ -245,7 +263,7 @@ impl<'x> Input<'x> {
         let mut all = weights.map(|weight| Tensor::scratch(&[rows, weight.strips().out]));
         let kind = |weight: Weight<'_>| match weight {
             Weight::Packed(weight) => (false, weight.operand() == Operand::Bf16),
-            Weight::Quantized(weight) => (true, weight.format().block_len() > 32),
+            Weight::Quantized(weight, _) => (true, weight.format().block_len() > 32),
         };
         if weights.iter().all(|weight| kind(*weight) == kind(weights[0])) {
             let mut ys = all.iter_mut();
@@ -269,7 +287,7 @@ impl<'x> Input<'x> {
                 let factors = factors.map(|(weight, y)| gemm::Factor { weight: weight.packed().forward(), y });
                 gemm::products(x, offsets, factors, Store::Overwrite);
             }
-            Some((Weight::Quantized(first), _)) => {
+            Some((Weight::Quantized(first, _), _)) => {
                 let x = self.quantized[usize::from(first.format().block_len() > 32)]
                     .get_or_init(|| QuantizedInput::pack(self.x, self.x.cols(), first.format()));
                 let factors = factors.map(|(weight, y)| product::Factor { weight: weight.quantized(), y });
@@ -285,8 +303,12 @@ pub fn pack_input(x_ti: &Tensor, operand: Operand) -> Left {
 }
 
 /// `dx [T, in] (+)= dy·W`.
-pub fn backward_input(dy_to: &Tensor, w: &PackedWeight, dx_ti: &mut Tensor, store: Store) {
-    gemm(&pack_input(dy_to, w.operand()), w.backward(), dx_ti, store);
+pub fn backward_input(dy_to: &Tensor, w: Weight<'_>, dx_ti: &mut Tensor, store: Store) {
+    let dy = pack_input(dy_to, w.operand());
+    match w {
+        Weight::Packed(w) => gemm(&dy, w.backward(), dx_ti, store),
+        Weight::Quantized(w, _) => product::backward::backward(&dy, &[0, dy.rows() as u32], w, dx_ti, store),
+    }
 }
 
 /// Packs `x [T, in]` as the right factor of [`backward_weight`].
@@ -320,7 +342,7 @@ mod tests {
                 let (x, dy) = (Tensor::new(&x, &[t, i]), Tensor::new(&dy, &[t, o]));
                 let y = Input::new(&x).times(Weight::Packed(&packed));
                 let mut dx = Tensor::scratch(&[t, i]);
-                backward_input(&dy, &packed, &mut dx, Store::Overwrite);
+                backward_input(&dy, Weight::Packed(&packed), &mut dx, Store::Overwrite);
                 let mut dw = vec![0.0; o * i];
                 backward_weight(&dy, &pack_saved(&x, Operand::F32), &mut dw);
                 [&y[..], &dx[..], &dw[..]].concat()
@@ -348,7 +370,8 @@ mod tests {
         let (a, b, c) = (pack(2, 40, Operand::Bf16), pack(3, 33, Operand::Bf16), pack(4, 5, Operand::F32));
         let mut blocks = QuantizedWeight::new(BlockFormat::Q8_0, 1, 32, i);
         blocks.pack(0..1, &[0x11; 32 * 2 * 34]);
-        let all = [Weight::Packed(&a), Weight::Packed(&b), Weight::Packed(&c), Weight::Quantized(&blocks)];
+        let all =
+            [Weight::Packed(&a), Weight::Packed(&b), Weight::Packed(&c), Weight::Quantized(&blocks, Operand::F32)];
         let input = Input::new(&x);
         for (y, weight) in input.times_each(all).iter().zip(all) {
             assert_eq!(y.shape(), [t, weight.strips().out]);

@@ -7,6 +7,10 @@
 //! without a gate `a = f(u)`. Backward, with `a' = Wdᵀ·dy_t`: `dw_s = a'·a`, `da = w_s·a'`, so no output is kept;
 //! `dWd += dy_t ⊗ w_s·a`, `dWg += dg ⊗ x_t`, `dWu += du ⊗ x_t`, `dx_t = Σ_s (Wgᵀ·dg + Wuᵀ·du)`.
 //!
+//! In three steps, so that the experts may be elsewhere: [`dispatch`] says which rows of `x` the slots read, [`experts`] makes
+//! an output of each slot, whose rows may as well be copies, and [`combine`] sums the outputs of a token. The way back takes
+//! the same steps: [`combine_backward`], [`experts_backward`], [`dispatch_backward`].
+//!
 //! Where experts have many rows, a task takes a block of one expert's slots through all of it while the block is in the
 //! cache; where they have few, each product takes all experts at once, so that weights stream and a single token keeps all
 //! threads busy. A dense layer is the case of one expert that takes every token with weight one.
@@ -18,7 +22,7 @@ use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward};
 use crate::ops::add::{add_assign, scale};
-use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, Product, blocks};
+use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, LeftFactors, Product, RightFactors, blocks};
 use crate::ops::lanes::lanes;
 use crate::ops::linear::{Input, Weight};
 use crate::ops::router::{Assignment, DROPPED};
@@ -53,14 +57,48 @@ pub struct Biases<T> {
     pub down: Option<T>,
 }
 
-/// Where the weights' gradients are added.
+/// The rows of the slots: those of each expert one after the other.
+#[derive(Clone, Copy)]
+pub struct Slots<'a> {
+    /// `[N, D]`
+    pub rows: &'a Tensor,
+    /// Which row is that of each slot, `[S]`; without, row `s` is that of slot `s`.
+    pub index: Option<&'a [u32]>,
+    /// Where each expert's slots begin, and where the last one's end, `[E + 1]`.
+    pub offsets_e: &'a [u32],
+}
+
+impl<'a> Slots<'a> {
+    fn count(self) -> usize {
+        self.offsets_e.last().map_or(0, |count| *count as usize)
+    }
+
+    /// The rows of some slots.
+    fn source(self, some: Range<usize>) -> Source<'a> {
+        match self.index {
+            Some(index) => Source::gather(self.rows, self.rows.cols(), &index[some]),
+            None => Source::new(self.rows.row_range(some), self.rows.cols()),
+        }
+    }
+}
+
+/// The gradient of the slots' outputs: of each that of its token, times its weight.
+#[derive(Clone, Copy)]
+pub struct OutputGradients<'a> {
+    /// The gradients of the tokens.
+    pub dy: Slots<'a>,
+    /// `[S]`
+    pub weight_s: &'a [f32],
+}
+
+/// Where the weights' gradients are added; those of frozen weights are not asked for.
 pub struct Gradients<'a> {
     /// `[E, I, D]`
     pub gate: Option<&'a mut [f32]>,
     /// `[E, I, D]`
-    pub up: &'a mut [f32],
+    pub up: Option<&'a mut [f32]>,
     /// `[E, D, I]`
-    pub down: &'a mut [f32],
+    pub down: Option<&'a mut [f32]>,
     /// Biases of a dense layer.
     pub biases: Biases<&'a mut [f32]>,
 }
@@ -69,6 +107,13 @@ pub struct Gradients<'a> {
 pub struct Saved {
     gate_si: Option<Tensor>,
     up_si: Tensor,
+}
+
+impl Saved {
+    fn scratch(slots: usize, mlp: &Mlp<'_>) -> Saved {
+        let room = || Tensor::scratch(&[slots, mlp.up.strips().out]);
+        Saved { gate_si: mlp.gate.map(|_| room()), up_si: room() }
+    }
 }
 
 /// Rows of a chosen expert, on the mean, from which on the layer goes block by block.
@@ -89,14 +134,23 @@ fn block_scratch(len: usize, width: usize) -> Buffer<f32> {
     scratch
 }
 
-/// `y [T, D]` from `x [T, D]`.
-pub fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
-    let (out_sd, saved) = match mlp.up {
-        Weight::Packed(_) if fills_blocks(&assignment.offsets_e) => by_blocks(x_td, mlp, assignment),
-        Weight::Quantized(_) if fills_blocks(&assignment.offsets_e) => quantized_by_blocks(x_td, mlp, assignment),
-        _ => by_products(x_td, mlp, assignment),
-    };
-    (combine(out_sd, assignment, Some(&assignment.weight_s)), saved)
+/// Which rows of `x [T, D]` the slots read. Nothing is copied.
+pub fn dispatch<'a>(x_td: &'a Tensor, assignment: &'a Assignment) -> Slots<'a> {
+    Slots { rows: x_td, index: Some(&assignment.token_s), offsets_e: &assignment.offsets_e }
+}
+
+/// The slots' outputs `[S, D]`, and what the backward pass needs if it is to `keep` that.
+pub fn experts(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Saved>) {
+    match mlp.up {
+        Weight::Packed(_) if fills_blocks(slots.offsets_e) => by_blocks(slots, mlp, keep),
+        Weight::Quantized(..) if fills_blocks(slots.offsets_e) => quantized_by_blocks(slots, mlp, keep),
+        _ => by_products(slots, mlp, keep),
+    }
+}
+
+/// `y [T, D]`: the weighted sum of each token's slots, from the slots' outputs.
+pub fn combine(out_sd: Tensor, assignment: &Assignment) -> Tensor {
+    sum_slots(out_sd, assignment, Some(&assignment.weight_s))
 }
 
 /// Whether experts have so many rows that multiplying takes longer than reading the weights, and all threads a few blocks.
@@ -112,40 +166,60 @@ fn fills_blocks(offsets_e: &[u32]) -> bool {
     rows >= MANY_ROWS * chosen && count >= BLOCKS_PER_THREAD * num_threads()
 }
 
+/// Where a block writes inputs of the activation: to what is kept, or else to room of its own.
+///
+/// # Safety
+/// The range of what is kept is this block's.
+unsafe fn place<'a>(
+    kept: Option<&'a Shared<f32>>,
+    range: Range<usize>,
+    width: usize,
+    own: &'a mut Buffer<f32>,
+) -> &'a mut [f32] {
+    match kept {
+        // SAFETY: by the caller's promise.
+        Some(kept) => unsafe { kept.range(range) },
+        None => {
+            *own = block_scratch(range.len(), width);
+            own
+        }
+    }
+}
+
 /// The slots' outputs, block by block: what lies between the products stays in the cache.
-fn by_blocks(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
-    let (d, width, slots) = (x_td.cols(), mlp.up.strips().out, assignment.slots());
-    let operand = mlp.up.packed().operand();
-    let mut saved =
-        Saved { gate_si: mlp.gate.map(|_| Tensor::scratch(&[slots, width])), up_si: Tensor::scratch(&[slots, width]) };
-    let mut out_sd = Tensor::scratch(&[slots, d]);
+fn by_blocks(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Saved>) {
+    let (d, width) = (slots.rows.cols(), mlp.up.strips().out);
+    let operand = mlp.up.operand();
+    let mut saved = keep.then(|| Saved::scratch(slots.count(), mlp));
+    let mut out_sd = Tensor::scratch(&[slots.count(), d]);
     {
-        let gate_si = saved.gate_si.as_deref_mut().map(Shared::new);
-        let up_si = Shared::new(&mut saved.up_si);
+        let kept_gate = saved.as_mut().and_then(|saved| saved.gate_si.as_deref_mut()).map(Shared::new);
+        let kept_up = saved.as_mut().map(|saved| Shared::new(&mut saved.up_si));
         let out_sd = Shared::new(&mut out_sd);
-        for_blocks(assignment, |e, slots| {
-            let mut left = Left::scratch_of(BLOCK_ROWS, slots.len(), d, operand);
-            left.repack_rows(Source::gather(x_td, d, &assignment.token_s[slots.clone()]));
-            let inner = slots.start * width..slots.end * width;
+        for_blocks(slots.offsets_e, |e, some| {
+            let mut left = Left::scratch_of(BLOCK_ROWS, some.len(), d, operand);
+            left.repack_rows(slots.source(some.clone()));
+            let inner = some.start * width..some.end * width;
+            let [mut own_gate, mut own_up] = [(); 2].map(|()| Buffer::scratch(0));
             // SAFETY: each block is another range of slots.
-            let up = unsafe { up_si.range(inner.clone()) };
+            let up = unsafe { place(kept_up.as_ref(), inner.clone(), width, &mut own_up) };
             gemm_here(left.panels(), mlp.up.packed().forward().group(e), up, Store::Overwrite);
             add_bias(up, mlp.biases.up);
             let mut act = block_scratch(inner.len(), width);
-            match (mlp.gate, &gate_si) {
-                (Some(weight), Some(gate_si)) => {
+            match mlp.gate {
+                Some(weight) => {
                     // SAFETY: as above.
-                    let gate = unsafe { gate_si.range(inner) };
+                    let gate = unsafe { place(kept_gate.as_ref(), inner, width, &mut own_gate) };
                     gemm_here(left.panels(), weight.packed().forward().group(e), gate, Store::Overwrite);
                     add_bias(gate, mlp.biases.gate);
                     swiglu(gate, up, &mut act);
                 }
-                _ => activate(mlp.activation, up, &mut act),
+                None => activate(mlp.activation, up, &mut act),
             }
-            let mut left = Left::scratch_of(BLOCK_ROWS, slots.len(), width, operand);
+            let mut left = Left::scratch_of(BLOCK_ROWS, some.len(), width, operand);
             left.repack_rows(Source::new(&act, width));
             // SAFETY: as above.
-            let out = unsafe { out_sd.range(slots.start * d..slots.end * d) };
+            let out = unsafe { out_sd.range(some.start * d..some.end * d) };
             gemm_here(left.panels(), mlp.down.packed().forward().group(e), out, Store::Overwrite);
             add_bias(out, mlp.biases.down);
         });
@@ -154,8 +228,8 @@ fn by_blocks(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, 
 }
 
 /// The slots' outputs, each product of all experts at once: weights stream, and a single token keeps all threads busy.
-fn by_products(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
-    let x = Input::grouped(x_td, Some(&assignment.token_s), &assignment.offsets_e);
+fn by_products(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Saved>) {
+    let x = Input::grouped(slots.rows, slots.index, slots.offsets_e);
     let (mut gate_si, mut up_si) = match mlp.gate {
         Some(gate) => {
             let [gate_si, up_si] = x.times_each([gate, mlp.up]);
@@ -172,52 +246,71 @@ fn by_products(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor
         }
         None => each_slot(&mut act_si, |range, act| activate(mlp.activation, &up_si[range], act)),
     }
-    let mut out_sd = Input::grouped(&act_si, None, &assignment.offsets_e).times(mlp.down);
+    let mut out_sd = Input::grouped(&act_si, None, slots.offsets_e).times(mlp.down);
     add_bias(&mut out_sd, mlp.biases.down);
-    (out_sd, Saved { gate_si, up_si })
+    (out_sd, keep.then_some(Saved { gate_si, up_si }))
 }
 
 /// [`by_blocks`] with quantised weights.
-fn quantized_by_blocks(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
-    let (d, width, slots) = (x_td.cols(), mlp.up.strips().out, assignment.slots());
+fn quantized_by_blocks(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Saved>) {
+    let (d, width) = (slots.rows.cols(), mlp.up.strips().out);
     let (up, down) = (mlp.up.quantized(), mlp.down.quantized());
     let gate = mlp.gate.map(Weight::quantized);
-    let x = QuantizedInput::pack(x_td, d, up.format());
+    let x = QuantizedInput::pack(slots.rows, d, up.format());
     let other = gate.filter(|gate| gate.format().block_len() != up.format().block_len());
-    let x_gate = other.map(|gate| QuantizedInput::pack(x_td, d, gate.format()));
-    let mut out_sd = Tensor::scratch(&[slots, d]);
-    let out_shared = Shared::new(&mut out_sd);
-    for_blocks(assignment, |e, slots| {
-        let count = slots.len();
-        let (offsets, index) = ([0, count as u32], &assignment.token_s[slots.clone()]);
-        let rows = Rows { index: Some(index), offsets: &offsets, first: e };
-        let [mut up_si, mut act_si] = [(); 2].map(|()| block_scratch(count * width, width));
-        product::products(&x, rows, [Factor { weight: up, y: &mut up_si }], Store::Overwrite);
-        add_bias(&mut up_si, mlp.biases.up);
-        match gate {
-            Some(gate) => {
-                let mut gate_si = block_scratch(count * width, width);
-                let factor = Factor { weight: gate, y: &mut gate_si };
-                product::products(x_gate.as_ref().unwrap_or(&x), rows, [factor], Store::Overwrite);
-                add_bias(&mut gate_si, mlp.biases.gate);
-                swiglu(&gate_si, &up_si, &mut act_si);
+    let x_gate = other.map(|gate| QuantizedInput::pack(slots.rows, d, gate.format()));
+    let mut saved = keep.then(|| Saved::scratch(slots.count(), mlp));
+    let mut out_sd = Tensor::scratch(&[slots.count(), d]);
+    {
+        let kept_gate = saved.as_mut().and_then(|saved| saved.gate_si.as_deref_mut()).map(Shared::new);
+        let kept_up = saved.as_mut().map(|saved| Shared::new(&mut saved.up_si));
+        let out_shared = Shared::new(&mut out_sd);
+        for_blocks(slots.offsets_e, |e, some| {
+            let count = some.len();
+            let mut own_index: Buffer<u32>;
+            let index = match slots.index {
+                Some(index) => &index[some.clone()],
+                None => {
+                    own_index = Buffer::scratch(BLOCK_ROWS);
+                    own_index.truncate(count);
+                    own_index.iter_mut().zip(some.clone()).for_each(|(at, slot)| *at = slot as u32);
+                    &own_index[..]
+                }
+            };
+            let offsets = [0, count as u32];
+            let rows = Rows { index: Some(index), offsets: &offsets, first: e };
+            let inner = some.start * width..some.end * width;
+            let [mut own_gate, mut own_up] = [(); 2].map(|()| Buffer::scratch(0));
+            let mut act_si = block_scratch(inner.len(), width);
+            // SAFETY: each block is another range of slots.
+            let up_si = unsafe { place(kept_up.as_ref(), inner.clone(), width, &mut own_up) };
+            product::products(&x, rows, [Factor { weight: up, y: &mut *up_si }], Store::Overwrite);
+            add_bias(up_si, mlp.biases.up);
+            match gate {
+                Some(gate) => {
+                    // SAFETY: as above.
+                    let gate_si = unsafe { place(kept_gate.as_ref(), inner, width, &mut own_gate) };
+                    let factor = Factor { weight: gate, y: &mut *gate_si };
+                    product::products(x_gate.as_ref().unwrap_or(&x), rows, [factor], Store::Overwrite);
+                    add_bias(gate_si, mlp.biases.gate);
+                    swiglu(gate_si, up_si, &mut act_si);
+                }
+                None => activate(mlp.activation, up_si, &mut act_si),
             }
-            None => activate(mlp.activation, &up_si, &mut act_si),
-        }
-        let act = QuantizedInput::pack(&act_si, width, down.format());
-        // SAFETY: each block is another range of slots.
-        let out = unsafe { out_shared.range(slots.start * d..slots.end * d) };
-        let rows = Rows { index: None, offsets: &offsets, first: e };
-        product::products(&act, rows, [Factor { weight: down, y: &mut *out }], Store::Overwrite);
-        add_bias(out, mlp.biases.down);
-    });
-    // Nothing is kept: quantised weights have no way back.
-    (out_sd, Saved { gate_si: None, up_si: Tensor::scratch(&[0, width]) })
+            let act = QuantizedInput::pack(&act_si, width, down.format());
+            // SAFETY: as above.
+            let out = unsafe { out_shared.range(some.start * d..some.end * d) };
+            let rows = Rows { index: None, offsets: &offsets, first: e };
+            product::products(&act, rows, [Factor { weight: down, y: &mut *out }], Store::Overwrite);
+            add_bias(out, mlp.biases.down);
+        });
+    }
+    (out_sd, saved)
 }
 
 /// Runs over the blocks (expert, slots) on all threads, the largest first, so that nobody waits long for the last one.
-fn for_blocks(assignment: &Assignment, run: impl Fn(usize, Range<usize>) + Sync) {
-    let mut blocks = blocks(&assignment.offsets_e);
+fn for_blocks(offsets_e: &[u32], run: impl Fn(usize, Range<usize>) + Sync) {
+    let mut blocks = blocks(offsets_e);
     blocks.sort_unstable_by_key(|block| Reverse(block.rows().len()));
     parallel(blocks.len(), |b| run(blocks[b].group(), blocks[b].rows()));
 }
@@ -234,7 +327,7 @@ fn each_slot(y: &mut Tensor, run: impl Fn(Range<usize>, &mut [f32]) + Sync) {
 }
 
 /// `y_t = Σ_k w_s·out_s` over the slots `s` of token `t` in the order of its choices; without weights, their sum.
-fn combine(out_sd: Tensor, assignment: &Assignment, weight_s: Option<&[f32]>) -> Tensor {
+fn sum_slots(out_sd: Tensor, assignment: &Assignment, weight_s: Option<&[f32]>) -> Tensor {
     let (tokens, d, choices) = (assignment.slot_tk.rows(), out_sd.cols(), assignment.slot_tk.cols());
     if choices == 1 && assignment.experts() == 1 {
         // A dense layer: slot t is token t, its weight one.
@@ -273,48 +366,72 @@ kernel! {
     }
 }
 
-/// Gradients of the input, `[T, D]`, and of the slots' weights, `[S]`.
-pub fn backward(
-    x_td: &Tensor,
+/// The product that gives a weight's gradient, if that is asked for.
+fn weight_product<'a>(
+    left: &'a Option<LeftFactors>,
+    right: &'a Option<RightFactors>,
+    dw: Option<&mut [f32]>,
+) -> Option<Product<'a>> {
+    Some(Product { left: left.as_ref()?, right: right.as_ref()?, dw: Shared::new(dw?) })
+}
+
+/// What the slots' outputs get of `dy [T, D]`. Nothing is copied.
+pub fn combine_backward<'a>(dy_td: &'a Tensor, assignment: &'a Assignment) -> OutputGradients<'a> {
+    OutputGradients { dy: dispatch(dy_td, assignment), weight_s: &assignment.weight_s }
+}
+
+/// `dx [T, D]`: the sum over each token's slots, from the gradients of the slots' rows.
+pub fn dispatch_backward(dx_sd: Tensor, assignment: &Assignment) -> Tensor {
+    sum_slots(dx_sd, assignment, None)
+}
+
+/// Gradients of the slots' rows, `[S, D]`, if the `input` has one, and of the slots' weights, `[S]`.
+pub fn experts_backward(
+    slots: Slots<'_>,
     mlp: &Mlp<'_>,
-    assignment: &Assignment,
     saved: &Saved,
-    dy_td: &Tensor,
+    output: OutputGradients<'_>,
     gradients: Gradients<'_>,
-) -> (Tensor, Buffer<f32>) {
-    let (d, width, slots, operand) = (x_td.cols(), mlp.up.strips().out, assignment.slots(), mlp.up.packed().operand());
+    input: bool,
+) -> (Option<Tensor>, Buffer<f32>) {
+    let (d, width, operand) = (slots.rows.cols(), mlp.up.strips().out, mlp.up.operand());
+    let OutputGradients { dy, weight_s } = output;
     // The factors of the weights' gradients, packed block by block.
-    let contraction = Contraction::new(&assignment.offsets_e, operand);
-    let mut dgate_factors = mlp.gate.map(|_| contraction.left(width));
-    let (mut dup_factors, mut dy_factors) = (contraction.left(width), contraction.left(d));
-    let (mut x_factors, mut act_factors) = (contraction.right(d), contraction.right(width));
-    let mut dx_sd = Tensor::scratch(&[slots, d]);
-    let mut dweight_s = Buffer::scratch(slots);
-    let blocks = blocks(&assignment.offsets_e);
+    let contraction = Contraction::new(slots.offsets_e, operand);
+    let mut dgate_factors = gradients.gate.is_some().then(|| contraction.left(width));
+    let mut dup_factors = gradients.up.is_some().then(|| contraction.left(width));
+    let mut x_factors = (gradients.gate.is_some() || gradients.up.is_some()).then(|| contraction.right(d));
+    let mut dy_factors = gradients.down.is_some().then(|| contraction.left(d));
+    let mut act_factors = gradients.down.is_some().then(|| contraction.right(width));
+    let mut dx_sd = input.then(|| Tensor::scratch(&[slots.count(), d]));
+    let mut dweight_s = Buffer::scratch(slots.count());
+    let blocks = blocks(slots.offsets_e);
     // Column sums of a dense layer's blocks, for its biases.
-    let mut sums = Tensor::zeros(&[blocks.len() * usize::from(gradients.biases.up.is_some()), 2 * width]);
+    let summed = gradients.biases.gate.is_some() || gradients.biases.up.is_some();
+    let mut sums = Tensor::zeros(&[blocks.len() * usize::from(summed), 2 * width]);
     {
-        let packed_dgate = dgate_factors.as_mut().map(|factors| factors.shared());
-        let (packed_dup, packed_dy) = (dup_factors.shared(), dy_factors.shared());
-        let (packed_x, packed_act) = (x_factors.shared(), act_factors.shared());
-        let dx_sd = Shared::new(&mut dx_sd);
+        let packed_dgate = dgate_factors.as_mut().map(LeftFactors::shared);
+        let packed_dup = dup_factors.as_mut().map(LeftFactors::shared);
+        let packed_x = x_factors.as_mut().map(RightFactors::shared);
+        let packed_dy = dy_factors.as_mut().map(LeftFactors::shared);
+        let packed_act = act_factors.as_mut().map(RightFactors::shared);
+        let dx_sd = dx_sd.as_deref_mut().map(Shared::new);
         let dweight_s = Shared::new(&mut dweight_s);
         let sums = Shared::new(&mut sums);
         parallel(blocks.len(), |b| {
-            let (e, slots) = (blocks[b].group(), blocks[b].rows());
-            let (count, inner) = (slots.len(), slots.len() * width);
-            let tokens = &assignment.token_s[slots.clone()];
-            let weights = &assignment.weight_s[slots.clone()];
-            let dy = Source::gather(dy_td, d, tokens);
+            let (e, some) = (blocks[b].group(), blocks[b].rows());
+            let (count, inner) = (some.len(), some.len() * width);
+            let weights = &weight_s[some.clone()];
+            let (x, dy) = (slots.source(some.clone()), dy.source(some.clone()));
 
             let mut left = Left::scratch_of(BLOCK_ROWS, count, d, operand);
             left.repack_rows(dy);
             let mut dact = block_scratch(inner, width);
-            gemm_here(left.panels(), mlp.down.packed().backward().group(e), &mut dact, Store::Overwrite);
+            mlp.down.backward_here(left.panels(), e, 0..d, &mut dact, Store::Overwrite);
 
             // SAFETY: each block is another range of slots.
-            let dweight = unsafe { dweight_s.range(slots.clone()) };
-            let up = saved.up_si.row_range(slots.clone());
+            let dweight = unsafe { dweight_s.range(some.clone()) };
+            let up = saved.up_si.row_range(some.clone());
             let [mut dgate, mut dup, mut act] = [(); 3].map(|()| block_scratch(inner, width));
             for i in 0..count {
                 let row = i * width..(i + 1) * width;
@@ -322,7 +439,7 @@ pub fn backward(
                 let (up, dact) = (&up[row.clone()], &mut dact[row.clone()]);
                 dweight[i] = match &saved.gate_si {
                     Some(gate) => {
-                        let gate = gate.row(slots.start + i);
+                        let gate = gate.row(some.start + i);
                         swiglu_backward(gate, up, dact, weights[i], &mut dgate[row], dup, act)
                     }
                     None => {
@@ -335,14 +452,16 @@ pub fn backward(
                 };
             }
 
-            // SAFETY: as above.
-            let dx = unsafe { dx_sd.range(slots.start * d..slots.end * d) };
-            let mut left = Left::scratch_of(BLOCK_ROWS, count, width, operand);
-            left.repack_rows(Source::new(&dup, width));
-            gemm_here(left.panels(), mlp.up.packed().backward().group(e), dx, Store::Overwrite);
-            if let Some(gate) = mlp.gate {
-                left.repack_rows(Source::new(&dgate, width));
-                gemm_here(left.panels(), gate.packed().backward().group(e), dx, Store::Accumulate);
+            if let Some(dx_sd) = &dx_sd {
+                // SAFETY: as above.
+                let dx = unsafe { dx_sd.range(some.start * d..some.end * d) };
+                let mut left = Left::scratch_of(BLOCK_ROWS, count, width, operand);
+                left.repack_rows(Source::new(&dup, width));
+                mlp.up.backward_here(left.panels(), e, 0..width, dx, Store::Overwrite);
+                if let Some(gate) = mlp.gate {
+                    left.repack_rows(Source::new(&dgate, width));
+                    gate.backward_here(left.panels(), e, 0..width, dx, Store::Accumulate);
+                }
             }
 
             // SAFETY: each task packs another block.
@@ -350,12 +469,20 @@ pub fn backward(
                 if let Some(out) = &packed_dgate {
                     contraction.pack_left(out, width, Source::new(&dgate, width), &blocks[b]);
                 }
-                contraction.pack_left(&packed_dup, width, Source::new(&dup, width), &blocks[b]);
-                contraction.pack_left(&packed_dy, d, dy, &blocks[b]);
-                contraction.pack_right(&packed_x, d, Source::gather(x_td, d, tokens), None, &blocks[b]);
-                contraction.pack_right(&packed_act, width, Source::new(&act, width), Some(weights), &blocks[b]);
+                if let Some(out) = &packed_dup {
+                    contraction.pack_left(out, width, Source::new(&dup, width), &blocks[b]);
+                }
+                if let Some(out) = &packed_dy {
+                    contraction.pack_left(out, d, dy, &blocks[b]);
+                }
+                if let Some(out) = &packed_x {
+                    contraction.pack_right(out, d, x, None, &blocks[b]);
+                }
+                if let Some(out) = &packed_act {
+                    contraction.pack_right(out, width, Source::new(&act, width), Some(weights), &blocks[b]);
+                }
             }
-            if mlp.biases.up.is_some() {
+            if summed {
                 // SAFETY: each block is another row.
                 let (gate_sum, up_sum) = unsafe { sums.range(b * 2 * width..(b + 1) * 2 * width) }.split_at_mut(width);
                 dup.chunks_exact(width).for_each(|row| add_assign(up_sum, row));
@@ -365,17 +492,13 @@ pub fn backward(
             }
         });
     }
-    bias_gradients(gradients.biases, &sums, dy_td);
-    let up = Product { left: &dup_factors, right: &x_factors, dw: Shared::new(gradients.up) };
-    let down = Product { left: &dy_factors, right: &act_factors, dw: Shared::new(gradients.down) };
-    match (&dgate_factors, gradients.gate) {
-        (Some(left), Some(dw)) => {
-            let gate = Product { left, right: &x_factors, dw: Shared::new(dw) };
-            contraction.accumulate(&[gate, up, down]);
-        }
-        _ => contraction.accumulate(&[up, down]),
-    }
-    (combine(dx_sd, assignment, None), dweight_s)
+    bias_gradients(gradients.biases, &sums, dy.rows);
+    contraction.accumulate(&[
+        weight_product(&dgate_factors, &x_factors, gradients.gate),
+        weight_product(&dup_factors, &x_factors, gradients.up),
+        weight_product(&dy_factors, &act_factors, gradients.down),
+    ]);
+    (dx_sd, dweight_s)
 }
 
 fn bias_gradients(biases: Biases<&mut [f32]>, sums: &Tensor, dy_td: &Tensor) {

@@ -77,7 +77,11 @@ kernel! {
                 minus_smallest = s.max(s.min(x, s.sub(s.zero(), x)), minus_smallest);
             }
             let smallest = rest.iter().fold(-s.reduce_max(minus_smallest), |smallest, x| smallest.min(x.abs()));
-            let [sum, sum_abs, squares, nonzero] = sums.map(|sum| f64::from(s.reduce_add(sum)));
+            let mut totals = [0.0; 4];
+            for (total, sum) in totals.iter_mut().zip(sums) {
+                *total = f64::from(s.reduce_add(sum));
+            }
+            let [sum, sum_abs, squares, nonzero] = totals;
             let max_abs = s.reduce_max(largest);
             total.add(&Summary { count: x.len(), sum, sum_abs, squares, nonzero, min_abs: smallest, max_abs });
         }

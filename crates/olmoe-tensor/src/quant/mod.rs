@@ -145,30 +145,45 @@ pub fn quantize(format: BlockFormat, x: &[f32], blocks: &mut [u8]) {
 /// # Panics
 /// Unless `blocks` are whole blocks.
 pub fn first_invalid_block(format: BlockFormat, blocks: &[u8]) -> Option<usize> {
+    first_from(format, blocks, f16::INFINITY)
+}
+
+/// The first block with a scale or a minimum that is the largest f16, or none at all: quantising makes it of numbers that are
+/// too large for the format.
+///
+/// # Panics
+/// Unless `blocks` are whole blocks.
+pub fn first_saturated_block(format: BlockFormat, blocks: &[u8]) -> Option<usize> {
+    first_from(format, blocks, f16::MAX)
+}
+
+/// The first block with an f16 number of that size or more; what is not a number is more than all.
+fn first_from(format: BlockFormat, blocks: &[u8], size: f16) -> Option<usize> {
     assert!(blocks.len().is_multiple_of(format.block_bytes()), "whole {} blocks", format.name());
+    let (halves, size) = (format.halves(), size.to_bits());
     match format {
-        BlockFormat::Q4_0 => first_invalid::<{ legacy::Q4_0_BYTES }>(blocks, format.halves()),
-        BlockFormat::Q4_1 => first_invalid::<{ legacy::Q4_1_BYTES }>(blocks, format.halves()),
-        BlockFormat::Q5_0 => first_invalid::<{ legacy::Q5_0_BYTES }>(blocks, format.halves()),
-        BlockFormat::Q5_1 => first_invalid::<{ legacy::Q5_1_BYTES }>(blocks, format.halves()),
-        BlockFormat::Q8_0 => first_invalid::<{ legacy::Q8_0_BYTES }>(blocks, format.halves()),
-        BlockFormat::Q4K => first_invalid::<{ k::Q4_BYTES }>(blocks, format.halves()),
-        BlockFormat::Q5K => first_invalid::<{ k::Q5_BYTES }>(blocks, format.halves()),
-        BlockFormat::Q6K => first_invalid::<{ k::Q6_BYTES }>(blocks, format.halves()),
+        BlockFormat::Q4_0 => first::<{ legacy::Q4_0_BYTES }>(blocks, halves, size),
+        BlockFormat::Q4_1 => first::<{ legacy::Q4_1_BYTES }>(blocks, halves, size),
+        BlockFormat::Q5_0 => first::<{ legacy::Q5_0_BYTES }>(blocks, halves, size),
+        BlockFormat::Q5_1 => first::<{ legacy::Q5_1_BYTES }>(blocks, halves, size),
+        BlockFormat::Q8_0 => first::<{ legacy::Q8_0_BYTES }>(blocks, halves, size),
+        BlockFormat::Q4K => first::<{ k::Q4_BYTES }>(blocks, halves, size),
+        BlockFormat::Q5K => first::<{ k::Q5_BYTES }>(blocks, halves, size),
+        BlockFormat::Q6K => first::<{ k::Q6_BYTES }>(blocks, halves, size),
     }
 }
 
 /// The same for blocks whose f16 numbers lie at `halves`, one or two places.
-fn first_invalid<const BYTES: usize>(blocks: &[u8], halves: &[usize]) -> Option<usize> {
-    const INFINITE: u16 = 0x7c00;
+fn first<const BYTES: usize>(blocks: &[u8], halves: &[usize], size: u16) -> Option<usize> {
+    /// All but the sign: the bits of greater numbers are greater.
+    const SIZE: u16 = 0x7fff;
     let (a, b) = (halves[0], halves[halves.len() - 1]);
-    let infinite =
-        |block: &[u8; BYTES], at: usize| u16::from_le_bytes([block[at], block[at + 1]]) & INFINITE == INFINITE;
-    let invalid = |block: &[u8; BYTES]| infinite(block, a) | infinite(block, b);
+    let large = |block: &[u8; BYTES], at: usize| u16::from_le_bytes([block[at], block[at + 1]]) & SIZE >= size;
+    let found = |block: &[u8; BYTES]| large(block, a) | large(block, b);
     // Many at a time without a branch: loading a model looks at every block.
     let mut pieces = blocks.as_chunks::<BYTES>().0.chunks(64).enumerate();
-    let (piece, some) = pieces.find(|(_, some)| some.iter().fold(false, |any, block| any | invalid(block)))?;
-    Some(64 * piece + some.iter().position(invalid)?)
+    let (piece, some) = pieces.find(|(_, some)| some.iter().fold(false, |any, block| any | found(block)))?;
+    Some(64 * piece + some.iter().position(found)?)
 }
 
 kernel! {

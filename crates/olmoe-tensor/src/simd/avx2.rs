@@ -15,6 +15,11 @@ impl Avx2 {
         has.then_some(Avx2(()))
     }
 
+    /// The same, if the processor has AVX-VNNI as well: the products of bytes on registers of 256 bits.
+    pub(super) fn detect_vnni() -> Option<Avx2> {
+        Avx2::detect().filter(|_| is_x86_feature_detected!("avxvnni"))
+    }
+
     /// # Safety
     /// `detect` gave a token before.
     pub(crate) unsafe fn assume() -> Avx2 {
@@ -38,7 +43,7 @@ unsafe fn first(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(ONES.as_ptr().add(8 - n.min(8)).cast()) }
 }
 
-/// The nearest bf16 of each lane, ties to even, in the low half of the lane.
+/// The nearest bf16 of each lane, ties to even, in the low half of the lane; subnormal numbers become zero.
 #[inline(always)]
 unsafe fn round_bf16(x: __m256) -> __m256i {
     // SAFETY: the caller has AVX2.
@@ -48,7 +53,11 @@ unsafe fn round_bf16(x: __m256) -> __m256i {
         let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(parity, _mm256_set1_epi32(0x7fff)));
         let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
         let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-        _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+        let rounded = _mm256_blendv_epi8(rounded, quiet, nan);
+        let exponent = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f80_0000));
+        let small = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
+        let sign = _mm256_and_si256(bits, _mm256_set1_epi32(i32::MIN));
+        _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, sign, small))
     }
 }
 
@@ -80,13 +89,93 @@ unsafe fn odd(units: __m256) -> __m256 {
     unsafe { _mm256_and_ps(units, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32))) }
 }
 
+/// `2^n` of 8 lanes for integral `n` in −126..=127.
+#[inline(always)]
+unsafe fn exp2_integral(n: __m256) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+    }
+}
+
+/// `c + a.odd·b.odd + a.even·b.even` of 8 lanes.
+#[inline(always)]
+unsafe fn bf16_dot(a: __m256, b: __m256, c: __m256) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_fmadd_ps(even(a), even(b), _mm256_fmadd_ps(odd(a), odd(b), c)) }
+}
+
+/// 8 numbers of f16.
+#[inline(always)]
+unsafe fn load_f16(p: *const u8) -> __m256 {
+    // SAFETY: the caller has F16C, and 16 readable bytes at `p`.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+}
+
+/// 8 whole numbers of one byte without a sign.
+#[inline(always)]
+unsafe fn load_u8(p: *const u8) -> __m256 {
+    // SAFETY: the caller has AVX2, and 8 readable bytes at `p`.
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) }
+}
+
+/// 8 whole numbers of one byte with a sign.
+#[inline(always)]
+unsafe fn load_i8(p: *const u8) -> __m256 {
+    // SAFETY: the caller has AVX2, and 8 readable bytes at `p`.
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+}
+
+/// 8 lanes rounded to whole numbers of 16 bits.
+#[inline(always)]
+unsafe fn to_i16(v: __m256) -> __m128i {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let v = _mm256_cvtps_epi32(v);
+        _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))
+    }
+}
+
+/// Four products of bytes a lane, in one sum.
+#[inline(always)]
+unsafe fn byte_products(u: __m256i, a: __m256i) -> __m256i {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(u, a), _mm256_set1_epi16(1)) }
+}
+
+/// `sum + Σ u·a` of the four bytes of a lane; two products of `u` of eight bits do not fit sixteen, so those of even and of
+/// odd bytes are taken one by one where `WIDE`.
+#[inline(always)]
+unsafe fn byte_dot<const WIDE: bool>(u: __m256i, a: __m256i, sum: __m256i) -> __m256i {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        if !WIDE {
+            return _mm256_add_epi32(sum, byte_products(u, a));
+        }
+        let even = _mm256_set1_epi16(0xff);
+        let sum = _mm256_add_epi32(sum, byte_products(_mm256_and_si256(u, even), a));
+        _mm256_add_epi32(sum, byte_products(_mm256_andnot_si256(even, u), a))
+    }
+}
+
+#[inline(always)]
+unsafe fn pd(x: __m256) -> __m256d {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_castps_pd(x) }
+}
+
+#[inline(always)]
+unsafe fn ps(x: __m256d) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_castpd_ps(x) }
+}
+
 /// Transposes 8 rows of 8.
 #[inline(always)]
 unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
     // SAFETY: the caller has AVX2.
     unsafe {
-        let pd = |x: __m256| _mm256_castps_pd(x);
-        let ps = |x: __m256d| _mm256_castpd_ps(x);
         let mut u = r;
         for i in 0..2 {
             let [a, b, c, d] = [r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]];
@@ -154,9 +243,16 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_ptr(self, v: Pair, p: *mut f32) {
         unsafe {
-            _mm256_storeu_ps(p, v.0);
-            _mm256_storeu_ps(p.add(8), v.1);
+            p.cast::<__m256>().write_unaligned(v.0);
+            p.add(8).cast::<__m256>().write_unaligned(v.1);
         }
+    }
+    #[inline(always)]
+    fn again(self, p: *const f32) -> *const f32 {
+        let mut address = p.addr();
+        // No instruction at all.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
+        p.with_addr(address)
     }
     #[inline(always)]
     unsafe fn splat_ptr(self, p: *const u32) -> Pair {
@@ -204,11 +300,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn exp2_integral(self, n: Pair) -> Pair {
-        let half = |n: __m256| unsafe {
-            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-        };
-        Pair(half(n.0), half(n.1))
+        unsafe { Pair(exp2_integral(n.0), exp2_integral(n.1)) }
     }
     #[inline(always)]
     fn select_lt(self, a: Pair, b: Pair, yes: Pair, no: Pair) -> Pair {
@@ -237,6 +329,13 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn round_bf16(self, x: Pair) -> Pair {
+        unsafe {
+            let (lo, hi) = (_mm256_slli_epi32::<16>(round_bf16(x.0)), _mm256_slli_epi32::<16>(round_bf16(x.1)));
+            Pair(_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi))
+        }
+    }
+    #[inline(always)]
     fn bf16_pairs(self, lo: Pair, hi: Pair) -> Pair {
         unsafe { Pair(compact(lo.0, lo.1), compact(hi.0, hi.1)) }
     }
@@ -245,22 +344,28 @@ impl Simd for Avx2 {
         unsafe { Pair(interleave(even.0, odd.0), interleave(even.1, odd.1)) }
     }
     #[inline(always)]
-    fn bf16_split(self, units: Pair) -> (Pair, Pair) {
-        unsafe { (Pair(even(units.0), even(units.1)), Pair(odd(units.0), odd(units.1))) }
+    fn bf16_even(self, units: Pair) -> Pair {
+        unsafe { Pair(even(units.0), even(units.1)) }
+    }
+    #[inline(always)]
+    fn bf16_odd(self, units: Pair) -> Pair {
+        unsafe { Pair(odd(units.0), odd(units.1)) }
     }
     #[inline(always)]
     fn bf16_dot(self, a: Pair, b: Pair, c: Pair) -> Pair {
-        let half = |a, b, c| unsafe { _mm256_fmadd_ps(even(a), even(b), _mm256_fmadd_ps(odd(a), odd(b), c)) };
-        Pair(half(a.0, b.0, c.0), half(a.1, b.1, c.1))
+        unsafe { Pair(bf16_dot(a.0, b.0, c.0), bf16_dot(a.1, b.1, c.1)) }
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [Pair; LANES]) {
         unsafe {
-            let quarter = |top: usize, right: bool| {
-                transpose8(std::array::from_fn(|i| if right { rows[top + i].1 } else { rows[top + i].0 }))
-            };
-            let (a, b) = (quarter(0, false), quarter(0, true));
-            let (c, d) = (quarter(8, false), quarter(8, true));
+            // Quarters, in place: no closure, which would be a function without the features.
+            let zero = _mm256_setzero_ps();
+            let (mut a, mut b, mut c, mut d) = ([zero; 8], [zero; 8], [zero; 8], [zero; 8]);
+            for i in 0..8 {
+                (a[i], b[i]) = (rows[i].0, rows[i].1);
+                (c[i], d[i]) = (rows[8 + i].0, rows[8 + i].1);
+            }
+            let (a, b, c, d) = (transpose8(a), transpose8(b), transpose8(c), transpose8(d));
             for i in 0..8 {
                 rows[i] = Pair(a[i], c[i]);
                 rows[8 + i] = Pair(b[i], d[i]);
@@ -282,26 +387,19 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u8) -> Pair {
-        let half = |p: *const u8| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) };
-        Pair(half(p), half(p.wrapping_add(16)))
+        unsafe { Pair(load_f16(p), load_f16(p.add(16))) }
     }
     #[inline(always)]
     unsafe fn load_u8(self, p: *const u8) -> Pair {
-        let half = |p: *const u8| unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) };
-        Pair(half(p), half(p.wrapping_add(8)))
+        unsafe { Pair(load_u8(p), load_u8(p.add(8))) }
     }
     #[inline(always)]
     unsafe fn load_i8(self, p: *const u8) -> Pair {
-        let half = |p: *const u8| unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) };
-        Pair(half(p), half(p.wrapping_add(8)))
+        unsafe { Pair(load_i8(p), load_i8(p.add(8))) }
     }
     #[inline(always)]
     fn store_i8(self, v: Pair, y: &mut [i8; LANES]) {
-        let half = |v: __m256| unsafe {
-            let v = _mm256_cvtps_epi32(v);
-            _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))
-        };
-        unsafe { _mm_storeu_si128(y.as_mut_ptr().cast(), _mm_packs_epi16(half(v.0), half(v.1))) }
+        unsafe { _mm_storeu_si128(y.as_mut_ptr().cast(), _mm_packs_epi16(to_i16(v.0), to_i16(v.1))) }
     }
     #[inline(always)]
     fn and(self, a: Bytes, b: Bytes) -> Bytes {
@@ -313,28 +411,21 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn shift_left(self, a: Bytes, n: u32) -> Bytes {
-        let half = |a| unsafe { _mm256_sllv_epi32(a, _mm256_set1_epi32(n as i32)) };
-        Bytes(half(a.0), half(a.1))
+        unsafe {
+            let n = _mm256_set1_epi32(n as i32);
+            Bytes(_mm256_sllv_epi32(a.0, n), _mm256_sllv_epi32(a.1, n))
+        }
     }
     #[inline(always)]
     fn shift_right(self, a: Bytes, n: u32) -> Bytes {
-        let half = |a| unsafe { _mm256_srlv_epi32(a, _mm256_set1_epi32(n as i32)) };
-        Bytes(half(a.0), half(a.1))
+        unsafe {
+            let n = _mm256_set1_epi32(n as i32);
+            Bytes(_mm256_srlv_epi32(a.0, n), _mm256_srlv_epi32(a.1, n))
+        }
     }
     #[inline(always)]
     fn byte_dot<const WIDE: bool>(self, u: Bytes, a: Bytes, sum: Bytes) -> Bytes {
-        let half = |u, a, sum| unsafe {
-            let pairs = |u| _mm256_madd_epi16(_mm256_maddubs_epi16(u, a), _mm256_set1_epi16(1));
-            if WIDE {
-                // Two products of eight bits do not fit sixteen: those of even and of odd bytes one by one.
-                let even = _mm256_set1_epi16(0xff);
-                let sum = _mm256_add_epi32(sum, pairs(_mm256_and_si256(u, even)));
-                _mm256_add_epi32(sum, pairs(_mm256_andnot_si256(even, u)))
-            } else {
-                _mm256_add_epi32(sum, pairs(u))
-            }
-        };
-        Bytes(half(u.0, a.0, sum.0), half(u.1, a.1, sum.1))
+        unsafe { Bytes(byte_dot::<WIDE>(u.0, a.0, sum.0), byte_dot::<WIDE>(u.1, a.1, sum.1)) }
     }
     #[inline(always)]
     fn to_f32(self, a: Bytes) -> Pair {

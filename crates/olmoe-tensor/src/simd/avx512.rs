@@ -1,10 +1,14 @@
 //! AVX-512: a vector is one register.
+//!
+//! The instructions of the BF16 extension are used in one place only, [`Simd::bf16_pair_dot`]: on some processors they run at
+//! a quarter of the speed of others, and many lack them.
 
 use std::arch::x86_64::*;
+use std::time::{Duration, Instant};
 
 use super::{LANES, Simd};
 
-/// Proof that the processor has AVX-512 F, BW, VL, DQ, BF16 and VNNI.
+/// Proof that the processor has AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(());
 
@@ -14,7 +18,6 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512bf16")
             && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("fma");
         has.then_some(Avx512(()))
@@ -24,6 +27,68 @@ impl Avx512 {
     /// `detect` gave a token before.
     pub(crate) unsafe fn assume() -> Avx512 {
         Avx512(())
+    }
+
+    /// The same, if the processor has BF16 as well.
+    pub(super) fn detect_bf16() -> Option<Avx512> {
+        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512bf16"))
+    }
+
+    /// Whether an instruction on pairs of bf16 does at least as much in a second as multiply-adds of f32: it does on AMD's
+    /// processors, on Intel's it has half of their speed.
+    pub(super) fn pairs_are_fast(self) -> bool {
+        const ROUNDS: usize = 500;
+        let mut shortest = [Duration::MAX; 2];
+        for _ in 0..5 {
+            for (shortest, pairs) in shortest.iter_mut().zip([false, true]) {
+                let start = Instant::now();
+                // SAFETY: called only where `detect_bf16` gave the token.
+                std::hint::black_box(unsafe { chains(std::hint::black_box(ROUNDS), pairs) });
+                *shortest = start.elapsed().min(*shortest);
+            }
+        }
+        // Two products each, where the other has one.
+        let [single, pairs] = shortest;
+        pairs < single * 3 / 2
+    }
+}
+
+/// `rounds` times sixteen independent steps: of pairs of bf16, or multiply-adds.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn chains(rounds: usize, pairs: bool) -> f32 {
+    let factor = std::hint::black_box(_mm512_set1_ps(1e-3));
+    let mut sums = [factor; 16];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = if pairs {
+                // SAFETY: 64 bytes seen as another type.
+                let factor: __m512bh = unsafe { std::mem::transmute(factor) };
+                _mm512_dpbf16_ps(*sum, factor, factor)
+            } else {
+                _mm512_fmadd_ps(factor, factor, *sum)
+            };
+        }
+    }
+    let mut total = sums[0];
+    for sum in &sums[1..] {
+        total = _mm512_add_ps(total, *sum);
+    }
+    _mm512_reduce_add_ps(total)
+}
+
+/// The nearest bf16 of each lane, ties to even, in the low half of the lane; subnormal numbers become zero.
+#[inline(always)]
+unsafe fn round_bf16(x: __m512) -> __m512i {
+    // SAFETY: the caller has AVX-512.
+    unsafe {
+        let bits = _mm512_castps_si512(x);
+        let parity = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(parity, _mm512_set1_epi32(0x7fff)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        let rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
+        let small = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f80_0000));
+        let rounded = _mm512_mask_and_epi32(rounded, small, bits, _mm512_set1_epi32(i32::MIN));
+        _mm512_srli_epi32::<16>(rounded)
     }
 }
 
@@ -38,6 +103,18 @@ fn first(n: usize) -> __mmask16 {
 fn halves(a: __m512) -> (__m256, __m256) {
     // SAFETY: a plain reinterpretation of 64 bytes.
     unsafe { std::mem::transmute(a) }
+}
+
+#[inline(always)]
+unsafe fn pd(x: __m512) -> __m512d {
+    // SAFETY: the caller has AVX-512.
+    unsafe { _mm512_castps_pd(x) }
+}
+
+#[inline(always)]
+unsafe fn ps(x: __m512d) -> __m512 {
+    // SAFETY: the caller has AVX-512.
+    unsafe { _mm512_castpd_ps(x) }
 }
 
 // SAFETY (all blocks below): the token proves the features; pointers come from slices whose length was checked, or carry
@@ -65,7 +142,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn store(self, v: __m512, y: &mut [f32]) {
-        unsafe { _mm512_storeu_ps(y[..LANES].as_mut_ptr(), v) }
+        unsafe { self.store_ptr(v, y[..LANES].as_mut_ptr()) }
     }
     #[inline(always)]
     fn store_partial(self, v: __m512, y: &mut [f32]) {
@@ -77,7 +154,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_ptr(self, v: __m512, p: *mut f32) {
-        unsafe { _mm512_storeu_ps(p, v) }
+        unsafe { p.cast::<__m512>().write_unaligned(v) }
     }
     #[inline(always)]
     unsafe fn splat_ptr(self, p: *const u32) -> __m512 {
@@ -151,37 +228,41 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn bf16_pairs(self, lo: __m512, hi: __m512) -> __m512 {
-        unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(hi, lo)) }
+    fn round_bf16(self, x: __m512) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(round_bf16(x))) }
     }
     #[inline(always)]
-    fn bf16_interleave(self, even: __m512, odd: __m512) -> __m512 {
-        const ORDER: [u16; 32] = {
-            let mut order = [0; 32];
-            let mut j = 0;
-            while j < 16 {
-                order[2 * j] = j as u16;
-                order[2 * j + 1] = 16 + j as u16;
-                j += 1;
-            }
-            order
-        };
+    fn bf16_pairs(self, lo: __m512, hi: __m512) -> __m512 {
         unsafe {
-            let rows: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
-            let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
-            _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, rows))
+            let (lo, hi) = (_mm512_cvtepi32_epi16(round_bf16(lo)), _mm512_cvtepi32_epi16(round_bf16(hi)));
+            _mm512_castsi512_ps(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(lo), hi))
         }
     }
     #[inline(always)]
-    fn bf16_split(self, units: __m512) -> (__m512, __m512) {
+    fn bf16_interleave(self, even: __m512, odd: __m512) -> __m512 {
+        unsafe {
+            let odd = _mm512_slli_epi32::<16>(round_bf16(odd));
+            _mm512_castsi512_ps(_mm512_or_si512(round_bf16(even), odd))
+        }
+    }
+    #[inline(always)]
+    fn bf16_even(self, units: __m512) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(units))) }
+    }
+    #[inline(always)]
+    fn bf16_odd(self, units: __m512) -> __m512 {
         unsafe {
             let bits = _mm512_castps_si512(units);
-            let odd = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)), _mm512_castsi512_ps(odd))
+            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32)))
         }
     }
     #[inline(always)]
     fn bf16_dot(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        let c = self.fma(self.bf16_odd(a), self.bf16_odd(b), c);
+        self.fma(self.bf16_even(a), self.bf16_even(b), c)
+    }
+    #[inline(always)]
+    unsafe fn bf16_pair_dot(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe {
             _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b))
         }
@@ -195,8 +276,6 @@ impl Simd for Avx512 {
                 t[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
                 t[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
             }
-            let pd = |x: __m512| _mm512_castps_pd(x);
-            let ps = |x: __m512d| _mm512_castpd_ps(x);
             let mut u = t;
             for i in 0..4 {
                 let [a, b, c, d] = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]];

@@ -11,15 +11,22 @@ pub enum Isa {
     Scalar(Scalar),
     /// AVX2, FMA and F16C.
     Avx2(Avx2),
-    /// AVX-512 F, BW, VL, DQ, BF16 and VNNI.
+    /// The same and AVX-VNNI, for the products of quantised weights.
+    AvxVnni(Avx2),
+    /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512(Avx512),
+    /// The same and BF16, for products of bf16.
+    Avx512Bf16(Avx512),
 }
+
+/// The names of all sets, slowest first.
+const NAMES: [&str; 5] = ["scalar", "avx2", "avx_vnni", "avx512", "avx512_bf16"];
 
 /// A name that is no instruction set, or one that this processor lacks.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum UnknownIsa {
     /// Not one of the names.
-    #[error("instruction set {0:?}: expected scalar, avx2 or avx512 (environment variable OLMOE_ISA)")]
+    #[error("instruction set {0:?}: expected one of {names} (environment variable OLMOE_ISA)", names = NAMES.join(", "))]
     Name(String),
     /// The processor lacks it.
     #[error("instruction set {0:?}: this processor does not have it; it has {1} (unset OLMOE_ISA to use the best)")]
@@ -34,23 +41,26 @@ impl Isa {
     pub fn available() -> Vec<Isa> {
         let mut all = vec![Isa::Scalar(Scalar::new())];
         all.extend(Avx2::detect().map(Isa::Avx2));
+        all.extend(Avx2::detect_vnni().map(Isa::AvxVnni));
         all.extend(Avx512::detect().map(Isa::Avx512));
+        all.extend(Avx512::detect_bf16().map(Isa::Avx512Bf16));
         all
     }
 
-    /// `scalar`, `avx2` or `avx512`.
+    /// `scalar`, `avx2`, `avx_vnni`, `avx512` or `avx512_bf16`.
     pub fn name(self) -> &'static str {
-        match self {
-            Isa::Scalar(_) => "scalar",
-            Isa::Avx2(_) => "avx2",
-            Isa::Avx512(_) => "avx512",
-        }
+        NAMES[usize::from(self.code() - 1)]
+    }
+
+    /// Whether pairs of bf16 are multiplied by one instruction.
+    pub(crate) fn multiplies_bf16_pairs(self) -> bool {
+        matches!(self, Isa::Avx512Bf16(_))
     }
 
     /// The instruction set of that name.
     pub fn by_name(name: &str) -> Result<Isa, UnknownIsa> {
         let lower = name.to_ascii_lowercase();
-        if !["scalar", "avx2", "avx512"].contains(&lower.as_str()) {
+        if !NAMES.contains(&lower.as_str()) {
             return Err(UnknownIsa::Name(name.to_owned()));
         }
         let available = Isa::available();
@@ -89,17 +99,23 @@ impl Isa {
     }
 
     fn best() -> Isa {
-        Avx512::detect()
-            .map(Isa::Avx512)
-            .or_else(|| Avx2::detect().map(Isa::Avx2))
-            .unwrap_or(Isa::Scalar(Scalar::new()))
+        if let Some(avx512) = Avx512::detect() {
+            return match Avx512::detect_bf16() {
+                Some(bf16) if bf16.pairs_are_fast() => Isa::Avx512Bf16(bf16),
+                _ => Isa::Avx512(avx512),
+            };
+        }
+        let narrow = Avx2::detect_vnni().map(Isa::AvxVnni).or_else(|| Avx2::detect().map(Isa::Avx2));
+        narrow.unwrap_or(Isa::Scalar(Scalar::new()))
     }
 
     pub(super) fn code(self) -> u8 {
         match self {
             Isa::Scalar(_) => 1,
             Isa::Avx2(_) => 2,
-            Isa::Avx512(_) => 3,
+            Isa::AvxVnni(_) => 3,
+            Isa::Avx512(_) => 4,
+            Isa::Avx512Bf16(_) => 5,
         }
     }
 
@@ -108,7 +124,11 @@ impl Isa {
             // SAFETY: the code was stored by `select`, from a token that `detect` gave.
             2 => Isa::Avx2(unsafe { Avx2::assume() }),
             // SAFETY: as above.
-            3 => Isa::Avx512(unsafe { Avx512::assume() }),
+            3 => Isa::AvxVnni(unsafe { Avx2::assume() }),
+            // SAFETY: as above.
+            4 => Isa::Avx512(unsafe { Avx512::assume() }),
+            // SAFETY: as above.
+            5 => Isa::Avx512Bf16(unsafe { Avx512::assume() }),
             _ => Isa::Scalar(Scalar::new()),
         }
     }

@@ -1,4 +1,4 @@
-//! Sixteen lanes, three instruction sets, one source.
+//! Sixteen lanes, several instruction sets, one source.
 //!
 //! Every kernel of this crate is written once against [`Simd`], a vector of sixteen 32-bit lanes, and compiled for each
 //! instruction set: [`Scalar`] (plain Rust, the oracle), [`Avx2`] (two registers a vector) and [`Avx512`] (one). The
@@ -52,6 +52,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 64 writable bytes at `p`.
     unsafe fn store_ptr(self, v: Self::V, p: *mut f32);
+    /// The same place; the compiler takes it for another one and loads from it again, where registers are too few to keep
+    /// what was loaded before.
+    #[inline(always)]
+    fn again(self, p: *const f32) -> *const f32 {
+        p
+    }
     /// All lanes the unit at `p`.
     ///
     /// # Safety
@@ -85,15 +91,26 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The largest lane.
     fn reduce_max(self, a: Self::V) -> f32;
 
+    /// Each lane rounded to the nearest bf16, ties to even; subnormal numbers become zero, here and in the next two.
+    fn round_bf16(self, x: Self::V) -> Self::V;
     /// 32 numbers to 16 units: unit `j` holds `(x[2j], x[2j+1])` of the row `lo ‖ hi`.
     fn bf16_pairs(self, lo: Self::V, hi: Self::V) -> Self::V;
     /// Two rows to 16 units: unit `j` holds `(even[j], odd[j])`.
     fn bf16_interleave(self, even: Self::V, odd: Self::V) -> Self::V;
-    /// The two rows of [`Simd::bf16_interleave`], rounded.
-    fn bf16_split(self, units: Self::V) -> (Self::V, Self::V);
-    /// Two products a lane: `c + a.odd·b.odd + a.even·b.even` of bf16 units, the odd one first, each sum rounded;
-    /// subnormal numbers may count as zero.
+    /// The even numbers of units.
+    fn bf16_even(self, units: Self::V) -> Self::V;
+    /// The odd numbers of units.
+    fn bf16_odd(self, units: Self::V) -> Self::V;
+    /// Two products a lane: `c + a.odd·b.odd + a.even·b.even` of bf16 units, the odd one first, each sum rounded.
     fn bf16_dot(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The same by one instruction where there is one; sums below 2^−126 become zero there.
+    ///
+    /// # Safety
+    /// On AVX-512 the processor has BF16, too.
+    #[inline(always)]
+    unsafe fn bf16_pair_dot(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.bf16_dot(a, b, c)
+    }
 
     /// Transposes a 16 × 16 block: lane `j` of vector `i` becomes lane `i` of vector `j`.
     fn transpose(self, rows: &mut [Self::V; LANES]);
@@ -162,17 +179,17 @@ macro_rules! kernel {
             fn avx2(s: $crate::simd::Avx2, $($arg: $ty),*) $(-> $ret)? { body(s, $($arg),*) }
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
             fn avx512(s: $crate::simd::Avx512, $($arg: $ty),*) $(-> $ret)? { body(s, $($arg),*) }
 
             match $crate::simd::Isa::current() {
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Isa::Avx512(s) => {
+                $crate::simd::Isa::Avx512(s) | $crate::simd::Isa::Avx512Bf16(s) => {
                     // SAFETY: the token exists only where the processor has these features.
                     unsafe { avx512(s, $($arg),*) }
                 }
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Isa::Avx2(s) => {
+                $crate::simd::Isa::Avx2(s) | $crate::simd::Isa::AvxVnni(s) => {
                     // SAFETY: the token exists only where the processor has these features.
                     unsafe { avx2(s, $($arg),*) }
                 }

@@ -34,14 +34,40 @@ fn zip(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
     Lanes(std::array::from_fn(|i| f(a.0[i], b.0[i])))
 }
 
-/// The nearest bf16, ties to even, as its 16 bits.
+/// The nearest bf16, ties to even, as its 16 bits; subnormal numbers become zero.
 #[inline(always)]
 fn to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
     if x.is_nan() {
         return (bits >> 16) | 0x40;
     }
+    if bits & 0x7f80_0000 == 0 {
+        return bits >> 16 & 0x8000;
+    }
     (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
+}
+
+/// `a·b + c`, rounded once.
+///
+/// Without an instruction for it the standard library calls a function for each number, so there it is made of f64: the
+/// product of two f32 is exact, and the rounding error of its sum with `c` decides the last bit of that sum, "to odd", so
+/// that the second rounding, to f32, is the only one that counts (Boldo and Melquiond, 2008).
+#[inline(always)]
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(not(target_arch = "x86_64")) {
+        return a.mul_add(b, c);
+    }
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = product + c;
+    // The exact error of the sum (Knuth), NaN where the sum is not finite.
+    let part = sum - product;
+    let error = (product - (sum - part)) + (c - part);
+    let bits = sum.to_bits();
+    let inexact = u64::from(error != 0.0 && !error.is_nan());
+    // Towards the error, where the last bit is not odd already.
+    let towards_zero = (error.to_bits() ^ bits) >> 63;
+    let odd = bits.wrapping_add((inexact & !bits).wrapping_mul(1u64.wrapping_sub(2 * towards_zero)));
+    f64::from_bits(odd) as f32
 }
 
 #[inline(always)]
@@ -116,7 +142,7 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn fma(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
-        Lanes(std::array::from_fn(|i| a.0[i].mul_add(b.0[i], c.0[i])))
+        Lanes(std::array::from_fn(|i| fused(a.0[i], b.0[i], c.0[i])))
     }
     #[inline(always)]
     fn sqrt(self, a: Lanes) -> Lanes {
@@ -163,6 +189,10 @@ impl Simd for Scalar {
         v[0]
     }
     #[inline(always)]
+    fn round_bf16(self, x: Lanes) -> Lanes {
+        map(x, |x| f32::from_bits(to_bf16(x) << 16))
+    }
+    #[inline(always)]
     fn bf16_pairs(self, lo: Lanes, hi: Lanes) -> Lanes {
         let x = |i: usize| if i < LANES { lo.0[i] } else { hi.0[i - LANES] };
         Lanes(std::array::from_fn(|j| f32::from_bits(to_bf16(x(2 * j)) | to_bf16(x(2 * j + 1)) << 16)))
@@ -172,8 +202,12 @@ impl Simd for Scalar {
         zip(even, odd, |e, o| f32::from_bits(to_bf16(e) | to_bf16(o) << 16))
     }
     #[inline(always)]
-    fn bf16_split(self, units: Lanes) -> (Lanes, Lanes) {
-        (map(units, even), map(units, odd))
+    fn bf16_even(self, units: Lanes) -> Lanes {
+        map(units, even)
+    }
+    #[inline(always)]
+    fn bf16_odd(self, units: Lanes) -> Lanes {
+        map(units, odd)
     }
     #[inline(always)]
     fn bf16_dot(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
@@ -252,5 +286,42 @@ impl Simd for Scalar {
     #[inline(always)]
     fn to_f32(self, a: Words) -> Lanes {
         Lanes(a.0.map(|a| a as i32 as f32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of all magnitudes, and sums that end half-way between two f32.
+    #[test]
+    fn fused_is_rounded_once() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 32) as u32
+        };
+        let same = |a: f32, b: f32, c: f32| {
+            let (got, exact) = (fused(a, b, c), a.mul_add(b, c));
+            assert!(
+                got.to_bits() == exact.to_bits() || got.is_nan() && exact.is_nan(),
+                "{a:e}·{b:e} + {c:e}: {got:e} {exact:e}"
+            );
+        };
+        for _ in 0..500_000 {
+            same(f32::from_bits(next()), f32::from_bits(next()), f32::from_bits(next()));
+            // Of a similar size, so that bits of both count; then a tail that only a single rounding sees.
+            let near = |bits: u32| f32::from_bits(0x3f00_0000 | bits & 0x80ff_ffff);
+            same(near(next()), near(next()), near(next()));
+            let (a, c) = (1.0 + f32::EPSILON * (next() % 64) as f32, near(next()));
+            same(a, 1.0 + f32::EPSILON * (next() % 64) as f32, c * 2f32.powi((next() % 60) as i32 - 30));
+        }
+        for a in [0.0, -0.0, 1.0, f32::MAX, f32::MIN_POSITIVE, 1e-45, f32::INFINITY, f32::NAN] {
+            for b in [0.0, -1.0, f32::MAX, 1e-45, f32::NEG_INFINITY] {
+                for c in [0.0, -0.0, 1.0, -f32::MAX, 1e-45, f32::INFINITY] {
+                    same(a, b, c);
+                }
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ kernel! {
     /// Every operation on three vectors, one after the other, into `out`.
     fn operations[s: S](a: &[f32], b: &[f32], c: &[f32], out: &mut [f32]) {
         let (va, vb, vc) = (s.load(a), s.load(b), s.load(c));
-        let (even, odd) = s.bf16_split(va);
+        let (even, odd) = (s.bf16_even(va), s.bf16_odd(va));
         let (sigma, silu) = silu_parts(s, va);
         let units_a = s.bf16_interleave(va, vc);
         let units_b = s.bf16_pairs(vb, vc);
@@ -27,7 +27,7 @@ kernel! {
             s.add(va, vb), s.sub(va, vb), s.mul(va, vb), s.div(va, vb), s.fma(va, vb, vc), s.max(va, vb), s.min(va, vb),
             s.sqrt(s.mul(va, va)), s.round(va), s.exp2_integral(s.round(va)), s.select_lt(va, vb, vc, vb), exp(s, va),
             s.splat(s.reduce_add(va)), s.splat(s.reduce_max(va)), even, odd, sigma, silu, units_a, units_b,
-            s.bf16_dot(units_a, units_b, vc), s.load_partial(&a[..5]), s.load_partial(&a[..13]), s.zero(),
+            s.bf16_dot(units_a, units_b, vc), s.load_partial(&a[..5]), s.load_partial(&a[..13]), s.zero(), s.round_bf16(va),
         ] {
             s.store(v, &mut out[at..]);
             at += LANES;
@@ -49,7 +49,7 @@ kernel! {
     }
 }
 
-const OUT: usize = (24 + 17 + 16) * LANES;
+const OUT: usize = (25 + 17 + 16) * LANES;
 
 #[test]
 fn all_sets_agree_bit_for_bit() {

@@ -1,4 +1,4 @@
-//! How long to train: `max_duration`.
+//! How long to train: the value of `max_duration`.
 
 use olmoe_model::config::shorten;
 use serde_json::Value;

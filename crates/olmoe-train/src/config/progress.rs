@@ -1,4 +1,4 @@
-//! What a run's duration comes to: where it ends, and where its schedule is.
+//! What `max_duration`, `stop_at` and the scheduler's units come to at some point of a run.
 
 use super::duration::Duration;
 use super::schema::{SchedulerUnits, TrainConfig};
@@ -14,7 +14,6 @@ pub struct Progress {
     pub batches_per_epoch: u64,
 }
 
-/// What `max_duration`, `stop_at` and the scheduler's units come to at some point of a run.
 impl TrainConfig {
     /// Tokens of a batch: `global_train_batch_size` sequences.
     pub fn tokens_per_batch(&self) -> u64 {

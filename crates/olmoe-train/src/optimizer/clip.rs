@@ -10,7 +10,7 @@
 //!
 //! A tensor is one of OLMo's, which holds queries, keys and values together, and the gate of a dense MLP with what it gates.
 
-use olmoe_model::parameters::ParameterSpec;
+use olmoe_model::parameters::{MlpMatrix, MlpOf, ModuleId, ParameterKind, ParameterSpec, Part, Projection};
 
 /// The bound on the gradients of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,7 +25,7 @@ pub enum Clip {
 
 /// What clipping keeps and computes for each tensor.
 pub(super) struct Clipping {
-    /// The tensor of each parameter.
+    /// The tensor of each trained parameter.
     pub(super) tensors: Vec<usize>,
     /// The running means, once there are any.
     pub(super) norms: Option<Vec<f32>>,
@@ -38,29 +38,30 @@ pub(super) struct Clipping {
     adaptive: bool,
 }
 
-/// The name of OLMo's tensor, as far as it tells tensors apart.
-fn olmo_tensor(name: &str) -> String {
-    let mut name = name.to_owned();
-    for part in ["attention.k_proj.", "attention.v_proj."] {
-        name = name.replace(part, "attention.q_proj.");
-    }
-    name.replace("mlp.gate_proj.", "mlp.up_proj.")
+/// What tells the tensors of OLMo apart: the module of a tensor's first part, and whether it is a bias.
+fn olmo_tensor(spec: &ParameterSpec) -> (ModuleId, bool) {
+    let part = match spec.module.part {
+        Part::Attention(Projection::Key | Projection::Value) => Part::Attention(Projection::Query),
+        Part::Mlp(MlpOf::Dense, MlpMatrix::Gate) => Part::Mlp(MlpOf::Dense, MlpMatrix::Up),
+        part => part,
+    };
+    (ModuleId { part, ..spec.module }, spec.kind == ParameterKind::Bias)
 }
 
 impl Clipping {
-    pub(super) fn new(specs: &[ParameterSpec]) -> Clipping {
-        let mut names: Vec<String> = Vec::new();
-        let tensors = specs.iter().map(|spec| {
-            let name = olmo_tensor(&spec.name);
+    pub(super) fn new<'s>(specs: impl Iterator<Item = &'s ParameterSpec>) -> Clipping {
+        let mut distinct = Vec::new();
+        let tensors = specs.map(|spec| {
+            let tensor = olmo_tensor(spec);
             // The parts of a tensor are neighbours, or nearly.
-            let known = names.iter().rposition(|known| *known == name);
+            let known = distinct.iter().rposition(|known| *known == tensor);
             known.unwrap_or_else(|| {
-                names.push(name);
-                names.len() - 1
+                distinct.push(tensor);
+                distinct.len() - 1
             })
         });
         let tensors: Vec<usize> = tensors.collect();
-        let count = names.len();
+        let count = distinct.len();
         let zeros = || vec![0.0; count];
         Clipping {
             tensors,
@@ -78,13 +79,13 @@ impl Clipping {
     }
 
     /// What the gradient of a parameter is multiplied by.
-    pub(super) fn coefficient(&self, id: usize) -> f32 {
-        self.coefficients[self.tensors[id]]
+    pub(super) fn coefficient(&self, at: usize) -> f32 {
+        self.coefficients[self.tensors[at]]
     }
 
     /// The running mean of the tensor of a parameter.
-    pub(super) fn running_mean(&self, id: usize) -> f32 {
-        self.norms.as_ref().unwrap_or(&self.fresh)[self.tensors[id]]
+    pub(super) fn running_mean(&self, at: usize) -> f32 {
+        self.norms.as_ref().unwrap_or(&self.fresh)[self.tensors[at]]
     }
 
     /// Whether the last bound was one of ratios.
@@ -154,7 +155,7 @@ impl Clipping {
 
 #[cfg(test)]
 mod tests {
-    use olmoe_model::config::ModelConfig;
+    use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
     use olmoe_model::parameters::parameters;
 
     use super::*;
@@ -163,20 +164,27 @@ mod tests {
     fn tensors_are_those_of_olmo() {
         let config = ModelConfig { n_layers: 2, ..ModelConfig::release() };
         let specs = parameters(&config);
-        let clipping = Clipping::new(&specs);
+        let clipping = Clipping::new(specs.iter());
         // wte, final norm, head; of a layer: two norms, q and k norm, att_proj, attn_out, router, w1, v1, w2.
         assert_eq!(clipping.count(), 3 + 2 * 10);
         let tensor = |name: &str| clipping.tensors[specs.iter().position(|spec| spec.name == name).expect(name)];
         assert_eq!(tensor("layers.1.attention.q_proj.weight"), tensor("layers.1.attention.v_proj.weight"));
         assert_ne!(tensor("layers.0.attention.q_proj.weight"), tensor("layers.1.attention.q_proj.weight"));
         assert_ne!(tensor("layers.0.attention.q_norm.weight"), tensor("layers.0.attention.k_norm.weight"));
-        assert_eq!(olmo_tensor("layers.3.mlp.gate_proj.bias"), olmo_tensor("layers.3.mlp.up_proj.bias"));
+        let mlp = Mlp { width: 64, activation: Activation::SwiGlu };
+        let dense = ModelConfig { feed_forward: FeedForward::Dense(mlp), mlp_bias: true, ..config };
+        let specs = parameters(&dense);
+        let clipping = Clipping::new(specs.iter());
+        let tensor = |name: &str| clipping.tensors[specs.iter().position(|spec| spec.name == name).expect(name)];
+        assert_eq!(tensor("layers.1.mlp.gate_proj.bias"), tensor("layers.1.mlp.up_proj.bias"));
+        assert_ne!(tensor("layers.1.mlp.gate_proj.bias"), tensor("layers.1.mlp.gate_proj.weight"));
+        assert_ne!(tensor("layers.1.mlp.up_proj.weight"), tensor("layers.1.mlp.down_proj.weight"));
     }
 
     #[test]
     fn a_large_gradient_is_held_to_its_history() {
         let config = ModelConfig { n_layers: 1, ..ModelConfig::release() };
-        let mut clipping = Clipping::new(&parameters(&config));
+        let mut clipping = Clipping::new(parameters(&config).iter());
         let mut step = |number, size: f64| {
             let squares: Vec<f64> = clipping.tensors.iter().map(|_| size * size).collect();
             let total = clipping.measure(squares.into_iter());

@@ -13,7 +13,7 @@ pub struct Metrics {
     pub clipping_rate: f64,
     /// The cosine between LionW's update before and after it takes the sign; only with `record_update_metrics`.
     pub update_cosine: Option<f64>,
-    /// Those of each parameter, in canonical order.
+    /// Those of each trained parameter, in canonical order.
     pub parameters: Vec<ParameterMetrics>,
 }
 
@@ -36,7 +36,7 @@ pub struct ParameterMetrics {
 }
 
 impl Metrics {
-    pub(super) fn new(specs: &[ParameterSpec]) -> Metrics {
+    pub(super) fn new<'s>(specs: impl Iterator<Item = &'s ParameterSpec>) -> Metrics {
         let none = ParameterMetrics {
             grad: Summary::EMPTY,
             param: Summary::EMPTY,
@@ -45,12 +45,13 @@ impl Metrics {
             grad_norm_exp_avg: None,
             update: None,
         };
+        let names: Vec<String> = specs.map(|spec| spec.name.clone()).collect();
         Metrics {
-            names: specs.iter().map(|spec| spec.name.clone()).collect(),
             total_grad_norm: 0.0,
             clipping_rate: 0.0,
             update_cosine: None,
-            parameters: vec![none; specs.len()],
+            parameters: vec![none; names.len()],
+            names,
         }
     }
 

@@ -62,7 +62,7 @@ impl Optimizer {
     fn tensors(&self, specs: &[ParameterSpec]) -> Vec<(Spec, &[f32])> {
         let moments = [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
         let moments = moments.into_iter().flat_map(|(moment, values)| {
-            specs.iter().zip(values).map(move |(spec, value)| {
+            self.ids.iter().map(|id| &specs[*id]).zip(values).map(move |(spec, value)| {
                 (Spec::new(format!("{}.{moment}", spec.name), SafeType::F32, spec.shape.clone()), &value[..])
             })
         });
@@ -119,7 +119,7 @@ impl Optimizer {
             return Err(error);
         }
         for (moment, values) in [("exp_avg", &mut self.exp_avg), ("exp_avg_sq", &mut self.exp_avg_sq)] {
-            for (spec, value) in specs.iter().zip(values) {
+            for (spec, value) in self.ids.iter().map(|id| &specs[*id]).zip(values) {
                 read(&shards, &format!("{}.{moment}", spec.name), value)?;
             }
         }

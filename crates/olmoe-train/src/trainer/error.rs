@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use olmoe_checkpoint::CheckpointError;
 use olmoe_checkpoint::save::SaveError;
-use olmoe_data::TokenizerError;
 use olmoe_data::pretrain::DataError;
+use olmoe_data::{SpecialTokenError, TokenizerError};
 use olmoe_engine::{EngineError, SubmitError};
 use olmoe_model::batch::BatchError;
 use olmoe_model::config::ConfigError;
@@ -44,6 +44,9 @@ pub enum TrainError {
     /// The tokenizer of the samples.
     #[error("`samples` needs the tokenizer of the data: {0}; set `tokenizer.identifier` to its tokenizer.json")]
     Tokenizer(Box<TokenizerError>),
+    /// The tokens that end the samples.
+    #[error("`samples`: {0}")]
+    SpecialTokens(#[from] SpecialTokenError),
     /// A model that writes no texts.
     #[error("`samples`: {0}")]
     Samples(Box<EngineError>),

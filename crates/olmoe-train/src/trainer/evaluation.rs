@@ -10,6 +10,7 @@ use olmoe_model::model::{Activations, Keep, Model};
 use super::data;
 use super::error::TrainError;
 use crate::config::{EvaluatorType, TrainConfig, count};
+use crate::loss::cross_entropy;
 
 /// Sets of texts, which one pass goes through together.
 pub(super) struct Evaluator {
@@ -71,9 +72,8 @@ impl Evaluator {
             let log_probs = model.log_probs(&activations, &batch.targets())?;
             for (logp, file) in log_probs.logp_t.chunks(batch.sequence_length).zip(&batch.files) {
                 let label = self.labels.partition_point(|(_, end)| *end <= *file as usize);
-                let total: f64 = logp.iter().map(|x| f64::from(*x)).sum();
                 if let Some((sum, instances)) = sums.get_mut(label) {
-                    *sum -= total / (batch.sequence_length.max(2) - 1) as f64;
+                    *sum += cross_entropy(logp, (batch.sequence_length.max(2) - 1) as f64);
                     *instances += 1;
                 }
             }

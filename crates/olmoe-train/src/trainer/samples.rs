@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use olmoe_data::Tokenizer;
+use olmoe_data::{SpecialTokenSources, SpecialTokens, Tokenizer};
 use olmoe_engine::{Completion, Engine, EngineConfig, FinishReason, Request};
 use olmoe_model::model::Model;
 
@@ -42,7 +42,7 @@ impl Samples {
             queue: prompts.len(),
             cache_tokens: at_once.saturating_mul(config.model.max_sequence_length),
             kept_tokens: 0,
-            ends: config.model.eos_token_id.into_iter().collect(),
+            ends: ends(config, &tokenizer)?,
             ..EngineConfig::default()
         };
         Ok(Some(Samples { tokenizer: Arc::new(tokenizer), prompts, limits }))
@@ -77,6 +77,14 @@ impl Samples {
     fn engine(&self, model: &Arc<Model>) -> Result<Engine, TrainError> {
         Ok(Engine::new(model.clone(), Some(self.tokenizer.clone()), self.limits.clone())?)
     }
+}
+
+/// The tokens that end a text: those of the model that the run makes.
+fn ends(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<Vec<u32>, TrainError> {
+    let training = serde_json::json!({ "eos_token_id": config.model.eos_token_id });
+    let rows = Some(config.model.embedding_size);
+    let sources = SpecialTokenSources { training: Some(&training), rows, ..Default::default() };
+    Ok(SpecialTokens::resolve(tokenizer, &sources)?.0.end_ids())
 }
 
 fn of(step: u64, prompt: &str, completion: &Completion) -> Sample {

@@ -1,13 +1,12 @@
 //! One step: micro-batches forward and back, then the update.
 
 use olmoe_data::pretrain::Batch;
-use olmoe_model::model::{Activations, Gradients, Model, Objective};
-use olmoe_tensor::memory::Buffer;
-use olmoe_tensor::ops::cross_entropy::IGNORE;
+use olmoe_model::model::{Activations, Gradients, Model};
 
 use super::data;
 use super::error::TrainError;
 use crate::config::TrainConfig;
+use crate::loss::Loss;
 use crate::optimizer::{Optimizer, Step};
 
 /// What a step did.
@@ -71,31 +70,22 @@ pub(super) fn passes(
     let length = batch.sequence_length;
     // OLMo divides by all tokens of the batch, though the last of each sequence, and those that are masked, have no target.
     let tokens = batch.ids.len() as f64;
-    let multiplier = match config.softmax_auxiliary_loss {
+    let logits_z = match config.softmax_auxiliary_loss {
         true => config.auxiliary_loss_multiplier.unwrap_or(0.0),
         false => 0.0,
     };
     let size = usize::try_from(config.device_train_microbatch_size).unwrap_or(usize::MAX).clamp(1, batch.size.max(1));
-    let count = batch.size.div_ceil(size);
+    let loss = Loss { denominator: tokens, logits_z, share: 1.0 / batch.size.div_ceil(size) as f64 };
     report.masked_instances = batch.instance_mask.iter().flatten().filter(|counts| !**counts).count() as u64;
     for start in (0..batch.size).step_by(size) {
         let some = start..(start + size).min(batch.size);
         let targets = &targets[some.start * length..some.end * length];
         let micro = data::micro_batch(batch, some)?;
-        model.forward(&micro, activations)?;
-        let mut dlogp_t = Buffer::scratch(targets.len());
-        dlogp_t.fill((-1.0 / tokens) as f32);
-        let z = (2.0 * multiplier / tokens) as f32;
-        let objective = Objective { targets, dlogp_t: &dlogp_t, z, auxiliary: 1.0 / count as f64 };
-        let (log_probs, auxiliary) = model.backward(&micro, activations, &objective, gradients)?;
-        report.cross_entropy -= log_probs.logp_t.iter().map(|x| f64::from(*x)).sum::<f64>() / tokens;
-        report.load_balancing += auxiliary.load_balancing;
-        report.router_z += auxiliary.z;
-        if multiplier != 0.0 {
-            let learned = log_probs.lse_t.iter().zip(targets).filter(|(_, target)| **target != IGNORE);
-            let squares: f64 = learned.map(|(lse, _)| f64::from(*lse) * f64::from(*lse)).sum();
-            report.logits_z += multiplier * squares / tokens;
-        }
+        let losses = loss.step(model, &micro, targets, activations, gradients)?;
+        report.cross_entropy += losses.cross_entropy;
+        report.load_balancing += losses.load_balancing;
+        report.router_z += losses.router_z;
+        report.logits_z += losses.logits_z;
         for routing in &activations.routing.layers {
             report.loads.resize(report.loads.len().max(routing.layer + 1), Vec::new());
             let loads = &mut report.loads[routing.layer];
@@ -126,23 +116,22 @@ pub(super) fn update(
         return Ok(());
     }
     // The backward pass begins at the end of the model.
-    let bad = (0..model.parameters().len()).rev().find_map(|id| Some((id, bad_number(gradients.get(id))?)));
+    let bad = (0..model.parameters().len()).rev().find_map(|id| Some((id, bad_number(gradients.get(id)?)?)));
     let place = match bad {
         Some((id, (at, number))) => {
             let spec = &model.parameters()[id];
             format!(
                 "coming from the loss, the gradient of {} ({}) is the first: {number} at {at}",
                 spec.name,
-                layer(spec.layer)
+                layer(spec.module.layer)
             )
         }
         None => {
-            let sizes =
-                (0..model.parameters().len()).map(|id| gradients.get(id).iter().fold(0f32, |a, b| a.max(b.abs())));
-            let most = sizes.enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+            let sizes = gradients.iter().map(|(id, g)| (id, g.iter().fold(0f32, |a, b| a.max(b.abs()))));
+            let most = sizes.max_by(|a, b| a.1.total_cmp(&b.1));
             let of = most.map(|(id, size)| (&model.parameters()[id], size));
             of.map_or(String::new(), |(spec, size)| {
-                format!("the largest gradient is {size:e}, of {} ({})", spec.name, layer(spec.layer))
+                format!("the largest gradient is {size:e}, of {} ({})", spec.name, layer(spec.module.layer))
             })
         }
     };
@@ -165,7 +154,7 @@ fn bad_number(numbers: &[f32]) -> Option<(usize, f32)> {
 pub(super) fn bad_weight(model: &Model) -> Option<String> {
     model.parameters().iter().enumerate().find_map(|(id, spec)| {
         let (at, number) = bad_number(model.value(id)?)?;
-        Some(format!("the parameter {} ({}) holds {number} at {at}", spec.name, layer(spec.layer)))
+        Some(format!("the parameter {} ({}) holds {number} at {at}", spec.name, layer(spec.module.layer)))
     })
 }
 

@@ -6,7 +6,7 @@ use olmoe_model::model::Precision;
 use olmoe_tensor::gemm::{Left, Operand, Right, Source, Store, gemm};
 use olmoe_tensor::limits::{peak_flops, read_bandwidth};
 use olmoe_tensor::ops::grouped_linear;
-use olmoe_tensor::ops::linear::PackedWeight;
+use olmoe_tensor::ops::linear::{PackedWeight, Weight};
 use olmoe_tensor::simd::Isa;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::num_threads;
@@ -218,6 +218,6 @@ fn grouped(precision: Precision, operand: Operand, rows: usize) -> Row {
         2.0 * (slots * WIDTH * INPUT) as f64,
         Some(w.bytes() + size_of::<f32>() * slots * (INPUT + WIDTH)),
         |time| peak_flops(operand, time),
-        || drop(grouped_linear::forward(&x, &offsets, &w)),
+        || drop(grouped_linear::forward(&x, &offsets, Weight::Packed(&w))),
     )
 }

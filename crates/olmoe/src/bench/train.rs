@@ -5,31 +5,34 @@ use std::time::{Duration, Instant};
 
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{FeedForward, ModelConfig};
-use olmoe_model::model::{Activations, Gradients, Model, Precision};
-use olmoe_model::parameters::ParameterCount;
+use olmoe_model::model::{Activations, Held, Model, Precision};
+use olmoe_model::parameters::{ParameterCount, parameters};
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::peak_flops;
 use olmoe_tensor::memory;
 use olmoe_tensor::simd::Isa;
 use olmoe_tensor::threads::num_threads;
-use olmoe_train::config::{OptimizerConfig, OptimizerName};
+use olmoe_train::config::OptimizerConfig;
+use olmoe_train::loss::Loss;
 use olmoe_train::optimizer::{Clip, Optimizer, Step};
-use olmoe_train::plan::{flops_per_token, least_memory, too_little_memory};
+use olmoe_train::plan::{flops_per_token, too_little_memory};
 use serde_json::json;
 
-use super::{TrainArgs, median};
+use super::{TrainArgs, Trained, median};
 use crate::output::note;
 
 const SEED: u64 = 6198;
 const PEAK_TIME: Duration = Duration::from_millis(300);
 
 /// Refuses a model that cannot fit. Activations come on top, so this is the least.
-fn check_memory(count: &ParameterCount, precision: Precision) -> anyhow::Result<()> {
-    let needed = least_memory(count, OptimizerName::AdamW, precision);
+fn check_memory(config: &ModelConfig, precision: Precision, held: &[Held]) -> anyhow::Result<()> {
+    let trained = parameters(config).into_iter().zip(held).filter(|(_, held)| **held == Held::Trained);
+    let trained: usize = trained.map(|(spec, _)| spec.num_elements()).sum();
+    // Gradients, and two moments of AdamW.
+    let needed = config.parameter_bytes(precision, held, &[]) + 3 * (trained * size_of::<f32>()) as u64;
     if let Some(available) = too_little_memory(needed) {
         anyhow::bail!(
-            "training {} parameters in {} takes at least {:.1} GB, and {:.1} GB are free; choose a smaller configuration",
-            count.total,
+            "training {trained} parameters in {} takes at least {:.1} GB, and {:.1} GB are free; choose a smaller configuration",
             precision.name(),
             needed as f64 / 1e9,
             available as f64 / 1e9
@@ -70,12 +73,14 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let flops = flops_per_token(&config, sequence)?;
     let count = ParameterCount::of(&config)?;
     let shape = describe(&config);
-    check_memory(&count, precision)?;
+    let held = args.held(&config);
+    anyhow::ensure!(held.contains(&Held::Trained), "--train: the model has none of these parameters");
+    check_memory(&config, precision, &held)?;
 
-    let mut model = Model::new(config, precision, true)?;
+    let mut model = Model::with(config, precision, held, &[])?;
     model.initialize(SEED);
-    let mut gradients = Gradients::zeros(model.parameters());
-    let mut optimizer = Optimizer::new(OptimizerConfig::release(), model.parameters());
+    let mut gradients = model.gradients();
+    let mut optimizer = Optimizer::new(OptimizerConfig::release(), &model);
     let mut activations = Activations::new(args.keep());
     let vocabulary = model.config().vocab_size as u64;
     let mut state = SEED;
@@ -90,11 +95,11 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let (targets, num_targets) = batch.next_tokens();
 
     let mut peak = peak_flops(operand, PEAK_TIME);
-    let (mut seconds, mut loss) = (Vec::new(), 0.0);
+    let (mut seconds, mut last) = (Vec::new(), 0.0);
+    let loss = Loss::over(num_targets as f64);
     for step in 0..args.warmup + args.steps {
         let start = Instant::now();
-        let losses =
-            model.language_model_step(&batch, &targets, num_targets as f64, 1.0, &mut activations, &mut gradients)?;
+        let losses = loss.step(&model, &batch, &targets, &mut activations, &mut gradients)?;
         let settings = Step { number: step as u64 + 1, learning_rate: 4e-4, clip: Clip::Norm(1.0), record: false };
         let report = optimizer.step(&mut model, &mut gradients, &settings);
         let elapsed = start.elapsed().as_secs_f64();
@@ -103,7 +108,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
             "step {step}: the gradients' norm is {}; nothing was updated",
             report.grad_norm
         );
-        loss = losses.cross_entropy;
+        last = losses.cross_entropy;
         if step >= args.warmup {
             seconds.push(elapsed);
         }
@@ -121,7 +126,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
             "batch": batch_size, "sequence": sequence, "steps": args.steps,
             "parameters_total": count.total, "parameters_active": count.active,
             "tokens_per_second": tokens_per_second, "step_seconds": seconds, "flops_per_token": flops,
-            "peak_flops": peak, "peak_share": share, "peak_bytes": peak_bytes, "loss": loss,
+            "peak_flops": peak, "peak_share": (args.train == Trained::All).then_some(share), "peak_bytes": peak_bytes, "loss": last,
         });
         println!("{report}");
     } else {
@@ -133,16 +138,19 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
             Isa::current().name()
         );
         println!(
-            "{tokens_per_second:.0} tokens/s (median of {} steps, {:.1} ms a step, loss {loss:.4})",
+            "{tokens_per_second:.0} tokens/s (median of {} steps, {:.1} ms a step, loss {last:.4})",
             args.steps,
             1e3 * median_seconds
         );
-        println!(
-            "{:.1} % of the multiply-add peak measured beside it ({:.0} GFLOP/s; {:.0} MFLOP a token)",
-            100.0 * share,
-            peak / 1e9,
-            flops / 1e6
-        );
+        // The products of a step that trains everything.
+        if args.train == Trained::All {
+            println!(
+                "{:.1} % of the multiply-add peak measured beside it ({:.0} GFLOP/s; {:.0} MFLOP a token)",
+                100.0 * share,
+                peak / 1e9,
+                flops / 1e6
+            );
+        }
         println!("{:.2} GB at the peak", peak_bytes as f64 / 1e9);
     }
     Ok(())

@@ -5,9 +5,10 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use olmoe_data::{ChatTemplate, ChatTokens, Message, Tokenizer};
+use olmoe_data::{ChatTemplate, ChatTokens, Message, Tokenizer, ends_answer};
 
 use crate::files::write_whole;
+use crate::text::MARK;
 
 /// Most bytes of a file with messages.
 const MAX_FILE: u64 = 64 << 20;
@@ -88,7 +89,7 @@ impl<'a> Conversation<'a> {
     /// What it has read and said before keeps the tokens that it had; the rest begins with a special token, so that it is
     /// cut into the same tokens alone as behind the other text. Where that does not hold, all of the text is cut anew.
     pub(super) fn prompt(&self) -> anyhow::Result<Prompt> {
-        let text = self.template.render(&self.messages, self.tokens, true)?;
+        let text = self.template.render(&self.messages, self.tokens, true)?.text;
         if let Some(rest) = text.strip_prefix(&self.past.text).filter(|_| !self.past.ids.is_empty()) {
             let more = self.tokenizer.encode(rest)?;
             if more.first().is_some_and(|id| self.tokenizer.is_special(*id)) {
@@ -120,12 +121,7 @@ impl<'a> Conversation<'a> {
 
     /// The special token that the template puts behind an answer, which ends it.
     pub(super) fn ends_answer(&self) -> Option<u32> {
-        const ANSWER: &str = "the words of the assistant";
-        let messages = [Message::new("user", "the words of the user"), Message::new("assistant", ANSWER)];
-        let text = self.template.render(&messages, self.tokens, false).ok()?;
-        let (_, rest) = text.rsplit_once(ANSWER)?;
-        let first = self.tokenizer.encode(rest.trim_start()).ok()?.first().copied()?;
-        self.tokenizer.is_special(first).then_some(first)
+        ends_answer(self.template, self.tokens, self.tokenizer)
     }
 
     /// Whether the template takes these messages, and what the user says next.
@@ -157,8 +153,8 @@ impl<'a> Conversation<'a> {
         file.take(MAX_FILE + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
         ensure!(bytes.len() as u64 <= MAX_FILE, "{name} has more than {MAX_FILE} bytes, which no conversation has");
         let expected = "expected a JSON list of messages, [{\"role\": \"user\", \"content\": \"…\"}, …]";
-        let messages: Vec<Message> =
-            serde_json::from_slice(&bytes).map_err(|error| anyhow::anyhow!("{name}: {error}; {expected}"))?;
+        let messages: Vec<Message> = serde_json::from_slice(bytes.strip_prefix(MARK.as_bytes()).unwrap_or(&bytes))
+            .map_err(|error| anyhow::anyhow!("{name}: {error}; {expected}"))?;
         ensure!(!messages.is_empty(), "{name} holds no message; {expected}");
         for (at, message) in messages.iter().enumerate() {
             let number = at + 1;

@@ -7,6 +7,8 @@ use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
 use rustyline::{Config, Editor};
 
+use crate::text::MARK;
+
 /// Most bytes of a message.
 const MAX_MESSAGE: usize = 16 << 20;
 /// Begins and ends a block of lines.
@@ -122,6 +124,10 @@ impl Source {
                 }
                 Err(ReadlineError::Interrupted) => Ok(Line::Cleared),
                 Err(ReadlineError::Eof) => Ok(Line::End),
+                // Bytes that are no letter: the line is lost, not the conversation.
+                Err(ReadlineError::Io(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                    Ok(Line::Bad("what was typed is not UTF-8 text; type the line again".to_owned()))
+                }
                 Err(error) => Err(error).context("cannot read the terminal"),
             },
             Source::Plain { input, lines } => {
@@ -133,6 +139,9 @@ impl Source {
                 *lines += 1;
                 let ended = bytes.pop_if(|byte| *byte == b'\n').is_some();
                 bytes.pop_if(|byte| ended && *byte == b'\r');
+                if *lines == 1 && bytes.starts_with(MARK.as_bytes()) {
+                    bytes.drain(..MARK.len());
+                }
                 if !ended && bytes.len() == MAX_MESSAGE {
                     input.skip_until(b'\n').context("cannot read standard input")?;
                     let problem = format!("line {lines} of the input has {MAX_MESSAGE} bytes or more; make it shorter");
@@ -180,6 +189,10 @@ mod tests {
         ] {
             assert_eq!(inputs(text.as_bytes()), expected, "{text:?}");
         }
+        assert_eq!(
+            inputs("\u{feff}/help\na\u{feff}\n\u{feff}b".as_bytes()),
+            ["command /help", "a\u{feff}", "\u{feff}b"]
+        );
         assert_eq!(inputs(b"a\n\xFF\nb"), ["a", "error: line 2 of the input is not UTF-8 text", "b"]);
     }
 

@@ -6,6 +6,7 @@ use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Weights;
+use olmoe_data::SpecialTokens;
 use olmoe_engine::EngineConfig;
 use olmoe_model::model::Model;
 use olmoe_tensor::memory::available_bytes;
@@ -81,11 +82,7 @@ impl Generator {
     ) -> (EngineConfig, u64) {
         let config = Weights::config(checkpoint);
         let kind = self.cache.kind(self.precision.into());
-        let mut ends = Vec::new();
-        match companions.special_tokens() {
-            Some(special) => ends.extend(special.eos.iter().chain(&special.stops)),
-            None => ends.extend(config.eos_token_id),
-        }
+        let ends = companions.special_tokens().map(SpecialTokens::end_ids).unwrap_or_default();
         // The caches of what runs at once, the largest first.
         work.samples.sort_unstable_by_key(|(most, _)| Reverse(*most));
         work.samples.truncate(work.running);

@@ -1,10 +1,12 @@
 //! Which model: a file, a folder, or a name of the hub.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use olmoe_checkpoint::hub::{Hub, Location, MODEL_FILES, locate};
+use olmoe_data::expanded;
 
 use crate::hub_progress::Terminal;
 
@@ -32,7 +34,8 @@ impl ModelArg {
 ///
 /// Of a model of the hub, `files` are downloaded: name patterns.
 pub(crate) fn input(model: &str, files: &[&str], offline: bool) -> anyhow::Result<PathBuf> {
-    let found = match locate(model)? {
+    let path = expanded(Path::new(model));
+    let found = match locate(path.to_str().unwrap_or(model))? {
         Location::Path(path) => return Ok(path),
         Location::Hub(found) => found,
     };
@@ -65,4 +68,13 @@ mod tests {
         assert!(format!("{error:#}").contains("no file or folder no-such-org/no-such-model"), "{error:#}");
         assert!(format!("{error:#}").contains("offline"), "{error:#}");
     }
+}
+
+/// A command whose paths are [`expanded`]: behind `--flag=` no shell does it.
+pub(crate) fn with_expanded_paths(command: clap::Command) -> clap::Command {
+    let path = std::any::TypeId::of::<PathBuf>();
+    let parser = || PathBufValueParser::new().map(|path| expanded(&path));
+    let command =
+        command.mut_args(|arg| if arg.get_value_parser().type_id() == path { arg.value_parser(parser()) } else { arg });
+    command.mut_subcommands(with_expanded_paths)
 }

@@ -30,29 +30,125 @@ const FILES: [(&str, &[u8]); 8] = [
     ("tokenizer.json", include_bytes!("../../quickstart/tokenizer.json")),
 ];
 const CONFIG: &str = include_str!("../../quickstart/train.yml");
-/// Steps of the configuration.
-const STEPS: u32 = 1100;
 
-/// Writes them, unless they are there; the steps of the run. Fails if the folder holds another run.
-pub(super) fn write(folder: &Path, steps: Option<u32>) -> anyhow::Result<u64> {
+/// How large a run is. Each is one fixed configuration, whose losses are the same bits everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Size {
+    /// Seconds of a fast machine, for those without AVX2
+    Smallest,
+    /// For one fast or two slow processors with AVX2
+    Small,
+    /// For two processors with AVX2
+    Medium,
+    /// For two fast processors with AVX-512, or four with AVX2
+    Full,
+}
+
+/// What differs from size to size.
+struct Shape {
+    /// Multiply-add operations per second, as training computes them, from which on it takes less than five minutes.
+    peak: f64,
+    d_model: usize,
+    /// Sequences of 256 tokens in a step.
+    batch: usize,
+    steps: u32,
+    learning_rate: &'static str,
+    /// Batches of eight sequences of each held-out text; all of them where there is none.
+    evaluation: Option<usize>,
+}
+
+impl Size {
+    /// From the largest to the smallest.
+    const ALL: [Size; 4] = [Size::Full, Size::Medium, Size::Small, Size::Smallest];
+
+    fn shape(self) -> Shape {
+        match self {
+            Size::Full => {
+                Shape { peak: 600e9, d_model: 192, batch: 4, steps: 1100, learning_rate: "2.0e-3", evaluation: None }
+            }
+            Size::Medium => {
+                Shape { peak: 170e9, d_model: 96, batch: 2, steps: 1000, learning_rate: "3.0e-3", evaluation: None }
+            }
+            Size::Small => {
+                Shape { peak: 80e9, d_model: 64, batch: 2, steps: 500, learning_rate: "4.0e-3", evaluation: Some(4) }
+            }
+            Size::Smallest => {
+                Shape { peak: 0.0, d_model: 32, batch: 1, steps: 80, learning_rate: "6.0e-3", evaluation: Some(1) }
+            }
+        }
+    }
+
+    /// The largest that this machine trains within minutes.
+    pub(super) fn for_speed(peak: f64) -> Size {
+        let fits = |size: &Size| size.shape().peak <= peak;
+        Size::ALL.into_iter().find(fits).unwrap_or(Size::Smallest)
+    }
+
+    /// As it is typed.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Size::Full => "full",
+            Size::Medium => "medium",
+            Size::Small => "small",
+            Size::Smallest => "smallest",
+        }
+    }
+
+    /// Steps of the run.
+    pub(super) fn steps(self) -> u32 {
+        self.shape().steps
+    }
+
+    /// The configuration for a folder.
+    fn config(self, folder: &str, steps: u32) -> String {
+        let Shape { d_model, batch, learning_rate, evaluation, .. } = self.shape();
+        let last = |of: u32| (steps / of).max(1).to_string();
+        let batches = evaluation.map_or(String::new(), |n| format!("\n    subset_num_batches: {n}"));
+        let (d_model, batch) = (d_model.to_string(), batch.to_string());
+        let values = [
+            ("FOLDER", folder),
+            ("D_MODEL", &d_model),
+            ("BATCH", &batch),
+            ("LEARNING_RATE", learning_rate),
+            ("WARMUP", &last(11)),
+            ("QUARTER", &last(4)),
+            ("HALF", &last(2)),
+            ("STEPS", &steps.to_string()),
+            ("SUBSET", &batches),
+        ];
+        values.iter().fold(CONFIG.to_owned(), |config, (name, value)| config.replace(&format!("<{name}>"), value))
+    }
+}
+
+/// Writes the files, unless they are there; gives the size and the steps of the run. Where the folder holds a run already,
+/// its size counts if none is asked for; else `choose` says which. Fails if the folder holds another run.
+pub(super) fn write(
+    folder: &Path,
+    size: Option<Size>,
+    steps: Option<u32>,
+    choose: impl FnOnce() -> Size,
+) -> anyhow::Result<(Size, u64)> {
     let name = folder.to_str().context("the folder's name is no UTF-8 text; choose another")?;
     ensure!(
         !name.contains(['"', '\\', '\n', '$']),
         "the folder {name:?}: choose a name without \" \\ $ and line breaks"
     );
-    let steps = steps.unwrap_or(STEPS).min(STEPS);
-    let config = CONFIG.replace("quickstart/", &format!("{name}/")).replace("1100", &steps.to_string());
+    let steps_of = |size: Size| steps.unwrap_or(size.steps()).min(size.steps());
     let path = folder.join("train.yml");
-    match std::fs::read_to_string(&path) {
-        Ok(found) => ensure!(
-            found == config,
-            "{}: not the configuration of this run; another number of steps, or it was changed. Delete the folder or choose \
-             another one; `olmoe train` runs a changed configuration",
-            path.display()
-        ),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
+    let found = match std::fs::read_to_string(&path) {
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
-    }
+    };
+    let there = |found: &String| Size::ALL.into_iter().find(|size| size.config(name, steps_of(*size)) == *found);
+    let size = size.or(found.as_ref().and_then(there)).unwrap_or_else(choose);
+    let config = size.config(name, steps_of(size));
+    ensure!(
+        found.is_none_or(|found| found == config),
+        "{}: not the configuration of this run; another size or number of steps, or it was changed. Delete the folder or \
+         choose another one; `olmoe train` runs a changed configuration",
+        path.display()
+    );
     for (name, bytes) in FILES.into_iter().chain([("train.yml", config.as_bytes())]) {
         let path = folder.join(name);
         let parent = path.parent().unwrap_or(folder);
@@ -63,5 +159,40 @@ pub(super) fn write(folder: &Path, steps: Option<u32>) -> anyhow::Result<u64> {
             })
             .with_context(|| format!("{}: cannot be written", path.display()))?;
     }
-    Ok(u64::from(steps))
+    Ok((size, u64::from(steps_of(size))))
+}
+
+#[cfg(test)]
+mod tests {
+    use olmoe_train::config::TrainConfig;
+
+    use super::*;
+
+    #[test]
+    fn sizes_grow_with_the_speed() {
+        for (peak, size) in [
+            (0.0, Size::Smallest),
+            (79e9, Size::Smallest),
+            (80e9, Size::Small),
+            (180e9, Size::Medium),
+            (600e9, Size::Full),
+            (1e15, Size::Full),
+        ] {
+            assert_eq!(Size::for_speed(peak), size, "{peak}");
+        }
+    }
+
+    #[test]
+    fn every_size_is_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        for size in Size::ALL {
+            let text = size.config("folder", size.steps());
+            assert!(!text.contains(['<', '>']), "{text}");
+            let path = folder.path().join(size.name());
+            std::fs::write(&path, text).unwrap();
+            let config = TrainConfig::read(&path, &[] as &[&str]).unwrap().config;
+            assert_eq!(config.model.d_model, size.shape().d_model);
+            assert_eq!(config.evaluators.len(), 1);
+        }
+    }
 }

@@ -11,16 +11,16 @@
 
 use std::ops::Range;
 
-use crate::gemm::micro;
 use crate::gemm::pack::{pack_columns, pack_rows, panel_count, panel_start};
-use crate::gemm::{Operand, PANEL_COLS, PANEL_ROWS, Source};
+use crate::gemm::{Form, Operand, PANEL_COLS, PANEL_ROWS, Source};
 use crate::memory::Buffer;
 use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
 
-use super::forward::{LANE, Saved, multiply};
+use super::forward::Saved;
 use super::packed::{Layout, head_rows};
+use super::tile::{LANE, multiply};
 use super::{Heads, for_each_sequence};
 
 /// Query rows of a block: even, for pairs of bf16 lie inside it.
@@ -90,6 +90,8 @@ struct Call<'a> {
 /// Packed rows of a sequence for one query head and its key/value head.
 struct Packed<'a> {
     layout: Layout,
+    /// How left panels lie.
+    form: Form,
     scale: f32,
     /// Rows of the sequence.
     n: usize,
@@ -112,7 +114,8 @@ impl Call<'_> {
         let [q, k, v, d_o] = self.inputs;
         let (n, t, dim, group) = (rows.len(), q.rows(), self.heads.dim, self.heads.group());
         let layout = Layout::new(dim, n, self.operand);
-        let (wide, units) = (layout.wide(), layout.units());
+        let (wide, form) = (layout.wide(), self.operand.left());
+        let words = form.words(dim);
         let parts = n.div_ceil(PACK_ROWS);
         let part = |i: usize| i * PACK_ROWS..((i + 1) * PACK_ROWS).min(n);
         let by_row = || Buffer::<f32>::scratch(layout.len_by_row());
@@ -131,7 +134,7 @@ impl Call<'_> {
         let (mut dk, mut dv) = (Buffer::zeroed(n * wide), Buffer::zeroed(n * wide));
         let mut dq = Buffer::<f32>::scratch(n * wide);
         let (mut queries_by_column, mut d_by_column) = (by_column(), by_column());
-        let (mut queries_left, mut d_left) = (Buffer::scratch(n * units), Buffer::scratch(n * units));
+        let (mut queries_left, mut d_left) = (Buffer::scratch(n * words), Buffer::scratch(n * words));
         for query in head * group..(head + 1) * group {
             dq.fill(0.0);
             let to = [&mut queries_by_column, &mut d_by_column].map(|x| Shared::new(x));
@@ -147,20 +150,14 @@ impl Call<'_> {
                 for tile in tiles(block_rows(n, i)) {
                     for (x, to) in [q, d_o].into_iter().zip(&to) {
                         // SAFETY: each task has rows of its own.
-                        let panel = unsafe { to.range(tile.start * units..tile.end * units) };
-                        pack_rows(
-                            head_rows(x, rows.start, query, dim),
-                            tile.clone(),
-                            dim,
-                            self.operand,
-                            tile.len(),
-                            panel,
-                        );
+                        let panel = unsafe { to.range(tile.start * words..tile.end * words) };
+                        pack_rows(head_rows(x, rows.start, query, dim), tile.clone(), dim, form, tile.len(), panel);
                     }
                 }
             });
             let packed = Packed {
                 layout,
+                form,
                 scale: self.heads.scale(),
                 n,
                 keys_by_row: &keys_by_row,
@@ -198,7 +195,7 @@ fn block_rows(n: usize, i: usize) -> Range<usize> {
     i * BLOCK_ROWS..((i + 1) * BLOCK_ROWS).min(n)
 }
 
-/// A block of rows in even tiles of at most 14.
+/// A block of rows in even tiles of at most 12.
 fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let count = panel_count(rows.len());
     let at = move |i: usize| rows.start + panel_start(rows.len(), count, i);
@@ -253,19 +250,19 @@ impl Packed<'_> {
 
     /// P and dS of a block.
     fn weights(&self, scratch: &mut Scratch, rows: Range<usize>, keys: Range<usize>) {
-        let (layout, units) = (self.layout, self.layout.units());
-        let kernels = micro::kernels(layout.operand);
+        let (layout, form, units) = (self.layout, self.form, self.layout.units());
+        let words = units * form.unit();
         let (p, ds, _) = scratch.parts();
         for tile in tiles(rows.clone()) {
             let seen = tile.end.min(keys.end).saturating_sub(keys.start);
             let first = (tile.start - rows.start) * BLOCK_KEYS;
-            let panel = tile.start * units..tile.end * units;
+            let panel = tile.start * words..tile.end * words;
             for key in (0..seen).step_by(PANEL_COLS) {
                 let right = layout.panel_by_row(keys.start + key)..;
                 let (left, to) = (&self.queries_left[panel.clone()], &mut p[first + key..]);
-                multiply(&kernels, units, left, tile.len(), &self.keys_by_row[right.clone()], to, BLOCK_KEYS, false);
+                multiply(form, units, left, tile.len(), &self.keys_by_row[right.clone()], to, BLOCK_KEYS, false);
                 let (left, to) = (&self.d_left[panel.clone()], &mut ds[first + key..]);
-                multiply(&kernels, units, left, tile.len(), &self.values_by_row[right], to, BLOCK_KEYS, false);
+                multiply(form, units, left, tile.len(), &self.values_by_row[right], to, BLOCK_KEYS, false);
             }
         }
         // Row `r` of the block sees `r + before - after` of its keys.
@@ -277,7 +274,6 @@ impl Packed<'_> {
     /// Adds the block to the rows of dK and dV of its keys.
     fn by_keys(&self, scratch: &mut Scratch, rows: Range<usize>, keys: Range<usize>, dk: &mut [f32], dv: &mut [f32]) {
         let (layout, wide) = (self.layout, self.layout.wide());
-        let kernels = micro::kernels(layout.operand);
         let (p, ds, left) = scratch.parts();
         let count = panel_count(keys.len());
         for i in 0..count {
@@ -290,11 +286,11 @@ impl Packed<'_> {
             let length = rows.len() - skip;
             for (from, right, to) in [(&*p, self.d_by_column, &mut *dv), (&*ds, self.queries_by_column, &mut *dk)] {
                 let source = Source::new(&from[skip * BLOCK_KEYS..], BLOCK_KEYS);
-                pack_columns(source, panel.clone(), length, layout.operand, panel.len(), None, left);
+                pack_columns(source, panel.clone(), length, self.form, panel.len(), None, left);
                 for j in 0..wide / PANEL_COLS {
                     let right = &right[layout.panel_by_column(j, rows.start + skip)..];
                     let to = &mut to[panel.start * wide + j * PANEL_COLS..];
-                    multiply(&kernels, layout.operand.units(length), left, panel.len(), right, to, wide, true);
+                    multiply(self.form, layout.operand.units(length), left, panel.len(), right, to, wide, true);
                 }
             }
         }
@@ -303,7 +299,6 @@ impl Packed<'_> {
     /// Adds the block to its rows of dQ.
     fn by_rows(&self, scratch: &mut Scratch, rows: Range<usize>, keys: Range<usize>, dq: &mut [f32]) {
         let (layout, wide) = (self.layout, self.layout.wide());
-        let kernels = micro::kernels(layout.operand);
         let (_, ds, left) = scratch.parts();
         for tile in tiles(rows.clone()) {
             let seen = tile.end.min(keys.end).saturating_sub(keys.start);
@@ -312,11 +307,11 @@ impl Packed<'_> {
             }
             let first = tile.start - rows.start;
             let source = Source::new(&ds[first * BLOCK_KEYS..], BLOCK_KEYS);
-            pack_rows(source, 0..tile.len(), seen, layout.operand, tile.len(), left);
+            pack_rows(source, 0..tile.len(), seen, self.form, tile.len(), left);
             for j in 0..wide / PANEL_COLS {
                 let right = &self.keys_by_column[layout.panel_by_column(j, keys.start)..];
                 let to = &mut dq[first * wide + j * PANEL_COLS..];
-                multiply(&kernels, layout.operand.units(seen), left, tile.len(), right, to, wide, true);
+                multiply(self.form, layout.operand.units(seen), left, tile.len(), right, to, wide, true);
             }
         }
     }

@@ -1,10 +1,9 @@
-//! The forward pass: tiles of up to 14 query rows against blocks of keys, in spans that are added up one after the other.
+//! The forward pass: tiles of up to 12 query rows against blocks of keys, in spans that are added up one after the other.
 
 use std::ops::Range;
 
-use crate::gemm::micro::{self, Ahead, Kernel};
 use crate::gemm::pack::{pack_rows, panel_count, panel_start};
-use crate::gemm::{Operand, PANEL_COLS, PANEL_ROWS, Source};
+use crate::gemm::{Form, Operand, PANEL_COLS, PANEL_ROWS, Source};
 use crate::memory::Buffer;
 use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
@@ -13,6 +12,7 @@ use crate::threads::{Shared, parallel};
 use super::blocks::{Block, Blocks};
 use super::packed::head_rows;
 use super::single::{multiply_row, pack_row};
+use super::tile::{LANE, multiply};
 use super::{BLOCK_KEYS, Heads, SPAN_KEYS, for_each_sequence, q8_0};
 
 /// Query rows that share a block of keys while it is near.
@@ -218,43 +218,46 @@ struct Work<'a> {
     packed: Packed<'a>,
     entries: &'a Entries,
     scale: f32,
-    /// Units of a packed query.
-    units: usize,
+    /// How the queries and weights of tiles are packed, unless they are quantised.
+    form: Option<Form>,
+    /// Words of a packed query.
+    words: usize,
     scratch: Buffer<f32>,
 }
 
 impl<'a> Work<'a> {
     fn new(queries: &Queries<'_>, packed: Packed<'a>, entries: &'a Entries) -> Work<'a> {
         let (dim, wide) = (queries.heads.dim, packed.blocks.wide());
-        let (units, extra) = match packed.blocks.operand() {
-            Some(operand) => (operand.units(dim), PANEL_ROWS * BLOCK_KEYS),
+        let form = packed.blocks.operand().map(Operand::left);
+        let (words, extra) = match form {
+            Some(form) => (form.words(dim), PANEL_ROWS * BLOCK_KEYS),
             None => (q8_0::query_units(wide), q8_0::scratch_units(wide)),
         };
-        let mut scratch = Buffer::scratch(entries.count * units + PANEL_ROWS * BLOCK_KEYS + extra);
-        let left = &mut scratch[..entries.count * units];
-        match packed.blocks.operand() {
-            Some(operand) => {
+        let mut scratch = Buffer::scratch(entries.count * words + PANEL_ROWS * BLOCK_KEYS + extra);
+        let left = &mut scratch[..entries.count * words];
+        match packed.blocks.operand().zip(form) {
+            Some((operand, form)) => {
                 let source = Source::gather(queries.q, dim, entries.index());
                 for (_, tile) in entries.tiles() {
-                    let panel = &mut left[tile.start * units..tile.end * units];
+                    let panel = &mut left[tile.start * words..tile.end * words];
                     let one = &queries.q[entries.index[tile.start] as usize * dim..][..dim];
                     match (tile.len(), operand) {
                         (1, Operand::F32) => panel.copy_from_slice(one),
-                        (1, Operand::Bf16) => pack_row(one, panel),
-                        _ => pack_rows(source, tile.clone(), dim, operand, tile.len(), panel),
+                        (1, Operand::Bf16) => pack_row(one, &mut panel[..operand.units(dim)]),
+                        _ => pack_rows(source, tile.clone(), dim, form, tile.len(), panel),
                     }
                 }
             }
             None => q8_0::pack_queries(queries.q, dim, entries.index(), bytemuck::cast_slice_mut(left)),
         }
-        Work { packed, entries, scale: queries.heads.scale(), units, scratch }
+        Work { packed, entries, scale: queries.heads.scale(), form, words, scratch }
     }
 
     /// What the keys of a span give.
     fn span(&mut self, span: usize, state: &mut State<'_>) {
         let Packed { blocks, data } = self.packed;
-        let (entries, units, wide) = (self.entries, self.units, blocks.wide());
-        let (left, rest) = self.scratch.split_at_mut(entries.count * units);
+        let (entries, words, form, wide) = (self.entries, self.words, self.form, blocks.wide());
+        let (left, rest) = self.scratch.split_at_mut(entries.count * words);
         let (scores, scratch) = rest.split_at_mut(PANEL_ROWS * BLOCK_KEYS);
         let (begin, end) = (span * SPAN_KEYS, ((span + 1) * SPAN_KEYS).min(entries.seen[entries.count - 1]));
         state.sums.fill(0.0);
@@ -274,33 +277,34 @@ impl<'a> Work<'a> {
                 let out = &mut state.out[tile.start * wide..tile.end * wide];
                 let max = &mut state.max[i * LANES..(i + 1) * LANES];
                 let (first, rows) = (start == begin, tile.len());
-                score(&block, &left[tile.start * units..tile.end * units], rows, count, scores);
+                score(&block, form, &left[tile.start * words..tile.end * words], rows, count, scores);
                 softmax(scores, &visible[..rows], count, self.scale, max, sums, out, first);
-                add_values(&block, scores, rows, count, out, scratch, first);
+                add_values(&block, form, scores, rows, count, out, scratch, first);
             }
         }
     }
 }
 
 /// Scores of some packed queries and the first `count` keys of a block, to rows of [`BLOCK_KEYS`].
-fn score(block: &Block<'_>, queries: &[f32], rows: usize, count: usize, scores: &mut [f32]) {
-    let Some(layout) = block.layout else {
+fn score(block: &Block<'_>, form: Option<Form>, queries: &[f32], rows: usize, count: usize, scores: &mut [f32]) {
+    let Some((layout, form)) = block.layout.zip(form) else {
         let (queries, keys) = (bytemuck::cast_slice(queries), bytemuck::cast_slice(block.keys));
         return q8_0::scores(queries, block.blocks.wide(), keys, count, scores);
     };
     let (panel, columns) = (layout.panel_by_row(PANEL_COLS), count.next_multiple_of(PANEL_COLS));
     if rows == 1 {
+        let queries = &queries[..layout.units()];
         return multiply_row(layout.operand, queries, block.keys, panel, &mut scores[..columns], false);
     }
-    let kernels = micro::kernels(layout.operand);
     for (right, j) in block.keys.chunks_exact(panel).zip((0..columns).step_by(PANEL_COLS)) {
-        multiply(&kernels, layout.units(), queries, rows, right, &mut scores[j..], BLOCK_KEYS, false);
+        multiply(form, layout.units(), queries, rows, right, &mut scores[j..], BLOCK_KEYS, false);
     }
 }
 
 /// Adds the first `count` values of a block, weighted by rows of [`BLOCK_KEYS`], to `out`; puts the `first` ones there.
 fn add_values(
     block: &Block<'_>,
+    form: Option<Form>,
     weights: &[f32],
     rows: usize,
     count: usize,
@@ -309,13 +313,13 @@ fn add_values(
     first: bool,
 ) {
     let wide = block.blocks.wide();
-    let Some(layout) = block.layout else {
+    let Some((layout, form)) = block.layout.zip(form) else {
         let (values, weights) = (bytemuck::cast_slice(block.values), &weights[..rows * BLOCK_KEYS]);
         return q8_0::add_values(weights, values, (block.rows, count), wide, out, scratch, first);
     };
     let (units, panel) = (layout.operand.units(count), layout.panel_by_column(1, 0));
-    let left = &mut scratch[..units * rows];
     if rows == 1 {
+        let left = &mut scratch[..units];
         let left = match layout.operand {
             Operand::F32 => &weights[..units],
             Operand::Bf16 => {
@@ -325,10 +329,10 @@ fn add_values(
         };
         return multiply_row(layout.operand, left, block.values, panel, out, !first);
     }
-    pack_rows(Source::new(weights, BLOCK_KEYS), 0..rows, count, layout.operand, rows, left);
-    let kernels = micro::kernels(layout.operand);
+    let left = &mut scratch[..form.words(count) * rows];
+    pack_rows(Source::new(weights, BLOCK_KEYS), 0..rows, count, form, rows, left);
     for (right, j) in block.values.chunks_exact(panel).zip((0..wide).step_by(PANEL_COLS)) {
-        multiply(&kernels, units, left, rows, right, &mut out[j..], wide, !first);
+        multiply(form, units, left, rows, right, &mut out[j..], wide, !first);
     }
 }
 
@@ -373,29 +377,6 @@ kernel! {
         }
     }
 }
-
-/// `C (+)= A·B` for a left panel of `rows` rows and a right panel, over `units` units, to whole panels of C.
-pub(super) fn multiply(
-    kernels: &[Kernel; PANEL_ROWS + 1],
-    units: usize,
-    left: &[f32],
-    rows: usize,
-    right: &[f32],
-    c: &mut [f32],
-    ldc: usize,
-    accumulate: bool,
-) {
-    assert!(left.len() >= units * rows && right.len() >= units * PANEL_COLS, "panels of {units} units");
-    assert!(rows > 0 && c.len() >= (rows - 1) * ldc + PANEL_COLS && ldc >= PANEL_COLS, "a tile of {rows} rows");
-    // SAFETY: the panels and the tile are inside their slices; a kernel exists for 1..=14 rows.
-    unsafe {
-        let (left, right) = (left.as_ptr().cast(), right.as_ptr().cast());
-        kernels[rows](units, left, rows, right, c.as_mut_ptr(), ldc, PANEL_COLS, accumulate, Ahead::nothing(left));
-    }
-}
-
-/// The lanes' own numbers.
-pub(super) const LANE: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
 kernel! {
     /// Scores of a block to weights `exp(s·scale − max)`, row by row, in place; only the first `visible[r]` of row `r`

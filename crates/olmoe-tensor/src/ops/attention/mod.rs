@@ -28,6 +28,7 @@ mod q8_0;
 mod single;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 pub use backward::backward;
 pub use blocks::CacheType;

@@ -69,7 +69,7 @@ impl Layout {
             // SAFETY: the caller's promise.
             let panel = unsafe { to.range(start..start + PANEL_COLS * self.units()) };
             if lane == 0 {
-                pack_rows(source, row..row + count, self.dim, self.operand, PANEL_COLS, panel);
+                pack_rows(source, row..row + count, self.dim, self.operand.right(), PANEL_COLS, panel);
             } else {
                 for i in 0..count {
                     put_row(&source.data[(row + i) * source.stride..][..self.dim], self.operand, lane + i, panel);
@@ -103,7 +103,7 @@ impl Layout {
                 // SAFETY: the caller's promise.
                 let units = unsafe { to.range(start..start + length) };
                 let source = Source::new(&source.data[row * source.stride..], source.stride);
-                pack_columns(source, columns, rows.end - row, self.operand, PANEL_COLS, None, units);
+                pack_columns(source, columns, rows.end - row, self.operand.right(), PANEL_COLS, None, units);
             }
         }
     }
@@ -138,7 +138,7 @@ kernel! {
     pub(super) fn put_odd[s: S](row: &[f32], unit: &mut [f32]) {
         for half in 0..PANEL_COLS / LANES {
             let lanes = &mut unit[half * LANES..(half + 1) * LANES];
-            let (even, _) = s.bf16_split(s.load(lanes));
+            let even = s.bf16_even(s.load(lanes));
             let part = &row[(half * LANES).min(row.len())..((half + 1) * LANES).min(row.len())];
             s.store(s.bf16_interleave(even, s.load_partial(part)), lanes);
         }

@@ -14,8 +14,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use crate::gemm::micro;
-use crate::gemm::{Operand, PANEL_COLS, PANEL_ROWS, Source, pack_rows};
+use crate::gemm::{Form, PANEL_COLS, PANEL_ROWS, Source, pack_rows};
 use crate::memory::Buffer;
 use crate::quant::BlockFormat;
 use crate::quant::product::input::{block_bytes, quantize, quantize_block};
@@ -23,7 +22,7 @@ use crate::quant::product::kernel::{AHEAD, Ahead, TILE_ROWS, fetch, kernels};
 use crate::simd::{LANES, Simd, kernel};
 
 use super::BLOCK_KEYS;
-use super::forward::multiply;
+use super::tile::multiply;
 
 /// Numbers that share a scale; a panel of the head is as wide.
 const BLOCK: usize = PANEL_COLS;
@@ -155,9 +154,18 @@ pub(super) fn scores(queries: &[u8], wide: usize, keys: &[u8], count: usize, sco
             let to = &mut scores[some.start * BLOCK_KEYS + columns..(some.end - 1) * BLOCK_KEYS + columns + PANEL_COLS];
             // SAFETY: queries, panel and scores have the sizes of the shape.
             unsafe {
-                let ahead = Ahead::new(panel, tile, tiles);
                 let (blocks, y) = (wide / BLOCK, to.as_mut_ptr());
-                kernels[some.len()](blocks, &pointers, panel.as_ptr(), y, BLOCK_KEYS, PANEL_COLS, false, ahead);
+                let ahead = Ahead::new(panel, blocks, tile, tiles);
+                kernels[some.len()](
+                    blocks,
+                    &pointers[..some.len()],
+                    panel.as_ptr(),
+                    y,
+                    BLOCK_KEYS,
+                    PANEL_COLS,
+                    false,
+                    ahead,
+                );
             }
         }
     }
@@ -189,12 +197,12 @@ pub(super) fn add_values(
     let (left, rest) = rest.split_at_mut(PANEL_ROWS * BLOCK_KEYS);
     let (scaled, rest) = rest.split_at_mut(PANEL_ROWS * BLOCK_KEYS);
     let numbers = &mut rest[..PANEL_COLS * BLOCK_KEYS];
-    let (kernels, units) = (micro::kernels(Operand::F32), count * queries);
-    pack_rows(Source::new(weights, BLOCK_KEYS), 0..queries, count, Operand::F32, queries, left);
+    let units = count * queries;
+    pack_rows(Source::new(weights, BLOCK_KEYS), 0..queries, count, Form::F32, queries, left);
     for (panel, scales) in scales.chunks_exact(2 * rows).enumerate() {
         scale_rows(&left[..units], scales, &mut scaled[..units], queries);
         unpack(&quants[panel * BLOCK..], wide, &mut numbers[..count * PANEL_COLS]);
-        multiply(&kernels, count, scaled, queries, numbers, &mut out[panel * PANEL_COLS..], wide, !first);
+        multiply(Form::F32, count, scaled, queries, numbers, &mut out[panel * PANEL_COLS..], wide, !first);
     }
 }
 

@@ -7,8 +7,28 @@ use crate::gemm::Operand;
 use crate::ops::linear::PackedWeight;
 use crate::ops::router;
 use crate::quant::product::QuantizedWeight;
-use crate::quant::{BlockFormat, quantize};
+use crate::quant::{BlockFormat, dequantize, quantize};
 use crate::testing::{finite_differences, numbers, on_every_isa, on_every_isa_and_threads, relative_error, wide};
+
+/// The three steps at once; everything is kept.
+fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
+    let (out_sd, saved) = experts(dispatch(x_td, assignment), mlp, true);
+    (combine(out_sd, assignment), saved.expect("it was to be kept"))
+}
+
+/// And back.
+fn backward(
+    x_td: &Tensor,
+    mlp: &Mlp<'_>,
+    assignment: &Assignment,
+    saved: &Saved,
+    dy_td: &Tensor,
+    gradients: Gradients<'_>,
+) -> (Tensor, Buffer<f32>) {
+    let output = combine_backward(dy_td, assignment);
+    let (dx_sd, dweight_s) = experts_backward(dispatch(x_td, assignment), mlp, saved, output, gradients, true);
+    (dispatch_backward(dx_sd.expect("asked for"), assignment), dweight_s)
+}
 
 /// A layer of E experts and the numbers of its case.
 struct Case {
@@ -59,8 +79,8 @@ impl Case {
         let (mut dg, mut du, mut dd) = (vec![0.0; wg.len()], vec![0.0; wu.len()], vec![0.0; wd.len()]);
         let gradients = Gradients {
             gate: self.gated.then_some(&mut dg[..]),
-            up: &mut du,
-            down: &mut dd,
+            up: Some(&mut du),
+            down: Some(&mut dd),
             biases: Biases::default(),
         };
         let dy = Tensor::new(dy, &[self.tokens, d]);
@@ -186,11 +206,15 @@ fn both_ways_through_the_layer_give_the_same_bits() {
         };
         let x = Tensor::new(&numbers(9, tokens * d), &[tokens, d]);
         let assignment = router::assign(&case.routing, None);
-        let all = |(out_sd, saved): (Tensor, Saved)| {
+        let all = |(out_sd, saved): (Tensor, Option<Saved>)| {
+            let saved = saved.expect("it was to be kept");
             [&out_sd[..], &saved.up_si, saved.gate_si.as_deref().unwrap_or(&[])].concat()
         };
-        let by_products = on_every_isa_and_threads(|| all(by_products(&x, &mlp, &assignment)));
-        assert_eq!(by_products, all(by_blocks(&x, &mlp, &assignment)));
+        let slots = dispatch(&x, &assignment);
+        let by_products = on_every_isa_and_threads(|| all(by_products(slots, &mlp, true)));
+        assert_eq!(by_products, all(by_blocks(slots, &mlp, true)));
+        let (out_sd, nothing) = by_blocks(slots, &mlp, false);
+        assert!(nothing.is_none() && by_products.starts_with(&out_sd));
     }
     // A token alone never goes by blocks, a thousand of one expert do.
     assert!(!fills_blocks(&[0, 1, 1, 2]) && !fills_blocks(&[0]));
@@ -241,9 +265,9 @@ fn quantised_tokens_alone_are_tokens_together() {
             let logits = &logits[tokens.start * experts..tokens.end * experts];
             let routing = router::forward(Tensor::new(logits, &[tokens.len(), experts]), 6, false);
             let mlp = Mlp {
-                gate: gate.map(Weight::Quantized),
-                up: Weight::Quantized(&up),
-                down: Weight::Quantized(&down),
+                gate: gate.map(|gate| Weight::Quantized(gate, Operand::F32)),
+                up: Weight::Quantized(&up, Operand::F32),
+                down: Weight::Quantized(&down, Operand::F32),
                 activation: Activation::Silu,
                 biases: Biases::default(),
             };
@@ -253,5 +277,150 @@ fn quantised_tokens_alone_are_tokens_together() {
         let together = on_every_isa_and_threads(|| run(0..tokens));
         let alone: Vec<f32> = (0..tokens).flat_map(|token| run(token..token + 1)).collect();
         assert_eq!(together, alone);
+    }
+}
+
+/// Weights of four experts in a packed form, `[up or gate, …]` of some experts alone.
+fn packed_of(w: &[f32], experts: Range<usize>, out: usize, input: usize, operand: Operand) -> PackedWeight {
+    let mut packed = PackedWeight::new(experts.len(), out, input, operand, true);
+    packed.pack(&w[experts.start * out * input..experts.end * out * input]);
+    packed
+}
+
+/// Two places that have half of the experts each get copies of the rows, and what they send back is combined.
+#[test]
+fn experts_elsewhere_give_the_same_bits() {
+    let (num_experts, d, width, tokens) = (4, 40, 36, 230);
+    let routing = router::forward(Tensor::new(&numbers(7, tokens * 4), &[tokens, 4]), 2, false);
+    let assignment = router::assign(&routing, Some(100));
+    let [wg, wu, wd] = [1, 2, 3].map(|seed| numbers(seed, num_experts * d * width));
+    let (x, dy) = (numbers(4, tokens * d), numbers(5, tokens * d));
+    let (x, dy) = (Tensor::new(&x, &[tokens, d]), Tensor::new(&dy, &[tokens, d]));
+    for operand in [Operand::F32, Operand::Bf16] {
+        // Outputs, gradients of rows and weights of slots, and of the matrices, by some of the experts.
+        let run = |own: Range<usize>, slots: Slots<'_>, output: OutputGradients<'_>| {
+            let pack = |w, out, input| packed_of(w, own.clone(), out, input, operand);
+            let (gate, up, down) = (pack(&wg, width, d), pack(&wu, width, d), pack(&wd, d, width));
+            let mlp = Mlp {
+                gate: Some(Weight::Packed(&gate)),
+                up: Weight::Packed(&up),
+                down: Weight::Packed(&down),
+                activation: Activation::Silu,
+                biases: Biases::default(),
+            };
+            let mut dw = [(); 3].map(|()| vec![0.0; own.len() * d * width]);
+            let (out_sd, saved) = experts(slots, &mlp, true);
+            let [gate, up, down] = dw.each_mut().map(|dw| Some(&mut dw[..]));
+            let gradients = Gradients { gate, up, down, biases: Biases::default() };
+            let saved = saved.expect("it was to be kept");
+            let (dx_sd, dweight_s) = experts_backward(slots, &mlp, &saved, output, gradients, true);
+            (out_sd.to_vec(), dx_sd.expect("asked for").to_vec(), dweight_s.to_vec(), dw)
+        };
+        let here = run(0..4, dispatch(&x, &assignment), combine_backward(&dy, &assignment));
+        let mut there = (vec![], vec![], vec![], [vec![], vec![], vec![]]);
+        for own in [0..1, 1..4] {
+            let slots = assignment.offsets_e[own.start] as usize..assignment.offsets_e[own.end] as usize;
+            let sent = |rows: &Tensor| {
+                let tokens = assignment.token_s[slots.clone()].iter();
+                let rows: Vec<f32> = tokens.flat_map(|token| rows.row(*token as usize).to_vec()).collect();
+                Tensor::new(&rows, &[slots.len(), d])
+            };
+            let offsets = assignment.offsets_e[own.start..=own.end].iter();
+            let offsets: Vec<u32> = offsets.map(|at| at - slots.start as u32).collect();
+            let (x, dy) = (sent(&x), sent(&dy));
+            let received = |rows| Slots { rows, index: None, offsets_e: &offsets };
+            let output = OutputGradients { dy: received(&dy), weight_s: &assignment.weight_s[slots.clone()] };
+            let (out, dx, dweight, dw) = run(own, received(&x), output);
+            there.0.extend(out);
+            there.1.extend(dx);
+            there.2.extend(dweight);
+            there.3.iter_mut().zip(dw).for_each(|(all, own)| all.extend(own));
+        }
+        assert!(here == there, "{operand:?}");
+    }
+}
+
+#[test]
+fn what_is_not_asked_for_changes_nothing_else() {
+    let case = Case::new(&numbers(7, 150 * 3), 3, 2, 40, 36, true);
+    let [wg, wu, wd] = case.weights();
+    let (gate, up) = (packed_of(&wg, 0..3, 36, 40, Operand::Bf16), packed_of(&wu, 0..3, 36, 40, Operand::Bf16));
+    let down = packed_of(&wd, 0..3, 40, 36, Operand::Bf16);
+    let mlp = Mlp {
+        gate: Some(Weight::Packed(&gate)),
+        up: Weight::Packed(&up),
+        down: Weight::Packed(&down),
+        activation: Activation::Silu,
+        biases: Biases::default(),
+    };
+    let (x, dy) = (numbers(4, 150 * 40), numbers(5, 150 * 40));
+    let (x, dy) = (Tensor::new(&x, &[150, 40]), Tensor::new(&dy, &[150, 40]));
+    let assignment = router::assign(&case.routing, None);
+    let (_, saved) = forward(&x, &mlp, &assignment);
+    let run = |wanted: [bool; 3], input: bool| {
+        let mut dw = [(); 3].map(|()| vec![0.0; wg.len()]);
+        let mut into = dw.iter_mut().zip(wanted).map(|(dw, wanted)| wanted.then_some(&mut dw[..]));
+        let [gate, up, down] = [(); 3].map(|()| into.next().flatten());
+        let gradients = Gradients { gate, up, down, biases: Biases::default() };
+        let output = combine_backward(&dy, &assignment);
+        let (dx, dweight) = experts_backward(dispatch(&x, &assignment), &mlp, &saved, output, gradients, input);
+        (dx.map(|dx| dx.to_vec()), dweight.to_vec(), dw)
+    };
+    let (dx, dweight, dw) = run([true; 3], true);
+    for wanted in 0..8 {
+        let wanted = [wanted & 1 != 0, wanted & 2 != 0, wanted & 4 != 0];
+        let (some_dx, some_dweight, some_dw) = run(wanted, wanted[0]);
+        assert_eq!(some_dx, dx.clone().filter(|_| wanted[0]));
+        assert_eq!(some_dweight, dweight);
+        for i in 0..3 {
+            assert!(if wanted[i] { some_dw[i] == dw[i] } else { some_dw[i].iter().all(|x| *x == 0.0) });
+        }
+    }
+}
+
+/// From the same inputs of the activation, blocks and the numbers that they stand for give the same gradients.
+#[test]
+fn the_way_back_through_blocks_is_that_of_their_numbers() {
+    let (experts, d, width, tokens) = (3, 256, 512, 60);
+    let routing = router::forward(Tensor::new(&numbers(7, tokens * 3), &[tokens, 3]), 2, false);
+    let assignment = router::assign(&routing, None);
+    let (x, dy) = (numbers(4, tokens * d), numbers(5, tokens * d));
+    let (x, dy) = (Tensor::new(&x, &[tokens, d]), Tensor::new(&dy, &[tokens, d]));
+    for (format, operand) in
+        [(BlockFormat::Q4K, Operand::Bf16), (BlockFormat::Q6K, Operand::F32), (BlockFormat::Q8_0, Operand::F32)]
+    {
+        let pack = |seed: usize, out: usize, input: usize| {
+            let mut w = numbers(seed, experts * out * input);
+            let mut blocks = vec![0; format.bytes(w.len()).unwrap()];
+            quantize(format, &w, &mut blocks);
+            dequantize(format, &blocks, &mut w);
+            let mut weight = QuantizedWeight::new(format, experts, out, input);
+            weight.pack(0..weight.strips().count(), &blocks);
+            (weight, packed_of(&w, 0..experts, out, input, operand))
+        };
+        let (gate, up, down) = (pack(1, width, d), pack(2, width, d), pack(3, d, width));
+        let mlp = |blocks: bool| {
+            let weight = |(quantized, packed)| -> Weight<'_> {
+                if blocks { Weight::Quantized(quantized, operand) } else { Weight::Packed(packed) }
+            };
+            Mlp {
+                gate: Some(weight((&gate.0, &gate.1))),
+                up: weight((&up.0, &up.1)),
+                down: weight((&down.0, &down.1)),
+                activation: Activation::Silu,
+                biases: Biases::default(),
+            }
+        };
+        let (_, saved) = forward(&x, &mlp(false), &assignment);
+        let run = |blocks: bool| {
+            let gradients = Gradients { gate: None, up: None, down: None, biases: Biases::default() };
+            let (dx, dweight) = backward(&x, &mlp(blocks), &assignment, &saved, &dy, gradients);
+            [&dx[..], &dweight].concat()
+        };
+        assert_eq!(on_every_isa_and_threads(|| run(true)), run(false), "{}", format.name());
+        // What a pass through blocks keeps is close to that.
+        let (_, kept) = forward(&x, &mlp(true), &assignment);
+        let error = crate::testing::relative_error(&kept.up_si, &wide(&saved.up_si));
+        assert!((1e-6..3e-2).contains(&error), "{error}");
     }
 }

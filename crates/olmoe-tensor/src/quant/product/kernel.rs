@@ -14,7 +14,10 @@
 //! in f32, each step rounded once, whole numbers rounded to f32 first. That is the whole definition: sums of whole numbers
 //! are exact in any order, and nothing else depends on the rows of the tile.
 
-use crate::simd::{Avx2, Avx512, Isa, LANES, Scalar, Simd};
+#[cfg(target_arch = "x86_64")]
+mod narrow;
+
+use crate::simd::{Avx512, Isa, LANES, Scalar, Simd};
 
 use super::super::BlockFormat;
 use super::input::{SUMS16_AT, block_bytes, scale_at, sum_at, sums_at};
@@ -31,16 +34,16 @@ pub(crate) const AHEAD: usize = 6144;
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     next: *const u8,
-    /// Of so many parts of a block's share of the lines.
-    parts: usize,
+    /// Bytes that come to a block.
+    step: usize,
 }
 
 impl Ahead {
-    /// Tile `tile` of `tiles` with the panel `panel`: when it is the only one, what it will need itself, else its share of
+    /// Tile `tile` of `tiles` with the panel `panel` of `blocks` blocks: when it is the only one, what it will need itself, else its share of
     /// the next panel, which then is there for all of its tiles.
-    pub(crate) fn new(panel: &[u8], tile: usize, tiles: usize) -> Ahead {
+    pub(crate) fn new(panel: &[u8], blocks: usize, tile: usize, tiles: usize) -> Ahead {
         let start = if tiles == 1 { AHEAD } else { panel.len() + panel.len() * tile / tiles };
-        Ahead { next: panel.as_ptr().wrapping_add(start), parts: tiles }
+        Ahead { next: panel.as_ptr().wrapping_add(start), step: panel.len() / blocks.max(1) / tiles }
     }
 }
 
@@ -91,7 +94,7 @@ unsafe fn tile<S: Simd, L: Layout, const R: usize, const C: usize>(
                 }
             }
         }
-        let (mut next, step) = (ahead.next, L::BLOCK_BYTES / L::PARTS / ahead.parts);
+        let (mut next, step) = (ahead.next, ahead.step / L::PARTS);
         for block in 0..blocks {
             let at = block * block_bytes(L::BLOCK);
             let w = w.add(block * L::BLOCK_BYTES);
@@ -259,7 +262,7 @@ unsafe fn rest<'a>(y: *mut f32, row: usize, v: usize, cols: usize) -> &'a mut [f
 
 /// # Safety
 /// As [`tile`]; the processor has AVX-512.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
 unsafe fn avx512<L: Layout, const R: usize>(
     blocks: usize,
     x: &[*const u8],
@@ -274,12 +277,11 @@ unsafe fn avx512<L: Layout, const R: usize>(
     unsafe { tile::<_, L, R, 2>(Avx512::assume(), blocks, x, w, 0, y, ldy, cols, accumulate, ahead) }
 }
 
-/// Tiles of `P` rows and sixteen columns.
 macro_rules! narrow {
-    ($name:ident, $isa:expr, $most:literal $(, $features:meta)?) => {
+    ($name:ident, $features:literal, $vnni:literal) => {
         /// # Safety
         /// As [`tile`]; the processor has the features.
-        $(#[$features])?
+        #[target_feature(enable = $features)]
         unsafe fn $name<L: Layout, const R: usize>(
             blocks: usize,
             x: &[*const u8],
@@ -290,38 +292,47 @@ macro_rules! narrow {
             accumulate: bool,
             ahead: Ahead,
         ) {
-            for first in 0..cols.div_ceil(LANES) {
-                let width = (cols - first * LANES).min(LANES);
-                let mut r = 0;
-                while r < R {
-                    // SAFETY: this set of kernels is handed out only where the processor has its features; the rest as
-                    // promised, narrowed.
-                    unsafe {
-                        let y = y.add(r * ldy + first * LANES);
-                        if R - r >= $most {
-                            tile::<_, L, $most, 1>($isa, blocks, &x[r..], w, first, y, ldy, width, accumulate, ahead);
-                            r += $most;
-                        } else {
-                            tile::<_, L, 1, 1>($isa, blocks, &x[r..], w, first, y, ldy, width, accumulate, ahead);
-                            r += 1;
-                        }
-                    }
-                }
-            }
+            // SAFETY: this set of kernels is handed out only where the processor has its features; the rest as promised.
+            unsafe { narrow::tile::<L, R, $vnni>(blocks, x, w, y, ldy, cols, accumulate, ahead) }
         }
     };
 }
+narrow!(avx2, "avx2,fma,f16c", false);
+narrow!(avx_vnni, "avx2,fma,f16c,avxvnni", true);
 
-// 16 registers: each vector is two.
-narrow!(avx2, Avx2::assume(), 2, target_feature(enable = "avx2,fma,f16c"));
-narrow!(scalar, Scalar::new(), 1);
+/// Row by row and sixteen columns.
+///
+/// # Safety
+/// As [`tile`].
+unsafe fn scalar<L: Layout>(
+    blocks: usize,
+    x: &[*const u8],
+    w: *const u8,
+    y: *mut f32,
+    ldy: usize,
+    cols: usize,
+    accumulate: bool,
+    ahead: Ahead,
+) {
+    let s = Scalar::new();
+    for first in 0..cols.div_ceil(LANES) {
+        let width = (cols - first * LANES).min(LANES);
+        for r in 0..x.len() {
+            // SAFETY: as promised, narrowed.
+            unsafe {
+                let y = y.add(r * ldy + first * LANES);
+                tile::<_, L, 1, 1>(s, blocks, &x[r..], w, first, y, ldy, width, accumulate, ahead);
+            }
+        }
+    }
+}
 
 /// The kernels for 1..=6 rows on the current instruction set.
-pub(crate) fn kernels(format: BlockFormat) -> [Kernel; TILE_ROWS + 1] {
-    macro_rules! all {
+pub(crate) fn kernels(format: BlockFormat) -> &'static [Kernel; TILE_ROWS + 1] {
+    macro_rules! by_rows {
         ($name:ident, $layout:ty) => {
-            [
-                $name::<$layout, 1>,
+            &[
+                $name::<$layout, 1> as Kernel,
                 $name::<$layout, 1>,
                 $name::<$layout, 2>,
                 $name::<$layout, 3>,
@@ -332,8 +343,9 @@ pub(crate) fn kernels(format: BlockFormat) -> [Kernel; TILE_ROWS + 1] {
         };
     }
     with_layout!(format, L => match Isa::current() {
-        Isa::Avx512(_) => all!(avx512, L),
-        Isa::Avx2(_) => all!(avx2, L),
-        Isa::Scalar(_) => all!(scalar, L),
+        Isa::Avx512(_) | Isa::Avx512Bf16(_) => by_rows!(avx512, L),
+        Isa::AvxVnni(_) => by_rows!(avx_vnni, L),
+        Isa::Avx2(_) => by_rows!(avx2, L),
+        Isa::Scalar(_) => &[scalar::<L>; TILE_ROWS + 1],
     })
 }

@@ -23,7 +23,7 @@ use crate::simd::Simd;
 /// Rows of a panel.
 pub(super) const ROWS: usize = 32;
 /// Bytes of a group of all rows.
-const GROUP_BYTES: usize = 4 * ROWS;
+pub(super) const GROUP_BYTES: usize = 4 * ROWS;
 
 /// The layout of a format.
 pub(super) trait Layout: 'static {
@@ -143,13 +143,15 @@ pub(super) unsafe fn quants<S: Simd, L: Layout>(s: S, part: *const u8, g: usize)
             return [a, b];
         }
         let plane = s.load_bytes(part);
-        let (bits, mask) = if L::BITS == 5 { (1, 0x1010_1010) } else { (2, 0x3030_3030) };
-        let mask = s.splat_int(mask);
-        // Bits of the plane to where a quant has its fifth; those of neighbours go under the mask.
-        let high = |g: usize| {
-            let at = bits * g;
-            s.and(if at <= 4 { s.shift_left(plane, 4 - at as u32) } else { s.shift_right(plane, at as u32 - 4) }, mask)
-        };
-        [s.or(a, high(g)), s.or(b, high(g + half))]
+        [s.or(a, high_bits::<S, L>(s, plane, g)), s.or(b, high_bits::<S, L>(s, plane, g + half))]
     }
+}
+
+/// The bits of group `g` in a plane, moved to where a quant has its fifth; those of neighbours are masked.
+#[inline(always)]
+fn high_bits<S: Simd, L: Layout>(s: S, plane: S::B, g: usize) -> S::B {
+    let (bits, mask) = if L::BITS == 5 { (1, 0x1010_1010) } else { (2, 0x3030_3030) };
+    let at = bits * g;
+    let moved = if at <= 4 { s.shift_left(plane, 4 - at as u32) } else { s.shift_right(plane, at as u32 - 4) };
+    s.and(moved, s.splat_int(mask))
 }

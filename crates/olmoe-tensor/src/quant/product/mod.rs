@@ -5,6 +5,7 @@
 //! at each product) serve several weights. The integer sums are exact and the order of the others is part of a format's
 //! definition (`kernel`), so a row's bits depend neither on the rows beside it nor on threads or instruction set.
 
+pub(crate) mod backward;
 pub(crate) mod input;
 pub(crate) mod kernel;
 mod layout;
@@ -120,16 +121,17 @@ unsafe fn panel_product(
         let (start, end) = (at(tile), at(tile + 1));
         // SAFETY: rows, panel and columns have the sizes of the shape; the columns are this task's.
         unsafe {
+            let blocks = shape.input / weight.format().block_len();
             let y = y.pointer((first + start) * shape.out + panel * ROWS, (end - start - 1) * shape.out + cols);
             kernels[end - start](
-                shape.input / weight.format().block_len(),
+                blocks,
                 &x[start..end],
                 w.as_ptr(),
                 y,
                 shape.out,
                 cols,
                 into == Store::Accumulate,
-                kernel::Ahead::new(w, tile, tiles),
+                kernel::Ahead::new(w, blocks, tile, tiles),
             );
         }
     }

@@ -1,0 +1,62 @@
+//! Tokens that end a text wherever they are, known by their text: those of llama.cpp (`llama-vocab.cpp`, where the set of
+//! tokens that end generation is made), which vocabularies of chat models share.
+
+/// The end of a turn, of a message or of a text.
+const ENDS: [&str; 20] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+];
+/// Behind what was to be filled into a gap of a file: padding, the name of a repository, the next file.
+const FILLED: [&str; 11] = [
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
+];
+
+/// Whether a text is that of one of them.
+pub(super) fn is_known(text: &str) -> bool {
+    ENDS.contains(&text) || FILLED.contains(&text)
+}
+
+/// Those of a vocabulary, in the order of their ids.
+pub(super) fn known(id_of: impl Fn(&str) -> Option<u32>) -> Vec<u32> {
+    let has = |text: &str| id_of(text).is_some();
+    // In these two families the token is one that stands inside a text.
+    let ends_messages =
+        has("<|call|>") && has("<|return|>") || (has("<|call|>") || has("<|calls|>")) && has("<|flush|>");
+    let inside = |text: &str| match text {
+        "<|end|>" => ends_messages,
+        "</s>" => has("<|tool_response>"),
+        _ => false,
+    };
+    let known = ENDS.iter().chain(&FILLED).filter(|text| !inside(text));
+    let mut ids: Vec<u32> = known.filter_map(|text| id_of(text)).collect();
+    ids.sort_unstable();
+    ids
+}
