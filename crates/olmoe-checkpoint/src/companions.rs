@@ -12,10 +12,10 @@ use olmoe_model::config::ModelConfig;
 use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
-use crate::convert::write_file;
 use crate::error::CheckpointError;
 use crate::gguf::{self, parts};
 use crate::open::{Contents, Format, HF_CONFIG, read_bounded};
+use crate::output::write_file;
 use crate::placeholder;
 
 /// File of a tokenizer.

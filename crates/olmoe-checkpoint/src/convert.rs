@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufWriter};
+use std::path::Path;
 
 use olmoe_model::config::ModelConfig;
 use olmoe_model::parameters::ParameterKind;
@@ -25,8 +25,9 @@ use crate::huggingface::Experts;
 use crate::layout::{FileTensor, Layout, Transform, slabs};
 use crate::olmo_keys;
 use crate::open::{Format, HF_CONFIG, OLMO_CONFIG, SAFETENSORS};
-use crate::output::Output;
+use crate::output::{Output, create, write_file};
 use crate::safetensors::{self, INDEX_FILE, SafeType, ShardIndex, Spec, shard_name, split, split_sizes};
+pub use crate::step::Step;
 use crate::weights::{Weights, slab_len};
 
 /// Bytes of a shard of a Hugging Face checkpoint.
@@ -87,15 +88,6 @@ pub struct Written {
     pub tensors: usize,
     /// Numbers that were beyond the range of their type.
     pub clamped: u64,
-}
-
-/// A step of a conversion, for a progress bar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Bytes of tensors were written.
-    Written(u64),
-    /// Bytes of tensors were read back.
-    Compared(u64),
 }
 
 /// A conversion that can be done: the format has a place for everything.
@@ -500,17 +492,8 @@ fn gguf_metadata(config: &ModelConfig, companions: &Companions, mix: Mix) -> Res
     Ok(metadata)
 }
 
-fn create(path: &Path) -> Result<File, CheckpointError> {
-    File::create(path).map_err(CheckpointError::io(path))
-}
-
 /// Everything on the disk.
 fn finish(path: &Path, writer: BufWriter<File>) -> Result<(), CheckpointError> {
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error).map_err(CheckpointError::io(path))?;
     file.sync_all().map_err(CheckpointError::io(path))
-}
-
-pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let mut file = create(path)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(CheckpointError::io(PathBuf::from(path)))
 }

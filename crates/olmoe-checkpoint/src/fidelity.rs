@@ -7,10 +7,10 @@ use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::threads::{Shared, parallel};
 
 use crate::checkpoint::Checkpoint;
-use crate::convert::Step;
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
 use crate::layout::slabs;
+use crate::step::Step;
 use crate::weights::Weights;
 
 /// How far tensors of one kind are from what they were.

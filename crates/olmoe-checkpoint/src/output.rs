@@ -1,7 +1,7 @@
 //! A result that appears under its name only when it is complete.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, LocalDisk};
@@ -157,6 +157,16 @@ fn remove_leftover(partial: &Path) -> Result<(), CheckpointError> {
 
 fn remove(path: &Path) -> io::Result<()> {
     if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+pub(crate) fn create(path: &Path) -> Result<File, CheckpointError> {
+    File::create(path).map_err(CheckpointError::io(path))
+}
+
+/// A file of these bytes, on the disk.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let mut file = create(path)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(CheckpointError::io(PathBuf::from(path)))
 }
 
 #[cfg(test)]

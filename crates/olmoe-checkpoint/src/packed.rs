@@ -33,7 +33,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::checkpoint::Checkpoint;
 use crate::disk::{Disk, LocalDisk};
 use crate::error::CheckpointError;
-use crate::inference::Loading;
+use crate::loading::Loading;
 use crate::output::Output;
 use crate::read_at::ReadAt;
 

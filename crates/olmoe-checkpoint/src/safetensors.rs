@@ -13,13 +13,15 @@ mod error;
 mod header;
 mod index;
 mod kind;
+mod limits;
 mod shards;
 mod writer;
 
 pub use error::SafetensorsError;
-pub use header::{Entry, Header, MAX_HEADER, MAX_METADATA, MAX_RANK, MAX_TENSOR_NAME, MAX_TENSORS, read_header};
+pub use header::{Entry, Header, read_header};
 pub use index::{INDEX_FILE, IndexError, MAX_INDEX, ShardIndex};
 pub use kind::SafeType;
+pub use limits::{MAX_HEADER, MAX_METADATA, MAX_RANK, MAX_TENSOR_NAME, MAX_TENSORS};
 pub(crate) use shards::split_sizes;
 pub use shards::{Shards, ShardsError, shard_name, split};
 pub use writer::{Spec, Writer, file_bytes};

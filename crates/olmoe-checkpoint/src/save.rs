@@ -23,15 +23,17 @@
 
 mod error;
 mod found;
+mod limits;
 mod manifest;
 mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use error::SaveError;
-pub use found::{Found, MAX_SMALL_FILE, Notice};
-pub use manifest::{FileRecord, MANIFEST_FILE, MANIFEST_VERSION, MAX_MANIFEST, Manifest, verify};
+pub use error::{Notice, SaveError};
+pub use found::Found;
+pub use limits::{MANIFEST_FILE, MANIFEST_VERSION, MAX_MANIFEST, MAX_SMALL_FILE};
+pub use manifest::{FileRecord, Manifest, verify};
 pub use writer::{SPACE_RESERVE, Saved, Writer};
 
 use crate::disk::{Disk, LocalDisk, make_folders};

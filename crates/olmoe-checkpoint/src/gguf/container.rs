@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 
 use super::types;
-use super::value::{Kind, Metadata, Value};
+use super::value::{self, Kind, Metadata, Value};
 use crate::encoding::Encoding;
 use crate::read_at::ReadAt;
 
@@ -398,14 +398,14 @@ impl<W: Write> Writer<W> {
         head.extend((tensors.len() as u64).to_le_bytes());
         head.extend((metadata.len() as u64).to_le_bytes());
         for (key, value) in metadata.iter() {
-            text(&mut head, key);
+            value::text(&mut head, key);
             head.extend((value.kind() as u32).to_le_bytes());
             value.write(&mut head);
         }
         let mut offset = 0u64;
         let mut sizes = Vec::new();
         for (name, shape, encoding) in tensors {
-            text(&mut head, name);
+            value::text(&mut head, name);
             head.extend((shape.len() as u32).to_le_bytes());
             for &extent in shape.iter().rev() {
                 head.extend((extent as u64).to_le_bytes());
@@ -455,10 +455,4 @@ impl<W: Write> Writer<W> {
         }
         Ok(self.out)
     }
-}
-
-/// A string as the format has it.
-pub(super) fn text(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
 }

@@ -179,7 +179,7 @@ impl Value {
             Value::F32(x) => out.extend(x.to_le_bytes()),
             Value::F64(x) => out.extend(x.to_le_bytes()),
             Value::Bool(x) => out.push(u8::from(*x)),
-            Value::Text(text) => super::container::text(out, text),
+            Value::Text(text) => self::text(out, text),
             Value::Array(kind, values) => {
                 out.extend((*kind as u32).to_le_bytes());
                 out.extend((values.len() as u64).to_le_bytes());
@@ -256,4 +256,10 @@ impl Metadata {
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
+}
+
+/// A string as the format has it.
+pub(super) fn text(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
 }

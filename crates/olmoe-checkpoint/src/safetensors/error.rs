@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::header::{MAX_HEADER, MAX_METADATA, MAX_RANK, MAX_TENSOR_NAME, MAX_TENSORS};
+use super::limits::{MAX_HEADER, MAX_METADATA, MAX_RANK, MAX_TENSOR_NAME, MAX_TENSORS};
 
 /// Why a safetensors file cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -6,19 +6,9 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::limits::{MAX_HEADER, MAX_METADATA, MAX_RANK, MAX_TENSOR_NAME, MAX_TENSORS};
 use super::{SafeType, SafetensorsError};
 use crate::read_at::ReadAt;
-
-/// Most bytes of a header, those of the format.
-pub const MAX_HEADER: u64 = 100_000_000;
-/// Most tensors of a file.
-pub const MAX_TENSORS: usize = 1_000_000;
-/// Most entries of the metadata.
-pub const MAX_METADATA: usize = 100_000;
-/// Most axes of a tensor.
-pub const MAX_RANK: usize = 64;
-/// Most bytes of a tensor's name.
-pub const MAX_TENSOR_NAME: usize = 4096;
 
 /// One tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::header::{MAX_TENSORS, pairs};
+use super::header::pairs;
+use super::limits::MAX_TENSORS;
 use crate::file_name;
 
 /// Name of the index beside the shards of a model.

@@ -1,10 +1,10 @@
 //! What can go wrong with a checkpoint.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::manifest::{MANIFEST_FILE, MANIFEST_VERSION, MAX_MANIFEST};
-use super::{MAX_SMALL_FILE, Notice};
+use super::limits::{MANIFEST_FILE, MANIFEST_VERSION, MAX_MANIFEST, MAX_SMALL_FILE};
 use crate::safetensors::{SafetensorsError, ShardsError};
 
 /// Why a checkpoint cannot be saved or loaded.
@@ -209,6 +209,21 @@ impl SaveError {
                 | Self::FileSize { .. }
                 | Self::FileHash { .. }
         )
+    }
+}
+
+/// A checkpoint that does not verify.
+#[derive(Debug)]
+pub struct Notice {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The file, and what was found and expected.
+    pub problem: SaveError,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed over: {}", self.path.display(), self.problem)
     }
 }
 

@@ -1,17 +1,15 @@
 //! A checkpoint that verified, to be read.
 
-use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 
-use super::{Manifest, SaveError};
+use super::error::{Notice, SaveError};
+use super::limits::MAX_SMALL_FILE;
+use super::manifest::Manifest;
 use crate::safetensors::Shards;
-
-/// Most bytes of a file that [`Found::bytes`] reads.
-pub const MAX_SMALL_FILE: u64 = 1 << 30;
 
 /// A checkpoint that verified.
 #[derive(Debug)]
@@ -24,21 +22,6 @@ pub struct Found {
     pub manifest: Manifest,
     /// The newer ones that do not verify; the user should see them.
     pub notices: Vec<Notice>,
-}
-
-/// A checkpoint that does not verify.
-#[derive(Debug)]
-pub struct Notice {
-    /// Its folder.
-    pub path: PathBuf,
-    /// The file, and what was found and expected.
-    pub problem: SaveError,
-}
-
-impl fmt::Display for Notice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed over: {}", self.path.display(), self.problem)
-    }
 }
 
 impl Found {

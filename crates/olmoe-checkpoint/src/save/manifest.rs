@@ -8,15 +8,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::SaveError;
+use super::error::SaveError;
+use super::limits::{MANIFEST_FILE, MANIFEST_VERSION, MAX_MANIFEST};
 use crate::file_name;
 
-/// Name of the manifest.
-pub const MANIFEST_FILE: &str = "manifest.json";
-/// The version that is written, and the only one that is read.
-pub const MANIFEST_VERSION: u64 = 1;
-/// Most bytes of a manifest.
-pub const MAX_MANIFEST: u64 = 64 << 20;
 const FORMAT: &str = "olmoe-checkpoint";
 
 /// What a checkpoint consists of.

@@ -13,6 +13,7 @@ mod bytes;
 mod definition;
 mod ends;
 mod error;
+mod export;
 mod merges;
 mod normal_form;
 mod post_processor;

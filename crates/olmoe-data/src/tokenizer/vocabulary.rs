@@ -6,11 +6,10 @@
 use serde_json::{Value, json};
 
 use super::bytes::letter;
-use super::definition::{Definition, MAX_TOKENS, Merge};
+use super::definition::{Definition, MAX_TOKENS};
 use super::ends;
 use super::words::{CL100K, CL100K_SINGLE_DIGITS, Words};
 use super::{Tokenizer, TokenizerError};
-use crate::SpecialTokens;
 
 /// A vocabulary as a GGUF file holds it, in the keys `tokenizer.ggml.*` and `tokenizer.chat_template`.
 #[derive(Clone, Debug, PartialEq)]
@@ -176,7 +175,7 @@ impl Pre {
     }
 
     /// The `pre_tokenizer` of a tokenizer.json.
-    fn json(self) -> Value {
+    pub(super) fn json(self) -> Value {
         let split = |expression: &str| json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false});
         let sequence = |mut steps: Vec<Value>, use_regex: bool| {
             steps.push(byte_level(use_regex));
@@ -195,7 +194,7 @@ impl Pre {
         }
     }
 
-    fn of(definition: &Definition) -> Option<Pre> {
+    pub(super) fn of(definition: &Definition) -> Option<Pre> {
         let found = match (definition.words(), definition.composes()?) {
             (Some(Words::Gpt2), true) => Pre::Olmo,
             (Some(Words::Gpt2), false) => Pre::Gpt2,
@@ -215,7 +214,7 @@ fn byte_level(use_regex: bool) -> Value {
 }
 
 /// The text of a row of the embeddings that no token has.
-fn padding(id: usize) -> String {
+pub(super) fn padding(id: usize) -> String {
     format!("[PAD{id}]")
 }
 
@@ -287,68 +286,5 @@ impl Tokenizer {
             },
         });
         Tokenizer::from_vec(document.to_string().into_bytes())
-    }
-
-    /// What a GGUF file holds of this tokenizer, for a model with so many rows of embeddings. Rows beyond the tokens are
-    /// unused ones, `[PAD…]`; tokens beyond the rows that were added to the tokenizer alone are left out. There are no more
-    /// ends and no chat template: fill them in as needed.
-    pub fn to_vocabulary(&self, rows: usize, special: &SpecialTokens) -> Result<Vocabulary, TokenizerError> {
-        if rows > MAX_TOKENS {
-            return Err(TokenizerError::TooManyRows { rows, limit: MAX_TOKENS });
-        }
-        let unknown = |reason: &str| TokenizerError::NotAVocabulary { reason: reason.to_owned() };
-        let definition = Definition::read(&self.json)?;
-        // Tokens that were added to the tokenizer alone (`[PAD]`) may have no row: a model never makes them.
-        let of_model = definition.bpe.iter().flat_map(|bpe| bpe.vocab.values());
-        if of_model.max().is_some_and(|last| *last as usize >= rows) {
-            return Err(TokenizerError::TooFewRows { size: self.size(), rows });
-        }
-        if definition.byte_level().is_none() && definition.pre_tokenizer != Pre::Default.json() {
-            return Err(unknown("it is not byte-level BPE with words cut in a way that GGUF files can name"));
-        }
-        let pre = Pre::of(&definition)
-            .ok_or_else(|| unknown("no `tokenizer.ggml.pre` stands for its normaliser and its way to cut words"))?;
-        let (bos, add_bos) = match (self.before_text(), special.bos) {
-            ([], bos) => (bos, false),
-            ([id], None) => (Some(*id), true),
-            ([id], Some(bos)) if *id == bos => (special.bos, true),
-            (before, bos) => {
-                let found = bos.map_or("missing".to_owned(), |bos| bos.to_string());
-                let reason = format!(
-                    "it puts the tokens {before:?} before a text, and GGUF can put there `bos` only, which is {found}"
-                );
-                return Err(TokenizerError::NotAVocabulary { reason });
-            }
-        };
-        let mut kinds = vec![TokenKind::Unused; rows];
-        let mut tokens: Vec<String> = (0..rows).map(padding).collect();
-        for (id, (token, kind)) in tokens.iter_mut().zip(&mut kinds).enumerate() {
-            if let Some(text) = self.token(id as u32) {
-                (*token, *kind) = (text.to_owned(), TokenKind::Normal);
-            }
-        }
-        for added in &definition.added {
-            // As the usual converter does: what looks like a control token is one.
-            let looks = added.content.starts_with("<|") && added.content.ends_with("|>");
-            if let Some(kind) = kinds.get_mut(added.id as usize) {
-                *kind = if added.special || looks { TokenKind::Control } else { TokenKind::UserDefined };
-            }
-        }
-        let merges = definition.bpe.map(|bpe| bpe.merges).unwrap_or_default();
-        let merges = merges.into_iter().map(|Merge(a, b)| format!("{a} {b}")).collect();
-        Ok(Vocabulary {
-            model: "gpt2".to_owned(),
-            pre,
-            tokens,
-            kinds,
-            merges,
-            bos,
-            eos: special.eos,
-            pad: special.pad,
-            unk: special.unk,
-            ends: Vec::new(),
-            add_bos,
-            chat_template: None,
-        })
     }
 }

@@ -65,12 +65,12 @@ impl Samples {
     ) -> Result<Option<Vec<Sample>>, TrainError> {
         let requests = self.prompts.iter().map(|(_, request)| request.clone());
         let Some(done) = self.engine(model)?.complete_all(requests, interrupt) else { return Ok(None) };
-        let sample = |(index, (outcome, (prompt, _))): (usize, (Result<Vec<Completion>, _>, &(String, Request)))| {
+        let mut samples = Vec::new();
+        for (index, (outcome, (prompt, _))) in done.into_iter().zip(&self.prompts).enumerate() {
             let completions = outcome.map_err(|source| TrainError::Prompt { index, source: Box::new(source) })?;
-            Ok(completions.into_iter().map(|completion| of(step, prompt, &completion)).collect::<Vec<_>>())
-        };
-        let samples = done.into_iter().zip(&self.prompts).enumerate().map(sample);
-        Ok(Some(samples.collect::<Result<Vec<_>, TrainError>>()?.concat()))
+            samples.extend(completions.iter().map(|completion| of(step, prompt, completion)));
+        }
+        Ok(Some(samples))
     }
 
     /// It is dropped before the model changes again.

@@ -44,6 +44,15 @@ pub(crate) fn input(model: &str, files: &[&str], offline: bool) -> anyhow::Resul
         .with_context(|| format!("there is no file or folder {model}, and as a model of the hub"))
 }
 
+/// A command whose paths are [`expanded`]: behind `--flag=` no shell does it.
+pub(crate) fn with_expanded_paths(command: clap::Command) -> clap::Command {
+    let path = std::any::TypeId::of::<PathBuf>();
+    let parser = || PathBufValueParser::new().map(|path| expanded(&path));
+    let command =
+        command.mut_args(|arg| if arg.get_value_parser().type_id() == path { arg.value_parser(parser()) } else { arg });
+    command.mut_subcommands(with_expanded_paths)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -68,13 +77,4 @@ mod tests {
         assert!(format!("{error:#}").contains("no file or folder no-such-org/no-such-model"), "{error:#}");
         assert!(format!("{error:#}").contains("offline"), "{error:#}");
     }
-}
-
-/// A command whose paths are [`expanded`]: behind `--flag=` no shell does it.
-pub(crate) fn with_expanded_paths(command: clap::Command) -> clap::Command {
-    let path = std::any::TypeId::of::<PathBuf>();
-    let parser = || PathBufValueParser::new().map(|path| expanded(&path));
-    let command =
-        command.mut_args(|arg| if arg.get_value_parser().type_id() == path { arg.value_parser(parser()) } else { arg });
-    command.mut_subcommands(with_expanded_paths)
 }
