@@ -205,7 +205,7 @@ fn a_request_whose_logits_are_no_numbers_fails_alone() {
             for sample in 0..2 {
                 let error = GenerationError::NotFinite { tokens: 5, nan: true };
                 let outcome = &outcomes[&(bad, sample)];
-                assert_eq!((outcome.tokens.len(), reason(&outcome)), (0, &FinishReason::Error(error)));
+                assert_eq!((outcome.tokens.len(), reason(outcome)), (0, &FinishReason::Error(error)));
             }
             // Also in the memory that the bad one left.
             let found = without_reuse(outcomes.remove(&(fine, 0)).unwrap());
