@@ -388,6 +388,15 @@ none | string
 42 | string | length
 '<a href="x">&' | e
 '<b>' | escape
+"it's" | e
+'<' | e | e
+'<' | e | forceescape
+{'a': [1, {}]} | tojson(indent='\t')
+[1, 'a'] | max
+['b', none] | sort
+[{'a': 1}, {'a': 'x'}] | sort(attribute='a')
+[[2], [1, 3]] | sort
+[true, 2, 0.5] | sort
 '<b>' | safe
 none | default('x')
 '' | default('x')
@@ -547,7 +556,8 @@ STATEMENTS = [
     "{% set message = messages[0] %}{{ message.role }}{{ message['role'] }}{{ message.content.strip() }}",
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}",
     "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('bad role ' ~ m.role) }}{% endif %}{% endfor %}",
-    "{% for m in messages %}{{ loop }}{% break %}{% endfor %}",
+    "{% macro f(x) %}{% set ns.n = ns.n + x %}{% endmacro %}{% set ns = namespace(n=1) %}{{ f(2) }}{{ ns.n }}",
+    "{% set ns = namespace(n=1) %}{% macro f(x) %}{% set ns.n = x, 2 %}{% endmacro %}{{ f(2) }}{{ ns.n }}",
     "{% include 'x' %}",
     "{% import 'x' as y %}",
     "{% nothing %}",

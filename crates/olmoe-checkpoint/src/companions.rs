@@ -582,7 +582,7 @@ fn model_ids(contents: &Contents, config: &ModelConfig) -> Result<Value, Checkpo
         let path = contents.path.join(HF_CONFIG);
         let bytes = read_bounded(&path, MAX_FILE)?;
         let written: Value =
-            serde_json::from_slice(&bytes).map_err(|error| CheckpointError::io(&path)(error.into()))?;
+            serde_json::from_slice(without_mark(&bytes)).map_err(|error| CheckpointError::io(&path)(error.into()))?;
         if written["eos_token_id"].is_array() {
             ids["eos_token_id"] = written["eos_token_id"].clone();
         }

@@ -356,7 +356,7 @@ fn text_as_it_lies_on_disks() {
     for (name, bytes, expected) in [
         ("utf16.jsonl", utf16, "the text is UTF-16; convert it to UTF-8 first"),
         ("cut.jsonl.gz", cut[..cut.len() - 5].to_vec(), ""),
-        ("garbage.jsonl.gz", [&cut[..], b"garbage"].concat(), "gzip header"),
+        ("garbage.jsonl.gz", [&cut[..], b"garbage that is no gzip"].concat(), "gzip header"),
         ("plain.jsonl.gz", both.clone().into_bytes(), "gzip header"),
     ] {
         let path = folder.path().join(name);

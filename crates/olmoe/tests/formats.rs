@@ -243,9 +243,12 @@ fn special_tokens_without_a_row_are_none() {
     // A token that was added to the tokenizer and not to the model.
     set(&desk.path("hf/config.json"), "pad_token_id", Value::Null);
     let mut tokenizer = written(&desk.path("tokenizer.json"));
-    let mut added = tokenizer["added_tokens"][0].clone();
-    (added["id"], added["content"]) = (json!(260), json!("[PAD]"));
-    tokenizer["added_tokens"].as_array_mut().unwrap().push(added);
+    let first = tokenizer["added_tokens"][0].clone();
+    for (id, text) in [(257, "[A]"), (258, "[B]"), (259, "[C]"), (260, "[PAD]")] {
+        let mut added = first.clone();
+        (added["id"], added["content"]) = (json!(id), json!(text));
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(added);
+    }
     std::fs::write(desk.path("hf/tokenizer.json"), tokenizer.to_string()).unwrap();
     std::fs::write(&settings, r#"{"pad_token": "[PAD]"}"#).unwrap();
     check("`pad_token` in tokenizer_config.json is 260, beyond the 260 rows");

@@ -17,7 +17,7 @@ const NOT_IN_JINJA: ([&str; 6], [&str; 4]) =
 type Filter = fn(&mut State, &Value, &mut Arguments) -> Result<Value, Error>;
 
 /// Filters by name.
-const FILTERS: [(&str, Filter); 23] = [
+const FILTERS: [(&str, Filter); 26] = [
     ("length", length),
     ("count", length),
     ("default", default),
@@ -33,6 +33,9 @@ const FILTERS: [(&str, Filter); 23] = [
     ("center", center),
     ("wordcount", word_count),
     ("urlencode", url_encode),
+    ("escape", escape),
+    ("e", escape),
+    ("forceescape", escape_always),
     ("string", string),
     ("items", items),
     ("dictsort", sort_mapping),
@@ -268,6 +271,26 @@ fn url_encode(_: &mut State, value: &Value, arguments: &mut Arguments) -> Result
     Ok(Value::from(parts.join("&")))
 }
 
+fn escape(state: &mut State, value: &Value, arguments: &mut Arguments) -> Result<Value, Error> {
+    if value.is_safe() { Ok(value.clone()) } else { escape_always(state, value, arguments) }
+}
+
+/// A text with the letters that HTML gives a meaning written otherwise.
+fn escape_always(_: &mut State, value: &Value, _: &mut Arguments) -> Result<Value, Error> {
+    let mut out = String::new();
+    for letter in text_of(value)?.chars() {
+        match letter {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&#34;"),
+            '\'' => out.push_str("&#39;"),
+            letter => out.push(letter),
+        }
+    }
+    Ok(Value::from_safe_string(out))
+}
+
 fn string(_: &mut State, value: &Value, _: &mut Arguments) -> Result<Value, Error> {
     if value.as_str().is_some() { Ok(value.clone()) } else { text_of(value).map(Value::from) }
 }
@@ -293,24 +316,42 @@ fn sort(state: &mut State, value: &Value, arguments: &mut Arguments) -> Result<V
         ("case_sensitive", Some(arguments.flag("case_sensitive", false)?.into())),
         ("attribute", arguments.some("attribute")?),
     ];
+    comparable(value, names[2].1.as_ref(), arguments)?;
     minijinja::filters::sort(state, value.clone(), given(names))
 }
 
 fn smallest(state: &mut State, value: &Value, arguments: &mut Arguments) -> Result<Value, Error> {
-    let names = of_extreme(arguments)?;
+    let names = of_extreme(value, arguments)?;
     minijinja::filters::min(state, value.clone(), names)
 }
 
 /// The first one of equal ones, as of the smallest.
 fn largest(state: &mut State, value: &Value, arguments: &mut Arguments) -> Result<Value, Error> {
-    let names = of_extreme(arguments)?;
+    let names = of_extreme(value, arguments)?;
     let reversed = value.reverse()?;
     minijinja::filters::max(state, reversed, names)
 }
 
-fn of_extreme(arguments: &mut Arguments) -> Result<Kwargs, Error> {
+fn of_extreme(value: &Value, arguments: &mut Arguments) -> Result<Kwargs, Error> {
     let case_sensitive = arguments.flag("case_sensitive", false)?;
-    Ok(given([("case_sensitive", Some(case_sensitive.into())), ("attribute", arguments.some("attribute")?)]))
+    let attribute = arguments.some("attribute")?;
+    comparable(value, attribute.as_ref(), arguments)?;
+    Ok(given([("case_sensitive", Some(case_sensitive.into())), ("attribute", attribute)]))
+}
+
+/// Fails where Python finds no order: between a text and a number, between two mappings.
+fn comparable(values: &Value, attribute: Option<&Value>, arguments: &Arguments) -> Result<(), Error> {
+    let mut first = None;
+    for item in values.try_iter()? {
+        let key = attribute.map_or(Ok(item.clone()), |path| attribute_of(&item, path))?;
+        let kind = if key.kind() == ValueKind::Bool { ValueKind::Number } else { key.kind() };
+        let ordered = matches!(kind, ValueKind::Number | ValueKind::String | ValueKind::Seq | ValueKind::Iterable);
+        if first.is_some_and(|first| first != kind || !ordered) {
+            return Err(arguments.wrong(format!("{key:?} cannot be compared with the values before it")));
+        }
+        first = Some(kind);
+    }
+    Ok(())
 }
 
 fn given<const N: usize>(names: [(&str, Option<Value>); N]) -> Kwargs {
@@ -400,5 +441,7 @@ fn is_sequence(value: &Value) -> bool {
 
 /// Macros and functions; and what is undefined, which says what it is when it is called.
 fn is_callable(value: &Value) -> bool {
-    value.is_undefined() || value.kind() == ValueKind::Plain && !objects::is_cycler(value)
+    // The engine's macros are mappings of what is known of them.
+    let is_macro = value.as_object().is_some_and(|object| object.type_name().ends_with("::Macro"));
+    value.is_undefined() || is_macro || value.kind() == ValueKind::Plain && !objects::is_cycler(value)
 }

@@ -14,8 +14,14 @@ const MAX_INDENT: usize = 64;
 pub(super) fn tojson(value: &Value, settings: Kwargs) -> Result<Value, Error> {
     let get = |name| settings.get::<Option<bool>>(name).map(|flag| flag.unwrap_or(false));
     let (ascii, sorted) = (get("ensure_ascii")?, get("sort_keys")?);
-    let indent = settings.get::<Option<usize>>("indent")?;
-    if indent.is_some_and(|indent| indent > MAX_INDENT) {
+    let indent = match settings.get::<Option<Value>>("indent")?.filter(|indent| !indent.is_none()) {
+        None => None,
+        Some(indent) => Some(match indent.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(i64::try_from(indent)?).unwrap_or(0).min(MAX_INDENT + 1)),
+        }),
+    };
+    if indent.as_ref().is_some_and(|indent| indent.len() > MAX_INDENT) {
         return Err(bad(format!("tojson: indent is above {MAX_INDENT}")));
     }
     let separators = settings.get::<Option<Value>>("separators")?.filter(|separators| !separators.is_none());
@@ -60,7 +66,7 @@ fn in_order(value: serde_json::Value) -> serde_json::Value {
 
 /// Python's layout.
 struct Python {
-    indent: Option<usize>,
+    indent: Option<String>,
     depth: usize,
     /// Whether the array or object that ends now has anything in it.
     filled: bool,
@@ -84,8 +90,8 @@ impl Python {
     }
 
     fn line(&self, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
-        match self.indent {
-            Some(indent) => write!(out, "\n{:1$}", "", indent * self.depth),
+        match &self.indent {
+            Some(indent) => write!(out, "\n{}", indent.repeat(self.depth)),
             None => Ok(()),
         }
     }

@@ -4,6 +4,7 @@
 //! - `{% generation %}` … `{% endgeneration %}`, a tag of transformers' own, is the call of a function with a block.
 //! - `a % b`, which formats where `a` is a text, is a filter.
 //! - A plus before an operand is left out.
+//! - `{% set a.b = c %}` names `a` in what is assigned, too: only so does a macro know the namespace around it.
 //!
 //! Lines stay where they are, so the line of an error is that of the source.
 
@@ -189,10 +190,17 @@ fn rewrite(start: &str, tokens: &[Token], out: &mut String) -> bool {
             closed[to] += 1;
         }
     }
+    let assigned = tag.assigned();
     for (at, token) in tokens.iter().enumerate() {
+        if let Some((.., name)) = assigned.filter(|(_, end, _)| *end == at) {
+            // Writing to a string does not fail.
+            let _ = write!(out, "), {name})[0]");
+        }
         out.push_str(token.before);
+        if assigned.is_some_and(|(first, ..)| first == at) {
+            out.push_str("((");
+        }
         out.push_str(&"(".repeat(opened[at]));
-        // Writing to a string does not fail.
         let _ = match (lone.filter(|_| at == first), token.text) {
             (Some("generation"), _) => write!(out, "call {GENERATION}({ANSWERS})"),
             (Some("endgeneration"), _) => write!(out, "endcall"),
@@ -213,6 +221,14 @@ struct Tag<'a> {
 }
 
 impl Tag<'_> {
+    /// The first token of what is assigned to an attribute, the end of the tag, and the namespace.
+    fn assigned(&self) -> Option<(usize, usize, &str)> {
+        let texts: Vec<&str> = self.tokens[self.first..].iter().map(|token| token.text).collect();
+        let ["set", name, ".", _, "=", _, .., end] = texts[..] else { return None };
+        let ends = self.is_block && end.ends_with("%}");
+        ends.then_some((self.first + 5, self.tokens.len() - 1, name))
+    }
+
     fn is_remainder(&self, at: usize) -> bool {
         self.tokens[at].text == "%" && self.tokens[at].kind == Kind::Sign
     }
@@ -306,6 +322,9 @@ mod tests {
                 "{{ not (a )|__remainder( 2) if (b )|__remainder( 3) else (c )|__remainder( 4) }}",
             ),
             ("{{ {'a': 1 % 2} }}}", "{{ {'a': (1 )|__remainder( 2)} }}}"),
+            ("{%- set ns.a = ns.b + 1 -%}", "{%- set ns.a = ((ns.b + 1), ns)[0] -%}"),
+            ("{% set ns.a = 1, 2 %}", "{% set ns.a = ((1, 2), ns)[0] %}"),
+            ("{% set ns.a %}", "{% set ns.a %}"),
             ("{{ % }}{{ a %", "{{ % }}{{ a %"),
         ] {
             assert_eq!(prepared(source).0, expected, "{source}");

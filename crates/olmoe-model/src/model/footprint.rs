@@ -63,8 +63,7 @@ impl Pass {
         match self.precision {
             // Eight bits, with a scale and sums for every block.
             _ if self.quantized => numbers + numbers / 4,
-            Precision::Fp32 => F32 * numbers,
-            Precision::AmpBf16 => F32 / 2 * numbers,
+            precision => precision.operand().left_bytes() as u64 * numbers,
         }
     }
 
@@ -99,10 +98,9 @@ impl Pass {
         let many = slots >= MANY_ROWS * experts;
         let wanted = BLOCKS_PER_THREAD * threads;
         if many && (slots.div_ceil(BLOCK_ROWS) >= wanted || experts >= wanted) {
-            // A block's factors and its activation; the inputs of that are kept, unless weights are quantised.
-            let (kept, inputs) = if self.quantized { (0, inner) } else { (inner, 0) };
-            let block = self.factor(d) + F32 * (width + inputs) + self.factor(width);
-            let left = slots.saturating_mul(F32 * (kept + d));
+            // A block's factors, its activation and the inputs of that.
+            let block = self.factor(d) + F32 * (width + inner) + self.factor(width);
+            let left = slots.saturating_mul(F32 * d);
             let x = if self.quantized { self.of_all(self.factor(d)) } else { 0 };
             let blocks = threads.saturating_mul(BLOCK_ROWS).saturating_mul(block);
             return MlpBytes { widest: left.saturating_add(x).saturating_add(blocks), left };
@@ -110,7 +108,7 @@ impl Pass {
         // Quantised rows are shared by the slots that read them.
         let x = self.factor(d).saturating_mul(if self.quantized { self.tokens } else { slots });
         let widest = slots.saturating_mul(F32 * (inner + width + d) + self.factor(width)).saturating_add(x);
-        MlpBytes { widest, left: slots.saturating_mul(F32 * (inner + d)) }
+        MlpBytes { widest, left: slots.saturating_mul(F32 * d) }
     }
 }
 

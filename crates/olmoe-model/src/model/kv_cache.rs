@@ -36,9 +36,10 @@ impl KvCache {
         (config.n_layers as u64).saturating_mul(grain).saturating_mul(capacity.div_ceil(KvCache::GRAIN) as u64)
     }
 
-    /// Tokens held.
+    /// Tokens held: those of the last layer, which a pass reaches last. A pass that panicked before has left more in the
+    /// others, which the next one forgets.
     pub fn len(&self) -> usize {
-        self.layers.first().map_or(0, Cache::len)
+        self.layers.last().map_or(0, Cache::len)
     }
 
     /// Whether no token is held.

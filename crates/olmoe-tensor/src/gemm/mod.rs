@@ -65,6 +65,14 @@ impl Operand {
         }
     }
 
+    /// Bytes of a number of a left factor; they depend on the instruction set.
+    pub fn left_bytes(self) -> usize {
+        match self.left() {
+            Form::F32 | Form::Bf16Halves => 4,
+            Form::Bf16Pairs => 2,
+        }
+    }
+
     /// How left panels hold the factors.
     pub(crate) fn left(self) -> Form {
         match self {
