@@ -237,15 +237,15 @@ mod tests {
     #[test]
     fn what_is_too_large_is_found() {
         let mut x = vec![1.0f32; 512];
-        // What fits is well inside, for the search for the least error may take a scale a little above the largest number's.
+        // What fits is half a step inside, so that no scale comes to the very largest f16, which counts as beyond.
         // Bounds from the definitions: whole numbers up to 8, 16 and 127 times a scale that ends at 65504, and 15 or 31 steps
         // above a minimum that ends there; parts of 256 numbers have whole scales up to 63 and 127 besides.
         for (name, fits, large) in [
-            ("q4_0", 65504.0 * 6.0, 65504.0 * 9.0),
-            ("q5_0", 65504.0 * 15.0, 65504.0 * 17.0),
-            ("q8_0", 65504.0 * 126.0, 65504.0 * 129.0),
-            ("q4_1", 65504.0 * 14.0, 65504.0 * 18.0),
-            ("q5_1", 65504.0 * 30.0, 65504.0 * 34.0),
+            ("q4_0", 65504.0 * 5.5, 65504.0 * 9.0),
+            ("q5_0", 65504.0 * 13.5, 65504.0 * 17.0),
+            ("q8_0", 65504.0 * 125.5, 65504.0 * 129.0),
+            ("q4_1", 65504.0 * 12.5, 65504.0 * 18.0),
+            ("q5_1", 65504.0 * 28.5, 65504.0 * 34.0),
             ("q4_k", 65504.0 * 15.0 * 60.0, 65504.0 * 15.0 * 80.0),
             ("q6_k", 65504.0 * 31.0 * 120.0, 65504.0 * 32.0 * 150.0),
         ] {
