@@ -16,7 +16,7 @@ use crate::error::CheckpointError;
 use crate::gguf::{self, parts};
 use crate::open::{Contents, Format, HF_CONFIG, read_bounded};
 use crate::output::write_file;
-use crate::placeholder;
+use crate::stand_in;
 
 /// File of a tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -52,11 +52,11 @@ pub fn tokenizer(contents: &Contents) -> Result<Option<Tokenizer>, CheckpointErr
         return vocabulary(contents)?.map(|found| of_vocabulary(contents, &found)).transpose();
     }
     let path = contents.path.join(TOKENIZER);
-    if placeholder::is_file(&path)? { from_file(&path).map(Some) } else { Ok(None) }
+    if stand_in::is_file(&path)? { from_file(&path).map(Some) } else { Ok(None) }
 }
 
 fn from_file(path: &Path) -> Result<Tokenizer, CheckpointError> {
-    placeholder::check_path(path)?;
+    stand_in::check_path(path)?;
     Tokenizer::from_file(path).map_err(in_file(path))
 }
 
@@ -259,7 +259,7 @@ impl Companions {
         for name in FILES {
             let path = contents.path.join(name);
             let replaced = replacement.is_some() && !matches!(name, GENERATION_CONFIG | CHAT_TEMPLATE);
-            if !replaced && placeholder::is_file(&path)? {
+            if !replaced && stand_in::is_file(&path)? {
                 self.files.push((name.to_owned(), read_bounded(&path, MAX_FILE)?));
             }
         }

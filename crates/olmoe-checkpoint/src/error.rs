@@ -29,7 +29,7 @@ pub enum CheckpointError {
     },
     /// Something else in the place of a file.
     #[error("{}: {what} in the place of the file; {advice}", path.display())]
-    Placeholder {
+    StandIn {
         /// The file.
         path: PathBuf,
         /// What lies there.

@@ -17,7 +17,7 @@ use crate::read_at::ReadAt;
 use crate::safetensors::{INDEX_FILE, SafeType, ShardIndex, read_header};
 use crate::save::{self, MANIFEST_FILE, SaveError};
 use crate::torch;
-use crate::{olmo, olmo_keys, placeholder};
+use crate::{olmo, olmo_keys, stand_in};
 
 /// File names of the formats.
 pub(crate) const SAFETENSORS: &str = "model.safetensors";
@@ -154,7 +154,7 @@ impl Contents {
 
     fn folder(&mut self) -> Result<(), CheckpointError> {
         for name in [HF_CONFIG, SAFETENSORS, INDEX_FILE, OLMO_CONFIG, TORCH] {
-            placeholder::check_link(&self.path.join(name))?;
+            stand_in::check_link(&self.path.join(name))?;
         }
         let has = |name: &str| self.path.join(name).is_file();
         if has(MANIFEST_FILE) {
@@ -183,7 +183,7 @@ impl Contents {
                     1..=8 => names.join(", "),
                     more => format!("{}, … {more} files", names[..6].join(", ")),
                 };
-                let found = found + placeholder::other_weights(&names);
+                let found = found + stand_in::other_weights(&names);
                 Err(CheckpointError::Unrecognised { path: self.path.clone(), found })
             }
             [one] => {
@@ -434,7 +434,7 @@ fn gguf_header(path: &Path) -> Result<(File, Header), CheckpointError> {
 
 /// Opens a file to read it.
 fn open_file(path: &Path) -> Result<File, CheckpointError> {
-    placeholder::check_link(path)?;
+    stand_in::check_link(path)?;
     // Looked at before it is opened: opening a pipe waits for its other end, and devices need not end at all.
     if !std::fs::metadata(path).map_err(CheckpointError::io(path))?.is_file() {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "a folder, pipe or device, expected a file");
@@ -442,13 +442,13 @@ fn open_file(path: &Path) -> Result<File, CheckpointError> {
     }
     let open = || File::open(path).map_err(CheckpointError::io(path));
     // With a handle of its own: on some systems reading at a position moves the one that reads on.
-    placeholder::check(path, &open()?)?;
+    stand_in::check(path, &open()?)?;
     open()
 }
 
 /// The configuration in a file.
 fn read_config(path: &Path) -> Result<Loaded, CheckpointError> {
-    placeholder::check_path(path)?;
+    stand_in::check_path(path)?;
     Ok(ModelConfig::read(path)?)
 }
 

@@ -300,7 +300,7 @@ fn numbers_that_do_not_fit_are_refused_or_clamped() {
     });
     let said = run(&desk, "convert @f32 @again --to hf --dtype f16 --clamp").err;
     assert!(said.contains("numbers beyond the range of their type, brought into it: 1"), "{said}");
-    // What fits is written without a word; quantised blocks have a scale of their own.
+    // Values in the range of the type are written without a notice; quantised blocks have a scale of their own.
     done(&desk, "convert @f32 @b --to hf --dtype bf16 --quiet");
     done(&desk, "quantize @f32 @q8.gguf --type q8_0 --quiet");
     done(&desk, "generate -m @q8.gguf -p hi -n 1 --quiet");
@@ -323,7 +323,7 @@ fn the_range_of_every_type_has_an_end() {
         std::fs::remove_dir_all(desk.path("f32")).unwrap();
     }
     assert!(!desk.path("x").exists());
-    // What is no number at all is not quantised, whichever tensor it is in: routers and norms stay as they are.
+    // A NaN in any tensor is an error when quantising, also in those that are not quantised: the router and the norms.
     for (tensor, parameter) in [
         ("model.layers.1.mlp.gate.weight", "layers.1.moe.router.weight"),
         ("model.norm.weight", "norm.weight"),

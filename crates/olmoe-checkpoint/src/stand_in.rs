@@ -1,5 +1,5 @@
-//! What lies in the place of a file that was not downloaded: a pointer of Git-LFS, a web page, a message of a server, an
-//! archive, a link to nothing.
+//! Stand-ins: what lies in the place of a file that was not downloaded, such as a pointer of Git-LFS, a web page, a message
+//! of a server, an archive, a link to nothing.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ const ARCHIVES: [(&[u8], &str); 4] = [
 const HTML: &str = "an HTML page";
 const WHERE: &str = "download the file itself: on the hub its address has /resolve/ in it, not /blob/";
 
-/// Checks that a file that was opened is no placeholder.
+/// Checks that a file that was opened is no stand-in.
 pub(crate) fn check(path: &Path, file: &(impl ReadAt + ?Sized)) -> Result<(), CheckpointError> {
     let length = file.len().map_err(CheckpointError::io(path))?.min(HEAD);
     let mut head = vec![0; length as usize];
@@ -51,7 +51,7 @@ pub(crate) fn check(path: &Path, file: &(impl ReadAt + ?Sized)) -> Result<(), Ch
         (None, Some((_, what))) => (*what, "unpack it"),
         (None, None) => return Ok(()),
     };
-    Err(CheckpointError::Placeholder { path: path.to_owned(), what, advice })
+    Err(CheckpointError::StandIn { path: path.to_owned(), what, advice })
 }
 
 /// Checks the same of a file that another reader opens; one that cannot be opened is that reader's to report.
