@@ -11,6 +11,7 @@
 //! | [`gemm`] | packed matrix products |
 //! | [`ops`] | the operations, forward and backward, one file each |
 //! | [`elementary`] | exponential and logarithm in f64, alike on every machine |
+//! | [`strips`] | the shape of weights, cut into strips of rows |
 //! | [`quant`] | weights in blocks that share a scale, as GGUF files hold them |
 //! | [`limits`] | what the machine can do at most, measured |
 //!
@@ -31,6 +32,7 @@ pub mod memory;
 pub mod ops;
 pub mod quant;
 pub mod simd;
+pub mod strips;
 pub mod tensor;
 #[cfg(test)]
 mod testing;

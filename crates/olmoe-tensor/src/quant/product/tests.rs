@@ -3,8 +3,8 @@
 use half::f16;
 
 use super::*;
-use crate::ops::linear::Strips;
 use crate::quant::{BlockFormat, dequantize, quantize};
+use crate::strips::Strips;
 use crate::testing::{numbers, on_every_isa_and_threads, relative_error};
 
 /// Reproducible bytes.

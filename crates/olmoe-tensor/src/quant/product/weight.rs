@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::memory::Buffer;
-use crate::ops::linear::Strips;
+use crate::strips::Strips;
 use crate::threads::{Shared, parallel};
 
 use super::super::BlockFormat;
