@@ -1,6 +1,6 @@
 //! Where each module finds its parameters. The registry makes this in the same visit that lists them.
 
-use crate::config::{Mlp, Norm};
+use crate::config::architecture::{Mlp, Norm};
 
 /// Index of a parameter in canonical order.
 pub type ParameterId = usize;

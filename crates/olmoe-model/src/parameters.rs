@@ -21,7 +21,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, FeedForward, InitMethod, Mlp, ModelConfig, Moe, Norm};
+use crate::config::architecture::{FeedForward, InitMethod, Mlp, ModelConfig, Moe, Norm};
+use crate::config::error::ConfigError;
 use crate::modules::{
     AttentionModule, BlockModule, FeedForwardModule, Linear, MlpModule, Modules, MoeModule, NormModule, ParameterId,
 };

@@ -5,8 +5,8 @@
 //! an OLMo training YAML. What they cannot map is an error; what is accepted but changes nothing here is a [`Notice`].
 //! What they write is read again, and refused if it would stand for another [function](ModelConfig::same_function).
 
-mod architecture;
-mod error;
+pub(crate) mod architecture;
+pub(crate) mod error;
 mod function;
 mod hf;
 mod names;
