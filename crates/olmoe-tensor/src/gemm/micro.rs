@@ -111,126 +111,104 @@ impl Ahead {
     }
 }
 
-/// How a unit is multiplied.
+/// How a unit is multiplied: in one step, or in several with other parts of the words of the right panel.
 trait Product: 'static {
-    /// Words of a unit for each row of a left panel.
-    const LEFT: usize;
+    /// Steps of a unit, and words of it for each row of a left panel.
+    const STEPS: usize;
     /// Units between two fetches: each takes the place of a load, so short units must not have one each.
     const FETCH_UNITS: usize;
 
-    /// Adds the products of a unit to a tile: `a` are the unit's words of a left panel of `a_rows` rows, `b` those of the
-    /// tile's columns in a right panel.
+    /// What step `step` takes of words of the right panel.
+    fn right<S: Simd>(s: S, words: S::V, step: usize) -> S::V;
+
+    /// `c` and the product of a step.
     ///
     /// # Safety
-    /// `a` and `b` hold what the tile reads.
-    unsafe fn unit<S: Simd, const R: usize, const C: usize>(
-        s: S,
-        a: *const u32,
-        a_rows: usize,
-        b: *const u32,
-        acc: &mut [[S::V; C]; R],
-    );
+    /// As [`Simd::bf16_pair_dot`].
+    unsafe fn mul_add<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V;
 }
 
 /// One number.
 struct F32;
 impl Product for F32 {
-    const LEFT: usize = 1;
+    const STEPS: usize = 1;
     const FETCH_UNITS: usize = 4;
 
     #[inline(always)]
-    unsafe fn unit<S: Simd, const R: usize, const C: usize>(
-        s: S,
-        a: *const u32,
-        _: usize,
-        b: *const u32,
-        acc: &mut [[S::V; C]; R],
-    ) {
-        let mut right = [s.zero(); C];
-        // SAFETY: by the caller's promise.
-        unsafe {
-            for v in 0..C {
-                right[v] = s.load_ptr(b.add(v * LANES).cast());
-            }
-            for r in 0..R {
-                let left = s.splat_ptr(a.add(r));
-                for v in 0..C {
-                    acc[r][v] = s.fma(left, right[v], acc[r][v]);
-                }
-            }
-        }
+    fn right<S: Simd>(_: S, words: S::V, _: usize) -> S::V {
+        words
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
+        s.fma(a, b, c)
     }
 }
 
 /// A pair of bf16; by one instruction only where `FAST`, which a set without one must not be asked for.
 struct Bf16Pair<const FAST: bool>;
 impl<const FAST: bool> Product for Bf16Pair<FAST> {
-    const LEFT: usize = 1;
+    const STEPS: usize = 1;
     const FETCH_UNITS: usize = 4;
 
     #[inline(always)]
-    unsafe fn unit<S: Simd, const R: usize, const C: usize>(
-        s: S,
-        a: *const u32,
-        _: usize,
-        b: *const u32,
-        acc: &mut [[S::V; C]; R],
-    ) {
-        let mut right = [s.zero(); C];
+    fn right<S: Simd>(_: S, words: S::V, _: usize) -> S::V {
+        words
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
         // SAFETY: by the caller's promise.
-        unsafe {
-            for v in 0..C {
-                right[v] = s.load_ptr(b.add(v * LANES).cast());
-            }
-            for r in 0..R {
-                let left = s.splat_ptr(a.add(r));
-                for v in 0..C {
-                    acc[r][v] = if FAST {
-                        s.bf16_pair_dot(left, right[v], acc[r][v])
-                    } else {
-                        s.bf16_dot(left, right[v], acc[r][v])
-                    };
-                }
-            }
-        }
+        if FAST { unsafe { s.bf16_pair_dot(a, b, c) } } else { s.bf16_dot(a, b, c) }
     }
 }
 
-/// A pair of bf16, of which the left ones are f32 already.
+/// A pair of bf16, of which the left ones are f32 already: first the odd numbers, then the even ones.
 struct Bf16Halves;
 impl Product for Bf16Halves {
-    const LEFT: usize = 2;
+    const STEPS: usize = 2;
     const FETCH_UNITS: usize = 1;
 
     #[inline(always)]
-    unsafe fn unit<S: Simd, const R: usize, const C: usize>(
-        s: S,
-        a: *const u32,
-        a_rows: usize,
-        b: *const u32,
-        acc: &mut [[S::V; C]; R],
-    ) {
-        let mut right = [s.zero(); C];
-        // SAFETY: by the caller's promise.
-        unsafe {
+    fn right<S: Simd>(s: S, words: S::V, step: usize) -> S::V {
+        if step == 0 { s.bf16_odd(words) } else { s.bf16_even(words) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
+        s.fma(a, b, c)
+    }
+}
+
+/// Adds the products of a unit to a tile: `a` are the unit's words of a left panel of `a_rows` rows, `b` those of the tile's
+/// columns in a right panel.
+///
+/// # Safety
+/// `a` and `b` hold what the tile reads; the rest as [`Product::mul_add`].
+#[inline(always)]
+unsafe fn unit<S: Simd, P: Product, const R: usize, const C: usize>(
+    s: S,
+    a: *const u32,
+    a_rows: usize,
+    b: *const u32,
+    acc: &mut [[S::V; C]; R],
+) {
+    let mut b = b.cast::<f32>();
+    // SAFETY: by the caller's promise.
+    unsafe {
+        for step in 0..P::STEPS {
+            if step > 0 {
+                // Loaded once more: there is no register to keep the words in.
+                b = s.again(b);
+            }
+            let mut right = [s.zero(); C];
             for v in 0..C {
-                right[v] = s.bf16_odd(s.load_ptr(b.add(v * LANES).cast()));
+                right[v] = P::right(s, s.load_ptr(b.add(v * LANES)), step);
             }
             for r in 0..R {
-                let left = s.splat_ptr(a.add(r));
+                let left = s.splat_ptr(a.add(step * a_rows + r));
                 for v in 0..C {
-                    acc[r][v] = s.fma(left, right[v], acc[r][v]);
-                }
-            }
-            // Loaded once more: there is no register to keep the pairs in.
-            let b = s.again(b.cast());
-            for v in 0..C {
-                right[v] = s.bf16_even(s.load_ptr(b.add(v * LANES)));
-            }
-            for r in 0..R {
-                let left = s.splat_ptr(a.add(a_rows + r));
-                for v in 0..C {
-                    acc[r][v] = s.fma(left, right[v], acc[r][v]);
+                    acc[r][v] = P::mul_add(s, left, right[v], acc[r][v]);
                 }
             }
         }
@@ -273,8 +251,8 @@ unsafe fn tile<S: Simd, P: Product, const R: usize, const C: usize>(
                 let next = b.cast::<u8>().wrapping_add(AHEAD);
                 fetch(next);
                 fetch(next.wrapping_add(LINE));
-                P::unit(s, a, a_rows, b, &mut acc);
-                a = a.add(a_rows * P::LEFT);
+                unit::<_, P, R, C>(s, a, a_rows, b, &mut acc);
+                a = a.add(a_rows * P::STEPS);
                 b = b.add(PANEL_COLS);
             }
             left = 0;
@@ -282,15 +260,15 @@ unsafe fn tile<S: Simd, P: Product, const R: usize, const C: usize>(
         while left >= P::FETCH_UNITS {
             ahead.fetch(P::FETCH_UNITS);
             for _ in 0..P::FETCH_UNITS {
-                P::unit(s, a, a_rows, b, &mut acc);
-                a = a.add(a_rows * P::LEFT);
+                unit::<_, P, R, C>(s, a, a_rows, b, &mut acc);
+                a = a.add(a_rows * P::STEPS);
                 b = b.add(PANEL_COLS);
             }
             left -= P::FETCH_UNITS;
         }
         for _ in 0..left {
-            P::unit(s, a, a_rows, b, &mut acc);
-            a = a.add(a_rows * P::LEFT);
+            unit::<_, P, R, C>(s, a, a_rows, b, &mut acc);
+            a = a.add(a_rows * P::STEPS);
             b = b.add(PANEL_COLS);
         }
         for r in 0..R {
