@@ -1,6 +1,7 @@
-//! Exponential, logarithm, cosine and whole powers in f64 with the same bits on every machine; those of the system may differ in the last one.
+//! Exponential, logarithm, sine, cosine and whole powers in f64 with the same bits on every machine; those of the system
+//! may differ in the last one.
 
-use std::f64::consts::{FRAC_PI_2, FRAC_PI_4, LN_2, LOG2_E, PI, SQRT_2};
+use std::f64::consts::{FRAC_2_PI, LN_2, LOG2_E, SQRT_2};
 
 /// `ln 2` in two parts, the first with so few bits that its products with exponents are exact.
 const LN_2_HIGH: f64 = f64::from_bits(0x3fe6_2e42_fee0_0000);
@@ -19,14 +20,18 @@ const SERIES: [f64; 14] = {
     }
     series
 };
-/// Below it the exponential is taken for 0.
+/// Below it the exponential is taken for 0, above the next one for infinity.
 const LOWEST: f64 = -708.0;
+const HIGHEST: f64 = 709.0;
+/// `π/2` in two parts, the first of 33 bits, so that its products with whole numbers below 2²⁰ are exact.
+const HALF_PI_HIGH: f64 = f64::from_bits(0x3ff9_21fb_5440_0000);
+const HALF_PI_LOW: f64 = f64::from_bits(0x3dd0_b461_1a62_6331);
 
-/// `eˣ` for `x ≤ 0`; 0 below −708. `x = k·ln 2 + r` with `|r| ≤ ln 2 / 2`, `eʳ` by its series up to `r¹³`, whose remainder
-/// is below 1e-17.
+/// `eˣ`; 0 below −708, infinite above 709, NaN of NaN. `x = k·ln 2 + r` with `|r| ≤ ln 2 / 2`, `eʳ` by its series up to
+/// `r¹³`, whose remainder is below 1e-17.
 #[inline]
 pub fn exp(x: f64) -> f64 {
-    let inside = x.max(LOWEST);
+    let inside = x.clamp(LOWEST, HIGHEST);
     // The low bits of it are those of the whole number k.
     let shifted = inside * LOG2_E + ROUNDS;
     let k = shifted - ROUNDS;
@@ -36,13 +41,31 @@ pub fn exp(x: f64) -> f64 {
         sum = sum * r + factor;
     }
     let power = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
-    if x < LOWEST { 0.0 } else { sum * power }
+    if x < LOWEST {
+        0.0
+    } else if x > HIGHEST {
+        f64::INFINITY
+    } else {
+        sum * power
+    }
 }
 
-/// Natural logarithm of a positive normal number. `x = m·2ᵉ` with `m` in [√½, √2); `ln m = 2·atanh t`, `t = (m − 1)/(m + 1)`,
-/// by its series up to `t²¹`, whose remainder is below 1e-17.
+/// Natural logarithm; −∞ of 0, NaN of negative numbers and of NaN. `x = m·2ᵉ` with `m` in [√½, √2);
+/// `ln m = 2·atanh t`, `t = (m − 1)/(m + 1)`, by its series up to `t²¹`, whose remainder is below 1e-17.
 pub fn ln(x: f64) -> f64 {
     const MANTISSA: u64 = (1 << 52) - 1;
+    /// 2⁵⁴: makes a subnormal number a normal one.
+    const LIFT: f64 = 18_014_398_509_481_984.0;
+    if x < f64::MIN_POSITIVE {
+        return match x {
+            _ if x > 0.0 => ln(x * LIFT) - 54.0 * LN_2,
+            _ if x < 0.0 => f64::NAN,
+            _ => f64::NEG_INFINITY,
+        };
+    }
+    if x.is_nan() || x == f64::INFINITY {
+        return x;
+    }
     let bits = x.to_bits();
     let mut exponent = ((bits >> 52) as i64 - 1023) as f64;
     let mut m = f64::from_bits((bits & MANTISSA) | (1023 << 52));
@@ -59,27 +82,27 @@ pub fn ln(x: f64) -> f64 {
     exponent * LN_2 + 2.0 * t * series
 }
 
-/// `cos x` for `0 ≤ x ≤ π`. Folded to a quarter of a circle and then to an eighth, where the series of the cosine up to
-/// `x¹⁶` and of the sine up to `x¹⁷` leave less than 1e-17.
-pub fn cos(x: f64) -> f64 {
-    /// What `PI` lacks of π.
-    const PI_LOW: f64 = f64::from_bits(0x3ca1_a626_3314_5c07);
-    let (x, sign) = if x > FRAC_PI_2 { ((PI - x) + PI_LOW, -1.0) } else { (x, 1.0) };
+/// `(sin x, cos x)` for `|x| ≤ 2²⁰`. `x = k·π/2 + r` with `|r| ≤ π/4`, where the series of the cosine up to `r¹⁶` and of
+/// the sine up to `r¹⁷` leave less than 1e-17.
+pub fn sin_cos(x: f64) -> (f64, f64) {
+    let k = x * FRAC_2_PI + ROUNDS - ROUNDS;
+    let r = (x - k * HALF_PI_HIGH) - k * HALF_PI_LOW;
     // 1/n! of the even or the odd n below 18, the alternating signs with them.
-    let series = |x: f64, last: u32| {
+    let series = |last: u32| {
         let mut sum = 0.0;
         let mut n = last;
         while n > 1 {
-            sum = (1.0 - sum) * x * x / f64::from(n * (n - 1));
+            sum = (1.0 - sum) * r * r / f64::from(n * (n - 1));
             n -= 2;
         }
         1.0 - sum
     };
-    if x > FRAC_PI_4 {
-        let y = (FRAC_PI_2 - x) + 0.5 * PI_LOW;
-        sign * y * series(y, 17)
-    } else {
-        sign * series(x, 16)
+    let (sin, cos) = (r * series(17), series(16));
+    match k as i64 & 3 {
+        0 => (sin, cos),
+        1 => (cos, -sin),
+        2 => (-sin, -cos),
+        _ => (-cos, sin),
     }
 }
 
@@ -98,6 +121,8 @@ pub fn power(x: f64, n: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::f64::consts::PI;
+
     use super::*;
 
     #[test]
@@ -109,17 +134,29 @@ mod tests {
             let x = 1.0 + f64::from(i) * 0.73;
             assert!((ln(x) - x.ln()).abs() <= 4e-16 * x.ln().max(1.0), "ln({x}) = {}, not {}", ln(x), x.ln());
         }
+        for x in [0.5, 10.0, 88.7, 600.0, 709.0f64] {
+            assert!((exp(x) - x.exp()).abs() <= 1e-15 * x.exp(), "exp({x})");
+        }
         assert_eq!((exp(0.0), exp(-709.0), exp(f64::NEG_INFINITY)), (1.0, 0.0, 0.0));
-        assert_eq!(ln(1.0), 0.0);
+        assert_eq!((exp(710.0), exp(f64::INFINITY)), (f64::INFINITY, f64::INFINITY));
+        assert_eq!((ln(1.0), ln(0.0), ln(-0.0)), (0.0, f64::NEG_INFINITY, f64::NEG_INFINITY));
+        assert_eq!(ln(f64::INFINITY), f64::INFINITY);
+        assert!(exp(f64::NAN).is_nan() && ln(f64::NAN).is_nan() && ln(-1.0).is_nan());
+        let subnormal = f64::from_bits(12_345);
+        assert!((ln(subnormal) - subnormal.ln()).abs() <= 1e-13);
     }
 
     #[test]
-    fn cosines_and_powers_agree_with_those_of_the_system() {
+    fn sines_cosines_and_powers_agree_with_those_of_the_system() {
         for i in 0..=100_000 {
-            let x = PI * f64::from(i) / 100_000.0;
-            assert!((cos(x) - x.cos()).abs() <= 2.3e-16, "cos({x}) = {}, not {}", cos(x), x.cos());
+            for x in [PI * f64::from(i) / 100_000.0, f64::from(i) * 10.485_3, -f64::from(i)] {
+                let (sin, cos) = sin_cos(x);
+                let (s, c) = x.sin_cos();
+                assert!((cos - c).abs() <= 2.3e-16, "cos({x}) = {cos}, not {c}");
+                assert!((sin - s).abs() <= 2.3e-16, "sin({x}) = {sin}, not {s}");
+            }
         }
-        assert_eq!((cos(0.0), cos(PI)), (1.0, -1.0));
+        assert_eq!((sin_cos(0.0), sin_cos(PI).1), ((0.0, 1.0), -1.0));
         for n in [0, 1, 2, 3, 10, 1000, 100_000] {
             for x in [0.9f64, 0.95, 0.999, 0.0] {
                 let (own, system) = (power(x, n), x.powi(n as i32));

@@ -43,6 +43,12 @@ fn class_of(bytes: usize) -> (usize, usize) {
     (((octave - 6) * 8) as usize + eighth, rounded)
 }
 
+/// The bytes that every buffer of a class has.
+fn bytes_of(class: usize) -> usize {
+    let octave = class / 8 + 6;
+    (1 << octave) + ((class % 8) << (octave - 3))
+}
+
 /// How often the pool has asked the system for memory.
 pub fn system_requests() -> u64 {
     SYSTEM_REQUESTS.load(Ordering::Relaxed)
@@ -149,7 +155,6 @@ pub struct Buffer<T: Pod> {
     block: NonNull<u8>,
     len: usize,
     class: usize,
-    bytes: usize,
     kind: PhantomData<T>,
 }
 
@@ -169,9 +174,10 @@ impl<T: Pod> Buffer<T> {
             free.pop().map(|block| (class, block.0))
         });
         let (class, block) = reused.unwrap_or_else(|| (wanted, request(rounded)));
-        let live = LIVE.fetch_add(rounded, Ordering::Relaxed) + rounded;
+        let bytes = bytes_of(class);
+        let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
         PEAK.fetch_max(live, Ordering::Relaxed);
-        Buffer { block, len, class, bytes: rounded, kind: PhantomData }
+        Buffer { block, len, class, kind: PhantomData }
     }
 
     /// `len` zeros.
@@ -198,7 +204,7 @@ impl<T: Pod> Buffer<T> {
 
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
-        LIVE.fetch_sub(self.bytes, Ordering::Relaxed);
+        LIVE.fetch_sub(bytes_of(self.class), Ordering::Relaxed);
         FREE[self.class].lock().unwrap_or_else(|e| e.into_inner()).push(Block(self.block));
     }
 }
@@ -244,6 +250,7 @@ mod tests {
             assert!(bytes < 512 || rounded <= bytes + bytes / 8 + ALIGNMENT, "{bytes} became {rounded}");
             assert!(class >= last.0 && (class == last.0) == (rounded == last.1), "{bytes}");
             assert_eq!(class_of(rounded), (class, rounded));
+            assert_eq!(bytes_of(class), rounded);
             last = (class, rounded);
         }
         assert!(class_of(1 << 47).0 < CLASSES);

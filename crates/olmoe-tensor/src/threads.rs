@@ -5,6 +5,7 @@
 //! work spins for a moment, then sleeps. The caller waits only for workers that have joined, so one that the system has
 //! put aside delays nobody. A call from inside a task, or while another thread uses the pool, runs on its own thread.
 
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock};
@@ -101,19 +102,20 @@ pub fn parallel_ranges(len: usize, grain: usize, run: impl Fn(std::ops::Range<us
 }
 
 /// A mutable slice that tasks share, each taking ranges that no other takes.
-pub struct Shared<T> {
+pub struct Shared<'a, T> {
     start: *mut T,
     len: usize,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 // SAFETY: `Shared::range` makes the caller answer for disjoint ranges.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Send for Shared<T> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 
-impl<T> Shared<T> {
-    /// Shares a slice among tasks; it must outlive them, which a call of [`parallel`] in the same function gives.
-    pub fn new(x: &mut [T]) -> Shared<T> {
-        Shared { start: x.as_mut_ptr(), len: x.len() }
+impl<'a, T> Shared<'a, T> {
+    /// Shares a slice among tasks; it stays borrowed for as long as the result lives.
+    pub fn new(x: &'a mut [T]) -> Shared<'a, T> {
+        Shared { start: x.as_mut_ptr(), len: x.len(), borrowed: PhantomData }
     }
 
     /// Where `len` numbers from `start` on lie, for tasks that own places between those of others.
@@ -126,7 +128,7 @@ impl<T> Shared<T> {
     /// The part of the slice that this task owns.
     ///
     /// # Safety
-    /// No two tasks that run at the same time may take overlapping ranges, and the slice must still be borrowed.
+    /// No two tasks that run at the same time may take overlapping ranges.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn range(&self, range: std::ops::Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);

@@ -18,7 +18,7 @@
 
 use std::f64::consts::PI;
 
-use olmoe_tensor::elementary::cos;
+use olmoe_tensor::elementary::sin_cos;
 
 use crate::config::{SchedulerName, TrainConfig};
 use crate::optimizer::Clip;
@@ -99,7 +99,7 @@ impl Schedule {
         // Only where it is used is the position before the end, and both are past the warm-up.
         let done = position.saturating_sub(warmup) as f64;
         let whole = end.saturating_sub(warmup) as f64;
-        let half_cosine = || (lr - least) * (1.0 + cos((PI * done / whole).clamp(0.0, PI))) / 2.0;
+        let half_cosine = || (lr - least) * (1.0 + sin_cos((PI * done / whole).clamp(0.0, PI)).1) / 2.0;
         match name {
             CosineWithWarmup | LinearWithWarmup | CosineLinearEnvelope if position >= end => least,
             CosineWithWarmup => least + half_cosine(),

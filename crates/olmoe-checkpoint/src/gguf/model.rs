@@ -1,6 +1,8 @@
 //! A model's metadata: `{arch}.embedding_length` and its like, to and from the configuration.
 
-use olmoe_model::config::{Activation, ConfigError, FeedForward, Loaded, Mlp, ModelConfig, Moe, Notice, Rope};
+use olmoe_model::config::{
+    Activation, ConfigError, FeedForward, Loaded, Mlp, ModelConfig, Moe, Norm, NormKind, Notice, Rope,
+};
 
 use super::container::{Header, TensorInfo};
 use super::keys;
@@ -163,35 +165,52 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
         None => d_model.checked_div(n_heads).unwrap_or(0),
     };
     let expert = Mlp { width: keys.size("feed_forward_length")?, activation: Activation::SwiGlu };
-    let mut config = ModelConfig::release();
     let eps = keys.optional_number("attention.layer_norm_rms_epsilon")?;
-    config.norm.eps =
-        eps.ok_or_else(|| GgufModelError::MissingKey { key: keys.find("attention.layer_norm_rms_epsilon").0 })?;
-    if architecture == "olmoe" {
-        config.qk_norm = Some(config.norm);
-        config.feed_forward = FeedForward::Moe(Moe {
+    let eps = eps.ok_or_else(|| GgufModelError::MissingKey { key: keys.find("attention.layer_norm_rms_epsilon").0 })?;
+    let norm = Norm { kind: NormKind::Rms, affine: true, bias: false, eps };
+    let is_mixture = architecture == "olmoe";
+    let feed_forward = if is_mixture {
+        FeedForward::Moe(Moe {
             num_experts: keys.size("expert_count")?,
             top_k: keys.size("expert_used_count")?,
             expert,
             normalize_top_k: false,
             shared_expert: None,
             capacity_factor: None,
-        });
+        })
     } else {
-        config.qk_norm = None;
-        config.feed_forward = FeedForward::Dense(expert);
-        config.tie_embeddings = tensor("output.weight").is_none();
-    }
-    config.attention_bias = tensor("blk.0.attn_q.bias").is_some();
-    config.d_model = d_model;
-    config.n_layers = keys.size("block_count")?;
-    config.n_heads = n_heads;
-    config.n_kv_heads = keys.optional_size("attention.head_count_kv")?.unwrap_or(n_heads);
-    config.head_dim = head_dim;
-    config.vocab_size = rows;
-    config.embedding_size = rows;
-    config.max_sequence_length = keys.size("context_length")?;
-    config.rope = Rope { theta: keys.optional_number("rope.freq_base")?.unwrap_or(10_000.0) };
+        FeedForward::Dense(expert)
+    };
+    // What a file does not say, of training, is the release's.
+    let ModelConfig { init, auxiliary, .. } = ModelConfig::release();
+    let mut config = ModelConfig {
+        d_model,
+        n_layers: keys.size("block_count")?,
+        n_heads,
+        n_kv_heads: keys.optional_size("attention.head_count_kv")?.unwrap_or(n_heads),
+        head_dim,
+        vocab_size: rows,
+        embedding_size: rows,
+        max_sequence_length: keys.size("context_length")?,
+        feed_forward,
+        even_layers: None,
+        norm,
+        qk_norm: is_mixture.then_some(norm),
+        embedding_norm: None,
+        norm_after: false,
+        rope: Rope { theta: keys.optional_number("rope.freq_base")?.unwrap_or(10_000.0) },
+        clip_qkv: None,
+        attention_bias: tensor("blk.0.attn_q.bias").is_some(),
+        mlp_bias: false,
+        head_bias: false,
+        tie_embeddings: !is_mixture && tensor("output.weight").is_none(),
+        scale_logits: false,
+        init,
+        auxiliary,
+        pad_token_id: None,
+        bos_token_id: None,
+        eos_token_id: None,
+    };
     let mut notices: Vec<Notice> = keys::advice(metadata).into_iter().map(|(key, text)| Notice { key, text }).collect();
     if !unknown.is_empty() {
         let text = format!("keys that no program is known to read are passed over: {}", unknown.join(", "));

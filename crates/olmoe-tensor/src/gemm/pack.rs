@@ -367,7 +367,7 @@ impl Right {
     }
 
     /// The packed numbers, for tasks that write them piece by piece with [`RightShape`].
-    pub(crate) fn shared(&mut self) -> (Shared<f32>, RightShape) {
+    pub(crate) fn shared(&mut self) -> (Shared<'_, f32>, RightShape) {
         let shape = RightShape { rows: self.rows, k: self.k, operand: self.operand };
         (Shared::new(&mut self.data), shape)
     }
@@ -434,7 +434,7 @@ impl RightShape {
     ///
     /// # Safety
     /// No other task packs this panel.
-    pub(crate) unsafe fn pack_panel(&self, out: &Shared<f32>, group: usize, p: usize, strip: &[f32]) {
+    pub(crate) unsafe fn pack_panel(&self, out: &Shared<'_, f32>, group: usize, p: usize, strip: &[f32]) {
         let at = self.panel(group, p);
         // SAFETY: by the caller's promise.
         let panel = unsafe { out.range(at..at + PANEL_COLS * self.operand.units(self.k)) };
@@ -453,7 +453,7 @@ impl RightShape {
     ///
     /// # Safety
     /// No other task packs this part.
-    pub(crate) unsafe fn pack_part(&self, out: &Shared<f32>, group: usize, first: usize, strip: &[f32]) {
+    pub(crate) unsafe fn pack_part(&self, out: &Shared<'_, f32>, group: usize, first: usize, strip: &[f32]) {
         let n = strip.len() / self.rows.max(1);
         let (first, some) = (self.operand.units(first), self.operand.units(n));
         for p in 0..self.rows.div_ceil(PANEL_COLS) {

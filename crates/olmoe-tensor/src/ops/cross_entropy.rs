@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use crate::elementary::{exp as exp64, ln};
 use crate::gemm::{
     Left, PANEL_COLS, PANEL_ROWS, Right, Source, Store, block, gemm_here, pack_columns, pack_rows, panel_count,
     panel_start,
@@ -285,10 +286,10 @@ fn finish(tiles: &Tiles, logits: &[f32], v: usize, targets: &[u32], logp: &mut [
         for t in range {
             let (largest, sums) = (tiles.largest.row(t), tiles.sum.row(t));
             let most = largest.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
-            let sum: f64 = largest.iter().zip(sums).map(|(m, sum)| f64::from(m - most).exp() * f64::from(*sum)).sum();
+            let sum: f64 = largest.iter().zip(sums).map(|(m, sum)| exp64(f64::from(m - most)) * f64::from(*sum)).sum();
             // SAFETY: each token is another place.
             let (logp, lse) = unsafe { (&mut logp.range(t..t + 1)[0], &mut lse.range(t..t + 1)[0]) };
-            *lse = (f64::from(most) + sum.ln()) as f32;
+            *lse = (f64::from(most) + ln(sum)) as f32;
             *logp = if targets[t] == IGNORE { 0.0 } else { logits[t * v + targets[t] as usize] - *lse };
         }
     });
@@ -316,11 +317,11 @@ struct Chunk<'a> {
 }
 
 /// The outputs of the backward pass, each task with ranges of its own.
-struct Outputs {
+struct Outputs<'a> {
     /// `[slabs, T, D]`
-    dx: Option<Shared<f32>>,
-    dweight: Option<Shared<f32>>,
-    dbias: Option<Shared<f32>>,
+    dx: Option<Shared<'a, f32>>,
+    dweight: Option<Shared<'a, f32>>,
+    dbias: Option<Shared<'a, f32>>,
 }
 
 impl Chunk<'_> {

@@ -139,7 +139,7 @@ impl<'a> Contraction<'a> {
     ///
     /// # Safety
     /// No other task packs this block.
-    pub(super) unsafe fn pack_left(&self, out: &Shared<f32>, rows: usize, source: Source<'_>, at: &Block) {
+    pub(super) unsafe fn pack_left(&self, out: &Shared<'_, f32>, rows: usize, source: Source<'_>, at: &Block) {
         let (before, units, first, some) = self.place(at);
         let (count, unit) = (panel_count(rows), self.left.unit());
         for p in 0..count {
@@ -157,7 +157,7 @@ impl<'a> Contraction<'a> {
     /// No other task packs this block.
     pub(super) unsafe fn pack_right(
         &self,
-        out: &Shared<f32>,
+        out: &Shared<'_, f32>,
         rows: usize,
         source: Source<'_>,
         scale: Option<&[f32]>,
@@ -209,17 +209,17 @@ impl<'a> Contraction<'a> {
 pub(super) struct Product<'a> {
     pub(super) left: &'a LeftFactors,
     pub(super) right: &'a RightFactors,
-    pub(super) dw: Shared<f32>,
+    pub(super) dw: Shared<'a, f32>,
 }
 
 impl LeftFactors {
-    pub(super) fn shared(&mut self) -> Shared<f32> {
+    pub(super) fn shared(&mut self) -> Shared<'_, f32> {
         Shared::new(&mut self.data)
     }
 }
 
 impl RightFactors {
-    pub(super) fn shared(&mut self) -> Shared<f32> {
+    pub(super) fn shared(&mut self) -> Shared<'_, f32> {
         Shared::new(&mut self.data)
     }
 }

@@ -114,6 +114,11 @@ impl Saved {
         let room = || Tensor::scratch(&[slots, mlp.up.strips().out]);
         Saved { gate_si: mlp.gate.map(|_| room()), up_si: room() }
     }
+
+    /// Both for tasks that fill them: the gate's, where there is one, and the other's.
+    fn shared(&mut self) -> (Option<Shared<'_, f32>>, Shared<'_, f32>) {
+        (self.gate_si.as_deref_mut().map(Shared::new), Shared::new(&mut self.up_si))
+    }
 }
 
 /// Rows of a chosen expert, on the mean, from which on the layer goes block by block.
@@ -171,7 +176,7 @@ fn fills_blocks(offsets_e: &[u32]) -> bool {
 /// # Safety
 /// The range of what is kept is this block's.
 unsafe fn place<'a>(
-    kept: Option<&'a Shared<f32>>,
+    kept: Option<&'a Shared<'_, f32>>,
     range: Range<usize>,
     width: usize,
     own: &'a mut Buffer<f32>,
@@ -193,8 +198,8 @@ fn by_blocks(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Sav
     let mut saved = keep.then(|| Saved::scratch(slots.count(), mlp));
     let mut out_sd = Tensor::scratch(&[slots.count(), d]);
     {
-        let kept_gate = saved.as_mut().and_then(|saved| saved.gate_si.as_deref_mut()).map(Shared::new);
-        let kept_up = saved.as_mut().map(|saved| Shared::new(&mut saved.up_si));
+        let (kept_gate, kept_up) = saved.as_mut().map(Saved::shared).unzip();
+        let kept_gate = kept_gate.flatten();
         let out_sd = Shared::new(&mut out_sd);
         for_blocks(slots.offsets_e, |e, some| {
             let mut left = Left::scratch_of(BLOCK_ROWS, some.len(), d, operand);
@@ -262,8 +267,8 @@ fn quantized_by_blocks(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, 
     let mut saved = keep.then(|| Saved::scratch(slots.count(), mlp));
     let mut out_sd = Tensor::scratch(&[slots.count(), d]);
     {
-        let kept_gate = saved.as_mut().and_then(|saved| saved.gate_si.as_deref_mut()).map(Shared::new);
-        let kept_up = saved.as_mut().map(|saved| Shared::new(&mut saved.up_si));
+        let (kept_gate, kept_up) = saved.as_mut().map(Saved::shared).unzip();
+        let kept_gate = kept_gate.flatten();
         let out_shared = Shared::new(&mut out_sd);
         for_blocks(slots.offsets_e, |e, some| {
             let count = some.len();
@@ -370,7 +375,7 @@ kernel! {
 fn weight_product<'a>(
     left: &'a Option<LeftFactors>,
     right: &'a Option<RightFactors>,
-    dw: Option<&mut [f32]>,
+    dw: Option<&'a mut [f32]>,
 ) -> Option<Product<'a>> {
     Some(Product { left: left.as_ref()?, right: right.as_ref()?, dw: Shared::new(dw?) })
 }

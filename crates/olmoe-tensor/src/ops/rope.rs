@@ -9,6 +9,7 @@
 //! Cosine and sine of the rounded angle are then those of f64, rounded.
 
 use super::lanes::{lanes, row_grain, split};
+use crate::elementary::{exp, ln, sin_cos};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
 
@@ -50,7 +51,7 @@ impl Rope {
         let [mut cos_ph, mut sin_ph] = [(); 2].map(|_| Tensor::scratch(&[max_positions, half]));
         let frequency = |j: usize| {
             let exponent = (2 * j) as f32 / head_dim as f32;
-            1.0 / f64::from(theta).powf(f64::from(exponent)) as f32
+            1.0 / exp(f64::from(exponent) * ln(f64::from(theta))) as f32
         };
         let outputs = [(&mut *cos_ph, half), (&mut *sin_ph, half)];
         split(max_positions, row_grain(100 * half), outputs, |range, [cos, sin]| {
@@ -58,8 +59,9 @@ impl Rope {
                 let frequency = frequency(j);
                 for (i, position) in range.clone().enumerate() {
                     let angle = f64::from(position as f32 * frequency);
-                    cos[i * half + j] = angle.cos() as f32;
-                    sin[i * half + j] = angle.sin() as f32;
+                    let (sine, cosine) = sin_cos(angle);
+                    cos[i * half + j] = cosine as f32;
+                    sin[i * half + j] = sine as f32;
                 }
             }
         });

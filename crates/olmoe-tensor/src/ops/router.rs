@@ -5,6 +5,7 @@
 //! weights: the probabilities themselves, so that they sum to less than one, or divided by their sum when `normalize` is
 //! set. `lse = log Σ exp r` is kept for the z-loss.
 
+use crate::elementary::ln;
 use crate::memory::Buffer;
 use crate::ops::lanes::lanes;
 use crate::simd::{LANES, exp, kernel};
@@ -49,7 +50,7 @@ kernel! {
             let p = s.div(s.load_partial(piece), total);
             s.store_partial(p, piece);
         }
-        largest + sum.ln()
+        largest + ln(f64::from(sum)) as f32
     }
 }
 

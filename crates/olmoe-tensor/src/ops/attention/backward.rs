@@ -84,7 +84,7 @@ struct Call<'a> {
     lse_ht: &'a [f32],
     delta_ht: &'a [f32],
     /// dq, dk, dv.
-    gradients: [Shared<f32>; 3],
+    gradients: [Shared<'a, f32>; 3],
 }
 
 /// Packed rows of a sequence for one query head and its key/value head.
@@ -204,7 +204,7 @@ fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 
 impl Packed<'_> {
     /// Adds what this query head gives to `[dq, dk, dv]`, rows `wide` numbers long.
-    fn walk(&self, sums: &[Shared<f32>; 3], divide: bool) {
+    fn walk(&self, sums: &[Shared<'_, f32>; 3], divide: bool) {
         let row_blocks = self.n.div_ceil(BLOCK_ROWS);
         let key_blocks = self.n.div_ceil(BLOCK_KEYS);
         let keys = |j: usize| j * BLOCK_KEYS..((j + 1) * BLOCK_KEYS).min(self.n);

@@ -123,7 +123,7 @@ impl Blocks {
     ///
     /// # Safety
     /// As [`Shared::range`]: nobody else touches the blocks that are written.
-    pub(super) unsafe fn write(self, to: &Shared<f32>, at: usize, [k, v]: [Source<'_>; 2], some: Range<usize>) {
+    pub(super) unsafe fn write(self, to: &Shared<'_, f32>, at: usize, [k, v]: [Source<'_>; 2], some: Range<usize>) {
         let (mut at, mut row) = (at, some.start);
         while row < some.end {
             let inside = at % BLOCK_KEYS;

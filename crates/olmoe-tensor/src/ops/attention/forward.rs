@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::elementary::ln;
 use crate::gemm::pack::{pack_rows, panel_count, panel_start};
 use crate::gemm::{Form, Operand, PANEL_COLS, PANEL_ROWS, Source};
 use crate::memory::Buffer;
@@ -79,9 +80,9 @@ pub(super) struct Packed<'a> {
 pub(super) struct Queries<'a> {
     pub(super) heads: Heads,
     pub(super) q: &'a [f32],
-    pub(super) o: Shared<f32>,
+    pub(super) o: Shared<'a, f32>,
     /// The log-sum-exps `[H, T]`, and T.
-    pub(super) lse: Option<(Shared<f32>, usize)>,
+    pub(super) lse: Option<(Shared<'a, f32>, usize)>,
 }
 
 /// A block of entries.
@@ -206,7 +207,7 @@ impl Queries<'_> {
                     let place = at % self.heads.query * t + at / self.heads.query;
                     // SAFETY: as above.
                     let lse = unsafe { lse.range(place..place + 1) };
-                    lse[0] = (f64::from(*max) + f64::from(sum).ln()) as f32;
+                    lse[0] = (f64::from(*max) + ln(f64::from(sum))) as f32;
                 }
             }
         }

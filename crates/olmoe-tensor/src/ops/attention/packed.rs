@@ -60,7 +60,7 @@ impl Layout {
     ///
     /// # Safety
     /// As [`Shared::range`]: nobody else touches the panels of 32 rows that are written.
-    pub(super) unsafe fn pack_by_row(self, to: &Shared<f32>, at: usize, source: Source<'_>, rows: Range<usize>) {
+    pub(super) unsafe fn pack_by_row(self, to: &Shared<'_, f32>, at: usize, source: Source<'_>, rows: Range<usize>) {
         let (mut at, mut row) = (at, rows.start);
         while row < rows.end {
             let lane = at % PANEL_COLS;
@@ -84,7 +84,7 @@ impl Layout {
     ///
     /// # Safety
     /// As [`Shared::range`]: nobody else touches the rows and their neighbours in a bf16 unit.
-    pub(super) unsafe fn pack_by_column(self, to: &Shared<f32>, at: usize, source: Source<'_>, rows: Range<usize>) {
+    pub(super) unsafe fn pack_by_column(self, to: &Shared<'_, f32>, at: usize, source: Source<'_>, rows: Range<usize>) {
         let inside = self.operand == Operand::Bf16 && at % 2 == 1 && !rows.is_empty();
         for panel in 0..self.wide() / PANEL_COLS {
             let columns = panel * PANEL_COLS..((panel + 1) * PANEL_COLS).min(self.dim);

@@ -109,7 +109,7 @@ unsafe fn panel_product(
     group: usize,
     panel: usize,
     kernels: &[kernel::Kernel; TILE_ROWS + 1],
-    y: &Shared<f32>,
+    y: &Shared<'_, f32>,
     into: Store,
 ) {
     let shape = weight.strips();
