@@ -7,7 +7,7 @@
 //! | [`dtype`] | f32, bf16 and f16 as formats of stored numbers |
 //! | [`encoding`] | numbers as bytes of a file: plain or in quantised blocks |
 //! | [`threads`] | one pool of threads with a low wake-up latency |
-//! | [`simd`] | sixteen lanes on three instruction sets |
+//! | [`simd`] | sixteen lanes on several instruction sets |
 //! | [`gemm`] | packed matrix products |
 //! | [`ops`] | the operations, forward and backward, one file each |
 //! | [`elementary`] | exponential and logarithm in f64, alike on every machine |

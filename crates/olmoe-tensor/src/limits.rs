@@ -39,14 +39,15 @@ macro_rules! multiply_adds {
         }
     };
 }
-// With 32 registers, and with 16 of half the width.
+// With 32 registers, and with 16 of half the width or 32 of a quarter of it.
 multiply_adds!(wide_multiply_adds, 28);
 multiply_adds!(narrow_multiply_adds, 6);
 
 fn multiply_adds() -> Loop {
-    match Isa::current() {
-        Isa::Avx512(_) | Isa::Avx512Bf16(_) => Loop { run: wide_multiply_adds, operations: 28 * 2 * LANES },
-        _ => Loop { run: narrow_multiply_adds, operations: 6 * 2 * LANES },
+    if Isa::current().is_wide() {
+        Loop { run: wide_multiply_adds, operations: 28 * 2 * LANES }
+    } else {
+        Loop { run: narrow_multiply_adds, operations: 6 * 2 * LANES }
     }
 }
 
@@ -68,7 +69,9 @@ fn byte_products() -> Loop {
         Isa::AvxVnni(_) => Loop { run: x86::bytes_vnni, operations: x86::NARROW_CHAINS * 4 * LANES },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(_) => Loop { run: x86::bytes_256, operations: x86::PARTS * 8 * 4 * LANES },
-        _ => Loop { run: scalar_bytes, operations: 8 * LANES },
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(_) => Loop { run: arm::bytes, operations: arm::CHAINS * 2 * LANES },
+        Isa::Scalar(_) => Loop { run: scalar_bytes, operations: 8 * LANES },
     }
 }
 
@@ -178,6 +181,48 @@ mod x86 {
     fn held(mut x: __m256i) -> __m256i {
         // SAFETY: no instruction at all.
         unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(nomem, nostack, preserves_flags)) };
+        x
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::*;
+    use std::hint::black_box;
+
+    /// Registers that are summed into at once.
+    pub(super) const CHAINS: usize = 16;
+
+    pub(super) fn bytes(rounds: usize) -> f32 {
+        // SAFETY: called only where this set of instructions is the current one.
+        unsafe { bytes_inner(rounds) }
+    }
+
+    /// Sixteen products in sums of two in 16 bits, then one sum of 32.
+    #[target_feature(enable = "neon")]
+    fn bytes_inner(rounds: usize) -> f32 {
+        let factor = vreinterpretq_s8_u32(vdupq_n_u32(black_box(0x0102_0301)));
+        let mut sums = [vdupq_n_s32(0); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                let u = held(factor);
+                let (lo, hi) = (vmull_s8(vget_low_s8(u), vget_low_s8(factor)), vmull_high_s8(u, factor));
+                *sum = vpadalq_s16(*sum, vpaddq_s16(lo, hi));
+            }
+        }
+        let mut total = sums[0];
+        for sum in &sums[1..] {
+            total = vaddq_s32(total, *sum);
+        }
+        vaddvq_s32(total) as f32
+    }
+
+    /// The same register, of which the compiler does not know that it is: no product is made once for several.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn held(mut x: int8x16_t) -> int8x16_t {
+        // SAFETY: no instruction at all.
+        unsafe { std::arch::asm!("/* {0:v} */", inout(vreg) x, options(nomem, nostack, preserves_flags)) };
         x
     }
 }

@@ -26,6 +26,14 @@ pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| f64::from(*x)).collect()
 }
 
+/// A number made of the bits of all others in their order (FNV-1a), to be compared between architectures. There must be no
+/// NaN: the bits of one that an operation makes differ between them.
+pub(crate) fn fingerprint(x: &[f32]) -> u64 {
+    assert!(!x.iter().any(|x| x.is_nan()), "a NaN has no bits of its own");
+    let bytes = x.iter().flat_map(|x| x.to_bits().to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
 /// `‖got − expected‖ / ‖expected‖`, or the absolute norm where nothing is expected.
 pub(crate) fn relative_error(got: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());

@@ -9,7 +9,11 @@
 //! and then the even ones, and a unit is two multiply-adds, with the halves of the right panel's pairs moved into place
 //! once for all rows. Both are the same chain.
 
-use crate::simd::{Avx2, Avx512, Isa, LANES, Scalar, Simd};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{Isa, LANES, Scalar, Simd, fetch};
 
 use super::{Form, PANEL_COLS, PANEL_ROWS};
 
@@ -40,17 +44,6 @@ pub(crate) struct Ahead {
 const LINE: usize = 64;
 /// Bytes of a unit of a right panel.
 const UNIT_BYTES: usize = PANEL_COLS * size_of::<u32>();
-
-/// Asks for a line of memory in the second-level cache.
-#[inline(always)]
-pub(super) fn fetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(at.cast());
-    }
-}
 
 /// Brings in a tile of C: `rows` rows of one right panel's columns.
 #[inline(always)]
@@ -295,13 +288,15 @@ unsafe fn rest<'a>(c: *mut f32, row: usize, v: usize, cols: usize) -> &'a mut [f
     unsafe { std::slice::from_raw_parts_mut(c.add(row + start), end - start) }
 }
 
-/// All rows and columns of a panel pair, by tiles of few registers: 16 hold 6 × 2 sums (a vector is two), 2 of B and 1 of A;
-/// a row or two take all columns at once, so that the right panel is read once.
+/// All rows and columns of a panel pair, by tiles of few vectors: six sums, one of B and one of A. With AVX2 these are 12,
+/// 2 and 1 of 16 registers (a vector is two), with NEON 24, 4 and 1 of 32. A row or two take all columns at once, so that
+/// the right panel is read once.
 ///
 /// # Safety
 /// As [`tile`].
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2<P: Product>(
+#[inline(always)]
+unsafe fn narrow<S: Simd, P: Product>(
+    s: S,
     units: usize,
     a: *const u32,
     rows: usize,
@@ -312,22 +307,21 @@ unsafe fn avx2<P: Product>(
     accumulate: bool,
     ahead: Ahead,
 ) {
-    // SAFETY: this set of kernels is handed out only where the processor has its features; the rest as promised.
+    // SAFETY: as promised, narrowed to parts of the panels and of the tile of C.
     unsafe {
-        let s = Avx2::assume();
         match rows {
             1 => return tile::<_, P, 1, 2>(s, units, a, rows, b, c, ldc, cols, accumulate, ahead),
             2 => return tile::<_, P, 2, 2>(s, units, a, rows, b, c, ldc, cols, accumulate, ahead),
             _ => {}
         }
         // Each tile fetches its part.
-        let (tiles, mut tile_number) = (cols.div_ceil(LANES) * rows.div_ceil(AVX2_ROWS), 0);
+        let (tiles, mut tile_number) = (cols.div_ceil(LANES) * rows.div_ceil(NARROW_ROWS), 0);
         for column in (0..cols).step_by(LANES) {
             let width = (cols - column).min(LANES);
             let mut row = 0;
             while row < rows {
                 // Even parts, so that no tile is left with a row or two.
-                let count = (rows - row).div_ceil((rows - row).div_ceil(AVX2_ROWS));
+                let count = (rows - row).div_ceil((rows - row).div_ceil(NARROW_ROWS));
                 let (a, b, c) = (a.add(row), b.add(column), c.add(row * ldc + column));
                 let ahead = ahead.part(units, tile_number, tiles);
                 match count {
@@ -336,7 +330,7 @@ unsafe fn avx2<P: Product>(
                     3 => tile::<_, P, 3, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
                     4 => tile::<_, P, 4, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
                     5 => tile::<_, P, 5, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
-                    _ => tile::<_, P, AVX2_ROWS, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
+                    _ => tile::<_, P, NARROW_ROWS, 1>(s, units, a, rows, b, c, ldc, width, accumulate, ahead),
                 }
                 row += count;
                 tile_number += 1;
@@ -345,8 +339,35 @@ unsafe fn avx2<P: Product>(
     }
 }
 
-/// Most rows of a tile with AVX2.
-const AVX2_ROWS: usize = 6;
+/// Most rows of a tile of [`narrow`].
+const NARROW_ROWS: usize = 6;
+
+/// [`narrow`] on a set whose vectors are several registers.
+macro_rules! narrow {
+    ($name:ident, $token:ident, $features:literal) => {
+        /// # Safety
+        /// As [`tile`]; the processor has the features.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<P: Product>(
+            units: usize,
+            a: *const u32,
+            rows: usize,
+            b: *const u32,
+            c: *mut f32,
+            ldc: usize,
+            cols: usize,
+            accumulate: bool,
+            ahead: Ahead,
+        ) {
+            // SAFETY: this set of kernels is handed out only where the processor has its features; the rest as promised.
+            unsafe { narrow::<_, P>($token::assume(), units, a, rows, b, c, ldc, cols, accumulate, ahead) }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+narrow!(avx2, Avx2, "avx2,fma,f16c");
+#[cfg(target_arch = "aarch64")]
+narrow!(neon, Neon, "neon");
 
 /// The scalar tile: one row at a time.
 ///
@@ -371,6 +392,7 @@ unsafe fn scalar<P: Product>(
 }
 
 /// 32 registers: 24 sums, 2 of B, 1 of A. The number of rows is a constant, so all offsets are too.
+#[cfg(target_arch = "x86_64")]
 macro_rules! avx512 {
     ($name:ident, $features:literal) => {
         /// # Safety
@@ -393,7 +415,9 @@ macro_rules! avx512 {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 avx512!(avx512, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma");
+#[cfg(target_arch = "x86_64")]
 avx512!(avx512_bf16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma");
 
 /// The kernels of an instruction set and form of the left panels.
@@ -402,7 +426,7 @@ pub(crate) struct Kernels(&'static [Kernel; PANEL_ROWS + 1]);
 
 /// Whether tiles are so small that moving the halves of bf16 pairs into place takes a good part of their time.
 pub(crate) fn widening_pays() -> bool {
-    !matches!(Isa::current(), Isa::Avx512(_) | Isa::Avx512Bf16(_))
+    !Isa::current().is_wide()
 }
 
 impl Kernels {
@@ -415,6 +439,7 @@ impl Kernels {
 
 /// The kernels on the current instruction set for left panels of a form.
 pub(crate) fn kernels(left: Form) -> Kernels {
+    #[cfg(target_arch = "x86_64")]
     macro_rules! by_rows {
         ($name:ident, $product:ty) => {
             &[
@@ -436,14 +461,19 @@ pub(crate) fn kernels(left: Form) -> Kernels {
     }
     fn pick<P: Product>() -> &'static [Kernel; PANEL_ROWS + 1] {
         match Isa::current() {
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) | Isa::Avx512Bf16(_) => by_rows!(avx512, P),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) | Isa::AvxVnni(_) => &[avx2::<P>; PANEL_ROWS + 1],
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => &[neon::<P>; PANEL_ROWS + 1],
             Isa::Scalar(_) => &[scalar::<P>; PANEL_ROWS + 1],
         }
     }
     let by_rows: &'static [Kernel; PANEL_ROWS + 1] = match (left, Isa::current()) {
         (Form::F32, _) => pick::<F32>(),
         (Form::Bf16Halves, _) => pick::<Bf16Halves>(),
+        #[cfg(target_arch = "x86_64")]
         (Form::Bf16Pairs, Isa::Avx512Bf16(_)) => by_rows!(avx512_bf16, Bf16Pair<true>),
         // Packed before the instruction set was changed.
         (Form::Bf16Pairs, _) => &[scalar::<Bf16Pair<false>>; PANEL_ROWS + 1],

@@ -8,11 +8,10 @@
 use std::ops::Range;
 
 use crate::memory::Buffer;
-use crate::simd::{LANES, Simd, kernel};
+use crate::simd::{LANES, Simd, fetch, kernel};
 use crate::threads::{Shared, parallel_ranges};
 use crate::work::Work;
 
-use super::micro::fetch;
 use super::{Form, Operand, PANEL_COLS, PANEL_ROWS};
 
 /// How many numbers before their use the rows of a source are fetched: a few cache lines.

@@ -1,7 +1,7 @@
 //! Products against a plain f64 loop, and against each other bit for bit.
 
 use super::*;
-use crate::testing::{numbers, on_every_isa, on_every_isa_and_threads};
+use crate::testing::{fingerprint, numbers, on_every_isa, on_every_isa_and_threads};
 
 fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
@@ -56,6 +56,24 @@ fn products_in_all_roles_on_all_sets() {
             }
         }
     }
+}
+
+/// The bits are those that the same products gave on x86-64, on each of its sets.
+#[test]
+fn the_bits_are_those_of_every_architecture() {
+    let (m, n, k) = (29, 70, 1031);
+    let (a, b) = (numbers(21, m * k), numbers(22, n * k));
+    let prints = [Operand::F32, Operand::Bf16].map(|operand| {
+        let c = on_every_isa(|| {
+            let mut c = vec![f32::NAN; m * n];
+            let left = Left::from_rows(Source::new(&a, k), m, k, operand);
+            let right = Right::from_rows(Source::new(&b, k), n, k, operand);
+            gemm(&left, &right, &mut c, Store::Overwrite);
+            c
+        });
+        fingerprint(&c)
+    });
+    assert_eq!(prints, [959_806_149_127_035_579, 3_925_120_779_038_186_981]);
 }
 
 #[test]

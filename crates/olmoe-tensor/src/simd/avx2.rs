@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, opaque};
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -249,10 +249,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn again(self, p: *const f32) -> *const f32 {
-        let mut address = p.addr();
-        // No instruction at all.
-        unsafe { std::arch::asm!("/* {0} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
-        p.with_addr(address)
+        p.with_addr(opaque(p.addr()))
     }
     #[inline(always)]
     unsafe fn splat_ptr(self, p: *const u32) -> Pair {

@@ -2,7 +2,11 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::{Avx2, Avx512, Scalar};
+#[cfg(target_arch = "aarch64")]
+use super::Neon;
+use super::Scalar;
+#[cfg(target_arch = "x86_64")]
+use super::{Avx2, Avx512};
 
 /// An instruction set that this processor has.
 #[derive(Clone, Copy, Debug)]
@@ -10,17 +14,24 @@ pub enum Isa {
     /// Plain Rust: the oracle.
     Scalar(Scalar),
     /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     /// The same and AVX-VNNI, for the products of quantised weights.
+    #[cfg(target_arch = "x86_64")]
     AvxVnni(Avx2),
     /// AVX-512 F, BW, VL, DQ and VNNI.
+    #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     /// The same and BF16, for products of bf16.
+    #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512),
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
-/// The names of all sets, slowest first.
-const NAMES: [&str; 5] = ["scalar", "avx2", "avx_vnni", "avx512", "avx512_bf16"];
+/// The names of all sets of all architectures, those of one slowest first.
+const NAMES: [&str; 6] = ["scalar", "avx2", "avx_vnni", "avx512", "avx512_bf16", "neon"];
 
 /// A name that is no instruction set, or one that this processor lacks.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -40,21 +51,39 @@ impl Isa {
     /// Those this processor has, slowest first.
     pub fn available() -> Vec<Isa> {
         let mut all = vec![Isa::Scalar(Scalar::new())];
-        all.extend(Avx2::detect().map(Isa::Avx2));
-        all.extend(Avx2::detect_vnni().map(Isa::AvxVnni));
-        all.extend(Avx512::detect().map(Isa::Avx512));
-        all.extend(Avx512::detect_bf16().map(Isa::Avx512Bf16));
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(Avx2::detect().map(Isa::Avx2));
+            all.extend(Avx2::detect_vnni().map(Isa::AvxVnni));
+            all.extend(Avx512::detect().map(Isa::Avx512));
+            all.extend(Avx512::detect_bf16().map(Isa::Avx512Bf16));
+        }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(Neon::detect().map(Isa::Neon));
         all
     }
 
-    /// `scalar`, `avx2`, `avx_vnni`, `avx512` or `avx512_bf16`.
+    /// `scalar`, `avx2`, `avx_vnni`, `avx512`, `avx512_bf16` or `neon`.
     pub fn name(self) -> &'static str {
         NAMES[usize::from(self.code() - 1)]
     }
 
     /// Whether pairs of bf16 are multiplied by one instruction.
     pub(crate) fn multiplies_bf16_pairs(self) -> bool {
-        matches!(self, Isa::Avx512Bf16(_))
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether a vector is one register.
+    pub(crate) fn is_wide(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) | Isa::Avx512Bf16(_) => true,
+            _ => false,
+        }
     }
 
     /// The instruction set of that name.
@@ -98,6 +127,7 @@ impl Isa {
         CURRENT.store(self.code(), Ordering::Relaxed);
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn best() -> Isa {
         if let Some(avx512) = Avx512::detect() {
             return match Avx512::detect_bf16() {
@@ -109,26 +139,49 @@ impl Isa {
         narrow.unwrap_or(Isa::Scalar(Scalar::new()))
     }
 
+    #[cfg(target_arch = "aarch64")]
+    fn best() -> Isa {
+        Neon::detect().map_or(Isa::Scalar(Scalar::new()), Isa::Neon)
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn best() -> Isa {
+        Isa::Scalar(Scalar::new())
+    }
+
     pub(super) fn code(self) -> u8 {
         match self {
             Isa::Scalar(_) => 1,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => 2,
+            #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni(_) => 3,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => 4,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(_) => 5,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => 6,
         }
     }
 
     pub(super) fn from_code(code: u8) -> Isa {
         match code {
             // SAFETY: the code was stored by `select`, from a token that `detect` gave.
+            #[cfg(target_arch = "x86_64")]
             2 => Isa::Avx2(unsafe { Avx2::assume() }),
             // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
             3 => Isa::AvxVnni(unsafe { Avx2::assume() }),
             // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
             4 => Isa::Avx512(unsafe { Avx512::assume() }),
             // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
             5 => Isa::Avx512Bf16(unsafe { Avx512::assume() }),
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            6 => Isa::Neon(unsafe { Neon::assume() }),
             _ => Isa::Scalar(Scalar::new()),
         }
     }

@@ -1,23 +1,44 @@
 //! Sixteen lanes, several instruction sets, one source.
 //!
 //! Every kernel of this crate is written once against [`Simd`], a vector of sixteen 32-bit lanes, and compiled for each
-//! instruction set: [`Scalar`] (plain Rust, the oracle), [`Avx2`] (two registers a vector) and [`Avx512`] (one). The
-//! operations of the trait are exact or correctly rounded, lane by lane, and [`Simd::reduce_add`] adds in one fixed
-//! tree; so a kernel gives **the same bits on every instruction set**, and the tests ask for exactly that.
+//! instruction set that the processor's architecture may have:
+//!
+//! | set | architecture | registers a vector |
+//! |---|---|---|
+//! | [`Scalar`] | all: plain Rust, the oracle | |
+//! | `Avx2` | x86-64 | 2 |
+//! | `Avx512` | x86-64 | 1 |
+//! | `Neon` | AArch64 | 4 |
+//!
+//! The operations of the trait are exact or correctly rounded, lane by lane, and [`Simd::reduce_add`] adds in one fixed
+//! tree; so a kernel gives **the same bits on every instruction set**, and the tests ask for exactly that. They have passed
+//! on AArch64 under emulation (QEMU's user mode); the speed of NEON has not been measured.
 //!
 //! A value of a `Simd` type is proof that the processor has the instructions: only [`Isa`] hands them out, through the
 //! `kernel!` macro. That makes the methods safe to call.
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+mod hints;
 mod isa;
 mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
+#[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+pub(crate) use hints::fetch;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use hints::opaque;
 pub use isa::{Isa, UnknownIsa};
 pub use math::{exp, silu_parts};
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 pub use scalar::Scalar;
 
 /// Lanes of a vector.
@@ -182,6 +203,10 @@ macro_rules! kernel {
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
             fn avx512(s: $crate::simd::Avx512, $($arg: $ty),*) $(-> $ret)? { body(s, $($arg),*) }
 
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon(s: $crate::simd::Neon, $($arg: $ty),*) $(-> $ret)? { body(s, $($arg),*) }
+
             match $crate::simd::Isa::current() {
                 #[cfg(target_arch = "x86_64")]
                 $crate::simd::Isa::Avx512(s) | $crate::simd::Isa::Avx512Bf16(s) => {
@@ -192,6 +217,11 @@ macro_rules! kernel {
                 $crate::simd::Isa::Avx2(s) | $crate::simd::Isa::AvxVnni(s) => {
                     // SAFETY: the token exists only where the processor has these features.
                     unsafe { avx2(s, $($arg),*) }
+                }
+                #[cfg(target_arch = "aarch64")]
+                $crate::simd::Isa::Neon(s) => {
+                    // SAFETY: the token exists only where the processor has these features.
+                    unsafe { neon(s, $($arg),*) }
                 }
                 $crate::simd::Isa::Scalar(s) => body(s, $($arg),*),
             }

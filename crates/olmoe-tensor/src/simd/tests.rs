@@ -1,6 +1,9 @@
 //! Every operation on every instruction set of this machine gives the bits of the scalar one.
 
+use half::f16;
+
 use super::*;
+use crate::testing::{fingerprint, on_every_isa};
 
 /// Numbers of many magnitudes, both signs, ties and exact values.
 fn numbers(seed: u32, n: usize) -> Vec<f32> {
@@ -80,6 +83,111 @@ fn all_sets_agree_bit_for_bit() {
     before.select();
 }
 
+/// The bits are those that the same operations gave on x86-64, on each of its sets.
+#[test]
+fn the_bits_are_those_of_every_architecture() {
+    let all = on_every_isa(|| {
+        let mut all = Vec::new();
+        for seed in 0..200 {
+            let [a, b, c] = [0, 1, 2].map(|i| numbers(seed * 3 + i, LANES));
+            let mut out = vec![0.0; OUT];
+            operations(&a, &b, &c, &mut out);
+            // As pairs of bf16 any bits may be units, which as f32 may be NaN.
+            all.extend(out.iter().filter(|x| !x.is_nan()));
+        }
+        all
+    });
+    assert_eq!((all.len(), fingerprint(&all)), (185_594, 463_587_235_511_728_362));
+}
+
+/// Infinities, NaN of several bits, zeros of both signs, subnormal numbers, numbers next to them, and the largest.
+const SPECIAL: [u32; LANES] = [
+    0,
+    0x8000_0000,
+    1,
+    0x8000_0001,
+    0x007f_ffff,
+    0x807f_ffff,
+    0x0080_0000,
+    0x8080_0000,
+    0x7f7f_ffff,
+    0xff7f_ffff,
+    0x7f80_0000,
+    0xff80_0000,
+    0x7fc0_0000,
+    0xffc0_1234,
+    0x7f80_0001,
+    0x3f80_8000,
+];
+
+kernel! {
+    /// What moves or compares numbers and rounds to bf16: each result has bits of its own, a NaN's included.
+    fn special_operations[s: S](a: &[f32], b: &[f32], out: &mut Vec<f32>) {
+        let (va, vb) = (s.load(a), s.load(b));
+        let mut lanes = [0.0; LANES];
+        for v in [
+            s.max(va, vb), s.min(va, vb), s.select_lt(va, vb, vb, va), s.round_bf16(va), s.bf16_pairs(va, vb),
+            s.bf16_interleave(va, vb), s.bf16_even(va), s.bf16_odd(va), s.splat(s.reduce_max(va)),
+        ] {
+            s.store(v, &mut lanes);
+            out.extend(lanes);
+        }
+    }
+}
+
+#[test]
+fn special_numbers_agree_bit_for_bit() {
+    let a = SPECIAL.map(f32::from_bits);
+    for shift in 0..LANES {
+        let (mut a, mut b) = (a, a);
+        a.rotate_left(shift / 4);
+        b.rotate_left(shift);
+        // Bits as halves, so that a NaN is compared as any other number.
+        let halves = on_every_isa(|| {
+            let mut out = Vec::new();
+            special_operations(&a, &b, &mut out);
+            out.iter().flat_map(|x| [x.to_bits() >> 16, x.to_bits() & 0xffff]).map(|half| half as f32).collect()
+        });
+        let at = |operation: usize, lane: usize| {
+            let i = 2 * (operation * LANES + lane);
+            f32::from_bits((halves[i] as u32) << 16 | halves[i + 1] as u32)
+        };
+        for i in 0..LANES {
+            let largest = if a[i] > b[i] { a[i] } else { b[i] };
+            assert_eq!(at(0, i).to_bits(), largest.to_bits(), "the larger of {} and {}", a[i], b[i]);
+            // The crate half rounds in the same way, but keeps subnormal numbers.
+            let rounded = half::bf16::from_f32(if a[i].is_subnormal() { 0.0f32.copysign(a[i]) } else { a[i] });
+            assert_eq!(at(3, i).to_bits(), rounded.to_f32().to_bits(), "{:#x} as bf16", a[i].to_bits());
+        }
+    }
+}
+
+kernel! {
+    fn widen_f16[s: S](x: &[u8], y: &mut Vec<f32>) {
+        let mut lanes = [0.0; LANES];
+        for x in x.chunks_exact(2 * LANES) {
+            // SAFETY: 32 bytes each.
+            s.store(unsafe { s.load_f16(x.as_ptr()) }, &mut lanes);
+            y.extend(lanes);
+        }
+    }
+}
+
+/// All numbers of f16 there are.
+#[test]
+fn every_f16_is_widened_exactly() {
+    let x: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let y = on_every_isa(|| {
+        let mut y = Vec::new();
+        widen_f16(&x, &mut y);
+        y
+    });
+    for (bits, y) in (0..=u16::MAX).zip(y) {
+        let exact = f16::from_bits(bits).to_f64();
+        assert!(f64::from(y).to_bits() == exact.to_bits() || y.is_nan() && exact.is_nan(), "{bits:#x}: {y} {exact}");
+    }
+}
+
 kernel! {
     /// Every operation on bytes and whole numbers: 64 bytes without a sign, 64 with one, 64 more, 16 numbers.
     fn byte_operations[s: S](u: &[u8; 64], a: &[u8; 64], c: &[u8; 64], x: &[f32], out: &mut Vec<f32>) {
@@ -122,7 +230,7 @@ fn operations_on_bytes_agree() {
         let a = a.map(|a| if a == 0x80 { 0 } else { a });
         let c = bytes(seed + 2000, |b| b);
         let x: Vec<f32> = numbers(seed, LANES).iter().map(|x| (x * 1e3).clamp(-127.5, 127.0)).collect();
-        crate::testing::on_every_isa(|| {
+        on_every_isa(|| {
             let mut out = Vec::new();
             byte_operations(&u, &a, &c, &x, &mut out);
             out
@@ -165,6 +273,23 @@ fn exp_is_within_its_bound() {
 fn names_are_checked() {
     assert_eq!(Isa::by_name("sse9").unwrap_err(), UnknownIsa::Name("sse9".into()));
     assert_eq!(Isa::by_name("SCALAR").unwrap().name(), "scalar");
+    // A set of another architecture has a name, too.
+    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    let has: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
+    assert_eq!(Isa::by_name(foreign).unwrap_err(), UnknownIsa::Missing(foreign.into(), has.join(", ")));
+    let text = Isa::by_name("sse9").unwrap_err().to_string();
+    assert!(text.contains("scalar, avx2, avx_vnni, avx512, avx512_bf16, neon"), "{text}");
     let isa = Isa::available().pop().expect("the scalar set at least");
     assert_eq!(Isa::from_code(isa.code()).name(), isa.name());
+}
+
+/// An ARM server or laptop does not get the scalar set.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn neon_is_the_best_set() {
+    let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
+    assert_eq!(names, ["scalar", "neon"]);
+    if std::env::var_os("OLMOE_ISA").is_none() {
+        assert_eq!(Isa::from_environment().unwrap().name(), "neon");
+    }
 }

@@ -18,8 +18,8 @@ use crate::gemm::{Form, PANEL_COLS, PANEL_ROWS, Source, pack_rows};
 use crate::memory::Buffer;
 use crate::quant::BlockFormat;
 use crate::quant::product::input::{block_bytes, quantize, quantize_block};
-use crate::quant::product::kernel::{AHEAD, Ahead, TILE_ROWS, fetch, kernels};
-use crate::simd::{LANES, Simd, kernel};
+use crate::quant::product::kernel::{AHEAD, Ahead, TILE_ROWS, kernels};
+use crate::simd::{LANES, Simd, fetch, kernel};
 
 use super::BLOCK_KEYS;
 use super::tile::multiply;

@@ -4,8 +4,8 @@
 //! values are one stream, and the hardware's own prefetching stops at every page.
 
 use crate::gemm::{Operand, PANEL_COLS};
-use crate::quant::product::kernel::{AHEAD, fetch};
-use crate::simd::{LANES, Simd, kernel};
+use crate::quant::product::kernel::AHEAD;
+use crate::simd::{LANES, Simd, fetch, kernel};
 
 kernel! {
     /// `c[n] (+)= Σ_u a[u]·b[u, n]` for whole panels of `b` that begin `stride` units apart, as many as `c` has.

@@ -17,7 +17,11 @@
 #[cfg(target_arch = "x86_64")]
 mod narrow;
 
-use crate::simd::{Avx512, Isa, LANES, Scalar, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Avx512;
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
+use crate::simd::{Isa, LANES, Scalar, Simd, fetch};
 
 use super::super::BlockFormat;
 use super::input::{SUMS16_AT, block_bytes, scale_at, sum_at, sums_at};
@@ -52,17 +56,6 @@ impl Ahead {
 /// Arguments: blocks of the contraction, the rows of activations, the panel, y, its row stride, columns of y (1..=32),
 /// whether y is added to, what to fetch meanwhile.
 pub(crate) type Kernel = unsafe fn(usize, &[*const u8], *const u8, *mut f32, usize, usize, bool, Ahead);
-
-/// Asks for a line of memory in the second-level cache.
-#[inline(always)]
-pub(crate) fn fetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(at.cast());
-    }
-}
 
 /// A tile of `R` rows and `C` vectors of columns.
 ///
@@ -262,6 +255,7 @@ unsafe fn rest<'a>(y: *mut f32, row: usize, v: usize, cols: usize) -> &'a mut [f
 
 /// # Safety
 /// As [`tile`]; the processor has AVX-512.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
 unsafe fn avx512<L: Layout, const R: usize>(
     blocks: usize,
@@ -277,6 +271,7 @@ unsafe fn avx512<L: Layout, const R: usize>(
     unsafe { tile::<_, L, R, 2>(Avx512::assume(), blocks, x, w, 0, y, ldy, cols, accumulate, ahead) }
 }
 
+#[cfg(target_arch = "x86_64")]
 macro_rules! narrow {
     ($name:ident, $features:literal, $vnni:literal) => {
         /// # Safety
@@ -297,8 +292,45 @@ macro_rules! narrow {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 narrow!(avx2, "avx2,fma,f16c", false);
+#[cfg(target_arch = "x86_64")]
 narrow!(avx_vnni, "avx2,fma,f16c,avxvnni", true);
+
+/// Two rows and sixteen columns: eight registers of sums of bytes and as many of floats, eight of quants, and one of
+/// activations.
+///
+/// # Safety
+/// As [`tile`]; the processor has NEON.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon<L: Layout>(
+    blocks: usize,
+    x: &[*const u8],
+    w: *const u8,
+    y: *mut f32,
+    ldy: usize,
+    cols: usize,
+    accumulate: bool,
+    ahead: Ahead,
+) {
+    // SAFETY: this set of kernels is handed out only where the processor has its features.
+    let s = unsafe { Neon::assume() };
+    for first in 0..cols.div_ceil(LANES) {
+        let width = (cols - first * LANES).min(LANES);
+        for r in (0..x.len()).step_by(2) {
+            // SAFETY: as promised, narrowed.
+            unsafe {
+                let y = y.add(r * ldy + first * LANES);
+                if x.len() - r > 1 {
+                    tile::<_, L, 2, 1>(s, blocks, &x[r..], w, first, y, ldy, width, accumulate, ahead);
+                } else {
+                    tile::<_, L, 1, 1>(s, blocks, &x[r..], w, first, y, ldy, width, accumulate, ahead);
+                }
+            }
+        }
+    }
+}
 
 /// Row by row and sixteen columns.
 ///
@@ -329,6 +361,7 @@ unsafe fn scalar<L: Layout>(
 
 /// The kernels for 1..=6 rows on the current instruction set.
 pub(crate) fn kernels(format: BlockFormat) -> &'static [Kernel; TILE_ROWS + 1] {
+    #[cfg(target_arch = "x86_64")]
     macro_rules! by_rows {
         ($name:ident, $layout:ty) => {
             &[
@@ -343,9 +376,14 @@ pub(crate) fn kernels(format: BlockFormat) -> &'static [Kernel; TILE_ROWS + 1] {
         };
     }
     with_layout!(format, L => match Isa::current() {
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512(_) | Isa::Avx512Bf16(_) => by_rows!(avx512, L),
+        #[cfg(target_arch = "x86_64")]
         Isa::AvxVnni(_) => by_rows!(avx_vnni, L),
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx2(_) => by_rows!(avx2, L),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(_) => &[neon::<L>; TILE_ROWS + 1],
         Isa::Scalar(_) => &[scalar::<L>; TILE_ROWS + 1],
     })
 }

@@ -6,9 +6,11 @@
 
 use std::arch::x86_64::*;
 
+use crate::simd::{fetch, opaque};
+
 use super::super::input::{SUMS16_AT, block_bytes, scale_at, sum_at, sums_at};
 use super::super::layout::{GROUP_BYTES, Layout, ROWS};
-use super::{Ahead, fetch};
+use super::Ahead;
 
 /// Rows of the panel in a register.
 const WIDTH: usize = 8;
@@ -269,15 +271,6 @@ unsafe fn pair_dot<const VNNI: bool>(u: __m256i, a: __m256i, v: __m256i, b: __m2
         let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(u, a), _mm256_maddubs_epi16(v, b));
         _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
-}
-
-/// The same number; the compiler does not know it, so that a loop is not written out, which would need more registers than
-/// there are.
-#[inline(always)]
-fn opaque(mut n: usize) -> usize {
-    // SAFETY: no instruction at all.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) };
-    n
 }
 
 /// What is loaded and stored after this is loaded and stored after what came before: the compiler does not begin with
