@@ -28,12 +28,13 @@ use files::{KINDS, Kind, Size};
 /// From text to a mixture of experts that talks: all steps, on a small scale
 ///
 /// Makes a folder with a small corpus of stories, programs and word problems, and OLMoE's tokenizer, all of which this
-/// program carries, and runs the other commands on it, each shown as you would type it: the text becomes tokens, a small
-/// OLMoE (64 experts, 8 for each token) is trained and evaluated on text that it has not seen, exported to Hugging Face and
-/// to GGUF, asked to write, and looked into. Two to five minutes: the speed of this machine is measured, and the largest of
-/// four fixed sizes taken that it trains in that time. No network is needed.
+/// program carries, and runs the other commands on it, each shown as you would type it: the text becomes tokens, a
+/// small OLMoE (64 experts, 8 for each token) is trained and evaluated on text that it has not seen, exported to
+/// Hugging Face and to GGUF, asked to write, and looked into. Two to five minutes: the speed of this machine is
+/// measured, and the largest of four fixed sizes taken that it trains in that time. No network is needed.
 ///
-/// What is there already is not made again: a run that was interrupted goes on when the same command is given once more.
+/// What is there already is not made again: a run that was interrupted goes on when the same command is given once
+/// more.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -145,7 +146,7 @@ impl Tour<'_> {
             self.command(&[&model[..], &sampling].concat())?;
         }
 
-        self.heading("Who does what");
+        self.heading("Which experts are chosen for which text");
         let map = self.path("experts.svg");
         let texts = texts.iter().map(String::as_str);
         let experts: Vec<&str> = ["experts", "-m", &gguf].into_iter().chain(texts).collect();
