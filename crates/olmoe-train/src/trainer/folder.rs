@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use olmoe_checkpoint::disk::{Disk, make_folders, write_whole};
 use olmoe_checkpoint::open::MODEL_GROUP;
 use olmoe_checkpoint::safetensors::{SafeType, Spec};
-use olmoe_checkpoint::save::{Checkpoints, Saved};
+use olmoe_checkpoint::save::{Checkpoints, SavedCheckpoint};
 use olmoe_model::model::Model;
 
 use super::error::TrainError;
@@ -43,7 +43,7 @@ pub(super) struct RunFolder<D: Disk> {
 }
 
 impl<D: Disk> RunFolder<D> {
-    /// Makes the folder if there is none, and locks it.
+    /// Creates the folder if it does not exist, and locks it.
     pub(super) fn open(config: &TrainConfig, disk: D) -> Result<Self, TrainError> {
         let path = Path::new(&config.save_folder);
         let checkpoints = Checkpoints::open_on(path, disk)?;
@@ -77,9 +77,9 @@ impl<D: Disk> RunFolder<D> {
         made.and_then(|()| write_whole(self.disk(), &path, fill)).map(drop).map_err(TrainError::io("write", &path))
     }
 
-    /// Sees to it that the run which begins at `state` is the only one in the folder: checkpoints of another course are
-    /// refused, or moved aside with `save_overwrite`. `goes_on` is set if the run goes on from the newest of the folder.
-    /// Returns what was moved.
+    /// Ensures that the folder has no checkpoints of another run than the one that begins at `state`: these are
+    /// refused, or moved aside with `save_overwrite`. `goes_on` is set if the run resumes from the newest checkpoint of
+    /// the folder. Returns the new paths of the moved checkpoints.
     pub(super) fn claim(
         &self,
         config: &TrainConfig,
@@ -112,19 +112,19 @@ impl<D: Disk> RunFolder<D> {
         Ok(moved)
     }
 
-    /// Checks that a checkpoint of so many bytes can be written.
+    /// Checks that the disk has room for a checkpoint of `bytes` bytes.
     pub(super) fn check_space(&self, step: u64, bytes: u64) -> Result<(), TrainError> {
         Ok(self.checkpoints.begin(step)?.require_space(bytes)?)
     }
 
-    /// Saves, then removes what is not to be kept. Returns the steps that were removed.
+    /// Saves a checkpoint, then removes those that are not kept. Returns the steps of the removed ones.
     pub(super) fn save(
         &self,
         config: &TrainConfig,
         state: &TrainerState,
         model: &Model,
         optimizer: &Optimizer,
-    ) -> Result<(Saved, Vec<u64>), TrainError> {
+    ) -> Result<(SavedCheckpoint, Vec<u64>), TrainError> {
         if let Some(place) = bad_weight(model) {
             return Err(TrainError::BadWeight { step: state.step, place });
         }
@@ -177,7 +177,7 @@ fn kind(config: &TrainConfig, step: u64) -> Kind {
     }
 }
 
-/// Whether anything is saved at all.
+/// Whether checkpoints are saved.
 pub(super) fn saves(config: &TrainConfig) -> bool {
     config.save_num_checkpoints_to_keep != 0
         || (config.save_interval_unsharded.is_some() && config.save_num_unsharded_checkpoints_to_keep != 0)
