@@ -189,10 +189,19 @@ pub struct Assignment {
 /// Marks a choice without a slot, because earlier tokens used up the capacity of the expert.
 pub const DROPPED: u32 = u32::MAX;
 
+/// Checks that `slots` slots can be numbered by 32 bits; the last number is [`DROPPED`].
+fn check_slots(slots: usize) {
+    assert!(slots < DROPPED as usize, "{slots} slots do not fit 32 bits; route fewer tokens at once");
+}
+
 /// Sorts the choices by expert. With a `capacity`, an expert takes the first `capacity` choices in token order and
 /// drops the others.
+///
+/// # Panics
+/// With 2³² − 1 choices or more.
 pub fn assign(routing: &Routing, capacity: Option<usize>) -> Assignment {
     let (tokens, experts, top_k) = (routing.probs_te.rows(), routing.probs_te.cols(), routing.ids_tk.cols());
+    check_slots(routing.ids_tk.len());
     let limit = capacity.map_or(u32::MAX, |c| u32::try_from(c).unwrap_or(u32::MAX));
     let mut load_e = Buffer::<u32>::zeroed(experts);
     for e in routing.ids_tk.iter() {
@@ -226,7 +235,11 @@ pub fn assign(routing: &Routing, capacity: Option<usize>) -> Assignment {
 
 impl Assignment {
     /// Assigns all `tokens` to one expert, each with weight one: a dense layer.
+    ///
+    /// # Panics
+    /// With 2³² − 1 tokens or more.
     pub fn dense(tokens: usize) -> Assignment {
+        check_slots(tokens);
         let mut token_s = Buffer::<u32>::scratch(tokens);
         let mut slot_tk = Tensor::<u32>::scratch(&[tokens, 1]);
         for t in 0..tokens {
