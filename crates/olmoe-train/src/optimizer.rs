@@ -88,7 +88,7 @@ pub struct Step {
 
 /// The results of an update.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
+pub struct UpdateReport {
     /// Global L2 norm of the gradients before clipping.
     pub grad_norm: f64,
     /// The factor by which the gradients were clipped; of several factors, the smallest.
@@ -123,12 +123,12 @@ impl Optimizer {
     ///
     /// # Panics
     /// When the model has other trained parameters than the one that the optimizer was made for.
-    pub fn step(&mut self, model: &mut Model, gradients: &mut Gradients, step: &Step) -> StepReport {
+    pub fn step(&mut self, model: &mut Model, gradients: &mut Gradients, step: &Step) -> UpdateReport {
         assert!(gradients.iter().map(|(id, _)| id).eq(self.ids.iter().copied()), "an optimizer belongs to one model");
         self.recorded = false;
         let grad_norm = self.clipping.measure(gradients.iter().map(|(_, g)| sum_of_squares(g)));
         if !grad_norm.is_finite() {
-            return StepReport { grad_norm, clip: 1.0, applied: false };
+            return UpdateReport { grad_norm, clip: 1.0, applied: false };
         }
         let clip = self.clipping.apply(step.clip, grad_norm, self.config.betas, step.number);
         if step.record {
@@ -173,7 +173,7 @@ impl Optimizer {
                 metrics.update_cosine = (self.config.name == OptimizerName::LionW).then(|| metrics.cosine());
             }
         }
-        StepReport { grad_norm, clip, applied: true }
+        UpdateReport { grad_norm, clip, applied: true }
     }
 
     /// What is known before the update: OLMo's log has the gradients before clipping, and parameters and moments before

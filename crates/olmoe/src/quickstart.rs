@@ -23,7 +23,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::flags::Threads;
 use crate::interrupts::{INTERRUPTED, interrupts};
 use crate::live::duration;
-use files::{KINDS, Kind, Size};
+use files::{KINDS, Size, TextKind};
 
 /// From text to a mixture of experts that talks: all steps, on a small scale
 ///
@@ -117,7 +117,7 @@ pub(crate) fn run(args: &QuickstartArgs) -> anyhow::Result<ExitCode> {
 impl Tour<'_> {
     fn run(&mut self, steps: u64) -> Result<(), Stop> {
         let (run, gguf) = (self.path("run"), self.path("model-q8_0.gguf"));
-        let held_out = |kind: &Kind| self.path(&format!("text/{}-held-out.jsonl.gz", kind.name));
+        let held_out = |kind: &TextKind| self.path(&format!("text/{}-held-out.jsonl.gz", kind.name));
         let texts: Vec<String> = KINDS.iter().map(|kind| format!("{}={}", kind.name, held_out(kind))).collect();
 
         self.heading("Text becomes tokens");

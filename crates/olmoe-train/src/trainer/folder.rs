@@ -27,7 +27,7 @@ const MAX_TOKENIZER: u64 = 256 << 20;
 
 /// Why a checkpoint is there. It follows from the configuration and the step, so that a run that goes on knows it, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum CheckpointKind {
     /// `save_interval`, or the end of a run.
     Regular,
     /// `save_interval_unsharded`.
@@ -167,13 +167,13 @@ fn every(interval: Option<u64>, step: u64) -> bool {
     interval.is_some_and(|interval| step > 0 && step.is_multiple_of(interval))
 }
 
-fn kind(config: &TrainConfig, step: u64) -> Kind {
+fn kind(config: &TrainConfig, step: u64) -> CheckpointKind {
     if every(config.save_interval_unsharded, step) && config.save_num_unsharded_checkpoints_to_keep != 0 {
-        Kind::Unsharded
+        CheckpointKind::Unsharded
     } else if every(config.save_interval, step) || !every(config.save_interval_ephemeral, step) {
-        Kind::Regular
+        CheckpointKind::Regular
     } else {
-        Kind::Ephemeral
+        CheckpointKind::Ephemeral
     }
 }
 
@@ -186,9 +186,9 @@ pub(super) fn saves(config: &TrainConfig) -> bool {
 /// Whether a checkpoint is due at a step.
 pub(super) fn is_due(config: &TrainConfig, step: u64) -> bool {
     match kind(config, step) {
-        Kind::Unsharded => true,
-        Kind::Regular => every(config.save_interval, step) && config.save_num_checkpoints_to_keep != 0,
-        Kind::Ephemeral => saves(config),
+        CheckpointKind::Unsharded => true,
+        CheckpointKind::Regular => every(config.save_interval, step) && config.save_num_checkpoints_to_keep != 0,
+        CheckpointKind::Ephemeral => saves(config),
     }
 }
 
@@ -196,9 +196,9 @@ pub(super) fn is_due(config: &TrainConfig, step: u64) -> bool {
 fn superfluous(config: &TrainConfig, steps: &[u64], saved: u64) -> Vec<u64> {
     let mut remove = Vec::new();
     for (wanted, keep) in [
-        (Kind::Regular, config.save_num_checkpoints_to_keep),
-        (Kind::Unsharded, config.save_num_unsharded_checkpoints_to_keep),
-        (Kind::Ephemeral, 0),
+        (CheckpointKind::Regular, config.save_num_checkpoints_to_keep),
+        (CheckpointKind::Unsharded, config.save_num_unsharded_checkpoints_to_keep),
+        (CheckpointKind::Ephemeral, 0),
     ] {
         let of_kind: Vec<u64> = steps.iter().copied().filter(|step| kind(config, *step) == wanted).collect();
         let keep = usize::try_from(keep).unwrap_or(usize::MAX);
