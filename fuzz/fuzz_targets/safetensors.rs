@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     let written = writer.finish().expect("all tensors");
     let again = read_header(&written[..]).expect("a header that was written");
     assert_eq!(again.metadata, header.metadata);
-    let of = |header: &olmoe_checkpoint::safetensors::Header| {
+    let of = |header: &olmoe_checkpoint::safetensors::SafetensorsHeader| {
         let mut all: Vec<_> = header.entries.iter().map(|e| (e.name.clone(), e.dtype, e.shape.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all

@@ -490,7 +490,7 @@ def writable(olmoe: Olmoe, name: str, settings: dict) -> None:
         ids, logits = model.greedy(prompt, 8, settings["vocab_size"])
         model.close()
     except RuntimeError as error:
-        noted = "llama.cpp will not load this file" in notes
+        noted = "llama.cpp does not load this file" in notes
         olmoe.report.line("llama.cpp", f"{name}: not loaded, and said so", "yes" if noted else "no", "yes", noted)
         print(f"    {error}")
         return

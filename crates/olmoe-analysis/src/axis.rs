@@ -1,12 +1,12 @@
 //! Ticks and their labels, linear and logarithmic.
 
-/// How values become places.
+/// How values are mapped to places on an axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scale {
-    /// Equal differences are equally far.
+    /// Equal differences have equal distances.
     #[default]
     Linear,
-    /// Equal ratios are equally far; values that are not above 0 have no place.
+    /// Equal ratios have equal distances; values that are not above 0 have no place.
     Log,
 }
 
@@ -16,25 +16,25 @@ impl Scale {
     }
 }
 
-/// A place on an axis with a line of the grid; the label is empty on the lines between.
+/// A place on an axis with a line of the grid; minor lines have an empty label.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tick {
     pub(crate) value: f64,
     pub(crate) label: String,
 }
 
-/// A range of values on a length of 1.
+/// A range of values, mapped to places from 0 to 1.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Axis {
     scale: Scale,
     low: f64,
     high: f64,
-    /// Its values are counts; there are no ticks between them.
+    /// Whether the values are counts, between which there are no ticks.
     counts: bool,
 }
 
 impl Axis {
-    /// Holds all values that have a place; from 0 to 1 if none has.
+    /// An axis with all values that have a place; from 0 to 1 if none has.
     pub(crate) fn around(values: impl Iterator<Item = f64>, scale: Scale) -> Axis {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values.filter(|value| scale.holds(*value)) {
@@ -43,15 +43,15 @@ impl Axis {
         if low > high {
             (low, high) = if scale == Scale::Log { (1.0, 10.0) } else { (0.0, 1.0) };
         } else if low == high {
-            // A constant lies in the middle.
+            // A constant is placed in the middle.
             let away = if low == 0.0 { 1.0 } else { low.abs() * 0.1 };
             (low, high) = if scale == Scale::Log { (low / 2.0, high * 2.0) } else { (low - away, high + away) };
         }
-        // Differences of the largest numbers are no numbers.
+        // The difference of the largest numbers is infinite.
         Axis { scale, low: low.max(f64::MIN / 4.0), high: high.min(f64::MAX / 4.0), counts: false }
     }
 
-    /// For counts, which begin at 0: what begins a little later shows it, too.
+    /// The axis for counts: it begins at 0 where the values begin a little above 0.
     pub(crate) fn of_counts(self) -> Axis {
         let from_zero = self.scale == Scale::Linear && self.low > 0.0 && self.low < self.high * 0.05;
         Axis { low: if from_zero { 0.0 } else { self.low }, counts: true, ..self }
@@ -62,7 +62,7 @@ impl Axis {
         match self.scale {
             Scale::Linear => {
                 let room = (self.high - self.low) * share;
-                // What is never below 0 shows no axis below 0.
+                // Where no value is below 0, neither is the axis.
                 let low = if self.low >= 0.0 { (self.low - room).max(0.0) } else { self.low - room };
                 Axis { low, high: self.high + room, ..self }
             }
@@ -73,7 +73,7 @@ impl Axis {
         }
     }
 
-    /// The place from 0 to 1; none for what the axis cannot show.
+    /// The place from 0 to 1; `None` for a value that the axis cannot show.
     pub(crate) fn place(&self, value: f64) -> Option<f32> {
         if !self.scale.holds(value) {
             return None;
@@ -87,7 +87,7 @@ impl Axis {
 
     /// About `wanted` labelled ticks.
     pub(crate) fn ticks(&self, wanted: usize) -> Vec<Tick> {
-        // A range within a part of a decade has more to say on round differences.
+        // A range within a part of a decade is better labelled at round differences.
         match self.scale {
             Scale::Log if self.high / self.low > 3.0 => self.log_ticks(wanted),
             _ => self.linear_ticks(wanted),
@@ -136,7 +136,7 @@ impl Axis {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, at least as large.
+/// The least number that is 1, 2 or 5 times a power of ten and at least `step`.
 fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     [1.0, 2.0, 5.0, 10.0]
@@ -146,7 +146,7 @@ fn round_step(step: f64) -> f64 {
         .unwrap_or(step)
 }
 
-/// A value as short as its distance to the next allows: `2.5`, `1.5k`, `4e-4`.
+/// A value in the shortest form that differs from the next tick: `2.5`, `1.5k`, `4e-4`.
 pub(crate) fn label(value: f64, step: f64, largest: f64) -> String {
     if value.abs() < step * 1e-6 {
         return "0".to_owned();

@@ -3,20 +3,20 @@
 use crate::axis::{Axis, Scale};
 use crate::picture::{Anchor, Colour, Picture, PictureError, Stroke};
 
-/// Curves that a picture may have in one panel.
+/// Most curves of a panel.
 pub const MAX_CURVES: usize = 64;
-/// Panels of a picture.
+/// Most panels of a picture.
 pub const MAX_PANELS: usize = 16;
 
 const WIDTH: f32 = 960.0;
 const MARGIN: f32 = 24.0;
-/// Of the first panel, which is looked at most, and of the others.
+/// Height of the first panel and of the others, in pixels.
 const HEIGHTS: (f32, f32) = (320.0, 170.0);
 const TITLE: f32 = 18.0;
 const NAME: f32 = 14.0;
 const SMALL: f32 = 12.5;
 
-/// Colours that people who see fewer of them tell apart, too, on white and in this order.
+/// Colours that people with colour blindness can tell apart, too, on white and in this order.
 const COLOURS: [Colour; 8] = [
     Colour(0, 95, 184),
     Colour(213, 94, 0),
@@ -27,33 +27,34 @@ const COLOURS: [Colour; 8] = [
     Colour(110, 80, 60),
     Colour(75, 75, 85),
 ];
-/// With them, when there are more curves than colours.
+/// Dashes for curves beyond the number of colours.
 const DASHES: [&[f32]; 4] = [&[], &[7.0, 3.5], &[2.0, 2.5], &[9.0, 3.0, 2.0, 3.0]];
 
-/// Over curves that are the same, so that both are seen: the first to lie over another, the second, and so on.
+/// Dashes of curves that coincide with another curve, so that all of them can be seen: for the first one that is drawn
+/// over another, the second, and so on.
 const OVERLAPS: [&[f32]; 3] = [&[9.0, 9.0], &[9.0, 18.0], &[9.0, 27.0]];
 
 /// A picture of curves.
 #[derive(Clone, Debug, Default)]
 pub struct Curves {
-    /// Above everything; nothing if empty.
+    /// The title above all panels; none if empty.
     pub title: String,
-    /// Under the last panel: what the x axis counts, such as steps.
+    /// The label of the x axis under the last panel, such as "steps".
     pub x_label: String,
-    /// Of the x axis.
+    /// The scale of the x axis.
     pub x_scale: Scale,
-    /// The legend: what the curves of the same place of every panel belong to. One name needs no legend.
+    /// The legend: names of the curves, in the same order in every panel. A single name gets no legend.
     pub names: Vec<String>,
-    /// From top to bottom.
+    /// The panels, from top to bottom.
     pub panels: Vec<Panel>,
 }
 
 /// One panel.
 #[derive(Clone, Debug, Default)]
 pub struct Panel {
-    /// Above it: what the y axis measures.
+    /// The name of the quantity on the y axis, above the panel.
     pub name: String,
-    /// Of the y axis.
+    /// The scale of the y axis.
     pub scale: Scale,
     /// One for each name of the legend, in its order; an empty one where there is nothing to show.
     pub curves: Vec<Curve>,
@@ -62,14 +63,14 @@ pub struct Panel {
 /// One curve, x in ascending order. Points that are not finite interrupt it.
 #[derive(Clone, Debug, Default)]
 pub struct Curve {
-    /// What is drawn.
+    /// The points of the curve.
     pub points: Vec<(f64, f64)>,
-    /// What is drawn faintly behind, such as the values that were smoothed.
+    /// A curve that is drawn in a light colour behind it, such as the values before smoothing.
     pub behind: Vec<(f64, f64)>,
 }
 
 impl Curves {
-    /// Draws them.
+    /// Draws the picture.
     ///
     /// # Errors
     /// [`PictureError::Count`]: no panel, or too many panels or curves.
@@ -150,7 +151,7 @@ fn stroke(number: usize, width: f32) -> Stroke {
     Stroke { colour: COLOURS[number % COLOURS.len()], width, dash }
 }
 
-/// The names with their places: from the left, and in which row.
+/// The names of the legend with their places: from the left, and the row.
 fn legend(names: &[String], width: f32) -> Vec<(String, f32, f32)> {
     let (mut x, mut row) = (0.0, 0.0);
     let mut places = Vec::with_capacity(names.len());
@@ -166,7 +167,7 @@ fn legend(names: &[String], width: f32) -> Vec<(String, f32, f32)> {
     places
 }
 
-/// Where a panel's curves are.
+/// The area of the curves of a panel.
 struct Area {
     left: f32,
     top: f32,
@@ -216,7 +217,7 @@ impl Area {
     }
 }
 
-/// At most four points a half pixel, which draw the same: the first, the lowest, the highest, the last.
+/// At most four points for each half pixel, which draw the same curve: the first, the lowest, the highest, the last.
 fn thinned(points: impl Iterator<Item = (f32, f32)>) -> Vec<(f32, f32)> {
     let mut kept: Vec<(f32, f32)> = Vec::new();
     let mut column: Vec<(f32, f32)> = Vec::new();
@@ -231,7 +232,7 @@ fn thinned(points: impl Iterator<Item = (f32, f32)>) -> Vec<(f32, f32)> {
             column.push(point);
             continue;
         }
-        // Slots: first, lowest, highest, last.
+        // In this order: first, lowest, highest, last.
         let last = column[3];
         if last.1 < column[1].1 {
             column[1] = last;

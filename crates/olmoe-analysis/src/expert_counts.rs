@@ -1,10 +1,11 @@
-//! How often each expert was chosen, and what follows from it.
+//! How often each expert was chosen, and statistics of these counts.
 
-/// Choices of each expert of each mixture of a model, over some tokens.
+/// How often each expert of each mixture-of-experts layer was chosen for some tokens. Mixture-of-experts layers are
+/// called *mixtures* here, and are counted from 0 without the dense layers between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExpertCounts {
     experts: usize,
-    /// The numbers of the mixtures among the layers of the model.
+    /// The index of each mixture among the layers of the model.
     layers: Vec<usize>,
     /// `[mixture][expert]`
     counts: Vec<Vec<u64>>,
@@ -12,13 +13,13 @@ pub struct ExpertCounts {
 }
 
 impl ExpertCounts {
-    /// None yet, of the layers of a model that are mixtures, with so many experts.
+    /// Counts of zero for the mixtures at the indices `layers` of a model, with `experts` experts each.
     pub fn new(layers: impl IntoIterator<Item = usize>, experts: usize) -> ExpertCounts {
         let layers: Vec<usize> = layers.into_iter().collect();
         ExpertCounts { experts, counts: vec![vec![0; experts]; layers.len()], layers, tokens: 0 }
     }
 
-    /// Counts what was chosen for so many tokens: the experts of each mixture, in any order.
+    /// Adds the choices for `tokens` tokens: the chosen experts of each mixture, in any order.
     pub fn add<'a>(&mut self, tokens: u64, mixtures: impl IntoIterator<Item = &'a [u32]>) {
         self.tokens += tokens;
         for (counts, chosen) in self.counts.iter_mut().zip(mixtures) {
@@ -30,23 +31,22 @@ impl ExpertCounts {
         }
     }
 
-    /// Tokens.
+    /// The number of tokens.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// Experts of a mixture.
+    /// The number of experts of a mixture.
     pub fn experts(&self) -> usize {
         self.experts
     }
 
-    /// Experts that a token chose in a mixture.
+    /// The number of experts that are chosen for a token in a mixture.
     pub fn top_k(&self) -> u64 {
         self.counts.first().map_or(0, |counts| counts.iter().sum::<u64>() / self.tokens.max(1))
     }
 
-    /// The number of each mixture among the layers of the model. Elsewhere mixtures are counted from 0, whatever is
-    /// between them.
+    /// The index of each mixture among the layers of the model.
     pub fn layers(&self) -> &[usize] {
         &self.layers
     }
@@ -56,14 +56,14 @@ impl ExpertCounts {
         &self.counts[mixture]
     }
 
-    /// Share of the tokens that chose each expert of a mixture, 0 to 1: `K / E` if all are chosen alike.
+    /// Share of the tokens for which each expert of a mixture was chosen, 0 to 1: `K / E` for all if the load is even.
     ///
-    /// This is the domain specialisation of the OLMoE paper when the tokens are those of a domain.
+    /// For the tokens of one domain, this is the domain specialisation of the OLMoE paper.
     pub fn shares_of_tokens(&self, mixture: usize) -> Vec<f64> {
         self.divided(mixture, self.tokens)
     }
 
-    /// Share of the choices that each expert of a mixture got; they sum to 1.
+    /// Share of each expert in the choices of a mixture; the shares sum to 1.
     pub fn shares_of_choices(&self, mixture: usize) -> Vec<f64> {
         self.divided(mixture, self.counts[mixture].iter().sum())
     }
@@ -72,24 +72,24 @@ impl ExpertCounts {
         self.counts[mixture].iter().map(|count| *count as f64 / by.max(1) as f64).collect()
     }
 
-    /// Entropy of the shares of a mixture's choices over its largest, `−Σ s_e ln s_e / ln E`: 1 if all experts were chosen
-    /// alike, 0 if it was always the same one.
+    /// Entropy of the shares of the choices of a mixture, divided by its largest value: `−Σ s_e ln s_e / ln E`. It is 1
+    /// if all experts were chosen equally often, and 0 if always the same one was chosen.
     pub fn evenness(&self, mixture: usize) -> f64 {
         if self.experts < 2 {
             return 1.0;
         }
         let shares = self.shares_of_choices(mixture);
         let entropy: f64 = shares.iter().filter(|share| **share > 0.0).map(|share| -share * share.ln()).sum();
-        // Adding zero makes -0 into 0.
+        // Adding 0 turns -0 into 0.
         (entropy + 0.0) / (self.experts as f64).ln()
     }
 
-    /// Experts of a mixture that were chosen at all.
+    /// The number of experts of a mixture that were chosen at least once.
     pub fn used(&self, mixture: usize) -> usize {
         self.counts[mixture].iter().filter(|count| **count > 0).count()
     }
 
-    /// The experts of a mixture that were chosen, the busiest first.
+    /// The experts of a mixture that were chosen at least once, in descending order of their counts.
     pub fn busiest(&self, mixture: usize) -> Vec<usize> {
         let counts = &self.counts[mixture];
         let mut order: Vec<usize> = (0..counts.len()).filter(|expert| counts[*expert] > 0).collect();
@@ -98,9 +98,9 @@ impl ExpertCounts {
     }
 }
 
-/// How far texts go in a mixture to experts of their own: the mean over texts of half of `Σ_e |s_e − m_e|`, with `s` the
-/// shares of the text's choices and `m` the mean of the texts' shares. 0: all texts alike; `1 − 1/n` for `n` texts that
-/// have no expert in common.
+/// How specialised the experts of a mixture are for the texts: the mean over the texts of the total variation distance
+/// `½ Σ_e |s_e − m_e|`, with `s` the shares of a text in the choices and `m` the mean of these shares over all texts.
+/// It is 0 if all texts have the same shares, and `1 − 1/n` for `n` texts that have no expert in common.
 pub fn specialisation(texts: &[ExpertCounts], mixture: usize) -> f64 {
     let shares: Vec<Vec<f64>> = texts.iter().map(|text| text.shares_of_choices(mixture)).collect();
     let (count, experts) = (shares.len().max(1) as f64, shares.first().map_or(0, Vec::len));

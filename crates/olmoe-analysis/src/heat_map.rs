@@ -3,7 +3,7 @@
 use crate::axis::{Axis, Scale};
 use crate::picture::{Anchor, Colour, Picture, PictureError, Stroke};
 
-/// Cells of a picture.
+/// Most cells of a picture.
 pub const MAX_CELLS: usize = 1 << 16;
 
 const MARGIN: f32 = 24.0;
@@ -11,42 +11,42 @@ const TITLE: f32 = 18.0;
 const NAME: f32 = 14.0;
 const SMALL: f32 = 12.5;
 const TINY: f32 = 10.5;
-/// The widest label of a row.
+/// The largest width of the label of a row, in pixels.
 const LABEL: f32 = 200.0;
 
-/// From nothing to much.
+/// From the lowest value to the highest.
 const SEQUENTIAL: [Colour; 5] =
     [Colour(250, 251, 253), Colour(190, 218, 238), Colour(90, 165, 212), Colour(22, 100, 170), Colour(8, 40, 90)];
-/// From little over the middle to much.
+/// From the lowest value through the middle to the highest.
 const DIVERGING: [Colour; 5] =
     [Colour(20, 80, 150), Colour(130, 180, 220), Colour(250, 250, 250), Colour(240, 150, 110), Colour(165, 25, 35)];
 
-/// A table of numbers as colours.
+/// A table of numbers, drawn as colours.
 #[derive(Clone, Debug, Default)]
 pub struct HeatMap {
-    /// Above it.
+    /// The title above the table.
     pub title: String,
-    /// What the rows are, and what they are called, from the top.
+    /// The label of all rows.
     pub row_label: String,
-    /// The rows' names.
+    /// The names of the rows, from the top.
     pub rows: Vec<String>,
-    /// What the columns are.
+    /// The label of all columns.
     pub column_label: String,
-    /// The columns' names; where there is no room for all, some are left out.
+    /// The names of the columns; where there is no room for all, some are left out.
     pub columns: Vec<String>,
-    /// Row by row. What is not finite is drawn grey.
+    /// The values, row by row. NaN and infinity are drawn in grey.
     pub values: Vec<f64>,
-    /// What the numbers are, beside the bar of colours.
+    /// The label of the values, beside the colour bar.
     pub value_label: String,
-    /// The value that is neither little nor much, such as a uniform share: it is white, less is blue, more is red.
-    /// Without it more is darker.
+    /// The neutral value, such as a uniform share: it is drawn in white, lower values in blue, higher ones in red.
+    /// Without it, higher values are darker.
     pub middle: Option<f64>,
-    /// Decimals of the numbers written into the cells, where there is room; none are written without it.
+    /// Decimals of the numbers that are written into the cells, where there is room; `None`: no numbers are written.
     pub decimals: Option<usize>,
 }
 
 impl HeatMap {
-    /// Draws it.
+    /// Draws the table.
     ///
     /// # Errors
     /// [`PictureError::Count`]: no cell, too many, or another number than rows times columns; [`PictureError::Size`].
@@ -78,17 +78,17 @@ impl HeatMap {
         let (width, height) = (cell_width * columns as f32, cell_height * rows as f32);
 
         let range = self.range();
-        // Where nothing is negative the bar has nothing below 0, though the colours would.
+        // Where no value is negative, the bar does not show values below 0, although the colours extend there.
         let negative = self.values.iter().any(|value| *value < 0.0);
         let bottom = if negative { range.0 } else { range.0.max(0.0) };
         let bar = Axis::around([bottom, range.1].into_iter(), Scale::Linear);
-        // Neighbours that share a digit or two are told apart by more ticks than the height asks for.
+        // Ticks whose labels begin with the same digits need more of them than the height suggests.
         let ticks = bar.ticks((height / 45.0).clamp(2.0, 8.0) as usize);
         let bar_height = height.max(80.0);
         let bar_labels = ticks.iter().map(|tick| Picture::text_width(&tick.label, SMALL)).fold(0.0, f32::max);
         let bar_left = left + width + 26.0;
         let page = bar_left + 16.0 + 8.0 + bar_labels + if self.value_label.is_empty() { 0.0 } else { 26.0 } + MARGIN;
-        // Long names of columns go upwards.
+        // Long names of columns are written upwards.
         let column_width = self.columns.iter().map(|name| Picture::text_width(name, SMALL)).fold(0.0, f32::max);
         let numbered = self.columns.iter().all(|name| name.chars().count() <= 3);
         let turned = !numbered && column_width + 6.0 > cell_width;
@@ -151,7 +151,7 @@ impl HeatMap {
         Ok(picture)
     }
 
-    /// What the first and the last colour stand for; as far from the middle on both sides, if there is one.
+    /// The values of the first and the last colour, at the same distance from the middle if there is one.
     fn range(&self) -> (f64, f64) {
         let finite = || self.values.iter().copied().filter(|value| value.is_finite());
         let limit = |value: f64| value.clamp(f64::MIN / 8.0, f64::MAX / 8.0);
@@ -166,7 +166,7 @@ impl HeatMap {
             }
             None if low == 0.0 && high == 0.0 => (0.0, 1.0),
             None if low == high => (limit(low).min(0.0), limit(high).max(0.0)),
-            // Counts and shares are measured from nothing.
+            // Counts and shares begin at 0.
             None => (limit(low).min(0.0), limit(high)),
         }
     }
@@ -183,7 +183,7 @@ impl HeatMap {
     }
 }
 
-/// Names are left out by twos, fours or fives, as people count.
+/// Rounds the distance of the names that are shown up to a number that is easy to count by.
 fn round_every(every: usize) -> usize {
     [1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100].into_iter().find(|round| *round >= every).unwrap_or(every)
 }

@@ -1,11 +1,11 @@
-//! Statistics of routing, and pictures of it and of runs.
+//! Statistics of routing, and pictures of routing and of training runs.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! |---|---|
 //! | `picture` | rectangles, lines and texts, written as SVG or PNG; text needs no font of the machine |
 //! | `axis` | ticks and their labels, linear and logarithmic |
 //! | `curves` | panels of curves over one axis: loss, learning rate, expert load |
-//! | `expert_counts` | how often each expert was chosen, and what follows from it |
+//! | `expert_counts` | how often each expert was chosen, and statistics of these counts |
 //! | `heat_map` | a coloured table: experts by layers, experts by kinds of text |
 
 mod axis;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// The longest side of a page, in pixels.
 pub const MAX_SIDE: f32 = 8192.0;
-/// Pixels of a PNG for one of the page, along each side: sharp on dense screens and in print.
+/// Pixels of a PNG for each pixel of the page, along each side, for dense screens and print.
 const PNG_SCALE: f32 = 2.0;
 
 /// Red, green, blue.
@@ -18,15 +18,15 @@ const PNG_SCALE: f32 = 2.0;
 pub struct Colour(pub u8, pub u8, pub u8);
 
 impl Colour {
-    /// Of the page.
+    /// The colour of the page.
     pub const WHITE: Colour = Colour(255, 255, 255);
-    /// Of texts.
+    /// The colour of texts.
     pub const INK: Colour = Colour(38, 38, 44);
-    /// Of texts that matter less.
+    /// The colour of less important texts.
     pub const GREY: Colour = Colour(96, 98, 108);
-    /// Of frames.
+    /// The colour of frames.
     pub const FRAME: Colour = Colour(168, 170, 178);
-    /// Of grids.
+    /// The colour of grids.
     pub const GRID: Colour = Colour(228, 229, 234);
 
     /// A colour between this one at 0 and another at 1.
@@ -35,7 +35,7 @@ impl Colour {
         Colour(mix(self.0, other.0), mix(self.1, other.1), mix(self.2, other.2))
     }
 
-    /// How light it looks, from 0 to 1.
+    /// The lightness, from 0 to 1.
     pub(crate) fn lightness(self) -> f32 {
         (0.299 * f32::from(self.0) + 0.587 * f32::from(self.1) + 0.114 * f32::from(self.2)) / 255.0
     }
@@ -48,11 +48,11 @@ pub struct Stroke {
     pub colour: Colour,
     /// Its width in pixels.
     pub width: f32,
-    /// Lengths drawn and left out in turn; none for a whole line.
+    /// Lengths that are drawn and left out in turn; empty for a solid line.
     pub dash: &'static [f32],
 }
 
-/// Which part of a text is at its place.
+/// The part of a text that is at its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Anchor {
     /// Its beginning.
@@ -73,37 +73,37 @@ enum Shape {
 /// Why a picture could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
-    /// A name that ends in neither of the two.
-    #[error("{}: a picture is written as .svg or .png; give the file a name that ends so", path.display())]
+    /// A name that ends neither in .svg nor in .png.
+    #[error("{}: a picture is written as .svg or .png; give the file a name with one of these endings", path.display())]
     Extension {
         /// The name.
         path: PathBuf,
     },
-    /// A page of no size or too large a one.
-    #[error("a picture of {width} by {height} pixels; sides are from 1 to {MAX_SIDE}; draw less in one picture")]
+    /// A page with a side that is too short or too long.
+    #[error("a picture of {width} by {height} pixels, expected sides from 1 to {MAX_SIDE}; draw less in one picture")]
     Size {
         /// Pixels across.
         width: f32,
         /// Pixels down.
         height: f32,
     },
-    /// Nothing to draw, or more than can be told apart.
+    /// Nothing to draw, or more than can be distinguished.
     #[error("{what}: {found}; expected {expected}")]
     Count {
-        /// Of what.
+        /// What is counted.
         what: &'static str,
-        /// How many there are.
+        /// The number found.
         found: usize,
-        /// How many there may be.
+        /// The numbers that are allowed.
         expected: String,
     },
-    /// The encoder gave up.
+    /// The encoder failed.
     #[error("cannot encode the PNG: {reason}")]
     Encode {
-        /// What it says.
+        /// The message of the encoder.
         reason: String,
     },
-    /// The system said no.
+    /// The file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Io {
         /// The file.
@@ -113,7 +113,7 @@ pub enum PictureError {
     },
 }
 
-/// A page and what is drawn on it, the first at the bottom.
+/// A page and the shapes on it, in the order in which they are drawn.
 #[derive(Clone, Debug)]
 pub struct Picture {
     width: f32,
@@ -150,22 +150,22 @@ impl Picture {
         self.line(vec![(x, y), (right, y), (right, bottom), (x, bottom), (x, y)], stroke);
     }
 
-    /// Writes a text whose letters stand on `y`.
+    /// Writes a text with its baseline at `y`.
     pub fn text(&mut self, text: &str, x: f32, y: f32, size: f32, anchor: Anchor, colour: Colour) {
         self.shapes.push(Shape::Text { text: text.to_owned(), x, y, size, anchor, colour, turned: false });
     }
 
-    /// Writes a text that goes up, its letters standing on `x`.
+    /// Writes a text upwards, with its baseline at `x`.
     pub fn text_upwards(&mut self, text: &str, x: f32, y: f32, size: f32, anchor: Anchor, colour: Colour) {
         self.shapes.push(Shape::Text { text: text.to_owned(), x, y, size, anchor, colour, turned: true });
     }
 
-    /// How wide a text is, with a little room for the fonts of others.
+    /// The width of a text, with a margin for other fonts.
     pub fn text_width(text: &str, size: f32) -> f32 {
         font::width(text, size) * 1.06
     }
 
-    /// The text cut to a width, with an ellipsis where it was longer.
+    /// The text, cut to a width with an ellipsis where it is longer.
     pub fn fitting(text: &str, size: f32, width: f32) -> String {
         if Picture::text_width(text, size) <= width {
             return text.to_owned();
@@ -181,12 +181,12 @@ impl Picture {
         kept + "…"
     }
 
-    /// As SVG; the same picture gives the same bytes.
+    /// The picture as SVG; the same picture gives the same bytes.
     pub fn to_svg(&self) -> String {
         svg::write(self)
     }
 
-    /// As PNG, with two pixels for one.
+    /// The picture as PNG, with two pixels for each pixel of the page along each side.
     ///
     /// # Errors
     /// [`PictureError::Encode`].
@@ -194,7 +194,7 @@ impl Picture {
         png::write(self, PNG_SCALE)
     }
 
-    /// Writes a file; its name says which of the two.
+    /// Writes a file, as SVG or PNG by the ending of its name.
     ///
     /// # Errors
     /// [`PictureError::Extension`], [`PictureError::Encode`], [`PictureError::Io`].
@@ -206,7 +206,7 @@ impl Picture {
         std::fs::write(path, bytes).map_err(|source| PictureError::Io { path: path.to_owned(), source })
     }
 
-    /// Whether [`write`](Self::write) would take the name, for asking before there is a picture; true for a PNG.
+    /// Checks that [`write`](Self::write) accepts a name, before there is a picture; returns whether it is a PNG.
     ///
     /// # Errors
     /// [`PictureError::Extension`].

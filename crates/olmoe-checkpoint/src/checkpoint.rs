@@ -1,4 +1,4 @@
-//! A checkpoint of any format, its tensors matched with the parameters of its model.
+//! A checkpoint of any format, whose tensors are matched with the parameters of its model.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,7 +23,7 @@ pub struct Checkpoint {
     pub(crate) config: ModelConfig,
     pub(crate) specs: Vec<ParameterSpec>,
     pub(crate) layout: Layout,
-    /// By tensor of the layout: index in the contents, and how it is encoded.
+    /// For each tensor of the layout: its index in the contents, and its encoding.
     pub(crate) stored: Vec<(usize, Encoding)>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn rows(format: Format, config: &ModelConfig, joined: bool) -> Vec<Ro
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint and checks that its tensors are those of its model.
+    /// Opens a checkpoint and checks that it has exactly the tensors of its model.
     ///
     /// # Errors
     /// [`CheckpointError`], with the file and the tensor.
@@ -49,7 +49,8 @@ impl Checkpoint {
     /// Matches the tensors with the parameters of the model.
     ///
     /// # Errors
-    /// A missing, superfluous or misshapen tensor, one in a type that is not read, and no configuration.
+    /// A tensor that is missing, superfluous, of the wrong shape or of a type that is not read; a missing
+    /// configuration.
     pub fn new(mut contents: Contents) -> Result<Checkpoint, CheckpointError> {
         let path = &contents.path;
         let Some(loaded) = &contents.config else { return Err(CheckpointError::NoConfig { path: path.clone() }) };
@@ -68,8 +69,8 @@ impl Checkpoint {
             let stored = find(&contents, &by_name, &layout)?;
             Ok::<_, CheckpointError>((layout, stored))
         };
-        // A configuration may ask for far more than the files have. What is small is looked for first, in one layer more
-        // than there can be, so that nothing is laid out for layers and experts whose routers are not there.
+        // A configuration may describe far more than the files contain. The routers are looked for first, in one layer
+        // more than there can be, so that no layout is made for layers and experts whose routers are missing.
         let most = contents.tensors.len().saturating_add(1);
         let mut specs = parameters(&ModelConfig { n_layers: config.n_layers.min(most), ..config.clone() });
         let small: Vec<ParameterSpec> = specs.iter().filter(|spec| spec.shape.len() < 3).cloned().collect();
@@ -83,7 +84,7 @@ impl Checkpoint {
         for tensor in &layout.tensors {
             by_name.remove(tensor.name.as_str());
         }
-        // A tied head that is stored all the same is the embedding once more.
+        // A tied head that is stored in spite of the tie is a copy of the embedding.
         let tied_head = |name: &str| config.tie_embeddings && name == "lm_head.weight";
         let tied = by_name.keys().any(|name| tied_head(name));
         by_name.retain(|name, _| !tied_head(name));
@@ -96,12 +97,14 @@ impl Checkpoint {
             });
         }
         if tied {
-            contents.notices.push("lm_head.weight: passed over, the configuration ties it to the embedding".to_owned());
+            contents
+                .notices
+                .push("lm_head.weight: ignored, because the configuration ties it to the embedding".to_owned());
         }
         Ok(Checkpoint { contents, config, specs, layout, stored })
     }
 
-    /// What the path holds.
+    /// The contents of the path.
     pub fn contents(&self) -> &Contents {
         &self.contents
     }
@@ -111,7 +114,7 @@ impl Checkpoint {
         self.contents.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
-    /// Whether these are the parameters of the checkpoint.
+    /// Checks that these are the parameters of the checkpoint.
     pub(crate) fn check_parameters(&self, expected: &[ParameterSpec]) -> Result<(), CheckpointError> {
         let describe = |spec: Option<&ParameterSpec>| match spec {
             Some(spec) => format!("{} {:?}", spec.name, spec.shape),
@@ -128,12 +131,12 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Whether the file has a slab in another order, so that reading a part of it takes reading all of it.
+    /// Whether the file has a slab in another order, so that all of it has to be read to read a part.
     pub(crate) fn is_turned(&self, parameter: usize, slab: usize) -> bool {
         self.layout.place(parameter, slab).transform != Transform::Same
     }
 
-    /// The bytes of some numbers of a slab, whole units, all of them finite.
+    /// The bytes of some numbers of a slab, in whole blocks, all of them finite.
     pub(crate) fn read_part(
         &self,
         parameter: usize,
@@ -142,7 +145,7 @@ impl Checkpoint {
     ) -> Result<Buffer<u8>, CheckpointError> {
         let place = self.layout.place(parameter, slab);
         let (at, encoding) = self.stored[place.tensor];
-        let bytes_of = |numbers: usize| numbers / encoding.unit() * encoding.unit_bytes();
+        let bytes_of = |numbers: usize| numbers / encoding.block_len() * encoding.block_bytes();
         let part = match place.transform {
             Transform::Same => {
                 let mut part = Buffer::scratch(bytes_of(range.len()));
@@ -169,18 +172,18 @@ impl Checkpoint {
                 path: self.file_of(parameter, slab).to_owned(),
                 parameter: self.specs[parameter].name.clone(),
                 slab,
-                at: before + unit * encoding.unit(),
+                at: before + unit * encoding.block_len(),
             }),
         }
     }
 
-    /// The file that holds a slab.
+    /// The file of a slab.
     fn file_of(&self, parameter: usize, slab: usize) -> &Path {
         let at = self.stored[self.layout.place(parameter, slab).tensor].0;
         &self.contents.files[self.contents.tensors[at].file].0
     }
 
-    /// Reads some numbers of a stored tensor, as they lie there: those from `start` on that fill `out`.
+    /// Reads numbers of a stored tensor in its order and encoding, from number `start` on, until `out` is full.
     pub(crate) fn read_stored(
         &self,
         at: usize,
@@ -189,8 +192,8 @@ impl Checkpoint {
         out: &mut [u8],
     ) -> Result<(), CheckpointError> {
         let tensor = &self.contents.tensors[at];
-        // Whole units inside the tensor: it was checked to hold all numbers of its shape.
-        let skip = start / encoding.unit() * encoding.unit_bytes();
+        // Whole blocks inside the tensor, which was checked to have all numbers of its shape.
+        let skip = start / encoding.block_len() * encoding.block_bytes();
         let (path, file) = &self.contents.files[tensor.file];
         file.read_at(tensor.offset + skip as u64, out).map_err(CheckpointError::io(path))
     }
@@ -225,7 +228,7 @@ fn find(
     Ok(stored)
 }
 
-/// How a tensor is encoded, if its numbers can be read and turned.
+/// The encoding of a tensor, if its numbers can be read and brought into the canonical order.
 fn encoding(contents: &Contents, tensor: &Stored, transforms: &[Transform]) -> Result<Encoding, CheckpointError> {
     let refused = |found: String| CheckpointError::Encoding {
         path: contents.files[tensor.file].0.clone(),
@@ -266,7 +269,7 @@ impl Weights for Checkpoint {
                 *bytes.entry(*encoding).or_default() += self.contents.tensors[*at].bytes;
             }
         }
-        // A tie goes to the name that comes last, so that it does not depend on the order of a map.
+        // Of equal counts the last name is chosen, so that the result does not depend on the order of a map.
         bytes.into_iter().max_by_key(|(encoding, bytes)| (*bytes, encoding.name())).map_or(Encoding::F32, |most| most.0)
     }
 
@@ -282,7 +285,7 @@ impl Weights for Checkpoint {
         let place = self.layout.place(parameter, slab);
         let (at, encoding) = self.stored[place.tensor];
         let len = slab_len(&self.specs[parameter]);
-        let mut bytes = Buffer::scratch(len / encoding.unit() * encoding.unit_bytes());
+        let mut bytes = Buffer::scratch(len / encoding.block_len() * encoding.block_bytes());
         self.read_stored(at, encoding, place.start, &mut bytes)?;
         if place.transform == Transform::Same {
             return Ok(bytes);

@@ -1,4 +1,4 @@
-//! What a checkpoint has beside its weights: tokenizer, chat template, settings for generation.
+//! The files of a checkpoint in addition to its weights: tokenizer, chat template, generation settings.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -20,13 +20,13 @@ use crate::stand_in;
 
 /// File of a tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
-/// Files of a model that say how text becomes tokens.
+/// Files of a model that define how text is tokenised.
 pub const TOKENIZER_FILES: &[&str] = &["tokenizer*.json", "config.json", "generation_config.json"];
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
-/// Files that travel as they are.
+/// Files that are copied unchanged.
 const FILES: [&str; 8] = [
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -43,7 +43,7 @@ const TOKEN_KEYS: [&str; 7] =
 /// Most bytes of one of them.
 const MAX_FILE: usize = 64 << 20;
 
-/// Reads the tokenizer of a checkpoint; none if it has none.
+/// Reads the tokenizer of a checkpoint; `None` if it has none.
 ///
 /// # Errors
 /// A tokenizer that cannot be used.
@@ -75,7 +75,8 @@ fn of_vocabulary(contents: &Contents, vocabulary: &Vocabulary) -> Result<Tokeniz
     Tokenizer::from_vocabulary(vocabulary).map_err(in_file(&contents.path))
 }
 
-/// The first difference between two vocabularies; by the parts of the files where GGUF has no words for one of them.
+/// The first difference between two vocabularies. Where GGUF cannot express one of them, the parts of the files are
+/// compared.
 fn vocabulary_difference(ours: &Tokenizer, theirs: &Tokenizer, rows: usize) -> Option<TokenizerDifference> {
     if ours.json() == theirs.json() {
         return None;
@@ -91,7 +92,7 @@ fn vocabulary_difference(ours: &Tokenizer, theirs: &Tokenizer, rows: usize) -> O
     }
     let parts = |tokenizer: &Tokenizer| match serde_json::from_slice(tokenizer.json()) {
         Ok(Value::Object(parts)) => parts,
-        // It was read as a tokenizer, so it has parts.
+        // The file was read as a tokenizer, so it has these parts.
         _ => serde_json::Map::new(),
     };
     let (ours, theirs) = (parts(ours), parts(theirs));
@@ -115,7 +116,8 @@ fn in_file(path: &Path) -> impl FnOnce(TokenizerError) -> CheckpointError {
     move |source| CheckpointError::Tokenizer { path, source }
 }
 
-/// The tokens that belong before a text: those of the tokenizer itself, or `bos` where the settings add it.
+/// The tokens that are put before a text: those of the tokenizer, or the begin-of-sequence token where the settings add
+/// it.
 fn beginning(tokenizer: &Tokenizer, special: &SpecialTokens, add_bos: Option<bool>) -> (Vec<u32>, Option<String>) {
     let before = tokenizer.before_text().to_vec();
     match (before.is_empty(), add_bos, special.bos) {
@@ -124,26 +126,29 @@ fn beginning(tokenizer: &Tokenizer, special: &SpecialTokens, add_bos: Option<boo
             let names = names.join(" ");
             (
                 before,
-                Some(format!("`add_bos_token` is false, but tokenizer.json puts {names} before a text, which counts")),
+                Some(format!(
+                    "`add_bos_token` is false, but tokenizer.json puts {names} before a text; tokenizer.json takes precedence"
+                )),
             )
         }
         (true, Some(true), Some(bos)) => (vec![bos], None),
-        (true, Some(true), None) => {
-            (before, Some("`add_bos_token` is true, but there is no such token; none is added".to_owned()))
-        }
+        (true, Some(true), None) => (
+            before,
+            Some("`add_bos_token` is true, but the model has no begin-of-sequence token; none is added".to_owned()),
+        ),
         _ => (before, None),
     }
 }
 
-/// The first part in which two tokenizers give texts other ids.
+/// The first difference between two tokenizers that changes the ids of texts.
 #[derive(Debug, thiserror::Error)]
 #[error("`{key}` is {this} in the first and {other} in the other")]
 pub struct TokenizerDifference {
     /// The part: `tokens[17]`, `merges[3]`, `pre`, …
     pub key: String,
-    /// What the first one has.
+    /// The value in the first tokenizer.
     pub this: String,
-    /// What the other has.
+    /// The value in the other tokenizer.
     pub other: String,
 }
 
@@ -162,32 +167,32 @@ impl TokenizerDifference {
     }
 }
 
-/// What a checkpoint has beside its weights.
+/// The files of a checkpoint in addition to its weights.
 #[derive(Default)]
 pub struct Companions {
     name: String,
     files: Vec<(String, Vec<u8>)>,
     tokenizer: Option<Arc<Tokenizer>>,
     special: Option<SpecialTokens>,
-    /// What the files say beside the tokenizer about putting `bos` before a text.
+    /// Whether the settings put the begin-of-sequence token before a text.
     add_bos: Option<bool>,
-    /// Tokens that belong before a text.
+    /// Tokens that are put before a text.
     before: Vec<u32>,
     /// Texts of special tokens by their names, such as `pad_token`.
     token_texts: BTreeMap<&'static str, String>,
     chat_template: Option<String>,
-    /// For the user to see.
+    /// Notices for the user.
     pub notices: Vec<String>,
 }
 
 impl Companions {
-    /// None but a name.
+    /// A name, without any files.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }
     }
 
-    /// Those of a checkpoint. `replacement` is a `tokenizer.json` to use instead of its own. An end-of-text id that the
-    /// tokenizer does not end documents with is corrected, unless `keep_eos`.
+    /// The files of a checkpoint. `replacement` is a `tokenizer.json` to use instead of that of the checkpoint. An
+    /// end-of-text id with which the tokenizer does not end documents is corrected, unless `keep_eos` is set.
     ///
     /// # Errors
     /// Files that cannot be read or used.
@@ -200,7 +205,7 @@ impl Companions {
         Self::of_contents(checkpoint.contents(), config, replacement, keep_eos)
     }
 
-    /// Those of what a path holds, for a model of this configuration; as [`Companions::of`].
+    /// The files at a path, for a model of this configuration; see [`Companions::of`].
     ///
     /// # Errors
     /// Files that cannot be read or used.
@@ -235,10 +240,10 @@ impl Companions {
         Ok(companions)
     }
 
-    /// A tokenizer for fresh weights.
+    /// The files for newly initialised weights: a tokenizer.
     ///
     /// # Errors
-    /// One that cannot be used, or that does not fit the configuration.
+    /// A tokenizer that cannot be used, or that does not fit the configuration.
     pub fn with_tokenizer(
         name: impl Into<String>,
         path: &Path,
@@ -280,7 +285,7 @@ impl Companions {
         Ok(())
     }
 
-    /// The chat template of a tokenizer's settings: a text, or one of several that have names.
+    /// The chat template in the settings of a tokenizer: a text, or one of several named templates.
     fn template_in(&mut self, config: &Value) -> Option<String> {
         let text = |template: &Value| template.as_str().map(str::to_owned);
         let found = match config.get("chat_template")? {
@@ -309,7 +314,7 @@ impl Companions {
         serde_json::from_slice(without_mark(bytes)).map(Some).map_err(bad)
     }
 
-    /// Decides them by what is `known` and by the files.
+    /// Decides the special tokens from the `known` ones and the files.
     fn decide_special_tokens(
         &mut self,
         path: &Path,
@@ -343,8 +348,7 @@ impl Companions {
         self.notices.extend(notices.iter().map(ToString::to_string));
         if generation.is_some_and(|generation| generation["stop_strings"].as_array().is_some_and(|all| !all.is_empty()))
         {
-            let text =
-                "the texts of `stop_strings` in generation_config.json end nothing here unless --stop names them";
+            let text = "`stop_strings` in generation_config.json have no effect; give them with --stop";
             self.notices.push(text.to_owned());
         }
         if let Some(id) = self.ends_answer(&special).filter(|id| (*id as usize) < config.embedding_size) {
@@ -361,7 +365,7 @@ impl Companions {
                 let behind: Vec<_> =
                     tokenizer.behind_text().iter().map(|id| tokenizer.token(*id).unwrap_or("?")).collect();
                 self.notices.push(format!(
-                    "the tokenizer puts {} behind a text; left out, for texts are continued",
+                    "the tokenizer puts {} after a text; they are left out, because generation continues the text",
                     behind.join(" ")
                 ));
             }
@@ -371,7 +375,7 @@ impl Companions {
         Ok(())
     }
 
-    /// The token that the model's template puts behind an answer. A template that cannot be used says nothing.
+    /// The token that the chat template puts after an answer; `None` if the template cannot be used.
     fn ends_answer(&self, special: &SpecialTokens) -> Option<u32> {
         let tokenizer = self.tokenizer.as_ref()?;
         let template = ChatTemplate::new(self.chat_template.as_deref()?).ok()?;
@@ -391,13 +395,13 @@ impl Companions {
         self.tokenizer.as_ref()
     }
 
-    /// The special tokens that were decided; none for fresh weights without a tokenizer.
+    /// The special tokens; `None` for newly initialised weights without a tokenizer.
     pub fn special_tokens(&self) -> Option<&SpecialTokens> {
         self.special.as_ref()
     }
 
-    /// The ids of a text from its beginning: with the tokens that belong before a text, unless it begins with them itself.
-    /// OLMoE has none. Nothing without a tokenizer.
+    /// The ids of a text, including the tokens that are put before a text unless it already begins with them. OLMoE has
+    /// no such tokens. `None` without a tokenizer.
     ///
     /// # Errors
     /// A text that the tokenizer has no tokens for.
@@ -428,13 +432,13 @@ impl Companions {
         self.tokenizer.as_ref()?.token(id?)
     }
 
-    /// The Jinja template that makes a text of a conversation, if the model has one.
+    /// The Jinja template that renders a conversation as text, if the model has one.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
     }
 
-    /// Checks that both tokenizers turn text into the same ids, for models with so many rows of embeddings. Which settings
-    /// differ is the answer: special tokens, chat template. Without two tokenizers nothing does.
+    /// Checks that both tokenizers turn text into the same ids, for models whose embedding has `rows` rows. Returns the
+    /// settings that differ, such as special tokens and chat template; none if there are not two tokenizers.
     ///
     /// # Errors
     /// The first difference between the vocabularies.
@@ -457,12 +461,12 @@ impl Companions {
         Ok(settings.into_iter().filter(|setting| !setting.1).map(|setting| setting.0).collect())
     }
 
-    /// The model's name.
+    /// The name of the model.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The configuration with the special tokens that were decided.
+    /// The configuration with the special tokens.
     pub(crate) fn corrected(&self, config: &ModelConfig) -> ModelConfig {
         let mut config = config.clone();
         if let Some(special) = &self.special {
@@ -471,19 +475,19 @@ impl Companions {
         config
     }
 
-    /// The vocabulary for a GGUF file; none without a tokenizer.
+    /// The vocabulary for a GGUF file; `None` without a tokenizer.
     pub(crate) fn vocabulary(&self, config: &ModelConfig) -> Result<Option<Vocabulary>, CheckpointError> {
         let (Some(tokenizer), Some(special)) = (&self.tokenizer, &self.special) else { return Ok(None) };
         let bad = |source| CheckpointError::Tokenizer { path: PathBuf::from(&self.name), source };
         let mut vocabulary = tokenizer.to_vocabulary(config.embedding_size, special).map_err(bad)?;
         vocabulary.ends = special.more_ends(tokenizer);
-        // What the settings add, where the tokenizer itself adds none.
+        // The tokens that the settings add, where the tokenizer adds none.
         vocabulary.add_bos |= !self.before.is_empty();
         vocabulary.chat_template = self.chat_template.clone();
         Ok(Some(vocabulary))
     }
 
-    /// The settings for generation: those that there were, with every token that ends a text.
+    /// The generation settings of the checkpoint, with all tokens that end a text.
     fn generation_config(&self, config: &ModelConfig) -> Result<Vec<u8>, CheckpointError> {
         let ends = match &self.special {
             Some(special) => special.end_ids(),
@@ -517,7 +521,7 @@ impl Companions {
         Ok(format!("{settings:#}\n").into_bytes())
     }
 
-    /// Writes the files into a folder: those that there were, and what can be said of the missing ones.
+    /// Writes the files into a folder: those of the checkpoint, and replacements for missing ones as far as possible.
     pub(crate) fn write(&self, folder: &Path, config: &ModelConfig) -> Result<(), CheckpointError> {
         for (name, bytes) in self.files.iter().filter(|file| file.0 != GENERATION_CONFIG) {
             write_file(&folder.join(name), bytes)?;
@@ -556,7 +560,7 @@ impl Companions {
     }
 }
 
-/// The name of a model: that of its folder or file, without what says which part of it a file is.
+/// The name of a model: that of its folder or file, without the number of the part.
 fn name(contents: &Contents) -> String {
     let name = match contents.format {
         Format::Gguf => contents.path.file_stem(),
@@ -575,7 +579,8 @@ fn ids(config: &ModelConfig) -> Value {
     })
 }
 
-/// The same of the model of a folder, whose `config.json` may list several ends of a text, and name those of a turn.
+/// The ids of the model in a folder, whose `config.json` may list several end-of-text tokens, and tokens that end a
+/// turn.
 fn model_ids(contents: &Contents, config: &ModelConfig) -> Result<Value, CheckpointError> {
     let mut ids = ids(config);
     if matches!(contents.format, Format::HuggingFace(_)) {

@@ -1,7 +1,9 @@
-//! Writing weights in a format: planned first, streamed slab by slab, read back and compared, and only then named.
+//! Converting weights to a format: the conversion is planned, streamed slab by slab, read back and compared, and only
+//! then does the result get its name.
 //!
-//! The bytes of every slab are hashed in canonical order as they are written and again as the finished result is read, so
-//! what a reader of the result gets is what the source gave. Memory: the largest slab, in both encodings, and the headers.
+//! The bytes of every slab are hashed in canonical order when they are written, and again when the result is read back,
+//! so that the result is proved to have the weights of the source. Memory: the largest slab in both encodings, and the
+//! headers.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,7 +21,7 @@ use crate::encoding::Encoding;
 use crate::error::CheckpointError;
 use crate::fidelity::{Fidelity, Recorder};
 use crate::gguf::mix::{Context, Mix};
-use crate::gguf::parts::{self, Part};
+use crate::gguf::parts::{self, GgufPart};
 use crate::gguf::{self, value::Metadata, value::Value};
 use crate::huggingface::Experts;
 use crate::layout::{FileTensor, Layout, Transform, slabs};
@@ -32,27 +34,27 @@ use crate::weights::{Weights, slab_len};
 
 /// Bytes of a shard of a Hugging Face checkpoint.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
-/// Bytes gathered before a write.
+/// Size of the write buffer in bytes.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// What to write.
+/// The format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A folder that transformers loads.
     HuggingFace {
         /// How experts are stored.
         experts: Experts,
-        /// The type of all numbers; none keeps that of each tensor.
+        /// The type of all numbers; `None` keeps the type of each tensor.
         dtype: Option<DType>,
     },
     /// An unsharded checkpoint of OLMo's trainer.
     Olmo {
-        /// As above.
+        /// The type of all numbers; `None` keeps the type of each tensor.
         dtype: Option<DType>,
     },
-    /// A GGUF file; no mix keeps the type of each matrix.
+    /// A GGUF file.
     Gguf {
-        /// Which tensor gets which type.
+        /// The mix that chooses the type of each tensor; `None` keeps the type of each matrix.
         mix: Option<Mix>,
     },
 }
@@ -67,34 +69,35 @@ impl Target {
     }
 }
 
-/// How to write it.
+/// Options of writing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Manner {
-    /// Most bytes of tensors in a file, where a format has models in several; otherwise 5 GB for Hugging Face, and one file
+    /// Most bytes of tensors in a file, in a format that can have several; `None`: 5 GB for Hugging Face, and one file
     /// for GGUF.
     pub shard_bytes: Option<u64>,
-    /// Numbers beyond the range of the type that is written become the largest of that range; otherwise they are an error.
+    /// Whether numbers outside the range of the written type become the largest number of that range; otherwise they
+    /// are an error.
     pub clamp: bool,
 }
 
-/// What was written.
+/// The result of a conversion.
 #[derive(Debug)]
 pub struct Written {
-    /// By kind of parameter: `attention.q_proj`, `moe.experts.up_proj`, …
+    /// The fidelity of each kind of parameter: `attention.q_proj`, `moe.experts.up_proj`, …
     pub kinds: BTreeMap<String, Fidelity>,
     /// Bytes of the tensors.
     pub bytes: u64,
     /// Number of tensors.
     pub tensors: usize,
-    /// Numbers that were beyond the range of their type.
+    /// How many numbers were outside the range of their type.
     pub clamped: u64,
 }
 
-/// A conversion that can be done: the format has a place for everything.
+/// A planned conversion, for which the format can express all of the model.
 pub struct Conversion<'s> {
     source: &'s dyn Weights,
     companions: &'s Companions,
-    /// As it is written: with the special tokens that were decided.
+    /// The configuration to write, with the special tokens.
     config: ModelConfig,
     target: Target,
     manner: Manner,
@@ -102,15 +105,15 @@ pub struct Conversion<'s> {
     encodings: Vec<Encoding>,
     config_text: String,
     metadata: Metadata,
-    /// What the user should know before relying on the result.
+    /// Notices for the user about limitations of the result.
     pub notices: Vec<String>,
 }
 
 impl<'s> Conversion<'s> {
-    /// Plans it.
+    /// Plans a conversion.
     ///
     /// # Errors
-    /// A model that the format cannot hold, and quantised weights without a word about what they should become.
+    /// A model that the format cannot express, and quantised weights without a type to write.
     pub fn plan(
         source: &'s dyn Weights,
         companions: &'s Companions,
@@ -142,10 +145,10 @@ impl<'s> Conversion<'s> {
         Ok(Conversion { source, companions, config, target, manner, layout, encodings, config_text, metadata, notices })
     }
 
-    /// Decides how it is written.
+    /// Sets the options of writing.
     ///
     /// # Errors
-    /// Several files of a format that has one.
+    /// A size of shards for a format that has one file.
     pub fn manner(self, manner: Manner) -> Result<Conversion<'s>, CheckpointError> {
         match self.target {
             Target::Olmo { .. } if manner.shard_bytes.is_some() => {
@@ -161,11 +164,12 @@ impl<'s> Conversion<'s> {
         self.layout.tensors.iter().zip(&self.encodings).map(|pair| bytes(pair) as u64).sum()
     }
 
-    /// Writes, reads back, compares, and gives the result its name. Nothing is left under the name after an error.
+    /// Writes the result, reads it back, compares it and gives it its name. After an error, nothing is left under the
+    /// name.
     ///
     /// # Errors
-    /// A name that is taken (unless `force`), too little room, what the system says, and a result that reads back
-    /// differently.
+    /// An existing file or folder of the name (unless `force` is set), too little room on the disk, errors of the
+    /// system, and a result that reads back differently.
     pub fn run(self, out: &Path, force: bool, progress: &(dyn Fn(Step) + Sync)) -> Result<Written, CheckpointError> {
         let shards = self.gguf_shards();
         let output = match self.target {
@@ -269,10 +273,10 @@ impl<'s> Conversion<'s> {
         finish(path, writer.finish().map_err(bad)?)
     }
 
-    /// Which tensors go to which file.
+    /// The division of the tensors among files.
     fn gguf_shards(&self) -> Vec<std::ops::Range<usize>> {
         let sizes = self.layout.tensors.iter().zip(&self.encodings).map(|(tensor, encoding)| {
-            // A tensor begins at a boundary.
+            // A tensor begins at a multiple of the alignment.
             encoding.bytes(tensor.num_elements()).unwrap_or(0).next_multiple_of(gguf::container::ALIGNMENT as usize)
                 as u64
         });
@@ -291,7 +295,7 @@ impl<'s> Conversion<'s> {
             for ((range, path), number) in shards.iter().zip(output.parts()).zip(0..) {
                 // All other metadata is in the first part.
                 let mut metadata = if number == 0 { self.metadata.clone() } else { Metadata::default() };
-                Part { number, count, tensors: Some(self.layout.tensors.len() as u64) }.write(&mut metadata);
+                GgufPart { number, count, tensors: Some(self.layout.tensors.len() as u64) }.write(&mut metadata);
                 self.gguf_file(&path, &metadata, range.clone(), written, progress)?;
             }
             return Ok(());
@@ -313,22 +317,23 @@ impl<'s> Conversion<'s> {
         let tensors = self.layout.tensors[range.clone()].iter().zip(&self.encodings[range.clone()]);
         let tensors: Vec<_> = tensors.map(tensor).collect();
         let bad = |source| CheckpointError::Io { path: path.to_owned(), source };
-        let mut writer = gguf::container::Writer::new(file, metadata, &tensors).map_err(bad)?;
+        let mut writer = gguf::container::GgufWriter::new(file, metadata, &tensors).map_err(bad)?;
         for index in range {
             self.tensor(index, written, progress, &mut |bytes| writer.write(bytes).map_err(bad))?;
         }
         finish(path, writer.finish().map_err(bad)?)
     }
 
-    /// Whether the result is quantised, be it with some tensors as they are.
+    /// Whether any tensor of the result is quantised.
     fn quantizes(&self) -> bool {
         matches!(self.target, Target::Gguf { mix: Some(mix) } if mix.encoding().is_quantized())
     }
 
-    /// Converts numbers of which some are beyond the range: each becomes the largest that there is. Says how many those were,
-    /// or the place and the value of the worst if that was not asked for or cannot be done.
+    /// Converts numbers of which some are outside the range of the type. With `clamp` they become the largest number of
+    /// the range, and the number of them is returned; otherwise, and where that is impossible, the error has the place
+    /// and the value of the largest.
     fn narrow(&self, bytes: &[u8], from: Encoding, to: Encoding, out: &mut [u8]) -> Result<u64, (usize, f32)> {
-        let count = bytes.len() / from.unit_bytes() * from.unit();
+        let count = bytes.len() / from.block_bytes() * from.block_len();
         let mut numbers = Buffer::<f32>::scratch(count);
         from.decode(bytes, &mut numbers);
         let worst = (0..count).max_by(|a, b| numbers[*a].abs().total_cmp(&numbers[*b].abs())).unwrap_or(0);
@@ -358,7 +363,8 @@ impl<'s> Conversion<'s> {
             let numbers = slab_len(spec);
             let mut converted = Buffer::scratch(to.bytes(numbers).unwrap_or(0));
             from.convert(&bytes, to, &mut converted);
-            // Numbers that stay as they are may be anything: a diverged model can be looked at in any format.
+            // Numbers that are not converted may also be NaN or infinite, so that a diverged model can be converted and
+            // examined.
             let exact = from == to || (to == Encoding::F32 && !from.is_quantized());
             if !exact || self.quantizes() {
                 if let Some(unit) = from.first_not_finite(&bytes) {
@@ -366,7 +372,7 @@ impl<'s> Conversion<'s> {
                         path: "the source".into(),
                         parameter: spec.name.clone(),
                         slab: piece.slab,
-                        at: unit * from.unit(),
+                        at: unit * from.block_len(),
                     });
                 }
                 if !exact && to.first_beyond(&converted).is_some() {
@@ -396,7 +402,7 @@ impl<'s> Conversion<'s> {
     }
 }
 
-/// The names of the parts of a GGUF file of that name.
+/// The names of the parts of a GGUF file with that name.
 fn part_names(out: &Path, count: usize) -> Vec<String> {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let stem = name.strip_suffix(".gguf").unwrap_or(&name);
@@ -420,7 +426,7 @@ fn encoding(source: &dyn Weights, target: Target, tensor: &FileTensor) -> Result
             if kept.is_quantized() || main.is_quantized() {
                 return Err(CheckpointError::Quantized { path: source.origin().to_owned() });
             }
-            // GGUF holds these in f32 whatever the model is in.
+            // In GGUF these are always in f32.
             let narrow = source.widens_vectors() && vector && narrows_exactly(source, tensor, main)?;
             Ok(if narrow { main } else { kept })
         }
@@ -438,7 +444,7 @@ fn encoding(source: &dyn Weights, target: Target, tensor: &FileTensor) -> Result
     }
 }
 
-/// Whether all numbers of a tensor are the same in a narrower type.
+/// Whether all numbers of a tensor are exact in a narrower type.
 fn narrows_exactly(source: &dyn Weights, tensor: &FileTensor, to: Encoding) -> Result<bool, CheckpointError> {
     for piece in &tensor.pieces {
         let from = source.encoding(piece.parameter, piece.slab);
@@ -469,7 +475,7 @@ fn dtype_name(layout: &Layout, encodings: &[Encoding]) -> &'static str {
     numbers.into_iter().max_by_key(|entry| entry.1).map_or("float32", |entry| entry.0)
 }
 
-/// The kind of file that most tensors of an encoding make.
+/// The `general.file_type` of a file whose tensors mostly have an encoding.
 fn mix_of(encoding: Encoding) -> Mix {
     Mix::all().find(|mix| mix.encoding() == encoding).unwrap_or(Mix::F32)
 }
@@ -492,7 +498,7 @@ fn gguf_metadata(config: &ModelConfig, companions: &Companions, mix: Mix) -> Res
     Ok(metadata)
 }
 
-/// Everything on the disk.
+/// Flushes the result to the disk.
 fn finish(path: &Path, writer: BufWriter<File>) -> Result<(), CheckpointError> {
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error).map_err(CheckpointError::io(path))?;
     file.sync_all().map_err(CheckpointError::io(path))

@@ -1,48 +1,48 @@
-//! The file-system operations of a run, as a seam for faults.
+//! The file-system operations of a run, as an interface in which tests inject faults.
 //!
-//! Everything that a run changes on disk goes through [`Disk`], one call an operation, so that a test can fail or
-//! stop at each: checkpoints, and the files beside them. Reading does not: what is on disk after a crash is read as any
-//! file is. Locks do not either: they end with the process.
+//! A run changes checkpoints and the files beside them only through [`Disk`], one call for each operation, so that a
+//! test can fail or stop at each. Reads do not go through it, because files after a crash are read as any other. Locks
+//! do not either, because they end with the process.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-/// Bytes of a file that are written at once.
+/// Size of the write buffer in bytes.
 const BUFFER: usize = 1 << 20;
 
-/// What a run does to a disk.
+/// The file-system operations of a run.
 ///
-/// Errors are what the system says, unless noted.
+/// Errors are those of the system, unless noted.
 pub trait Disk {
     /// A file being written.
     type File;
 
-    /// Makes a folder that does not exist, in one that does.
+    /// Creates a folder in an existing one.
     ///
     /// # Errors
     /// The system's.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Makes a file that does not exist.
+    /// Creates a file that must not exist.
     ///
     /// # Errors
     /// The system's.
     fn create_file(&self, path: &Path) -> io::Result<Self::File>;
 
-    /// Opens a file to append to, and makes it if there is none.
+    /// Opens a file to append to it, and creates it if it does not exist.
     ///
     /// # Errors
     /// The system's.
     fn open_append(&self, path: &Path) -> io::Result<Self::File>;
 
-    /// Appends all of `bytes`; after an error some of them may be there.
+    /// Appends all of `bytes`; after an error some of them may have been written.
     ///
     /// # Errors
     /// The system's.
     fn write(&self, file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
 
-    /// Cuts a file to its first `length` bytes; what is written next comes behind these.
+    /// Truncates a file to its first `length` bytes; later writes append to these.
     ///
     /// # Errors
     /// The system's.
@@ -60,14 +60,14 @@ pub trait Disk {
     /// The system's.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Renames at once: a file, link or pointer replaces the one there, a folder takes a free name.
+    /// Renames atomically. A file, link or pointer replaces an existing one; a folder needs a name that does not exist.
     ///
     /// # Errors
     /// The system's.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Makes a pointer at `path` to its neighbour `target`: a symbolic link where any user may make one, else a file
-    /// that holds the name.
+    /// Creates a pointer at `path` to `target` in the same folder: a symbolic link where every user may create one,
+    /// else a file with the name.
     ///
     /// # Errors
     /// The system's.
@@ -85,7 +85,7 @@ pub trait Disk {
     /// The system's.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Bytes that may still be written to the file system of `path`.
+    /// Free bytes of the file system of `path`.
     ///
     /// # Errors
     /// The system's.
@@ -129,7 +129,7 @@ impl Disk for LocalDisk {
         File::open(path)?.sync_all()
     }
 
-    // Folders cannot be opened there; the journal of the file system orders the names.
+    // Folders cannot be opened on that system; the journal of the file system orders the changes of names.
     #[cfg(not(unix))]
     fn sync_dir(&self, _path: &Path) -> io::Result<()> {
         Ok(())
@@ -162,11 +162,11 @@ impl Disk for LocalDisk {
     }
 }
 
-/// Writes a file that has its name only when all that `fill` writes is in it and on disk; another of that name is there
-/// until then. Returns the file, to which more can be appended.
+/// Writes a file that gets its name only when everything that `fill` writes is on disk; until then an existing file of
+/// that name stays. Returns the file, to which more can be appended.
 ///
 /// # Errors
-/// The system's. What was written so far may be left, under another name, which the next call removes.
+/// Those of the system. A partial file may be left under another name; the next call removes it.
 pub fn write_whole<D: Disk>(
     disk: &D,
     path: &Path,
@@ -181,7 +181,7 @@ pub fn write_whole<D: Disk>(
     let mut file = disk.create_file(&temporary)?;
     let mut out = BufWriter::with_capacity(BUFFER, Appending { disk, file: &mut file });
     let filled = fill(&mut out).and_then(|()| out.flush());
-    // Not dropped as a whole: that would write again after an error.
+    // The buffer is not dropped, because that would write again after an error.
     drop(out.into_parts());
     filled?;
     disk.sync_file(&file)?;
@@ -190,7 +190,7 @@ pub fn write_whole<D: Disk>(
     Ok(file)
 }
 
-/// Makes a folder and those above it that are not there, each known to the one above when this returns.
+/// Creates a folder and its missing parents; each is durable in its parent when this returns.
 ///
 /// # Errors
 /// The system's.

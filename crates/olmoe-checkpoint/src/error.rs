@@ -24,20 +24,20 @@ pub enum CheckpointError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// Something else in the place of a file.
+    /// Something that is not the expected file, in its place.
     #[error("{}: {what} in the place of the file; {advice}", path.display())]
     StandIn {
         /// The file.
         path: PathBuf,
-        /// What lies there.
+        /// What was found.
         what: &'static str,
-        /// How to get the file.
+        /// How to obtain the file.
         advice: &'static str,
     },
-    /// A link to nothing.
+    /// A link whose target does not exist.
     #[error(
         "{}: a link to {}, which is not there; get it again: in a cache of the hub, `olmoe download` does",
         path.display(),
@@ -46,7 +46,7 @@ pub enum CheckpointError {
     Dangling {
         /// The link.
         path: PathBuf,
-        /// Where it leads.
+        /// The target.
         target: PathBuf,
     },
     /// Neither a file nor a folder of a known format.
@@ -56,19 +56,19 @@ pub enum CheckpointError {
         path.display()
     )]
     Unrecognised {
-        /// What was given.
+        /// The path given.
         path: PathBuf,
-        /// What is there.
+        /// What was found.
         found: String,
     },
     /// Tensors without a configuration.
-    #[error("{}: it holds tensors but no configuration; give the folder of the whole checkpoint", path.display())]
+    #[error("{}: it has tensors but no configuration; give the folder of the whole checkpoint", path.display())]
     NoConfig {
         /// The file.
         path: PathBuf,
     },
     /// More than one model in a folder.
-    #[error("{}: several GGUF files ({files}); name the one that you mean", path.display())]
+    #[error("{}: several GGUF files ({files}); give one of them", path.display())]
     Several {
         /// The folder.
         path: PathBuf,
@@ -185,7 +185,7 @@ pub enum CheckpointError {
         found: Vec<usize>,
     },
     /// Two tensors of one name.
-    #[error("{}: tensor {tensor:?} comes twice", path.display())]
+    #[error("{}: tensor {tensor:?} occurs twice", path.display())]
     Duplicate {
         /// The checkpoint.
         path: PathBuf,
@@ -217,7 +217,7 @@ pub enum CheckpointError {
         /// Its type.
         found: String,
     },
-    /// A number, or the scale of a block, that is infinite or not a number.
+    /// A number, or the scale of a block, that is NaN or infinite.
     #[error(
         "{}: parameter {parameter}: number {at} of matrix {slab} is not finite; the weights are damaged or the training \
          diverged",
@@ -233,7 +233,7 @@ pub enum CheckpointError {
         /// The first such number, or the first of its block.
         at: usize,
     },
-    /// A number that does not fit the type that is written.
+    /// A number outside the range of the type that is written.
     #[error(
         "parameter {parameter}: number {at} of matrix {slab} is {value:e}, beyond what {encoding} can hold{}",
         beyond(encoding)
@@ -243,7 +243,7 @@ pub enum CheckpointError {
         parameter: String,
         /// Which matrix of a stack.
         slab: usize,
-        /// The largest number of it.
+        /// The index of the largest number of the matrix.
         at: usize,
         /// Its value.
         value: f32,
@@ -251,21 +251,21 @@ pub enum CheckpointError {
         encoding: &'static str,
     },
     /// A format that has one file, and several asked for.
-    #[error("{format} has all tensors in one file; leave the size of shards out")]
+    #[error("{format} has all tensors in one file; do not set the size of shards")]
     OneFile {
         /// The format.
         format: &'static str,
     },
-    /// A format that does not have the model's parts.
-    #[error("{format} has no place for parameter {parameter}; convert to a format that has (olmo has most)")]
+    /// A format that cannot express a parameter of the model.
+    #[error("{format} cannot express parameter {parameter}; convert to another format (olmo supports most parameters)")]
     NoPlace {
         /// The format.
         format: &'static str,
         /// Canonical name.
         parameter: String,
     },
-    /// Quantised weights, and no word about what they should become.
-    #[error("{}: its weights are quantised; say with --dtype f32 (exact) or bf16 (rounded) what to write", path.display())]
+    /// Quantised weights without a type to write.
+    #[error("{}: its weights are quantised; set the type to write with --dtype f32 (exact) or bf16 (rounded)", path.display())]
     Quantized {
         /// The checkpoint.
         path: PathBuf,
@@ -282,8 +282,8 @@ pub enum CheckpointError {
         /// An encoding of it.
         found: &'static str,
     },
-    /// The result would replace something.
-    #[error("{}: it exists; give another name, or --force to replace it", path.display())]
+    /// The result would replace an existing file or folder.
+    #[error("{}: it exists already; give another name, or --force to replace it", path.display())]
     Exists {
         /// The result.
         path: PathBuf,
@@ -317,7 +317,7 @@ pub enum CheckpointError {
         /// Which matrix of a stack.
         slab: usize,
     },
-    /// Not enough memory for the model and what it needs beside its weights.
+    /// Not enough memory for the weights, caches and activations of the model.
     #[error(
         "{:.2} GB of memory are needed: {:.2} GB for the weights at {precision}, {:.2} GB for caches and activations; \
          {:.2} GB are available. Use bf16, a smaller model, a shorter context, fewer sequences, or a machine with more memory",
@@ -329,9 +329,9 @@ pub enum CheckpointError {
     Memory {
         /// Bytes of the parameters, packed.
         weights: u64,
-        /// Bytes that the caller needs beside them.
+        /// Bytes that the caller needs in addition.
         beside: u64,
-        /// Both.
+        /// The sum of both.
         needed: u64,
         /// Bytes available.
         available: u64,
@@ -363,7 +363,7 @@ impl CheckpointError {
     }
 }
 
-/// What to do where numbers do not fit.
+/// The advice where numbers are outside the range of a type.
 fn beyond(encoding: &str) -> &'static str {
     match encoding {
         "f16" => " (up to 65504); write bf16 or f32, or let --clamp bring it into the range",

@@ -1,4 +1,5 @@
-//! Proof of a conversion: what was written is what is read, and how far it is from what there was.
+//! Verification of a conversion: that what is read back is what was written, and the rounding errors against the
+//! source.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +14,7 @@ use crate::layout::slabs;
 use crate::step::Step;
 use crate::weights::Weights;
 
-/// How far tensors of one kind are from what they were.
+/// The rounding errors of the tensors of one kind.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Fidelity {
     /// Numbers.
@@ -38,18 +39,18 @@ impl Fidelity {
         (self.squared_error / (self.numbers as f64).max(1.0)).sqrt()
     }
 
-    /// Root of the summed squared differences over that of the squares; 0 where nothing changed.
+    /// Root of the sum of squared differences divided by the root of the sum of squares; 0 where nothing changed.
     pub fn relative(&self) -> f64 {
         if self.squared_error == 0.0 { 0.0 } else { (self.squared_error / self.squares).sqrt() }
     }
 }
 
-/// The hash of every slab as it was written, and how far it is from what it was.
+/// The hash of every slab as it was written, and its rounding errors.
 pub(crate) struct Recorder<'s> {
     source: &'s dyn Weights,
     hashes: Vec<Vec<Option<blake3::Hash>>>,
     pub(crate) kinds: BTreeMap<String, Fidelity>,
-    /// Numbers that were beyond the range of their type.
+    /// How many numbers were outside the range of their type.
     pub(crate) clamped: u64,
 }
 
@@ -84,7 +85,7 @@ impl<'s> Recorder<'s> {
         }
     }
 
-    /// Reads the result as anybody would, and compares every slab with what was written.
+    /// Reads the result as any reader does, and compares every slab with what was written.
     pub(crate) fn compare(
         &self,
         result: &Checkpoint,
@@ -106,7 +107,7 @@ impl<'s> Recorder<'s> {
     }
 }
 
-/// What a conversion changed in some numbers.
+/// The changes of some numbers by a conversion.
 #[derive(Clone, Copy, Default)]
 struct Change {
     squares: f64,
@@ -114,7 +115,7 @@ struct Change {
     max_error: f64,
 }
 
-/// What it changed, piece by piece: in one order, whatever the number of threads.
+/// Computes the changes piece by piece, in an order that does not depend on the number of threads.
 fn changes((from, before): (Encoding, &[u8]), (to, after): (Encoding, &[u8]), numbers: usize) -> Vec<Change> {
     /// Numbers of a piece: a multiple of every block.
     const PIECE: usize = 1 << 16;
@@ -124,7 +125,7 @@ fn changes((from, before): (Encoding, &[u8]), (to, after): (Encoding, &[u8]), nu
         let range = task * PIECE..((task + 1) * PIECE).min(numbers);
         let decoded = |encoding: Encoding, bytes: &[u8]| {
             let mut numbers = Buffer::<f32>::scratch(range.len());
-            let place = |number: usize| number / encoding.unit() * encoding.unit_bytes();
+            let place = |number: usize| number / encoding.block_len() * encoding.block_bytes();
             encoding.decode(&bytes[place(range.start)..place(range.end)], &mut numbers);
             numbers
         };
@@ -136,7 +137,7 @@ fn changes((from, before): (Encoding, &[u8]), (to, after): (Encoding, &[u8]), nu
             change.squared_error += error * error;
             change.max_error = change.max_error.max(error.abs());
         }
-        // SAFETY: each task has a place of its own.
+        // SAFETY: each task writes an element of its own.
         let place = unsafe { shared.range(task..task + 1) };
         place[0] = change;
     });

@@ -1,6 +1,6 @@
-//! Which names found inside files may become paths.
+//! Which names that are read from files may be used as paths.
 
-/// Longest name of a file, in bytes: what the usual file systems take.
+/// Longest name of a file, in bytes, on the usual file systems.
 pub const MAX_FILE_NAME: usize = 255;
 
 /// Whether `name` names a file of the folder itself on every system: no separators, no drive, no `..`, no control

@@ -1,8 +1,8 @@
 //! A checkpoint loaded into a model for inference.
 //!
-//! All threads read: each a piece that stays in its cache until it is packed, straight from the file to where it is used.
-//! Files are read at positions and not mapped, so that one that is cut short is an error and no crash, weights lie on huge
-//! pages, and what the system keeps of a file can go at any time.
+//! All threads read; each reads a part that stays in its cache until it is packed. Files are read at positions rather
+//! than mapped into memory, so that a truncated file is an error and not a crash, weights are on huge pages, and the
+//! page cache can be reclaimed at any time.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -20,26 +20,26 @@ pub use crate::loading::Loading;
 use crate::packed::{PackedCache, Unusable};
 use crate::weights::{Weights, slab_len};
 
-/// A model that was loaded.
-pub struct Loaded {
+/// A loaded model.
+pub struct LoadedModel {
     /// The model.
     pub model: Model,
-    /// Why there was a file of packed weights and it was not used.
+    /// Why an existing file of packed weights was not used.
     pub notice: Option<String>,
     wanted: Option<PackedCache>,
 }
 
-impl Loaded {
-    /// The bytes of packed weights that were asked for but not there: [`Loaded::keep`] writes them.
+impl LoadedModel {
+    /// The file of packed weights to be written by [`LoadedModel::keep`], if one was requested and none could be used.
     pub fn to_keep(&self) -> Option<u64> {
         self.wanted.as_ref().map(PackedCache::bytes)
     }
 
-    /// Writes the file of packed weights if one was asked for and none could be used. It gets its name when it is complete.
-    /// `advance` hears of the bytes written.
+    /// Writes the file of packed weights if one was requested and none could be used. The file gets its name when it is
+    /// complete. `advance` is called with the bytes written.
     ///
     /// # Errors
-    /// Too little room, and what the system says; the model is as good as before.
+    /// Too little room on the disk, and errors of the system; the model can still be used.
     pub fn keep(&mut self, advance: &dyn Fn(u64)) -> Result<(), CheckpointError> {
         match self.wanted.take() {
             Some(cache) => cache.write(&mut self.model, advance),
@@ -48,19 +48,19 @@ impl Loaded {
     }
 }
 
-/// Slabs that were turned, by number: one for each thread at most.
+/// Slabs that were brought into the canonical order, by index: at most one for each thread.
 type Turned = Mutex<Vec<(usize, Buffer<u8>)>>;
 
 impl Checkpoint {
-    /// In which encodings a model for inference may hold the parameters. The embedding keeps its own, whatever it is: its
-    /// rows are decoded when they are looked up.
+    /// The encodings in which a model for inference may hold the parameters. The embedding keeps its encoding, because
+    /// its rows are decoded when they are looked up.
     pub fn encodings(&self, keep_blocks: bool) -> Vec<Option<Encoding>> {
         let held = |parameter: usize| {
             let encoding = |slab| Weights::encoding(self, parameter, slab);
             let (count, ..) = slabs(&self.specs[parameter].shape);
             let alike = (1..count).all(|slab| encoding(slab) == encoding(0));
             let looked_up = self.specs[parameter].kind == ParameterKind::Embedding;
-            // As the head a tied embedding is quantised or not, and its rows follow.
+            // A tied embedding is also the head, so its rows are quantised only if the head is.
             let quantized = encoding(0).is_quantized();
             let kept = if quantized { keep_blocks || looked_up && !self.config.tie_embeddings } else { looked_up };
             (alike && kept).then(|| encoding(0))
@@ -73,12 +73,12 @@ impl Checkpoint {
         self.config.inference_bytes(precision, &self.encodings(keep_blocks))
     }
 
-    /// Loads the weights into a model made for inference, on all threads. `advance` hears of the bytes read.
+    /// Loads the weights into a model for inference, on all threads. `advance` is called with the bytes read.
     ///
     /// # Errors
-    /// Too little memory, before anything is read; numbers that are not finite; what the system says. A file of packed
-    /// weights that cannot be used is no error: the checkpoint is read.
-    pub fn load(&self, loading: &Loading, advance: &(dyn Fn(u64) + Sync)) -> Result<Loaded, CheckpointError> {
+    /// Too little memory, before anything is read; NaN or infinity in the weights; errors of the system. A file of
+    /// packed weights that cannot be used is not an error: the checkpoint is read instead.
+    pub fn load(&self, loading: &Loading, advance: &(dyn Fn(u64) + Sync)) -> Result<LoadedModel, CheckpointError> {
         let encodings = self.encodings(loading.keep_blocks);
         let weights = self.config.inference_bytes(loading.precision, &encodings);
         let needed = weights.saturating_add(loading.beside);
@@ -91,24 +91,24 @@ impl Checkpoint {
         let mut model = Model::for_inference(self.config.clone(), loading.precision, &encodings)?;
         let Some(path) = &loading.packed_cache else {
             self.fill(&mut model, advance)?;
-            return Ok(Loaded { model, notice: None, wanted: None });
+            return Ok(LoadedModel { model, notice: None, wanted: None });
         };
         let cache = PackedCache::new(path, self, loading, &mut model)?;
         let notice = match cache.read(&mut model, advance) {
-            Ok(()) => return Ok(Loaded { model, notice: None, wanted: None }),
+            Ok(()) => return Ok(LoadedModel { model, notice: None, wanted: None }),
             Err(Unusable::Absent) => None,
-            Err(Unusable::Because(reason)) => Some(format!("{}: {reason}; it is made anew", path.display())),
+            Err(Unusable::Because(reason)) => Some(format!("{}: {reason}; it is written again", path.display())),
         };
         self.fill(&mut model, advance)?;
-        Ok(Loaded { model, notice, wanted: Some(cache) })
+        Ok(LoadedModel { model, notice, wanted: Some(cache) })
     }
 
-    /// Loads the weights into a model that was made for them, for inference or for training, on all threads. `advance` hears
-    /// of the bytes read.
+    /// Loads the weights into a model with the same parameters, for inference or for training, on all threads.
+    /// `advance` is called with the bytes read.
     ///
     /// # Errors
-    /// [`CheckpointError::OtherModel`] before anything is read, numbers that are not finite, and what the system says; the
-    /// parameters are then arbitrary.
+    /// [`CheckpointError::OtherModel`] before anything is read; NaN or infinity in the weights, and errors of the
+    /// system, after which the parameters are arbitrary.
     pub fn load_into(&self, model: &mut Model, advance: &(dyn Fn(u64) + Sync)) -> Result<(), CheckpointError> {
         self.check_parameters(model.parameters())?;
         self.fill(model, advance)
@@ -118,7 +118,7 @@ impl Checkpoint {
     fn fill(&self, model: &mut Model, advance: &(dyn Fn(u64) + Sync)) -> Result<(), CheckpointError> {
         for parameter in 0..self.specs.len() {
             let turned = Turned::default();
-            // A tied embedding is read for its rows and for the head; either is half the way.
+            // A tied embedding is read twice, for its rows and for the head; each counts as half of the progress.
             let looked_up = self.specs[parameter].kind == ParameterKind::Embedding;
             let times =
                 if looked_up && self.config.tie_embeddings && model.encoding(parameter).is_some() { 2 } else { 1 };
@@ -141,7 +141,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Decodes a range of a parameter's numbers, whole rows or a whole vector; gives the bytes that they had.
+    /// Decodes a range of the numbers of a parameter, whole rows or a whole vector; returns the number of bytes read.
     fn read_numbers(
         &self,
         parameter: usize,
@@ -152,12 +152,12 @@ impl Checkpoint {
         let slab_numbers = slab_len(&self.specs[parameter]);
         let (mut at, mut out, mut read) = (range.start, out, 0);
         while at < range.end {
-            // The slabs of a parameter need not be encoded alike.
+            // The slabs of a parameter may have different encodings.
             let slab = at / slab_numbers;
             let len = ((slab + 1) * slab_numbers).min(range.end) - at;
             let encoding = Weights::encoding(self, parameter, slab);
             let (piece, rest) = std::mem::take(&mut out).split_at_mut(len);
-            let mut bytes = Buffer::scratch(len / encoding.unit() * encoding.unit_bytes());
+            let mut bytes = Buffer::scratch(len / encoding.block_len() * encoding.block_bytes());
             self.read_range(parameter, at..at + len, &mut bytes, turned)?;
             encoding.decode(&bytes, piece);
             (at, out, read) = (at + len, rest, read + bytes.len());
@@ -165,7 +165,8 @@ impl Checkpoint {
         Ok(read)
     }
 
-    /// The bytes of a range of a parameter's numbers, whole rows or a whole vector, whose slabs are encoded alike.
+    /// The bytes of a range of the numbers of a parameter, whole rows or a whole vector, whose slabs have the same
+    /// encoding.
     fn read_range(
         &self,
         parameter: usize,
@@ -181,7 +182,7 @@ impl Checkpoint {
             let (start, end) = (slab * slab_numbers, ((slab + 1) * slab_numbers).min(range.end));
             let place = self.layout.place(parameter, slab);
             let (tensor, encoding) = self.stored[place.tensor];
-            let byte = |number: usize| number / encoding.unit() * encoding.unit_bytes();
+            let byte = |number: usize| number / encoding.block_len() * encoding.block_bytes();
             let (within, len) = (at - start, end - at);
             let (piece, rest) = std::mem::take(&mut out).split_at_mut(byte(len));
             match place.transform {
@@ -215,10 +216,10 @@ impl Checkpoint {
     }
 }
 
-/// Where the packed weights of a checkpoint are kept: beside it, or in a folder that serves several.
+/// The path of the packed weights of a checkpoint: beside the checkpoint, or in a folder for several checkpoints.
 ///
-/// The precision is part of the name, since what is packed depends on it; in a folder of its own the name also tells apart
-/// models of one name.
+/// The precision is part of the name, because packed weights depend on it; in a folder for several checkpoints the name
+/// also distinguishes models with the same name.
 pub fn packed_cache_path(model: &Path, folder: Option<&Path>, precision: Precision) -> PathBuf {
     let model = std::fs::canonicalize(model).unwrap_or_else(|_| model.to_owned());
     let mut name = model.file_name().unwrap_or_default().to_owned();

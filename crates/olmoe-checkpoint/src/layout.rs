@@ -1,8 +1,9 @@
-//! How the parameters of a model lie in a format's tensors.
+//! The layout of the parameters of a model in the tensors of a format.
 //!
-//! Every format is a table from canonical names to its own, and every tensor of a file is a sequence of *slabs*: a slab is
-//! one matrix of a parameter (an expert's of a stack, or all of a matrix or vector), possibly transposed or with its rows in
-//! another order. Reading turns a slab back, writing lays it out; a conversion does one after the other.
+//! A format is a table from canonical names to its own names. A tensor of a file is a sequence of *slabs*: a slab is
+//! one matrix of a parameter (that of one expert of a stack, or a whole matrix or vector), which may be transposed or
+//! have its rows in another order. Reading restores the canonical order of a slab, writing applies that of the format;
+//! a conversion does both.
 
 use std::collections::HashMap;
 
@@ -10,23 +11,23 @@ use olmoe_model::parameters::ParameterSpec;
 
 use crate::encoding::Encoding;
 
-/// One line of a format's table.
+/// One line of the table of a format.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     /// Canonical name: `{i}` stands for the layer, `{s}` for `weight` or `bias`.
     pub(crate) canonical: &'static str,
     /// Name in the file: the same, and `{e}` for the expert when each has a tensor of its own.
     pub(crate) file: &'static str,
-    /// Parameters with one name in the file lie behind each other in this order: slab by slab.
+    /// Parameters with the same name in the file are concatenated in this order, slab by slab.
     pub(crate) order: u8,
-    /// What happens to each slab.
+    /// How the format changes each slab.
     pub(crate) transform: Transform,
     /// A stack of matrices is written as one matrix of all their rows.
     pub(crate) flat: bool,
 }
 
 impl Row {
-    /// The same numbers under another name.
+    /// The slab is stored unchanged.
     pub(crate) const fn new(canonical: &'static str, file: &'static str) -> Self {
         Self { canonical, file, order: 0, transform: Transform::Same, flat: false }
     }
@@ -44,21 +45,21 @@ impl Row {
     }
 }
 
-/// What a format does to a slab.
+/// How a format stores a slab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transform {
-    /// Nothing.
+    /// Unchanged.
     Same,
-    /// `[out, in]` is written as `[in, out]`.
+    /// Transposed: `[out, in]` is written as `[in, out]`.
     Transpose,
-    /// Rows of a head of that many: the pairs of the rotary embedding lie beside each other (`0, d/2, 1, d/2 + 1, …`)
-    /// where canonically they are half a head apart.
+    /// With the rows of each of that many heads interleaved: the pairs of the rotary embedding are adjacent
+    /// (`0, d/2, 1, d/2 + 1, …`), where in the canonical order they are half a head apart.
     Interleave(usize),
 }
 
 /// A slab of a parameter in a tensor of a file.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Piece {
+pub(crate) struct StoredSlab {
     /// Index of the parameter.
     pub(crate) parameter: usize,
     /// Index of the slab in the parameter.
@@ -73,8 +74,8 @@ pub(crate) struct FileTensor {
     pub(crate) name: String,
     /// Row-major, outermost first.
     pub(crate) shape: Vec<usize>,
-    /// Its contents, one behind the other.
-    pub(crate) pieces: Vec<Piece>,
+    /// Its slabs, one after the other.
+    pub(crate) pieces: Vec<StoredSlab>,
 }
 
 impl FileTensor {
@@ -113,7 +114,7 @@ pub(crate) fn slabs(shape: &[usize]) -> (usize, usize, usize) {
 }
 
 impl Layout {
-    /// Lays the parameters out by a format's table.
+    /// The layout of the parameters by the table of a format.
     ///
     /// # Errors
     /// The name of the first parameter that the table does not have.
@@ -149,7 +150,7 @@ impl Layout {
                     [rows, ..] => *rows += out,
                     [] => {}
                 }
-                tensor.pieces.push(Piece { parameter, slab, transform: row.transform });
+                tensor.pieces.push(StoredSlab { parameter, slab, transform: row.transform });
                 keys[index].push((slab, row.order));
             }
         }
@@ -179,29 +180,29 @@ impl Layout {
 }
 
 impl Transform {
-    /// From the canonical order `[rows, columns]` to the file's.
+    /// Converts the canonical order `[rows, columns]` to that of the file.
     pub(crate) fn apply(self, encoding: Encoding, (rows, columns): (usize, usize), from: &[u8], to: &mut [u8]) {
         match self {
             Transform::Same => to.copy_from_slice(from),
-            Transform::Transpose => transpose(encoding.unit_bytes(), rows, columns, from, to),
+            Transform::Transpose => transpose(encoding.block_bytes(), rows, columns, from, to),
             Transform::Interleave(head) => {
                 move_rows(from, to, rows, |row| (interleaved(row, head), row));
             }
         }
     }
 
-    /// From the file's order to the canonical `[rows, columns]`.
+    /// Converts the order of the file to the canonical `[rows, columns]`.
     pub(crate) fn invert(self, encoding: Encoding, (rows, columns): (usize, usize), from: &[u8], to: &mut [u8]) {
         match self {
             Transform::Same => to.copy_from_slice(from),
-            Transform::Transpose => transpose(encoding.unit_bytes(), columns, rows, from, to),
+            Transform::Transpose => transpose(encoding.block_bytes(), columns, rows, from, to),
             Transform::Interleave(head) => {
                 move_rows(from, to, rows, |row| (row, interleaved(row, head)));
             }
         }
     }
 
-    /// Where in the file's order a canonical row lies, if rows stay whole.
+    /// The place of a canonical row in the order of the file, if rows stay whole.
     pub(crate) fn row(self, row: usize) -> Option<usize> {
         match self {
             Transform::Same => Some(row),
@@ -210,13 +211,13 @@ impl Transform {
         }
     }
 
-    /// Whether numbers of that encoding can be moved like this: blocks lie along rows and stay whole.
+    /// Whether the transform is possible in an encoding, whose blocks lie along rows and stay whole.
     pub(crate) fn keeps_blocks(self) -> bool {
         self != Transform::Transpose
     }
 }
 
-/// The place of a canonical row among rows whose rotary pairs lie beside each other.
+/// The place of a canonical row among rows whose rotary pairs are adjacent.
 fn interleaved(row: usize, head: usize) -> usize {
     let (start, within) = (row / head * head, row % head);
     let half = head / 2;
@@ -266,7 +267,7 @@ mod tests {
     fn transforms_are_undone() {
         for (rows, columns, head) in [(2, 1, 2), (8, 3, 4), (70, 33, 10), (64, 128, 64)] {
             for encoding in [Encoding::BF16, Encoding::F32] {
-                let bytes: Vec<u8> = (0..rows * columns * encoding.unit_bytes()).map(|i| (i % 251) as u8).collect();
+                let bytes: Vec<u8> = (0..rows * columns * encoding.block_bytes()).map(|i| (i % 251) as u8).collect();
                 for transform in [Transform::Same, Transform::Transpose, Transform::Interleave(head)] {
                     let (mut there, mut back) = (vec![0; bytes.len()], vec![0; bytes.len()]);
                     transform.apply(encoding, (rows, columns), &bytes, &mut there);

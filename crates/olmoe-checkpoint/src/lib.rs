@@ -1,23 +1,23 @@
 //! Files of models and training runs.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
-//! | [`open`] | what a path holds: format, configuration, tensors |
+//! | [`open`] | the contents of a path: format, configuration, tensors |
 //! | [`checkpoint`] | a checkpoint matched with its model, read by canonical parameter |
-//! | [`inference`] | a checkpoint loaded into a model; `packed`: the file that keeps its packed weights |
-//! | [`convert`] | writing weights as Hugging Face, OLMo or GGUF, with proof |
-//! | [`fidelity`] | the proof: hashes of what was written against what is read, and the error of rounding |
-//! | [`weights`] | weights by canonical parameter: of a checkpoint, or fresh |
-//! | [`upcycle`], [`soup`] | weights made of others: a mixture of a dense model, the average of several |
-//! | [`companions`] | what lies beside the weights: tokenizer, chat template, settings for generation |
-//! | `layout` | how parameters lie in a format's tensors |
-//! | [`huggingface`], `olmo`, [`gguf`], `training` | the formats: a table each, and what else is theirs |
+//! | [`inference`] | a checkpoint loaded into a model; `packed`: a file with its packed weights |
+//! | [`convert`] | writing weights as Hugging Face, OLMo or GGUF, with verification |
+//! | [`fidelity`] | the verification: hashes of what was written and of what is read back, and rounding errors |
+//! | [`weights`] | weights by canonical parameter, of a checkpoint or newly initialised |
+//! | [`upcycle`], [`soup`] | weights made from others: a mixture of experts from a dense model, the average of several |
+//! | [`companions`] | the files in addition to the weights: tokenizer, chat template, generation settings |
+//! | `layout` | the layout of parameters in the tensors of a format |
+//! | [`huggingface`], `olmo`, [`gguf`], `training` | the formats: a table for each, and what is specific to it |
 //! | [`safetensors`] | the file format: headers, streaming writer, shards and their index |
-//! | [`torch`], [`pickle`], [`zip`], [`olmo_keys`] | PyTorch's files and keys, read without running anything |
+//! | [`torch`], [`pickle`], [`zip`], [`olmo_keys`] | PyTorch's files and keys, read without executing anything |
 //! | [`save`] | checkpoints of a training run: written so that no crash loses one, verified before use |
-//! | [`disk`] | the file-system operations of a save, as a seam for faults |
+//! | [`disk`] | the file-system operations of a save, as an interface for injecting faults |
 //! | [`hub`] | models from the Hugging Face hub |
-//! | [`read_at`], [`file_name`] | reading at a position; which names found inside files may become paths |
+//! | [`read_at`], [`file_name`] | reading at a position; which names that are read from files may be used as paths |
 
 pub mod checkpoint;
 pub mod companions;

@@ -1,4 +1,4 @@
-//! What is asked of loading a checkpoint into a model for inference.
+//! The options of loading a checkpoint into a model for inference.
 
 use std::path::PathBuf;
 
@@ -9,18 +9,18 @@ use olmoe_model::model::Precision;
 pub struct Loading {
     /// The precision of the matrix products.
     pub precision: Precision,
-    /// Quantised matrices stay quantised, and products with them round the other factor to eight bits; otherwise they become
-    /// the numbers that they stand for.
+    /// Whether quantised matrices stay quantised, in which case products quantise the other factor to eight bits;
+    /// otherwise the matrices are dequantised.
     pub keep_blocks: bool,
-    /// Bytes that the caller needs beside the weights, for caches and activations: loading is refused unless there is room
-    /// for these, too.
+    /// Bytes that the caller needs for caches and activations; loading is refused unless these and the weights fit the
+    /// available memory.
     pub beside: u64,
-    /// A file that keeps the packed weights: read if it belongs to this checkpoint, else written.
+    /// A file with the packed weights, which is read if it belongs to this checkpoint, and written otherwise.
     pub packed_cache: Option<PathBuf>,
 }
 
 impl Loading {
-    /// Loading without a file of packed weights, for a caller that needs nothing beside.
+    /// Options without a file of packed weights and without additional memory.
     pub fn new(precision: Precision, keep_blocks: bool) -> Loading {
         Loading { precision, keep_blocks, beside: 0, packed_cache: None }
     }

@@ -1,18 +1,18 @@
 //! Unsharded checkpoints of OLMo's trainer: `config.yaml` beside `model.safetensors` or `model.pt`.
 //!
-//! Query, key and value projections are one matrix. A dropless mixture stacks the rows of its experts, and its
-//! down projections are transposed (`w2 [E·I, D]`); one with a capacity keeps `[E, D, I]` and `[E, I, D]`. A dense MLP is
-//! `ff_proj`, whose rows are `up` and then `gate`, and `ff_out`; a model of dense blocks and mixtures in turn
-//! (`moe_interleave`) has both.
+//! Query, key and value projections are one matrix. A dropless mixture-of-experts layer stacks the rows of its experts,
+//! and its down projections are transposed (`w2 [E·I, D]`); one with a capacity has `[E, D, I]` and `[E, I, D]`. A
+//! dense MLP has `ff_proj`, whose rows are those of `up` and then of `gate`, and `ff_out`. A model that alternates
+//! dense and mixture-of-experts blocks (`moe_interleave`) has both.
 
 use olmoe_model::config::ModelConfig;
 
 use crate::layout::{Row, Transform};
 
-/// Prefixes that wrappers of the training run put before or into names.
+/// Prefixes that wrappers of a training run add to names.
 const WRAPPERS: [&str; 3] = ["_fsdp_wrapped_module.", "_orig_mod.", "module."];
 
-/// A tensor whose presence tells that query, key and value have matrices of their own (`block_type: llama`).
+/// A tensor whose presence means that query, key and value have separate matrices (`block_type: llama`).
 pub(crate) const SEPARATE_QUERY: &str = "transformer.blocks.0.q_proj.weight";
 
 /// The table for a configuration; `joined` query, key and value are one matrix.
@@ -70,7 +70,7 @@ pub(crate) fn rows(config: &ModelConfig, joined: bool) -> Vec<Row> {
     rows
 }
 
-/// Blocks in a group, told from names of the form `block_groups.{g}.{j}`: every group but the last is full.
+/// The number of blocks in a group, from names of the form `block_groups.{g}.{j}`; every group but the last is full.
 pub(crate) fn group_size<'n>(names: impl Iterator<Item = &'n str>) -> usize {
     names.filter_map(|name| Some(split_group(&without_wrappers(name))?.1 + 1)).max().unwrap_or(1)
 }

@@ -1,14 +1,14 @@
 //! The tensor names of OLMo's safetensors files.
 //!
 //! OLMo stores a nested dict of tensors under one flat level of names. Each name is the URL-safe base64 of a pickle
-//! (protocol 4) of `(path, is_pickled)`: the keys that lead to the tensor, and whether the tensor is instead the bytes of
-//! a pickled value.
+//! (protocol 4) of `(path, is_pickled)`: the keys that lead to the tensor, and whether the tensor is instead the bytes
+//! of a pickled value.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use thiserror::Error;
 
-use crate::pickle::{self, PickleError, Value, shortened};
+use crate::pickle::{self, PickleError, PickleValue, shortened};
 
 /// What a name says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,9 +55,10 @@ pub enum KeyError {
 pub fn decode(key: &str) -> Result<OlmoKey, KeyError> {
     let bytes = URL_SAFE.decode(key).map_err(|source| KeyError::Base64 { key: shortened(key), source })?;
     let pickle = pickle::parse(&bytes).map_err(|source| KeyError::Pickle { key: shortened(key), source })?;
-    let wrong = |expected, found: &Value| KeyError::Content { key: shortened(key), expected, found: found.kind() };
+    let wrong =
+        |expected, found: &PickleValue| KeyError::Content { key: shortened(key), expected, found: found.kind() };
     let items = |id, expected| match pickle.value(id) {
-        Value::Tuple(items) => Ok(items.as_slice()),
+        PickleValue::Tuple(items) => Ok(items.as_slice()),
         other => Err(wrong(expected, other)),
     };
     const PAIR: &str = "a tuple of a path and a bool";
@@ -65,12 +66,12 @@ pub fn decode(key: &str) -> Result<OlmoKey, KeyError> {
     let &[path, is_pickled] = items(root, PAIR)? else { return Err(wrong(PAIR, pickle.value(root))) };
     let parts = items(path, "a tuple of strings as the path")?;
     let text = |&id| match pickle.value(id) {
-        Value::Str(text) => Ok((*text).to_owned()),
+        PickleValue::Str(text) => Ok((*text).to_owned()),
         other => Err(wrong("a string in the path", other)),
     };
     let path = parts.iter().map(text).collect::<Result<Vec<_>, _>>()?;
     match pickle.value(is_pickled) {
-        Value::Bool(is_pickled) => Ok(OlmoKey { path, is_pickled: *is_pickled }),
+        PickleValue::Bool(is_pickled) => Ok(OlmoKey { path, is_pickled: *is_pickled }),
         other => Err(wrong("a bool after the path", other)),
     }
 }
@@ -80,7 +81,7 @@ pub fn decode(key: &str) -> Result<OlmoKey, KeyError> {
 /// Each part is written out. Python refers back to a part that is the very same object as an earlier one of the path;
 /// the names of a model's tensors are paths of one part.
 pub fn encode(path: &[&str], is_pickled: bool) -> String {
-    let mut writer = Writer { bytes: vec![0x80, 4], frame: None };
+    let mut writer = KeyWriter { bytes: vec![0x80, 4], frame: None };
     if path.len() > 3 {
         writer.put(b"(");
     }
@@ -102,13 +103,13 @@ pub fn encode(path: &[&str], is_pickled: bool) -> String {
 }
 
 /// Opcodes in frames, divided as Python does.
-struct Writer {
+struct KeyWriter {
     bytes: Vec<u8>,
     /// Where the open frame's opcodes begin.
     frame: Option<usize>,
 }
 
-impl Writer {
+impl KeyWriter {
     /// A frame this long is closed before the next object; a string this long is outside of all frames.
     const FRAME: usize = 64 << 10;
     /// Fewer bytes get no frame.

@@ -1,16 +1,16 @@
-//! Finding out what a path holds, and where its tensors lie.
+//! The contents of a path: its format, its configuration and the places of its tensors.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use olmoe_model::config::{Loaded, ModelConfig};
+use olmoe_model::config::{LoadedConfig, ModelConfig};
 
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
-use crate::gguf::container::Header;
-use crate::gguf::parts::{self, Part, PartError};
+use crate::gguf::container::GgufHeader;
+use crate::gguf::parts::{self, GgufPart, PartError};
 use crate::gguf::{self, types};
 use crate::huggingface::{self, Experts};
 use crate::read_at::ReadAt;
@@ -24,7 +24,7 @@ pub(crate) const SAFETENSORS: &str = "model.safetensors";
 pub(crate) const HF_CONFIG: &str = "config.json";
 pub(crate) const OLMO_CONFIG: &str = "config.yaml";
 const TORCH: &str = "model.pt";
-/// The group of a training checkpoint that holds the parameters.
+/// The group of a training checkpoint with the parameters.
 pub const MODEL_GROUP: &str = "model";
 /// The link to the newest checkpoint of a run.
 const LATEST: &str = "latest";
@@ -47,7 +47,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// A word for people and for JSON.
+    /// The name of the format in output and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Format::HuggingFace(_) => "huggingface",
@@ -63,9 +63,9 @@ impl Format {
 /// The type of a stored tensor's numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoredType {
-    /// One that is read here.
+    /// A type that can be read.
     Known(Encoding),
-    /// The name of another.
+    /// The name of a type that cannot be read.
     Other(String),
 }
 
@@ -105,27 +105,28 @@ pub struct Stored {
     pub bytes: u64,
 }
 
-/// What a path holds: which format, which configuration, which tensors. Nothing is matched against the model yet.
+/// The contents of a path: format, configuration and tensors, which are not yet matched with the parameters of the
+/// model.
 #[derive(Debug)]
 pub struct Contents {
-    /// What was given, or what it led to.
+    /// The path given, or the one that it refers to.
     pub path: PathBuf,
     /// The format.
     pub format: Format,
     /// The configuration, unless there are only tensors.
-    pub config: Option<Loaded>,
+    pub config: Option<LoadedConfig>,
     /// The tensors, in the order of the files.
     pub tensors: Vec<Stored>,
-    /// The files that hold them.
+    /// The files of the tensors.
     pub files: Vec<(PathBuf, File)>,
     /// The header of a GGUF file.
-    pub gguf: Option<Header>,
-    /// What is in the files but is no tensor of the model, for the user to see.
+    pub gguf: Option<GgufHeader>,
+    /// Notices about contents of the files that are not tensors of the model.
     pub notices: Vec<String>,
 }
 
 impl Contents {
-    /// Reads what a path holds: headers and configurations, no weights.
+    /// Reads headers and configurations, but no weights.
     ///
     /// # Errors
     /// [`CheckpointError`].
@@ -274,7 +275,7 @@ impl Contents {
                     .map_err(|source| CheckpointError::Key { path: safetensors.clone(), source })?;
                 tensor.name = key.path.join(".");
                 if key.is_pickled {
-                    self.notices.push(format!("{}: a pickled object, passed over", tensor.name));
+                    self.notices.push(format!("{}: a pickled object, ignored", tensor.name));
                 } else {
                     kept.push(tensor);
                 }
@@ -334,7 +335,7 @@ impl Contents {
             bytes: tensor.bytes,
         }));
         self.notices
-            .extend(dict.skipped.into_iter().map(|skipped| format!("{}: {}, passed over", skipped.name, skipped.kind)));
+            .extend(dict.skipped.into_iter().map(|skipped| format!("{}: {}, ignored", skipped.name, skipped.kind)));
         self.files.push((path.to_owned(), file));
         Ok(())
     }
@@ -346,14 +347,14 @@ impl Contents {
             let path = path.to_owned();
             move |source| CheckpointError::Part { path, source }
         };
-        let header = match Part::of(&header.metadata).map_err(in_file(path))? {
+        let header = match GgufPart::of(&header.metadata).map_err(in_file(path))? {
             None => {
                 self.add_gguf(path, file, &header);
                 header
             }
             Some(part) => {
                 drop(file);
-                let mut whole: Option<Header> = None;
+                let mut whole: Option<GgufHeader> = None;
                 for (number, path) in (0..).zip(part.files(path).map_err(in_file(path))?) {
                     if std::fs::metadata(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
                         let source = PartError::Missing { number: number + 1, count: part.count };
@@ -375,7 +376,7 @@ impl Contents {
                 whole.unwrap_or(header)
             }
         };
-        // A file may hold a vocabulary alone; then there is no model to configure.
+        // A file may contain only a vocabulary; then there is no model to configure.
         if !header.tensors.is_empty() {
             let loaded = gguf::model::read(&header)
                 .map_err(|source| CheckpointError::GgufModel { path: path.to_owned(), source: Box::new(source) })?;
@@ -385,7 +386,7 @@ impl Contents {
         Ok(())
     }
 
-    fn add_gguf(&mut self, path: &Path, file: File, header: &Header) {
+    fn add_gguf(&mut self, path: &Path, file: File, header: &GgufHeader) {
         self.tensors.extend(header.tensors.iter().map(|tensor| Stored {
             name: tensor.name.clone(),
             kind: match types::encoding(tensor.kind) {
@@ -400,13 +401,13 @@ impl Contents {
         self.files.push((path.to_owned(), file));
     }
 
-    /// Forgets tensors that say nothing.
+    /// Removes tensors without information, such as the frequencies of the rotary embedding.
     fn drop_tensors(&mut self, is_ignored: impl Fn(&str) -> bool) {
         let before = self.tensors.len();
         self.tensors.retain(|tensor| !is_ignored(&tensor.name));
         let dropped = before - self.tensors.len();
         if dropped > 0 {
-            self.notices.push(format!("{dropped} tensors of an old export that say nothing are passed over"));
+            self.notices.push(format!("{dropped} tensors of an old export that can be computed are ignored"));
         }
     }
 
@@ -425,7 +426,7 @@ fn one_model(names: &[&String]) -> bool {
     names.first().and_then(whole).is_some_and(|first| names.iter().all(|name| whole(name).as_ref() == Some(&first)))
 }
 
-fn gguf_header(path: &Path) -> Result<(File, Header), CheckpointError> {
+fn gguf_header(path: &Path) -> Result<(File, GgufHeader), CheckpointError> {
     let file = open_file(path)?;
     let header =
         gguf::container::read(&file).map_err(|source| CheckpointError::Gguf { path: path.to_owned(), source })?;
@@ -435,19 +436,19 @@ fn gguf_header(path: &Path) -> Result<(File, Header), CheckpointError> {
 /// Opens a file to read it.
 fn open_file(path: &Path) -> Result<File, CheckpointError> {
     stand_in::check_link(path)?;
-    // Looked at before it is opened: opening a pipe waits for its other end, and devices need not end at all.
+    // Checked before it is opened: opening a pipe waits for its other end, and reading a device may never end.
     if !std::fs::metadata(path).map_err(CheckpointError::io(path))?.is_file() {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "a folder, pipe or device, expected a file");
         return Err(CheckpointError::Io { path: path.to_owned(), source });
     }
     let open = || File::open(path).map_err(CheckpointError::io(path));
-    // With a handle of its own: on some systems reading at a position moves the one that reads on.
+    // With a separate handle: on some systems reading at a position moves the position of the handle.
     stand_in::check(path, &open()?)?;
     open()
 }
 
 /// The configuration in a file.
-fn read_config(path: &Path) -> Result<Loaded, CheckpointError> {
+fn read_config(path: &Path) -> Result<LoadedConfig, CheckpointError> {
     stand_in::check_path(path)?;
     Ok(ModelConfig::read(path)?)
 }
@@ -457,10 +458,8 @@ pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>, Checkpo
     let file = open_file(path)?;
     let length = ReadAt::len(&file).map_err(CheckpointError::io(path))?;
     if length > limit as u64 {
-        let source = std::io::Error::new(
-            std::io::ErrorKind::InvalidData,
-            format!("{length} bytes, more than the {limit} that such a file may have"),
-        );
+        let source =
+            std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{length} bytes, expected at most {limit}"));
         return Err(CheckpointError::Io { path: path.to_owned(), source });
     }
     let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! A result that appears under its name only when it is complete.
+//! A result that gets its name only when it is complete.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -8,23 +8,24 @@ use crate::disk::{Disk, LocalDisk};
 use crate::error::CheckpointError;
 use crate::open::{Contents, Format};
 
-/// Room beside the tensors: headers, configuration, tokenizer.
+/// Bytes in addition to the tensors: headers, configuration, tokenizer.
 const BESIDE: u64 = 64 << 20;
 
-/// A file or folder being made beside its final name.
+/// A file or folder that is written beside its final name.
 pub(crate) struct Output {
     name: PathBuf,
     partial: PathBuf,
-    /// Names of files that are made in a folder and go where it lies; none where the result is one file or folder.
+    /// Names of files that are written in a temporary folder and then moved to its parent; empty where the result is
+    /// one file or folder.
     parts: Vec<String>,
     replace: bool,
     done: bool,
-    /// Held while it is being made, so that another run does not take it for a leftover.
+    /// A lock that is held while the result is written, so that another run does not remove it as a leftover.
     _lock: File,
 }
 
 impl Output {
-    /// Begins a result of about that many bytes.
+    /// Begins a result of about `bytes` bytes.
     pub(crate) fn begin(name: &Path, is_folder: bool, force: bool, bytes: u64) -> Result<Output, CheckpointError> {
         let exists = fs::symlink_metadata(name).is_ok();
         if exists && !(force && is_replaceable(name)) {
@@ -46,7 +47,7 @@ impl Output {
         let made = if is_folder { fs::create_dir(&partial) } else { File::create_new(&partial).map(drop) };
         made.map_err(CheckpointError::io(&partial))?;
         let lock = File::open(&partial).map_err(CheckpointError::io(&partial))?;
-        // Without locks on this file system two runs at once are the user's to avoid.
+        // On a file system without locks, the user has to avoid two runs at once.
         let _ = lock.try_lock();
         Ok(Output { name: name.to_owned(), partial, parts: Vec::new(), replace: exists, done: false, _lock: lock })
     }
@@ -73,12 +74,12 @@ impl Output {
         Ok(output)
     }
 
-    /// Where to write each of several files for now.
+    /// The temporary paths of several files.
     pub(crate) fn parts(&self) -> impl Iterator<Item = PathBuf> {
         self.parts.iter().map(|part| self.partial.join(part))
     }
 
-    /// Where to write for now.
+    /// The temporary path.
     pub(crate) fn path(&self) -> &Path {
         &self.partial
     }
@@ -89,7 +90,7 @@ impl Output {
             if self.partial.is_dir() {
                 LocalDisk.sync_dir(&self.partial)?;
             }
-            // The first one last: without it the others are no model.
+            // The first file is renamed last, because without it the others are not a model.
             for part in self.parts.iter().rev() {
                 LocalDisk.rename(&self.partial.join(part), &self.name.with_file_name(part))?;
             }
@@ -121,13 +122,13 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         if !self.done {
-            // After an error there is nothing better to do with a second one.
+            // After an error, a second error cannot be handled.
             let _ = remove(&self.partial);
         }
     }
 }
 
-/// Whether a path may be replaced when the user forces it: a file, or a folder that holds a checkpoint and nothing else.
+/// Whether a path may be replaced with `force`: a file, or a folder with a checkpoint and nothing else.
 fn is_replaceable(path: &Path) -> bool {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
@@ -142,7 +143,7 @@ fn is_replaceable(path: &Path) -> bool {
     }
 }
 
-/// Removes what an interrupted run left, unless it is still being made.
+/// Removes the leftovers of an interrupted run, unless they are still being written.
 fn remove_leftover(partial: &Path) -> Result<(), CheckpointError> {
     if fs::symlink_metadata(partial).is_err() {
         return Ok(());
@@ -187,7 +188,7 @@ mod tests {
         output.commit().unwrap();
         assert_eq!(fs::read(&name).unwrap(), b"new");
         assert!(matches!(Output::begin(&name, false, false, 10), Err(CheckpointError::Exists { .. })));
-        // What an interrupted run left is cleared away.
+        // The leftovers of an interrupted run are removed.
         fs::write(&partial, "old").unwrap();
         let output = Output::begin(&name, false, true, 10).unwrap();
         output.commit().unwrap();

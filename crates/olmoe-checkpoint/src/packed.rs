@@ -1,4 +1,4 @@
-//! A file that keeps the packed weights of a checkpoint, so that the next loading only reads.
+//! A file with the packed weights of a checkpoint, from which the next load reads them without packing.
 //!
 //! ```text
 //! magic     8 bytes, "OLMOEPKD"
@@ -6,13 +6,13 @@
 //! length    u32, bytes of the header
 //! hash      blake3 of the header
 //! header    JSON: what the bytes depend on, and each piece with its hash
-//! pieces    at multiples of 4096: all that a model holds of a parameter, as it lies in memory
+//! pieces    at multiples of 4096: all forms of a parameter, as they are in memory
 //! ```
 //!
-//! The file says what it was made from and how, and is used only if all of that is the same now: the sizes and times of the
-//! checkpoint's files, their tensors and a sample of their bytes, the precision, and a hash of what packing makes of some
-//! known weights, which changes with the layout by itself. Every piece is hashed while it is read. The hashes are against
-//! accidents: who can write the file could as well write the checkpoint.
+//! The header describes the checkpoint and the packing, and the file is used only if both are unchanged: the sizes and
+//! times of the checkpoint's files, their tensors and a sample of their bytes; the precision; and a hash of some known
+//! weights after packing, which changes with the packed layout. Every piece is hashed while it is read. The hashes
+//! protect against accidents, not against attacks: whoever can write the file could also write the checkpoint.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -43,30 +43,30 @@ const VERSION: u32 = 1;
 const BEFORE: usize = MAGIC.len() + 4 + 4 + blake3::OUT_LEN;
 /// Longest header that is read.
 const MAX_HEADER: usize = 64 << 20;
-/// Where pieces may begin.
+/// Alignment of the pieces.
 const PAGE: u64 = 4096;
-/// Bytes that a thread reads and hashes at once: they stay in its cache in between.
+/// Bytes that a thread reads and hashes at once, so that they are still in its cache.
 const AT_ONCE: usize = 256 << 10;
-/// Bytes of a file that are looked at to tell it from another of the same size and time: so many pages, evenly spread.
+/// The sample of a file that distinguishes it from another of the same size and time: so many pages, evenly spread.
 const SAMPLES: u64 = 64;
 
-/// What the packed bytes depend on, and where they are.
+/// What the packed bytes depend on, and their places.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Header {
-    source: Source,
+struct PackedHeader {
+    source: CheckpointIdentity,
     precision: String,
     /// Whether quantised matrices stay quantised.
     keep_blocks: bool,
-    /// Hash of what packing makes of some known weights.
+    /// Hash of some known weights after packing.
     layout: String,
-    pieces: Vec<Piece>,
+    pieces: Vec<PackedPiece>,
 }
 
-/// What tells a checkpoint from every other.
+/// What identifies a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Source {
+struct CheckpointIdentity {
     files: Vec<SourceFile>,
-    /// Of the configuration, the table of tensors, and samples of the files.
+    /// Hash of the configuration, the table of tensors, and samples of the files.
     hash: String,
 }
 
@@ -79,7 +79,7 @@ struct SourceFile {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Piece {
+struct PackedPiece {
     parameter: String,
     offset: u64,
     bytes: u64,
@@ -87,12 +87,12 @@ struct Piece {
     hash: String,
 }
 
-/// Why a file of packed weights is not used.
+/// Why a file of packed weights cannot be used.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Unusable {
-    /// There is none.
+    /// It does not exist.
     Absent,
-    /// What is wrong with it.
+    /// It is damaged or does not belong to the checkpoint.
     Because(String),
 }
 
@@ -104,20 +104,20 @@ fn because(reason: impl Into<String>) -> Unusable {
 #[derive(Debug)]
 pub(crate) struct PackedCache {
     path: PathBuf,
-    /// What the file has to say; the hashes are still empty.
-    expected: Header,
+    /// The expected header, with empty hashes.
+    expected: PackedHeader,
     end: u64,
 }
 
 impl PackedCache {
-    /// The file that would keep this model of this checkpoint.
+    /// The file for this model of this checkpoint.
     pub(crate) fn new(
         path: &Path,
         checkpoint: &Checkpoint,
         loading: &Loading,
         model: &mut Model,
     ) -> Result<PackedCache, CheckpointError> {
-        let mut header = Header {
+        let mut header = PackedHeader {
             source: source(checkpoint)?,
             precision: loading.precision.name().to_owned(),
             keep_blocks: loading.keep_blocks,
@@ -126,14 +126,14 @@ impl PackedCache {
         };
         for id in 0..model.parameters().len() {
             let name = model.parameters()[id].name.clone();
-            header.pieces.extend(model.held_mut(id).map(|bytes| Piece {
+            header.pieces.extend(model.held_mut(id).map(|bytes| PackedPiece {
                 parameter: name.clone(),
                 offset: 0,
                 bytes: bytes.len() as u64,
                 hash: hex(0),
             }));
         }
-        // Offsets make the header longer, and the header moves the pieces; room for the longest is left at once.
+        // Offsets lengthen the header, and the header moves the pieces, so room for the longest header is reserved.
         let room = header.pieces.len() * u64::MAX.to_string().len();
         let json = serde_json::to_vec(&header).map_err(|error| CheckpointError::io(path)(error.into()))?;
         let mut at = ((BEFORE + json.len() + room) as u64).next_multiple_of(PAGE);
@@ -149,7 +149,7 @@ impl PackedCache {
         self.end
     }
 
-    /// Fills the model from the file. After an error what it holds is arbitrary.
+    /// Fills the model from the file. After an error its parameters are arbitrary.
     pub(crate) fn read(&self, model: &mut Model, advance: &(dyn Fn(u64) + Sync)) -> Result<(), Unusable> {
         let metadata = match std::fs::metadata(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(Unusable::Absent),
@@ -157,7 +157,7 @@ impl PackedCache {
             Ok(metadata) => metadata,
         };
         if !metadata.is_file() {
-            return Err(because("it is no file"));
+            return Err(because("it is not a regular file"));
         }
         let file = File::open(&self.path).map_err(|error| because(error.to_string()))?;
         let header = self.header(&file)?;
@@ -168,22 +168,22 @@ impl PackedCache {
                 let hash = read_piece(&file, piece.offset, bytes, advance)
                     .ok_or_else(|| because(format!("{} cannot be read", piece.parameter)))?;
                 if hex(hash) != piece.hash {
-                    return Err(because(format!("{} is damaged in it", piece.parameter)));
+                    return Err(because(format!("its piece for {} is damaged", piece.parameter)));
                 }
             }
         }
         Ok(())
     }
 
-    /// The header, if it is whole and as expected; only the hashes of the pieces are its own.
-    fn header(&self, file: &File) -> Result<Header, Unusable> {
+    /// The header, if it is undamaged and, except for the hashes of the pieces, as expected.
+    fn header(&self, file: &File) -> Result<PackedHeader, Unusable> {
         let mut before = [0; BEFORE];
         let length = ReadAt::len(file).map_err(|error| because(error.to_string()))?;
         file.read_at(0, &mut before).map_err(|_| because("it is cut short"))?;
         let (magic, rest) = before.split_at(MAGIC.len());
         let number = |at: usize| u32::from_le_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
         if magic != MAGIC {
-            return Err(because("it holds no packed weights"));
+            return Err(because("it is not a file of packed weights"));
         }
         if number(0) != VERSION {
             return Err(because("it was made by another version of this program"));
@@ -197,7 +197,7 @@ impl PackedCache {
         if blake3::hash(&json).as_bytes() != &rest[8..] {
             return Err(because("its header is damaged"));
         }
-        let found: Header = serde_json::from_slice(&json).map_err(|_| because("its header is damaged"))?;
+        let found: PackedHeader = serde_json::from_slice(&json).map_err(|_| because("its header is damaged"))?;
         let expected = &self.expected;
         if found.source != expected.source {
             return Err(because("the checkpoint has changed since, or it belongs to another"));
@@ -205,7 +205,7 @@ impl PackedCache {
         if (&found.precision, found.keep_blocks) != (&expected.precision, expected.keep_blocks) {
             return Err(because("it was made for another precision"));
         }
-        let place = |piece: &Piece| (piece.parameter.clone(), piece.offset, piece.bytes);
+        let place = |piece: &PackedPiece| (piece.parameter.clone(), piece.offset, piece.bytes);
         let same = found.pieces.iter().map(place).eq(expected.pieces.iter().map(place));
         if found.layout != expected.layout || !same {
             return Err(because("it was made by another version of this program"));
@@ -216,7 +216,7 @@ impl PackedCache {
         Ok(found)
     }
 
-    /// Writes the file; it gets its name when every byte of it is on disk.
+    /// Writes the file, which gets its name when every byte is on disk.
     pub(crate) fn write(&self, model: &mut Model, advance: &dyn Fn(u64)) -> Result<(), CheckpointError> {
         let output = Output::begin(&self.path, false, true, self.end)?;
         let io = || CheckpointError::io(output.path());
@@ -262,7 +262,7 @@ fn hex(hash: u64) -> String {
     format!("{hash:016x}")
 }
 
-/// The hash of a piece: that of the hashes of its parts, which threads can share.
+/// The hash of a piece: the hash of the hashes of its parts, which are computed in parallel.
 fn hash(bytes: &[u8]) -> u64 {
     let mut hashes = vec![0; bytes.len().div_ceil(AT_ONCE)];
     let shared = Shared::new(&mut hashes);
@@ -279,7 +279,7 @@ fn join(hashes: &[u64]) -> u64 {
     xxh3_64(&hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<u8>>())
 }
 
-/// Reads a piece on all threads, and gives its hash; none if it cannot be read.
+/// Reads a piece on all threads and returns its hash; `None` if it cannot be read.
 fn read_piece(file: &File, offset: u64, bytes: &mut [u8], advance: &(dyn Fn(u64) + Sync)) -> Option<u64> {
     let (len, failed) = (bytes.len(), AtomicBool::new(false));
     let mut hashes = vec![0; len.div_ceil(AT_ONCE)];
@@ -297,8 +297,8 @@ fn read_piece(file: &File, offset: u64, bytes: &mut [u8], advance: &(dyn Fn(u64)
     (!failed.into_inner()).then(|| join(&hashes))
 }
 
-/// What tells the files of this checkpoint from all others.
-fn source(checkpoint: &Checkpoint) -> Result<Source, CheckpointError> {
+/// What identifies the files of this checkpoint.
+fn source(checkpoint: &Checkpoint) -> Result<CheckpointIdentity, CheckpointError> {
     let contents = checkpoint.contents();
     let mut hasher = blake3::Hasher::new();
     let mut add = |bytes: &[u8]| {
@@ -327,10 +327,10 @@ fn source(checkpoint: &Checkpoint) -> Result<Source, CheckpointError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.push(SourceFile { name, bytes, modified });
     }
-    Ok(Source { files, hash: hasher.finalize().to_hex().to_string() })
+    Ok(CheckpointIdentity { files, hash: hasher.finalize().to_hex().to_string() })
 }
 
-/// What packing makes of some known weights: two rows of panels, the second one not full, and two blocks or more a row.
+/// Some known weights after packing: two panels, the second one not full, and at least two blocks in each row.
 fn layout() -> String {
     const ROWS: usize = 33;
     let mut hasher = blake3::Hasher::new();

@@ -8,19 +8,19 @@ pub trait ReadAt {
     /// Fills all of `buf` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] if there are not that many, and what the system says.
+    /// [`io::ErrorKind::UnexpectedEof`] if there are fewer bytes, and errors of the system.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
-    /// How many bytes there are.
+    /// The number of bytes.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     fn len(&self) -> io::Result<u64>;
 
-    /// Whether there are none.
+    /// Whether there are no bytes.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }

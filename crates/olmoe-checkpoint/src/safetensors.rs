@@ -18,7 +18,7 @@ mod shards;
 mod writer;
 
 pub use error::SafetensorsError;
-pub use header::{Entry, Header, read_header};
+pub use header::{Entry, SafetensorsHeader, read_header};
 pub use index::{INDEX_FILE, IndexError, MAX_INDEX, ShardIndex};
 pub use kind::SafeType;
 pub use limits::{MAX_HEADER, MAX_METADATA, MAX_RANK, MAX_TENSOR_NAME, MAX_TENSORS};

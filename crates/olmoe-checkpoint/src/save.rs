@@ -30,11 +30,11 @@ mod writer;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use error::{Notice, SaveError};
+pub use error::{SaveError, SaveNotice};
 pub use found::Found;
 pub use limits::{MANIFEST_FILE, MANIFEST_VERSION, MAX_MANIFEST, MAX_SMALL_FILE};
 pub use manifest::{FileRecord, Manifest, verify};
-pub use writer::{SPACE_RESERVE, Saved, Writer};
+pub use writer::{SPACE_RESERVE, SavedCheckpoint, Writer};
 
 use crate::disk::{Disk, LocalDisk, make_folders};
 
@@ -111,7 +111,7 @@ impl<D: Disk> Checkpoints<D> {
         for step in self.steps()?.into_iter().rev() {
             match self.load(step) {
                 Ok(found) => return Ok(Some(Found { notices, ..found })),
-                Err(problem) => notices.push(Notice { path: self.folder(step), problem }),
+                Err(problem) => notices.push(SaveNotice { path: self.folder(step), problem }),
             }
         }
         if notices.is_empty() { Ok(None) } else { Err(SaveError::NoneVerifies { path: self.run_dir.clone(), notices }) }

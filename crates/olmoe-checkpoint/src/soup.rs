@@ -1,8 +1,8 @@
 //! The soup of checkpoints of one model: every number is the average of theirs.
 //!
-//! With `w` the weights over the largest of them, a number is `(w₁x₁ + w₂x₂ + …) / (w₁ + w₂ + …)`: products, sums in the
-//! order of the checkpoints and the quotient in f64, then rounded once to the type that is written. Equal weights are all
-//! 1, so equal checkpoints sum up exactly and give themselves, bit for bit.
+//! With `w` the weights over the largest of them, a number is `(w₁x₁ + w₂x₂ + …) / (w₁ + w₂ + …)`: products, sums in
+//! the order of the checkpoints and the quotient in f64, then rounded once to the type that is written. Equal weights
+//! are all 1, so equal checkpoints sum up exactly and give themselves, bit for bit.
 
 use std::path::{Path, PathBuf};
 
@@ -85,12 +85,12 @@ pub struct Soup {
 }
 
 impl Soup {
-    /// Averages checkpoints of any formats, all alike without `weights`. The numbers are rounded to `dtype`; without, to the
-    /// type that each tensor has in the first.
+    /// Averages checkpoints of any formats, all alike without `weights`. The numbers are rounded to `dtype`; without,
+    /// to the type that each tensor has in the first.
     ///
     /// # Errors
-    /// Weights that are not positive or not as many, another model than the first, and a quantised first checkpoint without
-    /// a `dtype`.
+    /// Weights that are not positive or not as many, another model than the first, and a quantised first checkpoint
+    /// without a `dtype`.
     pub fn new(checkpoints: Vec<Checkpoint>, weights: &[f64], dtype: Option<DType>) -> Result<Soup, SoupError> {
         let Some(first) = checkpoints.first() else { return Err(SoupError::Empty) };
         if !weights.is_empty() && weights.len() != checkpoints.len() {
@@ -129,8 +129,8 @@ impl Soup {
         &self.checkpoints
     }
 
-    /// Checks that the checkpoints, whose companions are given in order, turn text into the same ids. Settings may differ;
-    /// the answer names those that do, for the user to see. Checkpoints without a tokenizer are passed over.
+    /// Checks that the checkpoints, whose companions are given in order, turn text into the same ids. Settings may
+    /// differ; the answer names those that do, for the user to see. Checkpoints without a tokenizer are skipped.
     ///
     /// # Errors
     /// The first difference between two vocabularies.
@@ -180,7 +180,7 @@ impl Weights for Soup {
     fn read(&self, parameter: usize, slab: usize) -> Result<Buffer<u8>, CheckpointError> {
         let numbers = slab_len(&self.parameters()[parameter]);
         let to = self.encoding(parameter, slab);
-        let bytes_of = |count: usize| count / to.unit() * to.unit_bytes();
+        let bytes_of = |count: usize| count / to.block_len() * to.block_bytes();
         // What has to be turned is read whole; such slabs are small.
         let turned = self.checkpoints.iter().any(|checkpoint| checkpoint.is_turned(parameter, slab));
         let step = if turned { numbers } else { PIECE };
@@ -218,7 +218,7 @@ fn add(sums: &mut [f64], weight: f64, encoding: Encoding, bytes: &[u8]) {
     let numbers = sums.len();
     let shared = Shared::new(sums);
     parallel_ranges(numbers, GRAIN, |range| {
-        let place = |number: usize| number / encoding.unit() * encoding.unit_bytes();
+        let place = |number: usize| number / encoding.block_len() * encoding.block_bytes();
         let mut x = Buffer::<f32>::scratch(range.len());
         encoding.decode(&bytes[place(range.start)..place(range.end)], &mut x);
         // SAFETY: the ranges of a parallel loop are disjoint.
@@ -241,14 +241,14 @@ fn round(sums: &[f64], total: f64, to: Encoding, largest: Option<f32>, out: &mut
                 *x = x.clamp(-largest, largest);
             }
         }
-        let place = |number: usize| number / to.unit() * to.unit_bytes();
+        let place = |number: usize| number / to.block_len() * to.block_bytes();
         // SAFETY: the ranges of a parallel loop are disjoint, and so are their bytes.
         to.encode(&x, unsafe { shared.range(place(range.start)..place(range.end)) });
     });
 }
 
-/// Rounds to odd: what is not exact becomes the one neighbour whose last bit is 1. Rounding that to a type with at least
-/// two bits less is rounding the original: no tie appears that was none.
+/// Rounds to odd: what is not exact becomes the one neighbour whose last bit is 1. Rounding that to a type with at
+/// least two bits less is rounding the original: no tie appears that was none.
 fn to_odd(x: f64) -> f32 {
     let near = x as f32;
     if f64::from(near) == x || !near.is_finite() || near.to_bits() & 1 == 1 {

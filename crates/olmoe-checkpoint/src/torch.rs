@@ -8,8 +8,8 @@
 //! byteorder    "little" or "big"; older files have none and are little-endian
 //! ```
 //!
-//! Only `data.pkl` is loaded; the numbers stay in the file. Several tensors may share a storage. The archive's checksums
-//! are not compared. A checked file keeps every tensor inside its storage, and every storage inside the file.
+//! Only `data.pkl` is loaded; the numbers stay in the file. Several tensors may share a storage. The archive's
+//! checksums are not compared. A checked file keeps every tensor inside its storage, and every storage inside the file.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::pickle::{self, Id, Pickle, PickleError, Value, shortened};
+use crate::pickle::{self, Id, Pickle, PickleError, PickleValue, shortened};
 use crate::read_at::ReadAt;
 use crate::safetensors::SafeType;
-use crate::zip::{self, Entry, ZipError};
+use crate::zip::{self, ZipEntry, ZipError};
 
 /// Most tensors and other entries of a state dict.
 pub const MAX_ENTRIES: usize = 1 << 14;
@@ -258,7 +258,7 @@ pub fn read_from<R: ReadAt + ?Sized>(source: &R) -> Result<StateDict> {
         Err(_) if is_legacy(source)? => return Err(TorchError::Legacy),
         Err(error) => return Err(error.into()),
     };
-    let (folder, Entry { offset, bytes }) = folder(&entries)?;
+    let (folder, ZipEntry { offset, bytes }) = folder(&entries)?;
     if let Some(entry) = entries.get(&format!("{folder}/byteorder")) {
         check_byte_order(source, *entry)?;
     }
@@ -269,7 +269,7 @@ pub fn read_from<R: ReadAt + ?Sized>(source: &R) -> Result<StateDict> {
     let mut buffer = vec![0; bytes as usize];
     source.read_at(offset, &mut buffer)?;
     let pickle = pickle::parse(&buffer)?;
-    let mut reader = Reader {
+    let mut reader = StateDictReader {
         pickle: &pickle,
         entries: &entries,
         folder,
@@ -278,7 +278,7 @@ pub fn read_from<R: ReadAt + ?Sized>(source: &R) -> Result<StateDict> {
         found: StateDict::default(),
     };
     match pickle.value(pickle.root()) {
-        Value::Dict(_) => reader.dict("", pickle.root(), 1)?,
+        PickleValue::Dict(_) => reader.dict("", pickle.root(), 1)?,
         other => return Err(TorchError::NotADict { found: other.kind() }),
     }
     Ok(reader.found)
@@ -301,7 +301,7 @@ fn is_legacy<R: ReadAt + ?Sized>(source: &R) -> io::Result<bool> {
 }
 
 /// The one folder of the archive that has a `data.pkl`, and that entry.
-fn folder(entries: &HashMap<String, Entry>) -> Result<(&str, Entry)> {
+fn folder(entries: &HashMap<String, ZipEntry>) -> Result<(&str, ZipEntry)> {
     let mut found = entries.iter().filter_map(|(name, entry)| {
         let folder = name.strip_suffix("/data.pkl").filter(|folder| !folder.contains('/'))?;
         Some((folder, *entry))
@@ -312,7 +312,7 @@ fn folder(entries: &HashMap<String, Entry>) -> Result<(&str, Entry)> {
     }
 }
 
-fn check_byte_order<R: ReadAt + ?Sized>(source: &R, entry: Entry) -> Result<()> {
+fn check_byte_order<R: ReadAt + ?Sized>(source: &R, entry: ZipEntry) -> Result<()> {
     let mut order = [0; 16];
     let order = &mut order[..entry.bytes.min(16) as usize];
     source.read_at(entry.offset, order)?;
@@ -322,9 +322,9 @@ fn check_byte_order<R: ReadAt + ?Sized>(source: &R, entry: Entry) -> Result<()> 
     Ok(())
 }
 
-struct Reader<'p> {
+struct StateDictReader<'p> {
     pickle: &'p Pickle<'p>,
-    entries: &'p HashMap<String, Entry>,
+    entries: &'p HashMap<String, ZipEntry>,
     folder: &'p str,
     /// Of all values so far, dicts among them.
     names: HashSet<String>,
@@ -333,7 +333,7 @@ struct Reader<'p> {
     found: StateDict,
 }
 
-impl Reader<'_> {
+impl StateDictReader<'_> {
     /// Reads the values of a dict whose keys follow `prefix`.
     fn dict(&mut self, prefix: &str, dict: Id, depth: usize) -> Result<()> {
         let pickle = self.pickle;
@@ -344,12 +344,12 @@ impl Reader<'_> {
         if !self.dicts.insert(dict) {
             return Err(TorchError::Shared { name: name_of_dict() });
         }
-        let Value::Dict(pairs) = pickle.value(dict) else { return Ok(()) };
+        let PickleValue::Dict(pairs) = pickle.value(dict) else { return Ok(()) };
         for &(key, id) in pairs {
             let number;
             let key = match pickle.value(key) {
-                Value::Str(text) => text,
-                Value::Int(value) => {
+                PickleValue::Str(text) => text,
+                PickleValue::Int(value) => {
                     number = value.to_string();
                     number.as_str()
                 }
@@ -368,8 +368,8 @@ impl Reader<'_> {
                 return Err(TorchError::Duplicate { name: shortened(&name) });
             }
             match pickle.value(id) {
-                Value::Dict(_) => self.dict(&format!("{name}."), id, depth + 1)?,
-                Value::Reduce { function, arguments } if function.name != "Size" => {
+                PickleValue::Dict(_) => self.dict(&format!("{name}."), id, depth + 1)?,
+                PickleValue::Reduce { function, arguments } if function.name != "Size" => {
                     let tensor = self.parameter(name, function.name, *arguments)?;
                     self.found.tensors.push(tensor);
                 }
@@ -390,7 +390,7 @@ impl Reader<'_> {
             other => return Err(wrong(&name, EXPECTED, format!("{} arguments", other.len()))),
         };
         match data {
-            Value::Reduce { function, arguments } if function.name == "_rebuild_tensor_v2" => {
+            PickleValue::Reduce { function, arguments } if function.name == "_rebuild_tensor_v2" => {
                 self.tensor(name, *arguments)
             }
             other => Err(wrong(&name, EXPECTED, other.kind())),
@@ -437,22 +437,24 @@ impl Reader<'_> {
     }
 
     /// The type of a storage, its elements, and its bytes, which are enough for them.
-    fn storage(&self, name: &str, id: Id) -> Result<(SafeType, u64, Entry)> {
+    fn storage(&self, name: &str, id: Id) -> Result<(SafeType, u64, ZipEntry)> {
         const EXPECTED: &str = "a storage (\"storage\", type, key, location, elements)";
-        let wrong_storage = |found: &Value| wrong(name, EXPECTED, found.kind());
-        let Value::Persistent(id) = *self.pickle.value(id) else { return Err(wrong_storage(self.pickle.value(id))) };
+        let wrong_storage = |found: &PickleValue| wrong(name, EXPECTED, found.kind());
+        let PickleValue::Persistent(id) = *self.pickle.value(id) else {
+            return Err(wrong_storage(self.pickle.value(id)));
+        };
         let &[tag, storage, key, _location, elements] = self.tuple(name, id, EXPECTED)? else {
             return Err(wrong_storage(self.pickle.value(id)));
         };
-        if *self.pickle.value(tag) != Value::Str("storage") {
+        if *self.pickle.value(tag) != PickleValue::Str("storage") {
             return Err(wrong_storage(self.pickle.value(tag)));
         }
         let dtype = match self.pickle.value(storage) {
-            Value::Global(global) => of_storage(global.name),
+            PickleValue::Global(global) => of_storage(global.name),
             _ => None,
         };
         let dtype = dtype.ok_or_else(|| wrong_storage(self.pickle.value(storage)))?;
-        let Value::Str(key) = self.pickle.value(key) else { return Err(wrong_storage(self.pickle.value(key))) };
+        let PickleValue::Str(key) = self.pickle.value(key) else { return Err(wrong_storage(self.pickle.value(key))) };
         let elements = self.count(name, elements, "a storage of 0 or more elements")? as u64;
         let size = dtype.size();
 
@@ -472,14 +474,14 @@ impl Reader<'_> {
 
     fn tuple(&self, name: &str, id: Id, expected: &'static str) -> Result<&[Id]> {
         match self.pickle.value(id) {
-            Value::Tuple(items) => Ok(items),
+            PickleValue::Tuple(items) => Ok(items),
             other => Err(wrong(name, expected, other.kind())),
         }
     }
 
     fn count(&self, name: &str, id: Id, expected: &'static str) -> Result<usize> {
         match self.pickle.value(id) {
-            Value::Int(value) => usize::try_from(*value).map_err(|_| wrong(name, expected, value.to_string())),
+            PickleValue::Int(value) => usize::try_from(*value).map_err(|_| wrong(name, expected, value.to_string())),
             other => Err(wrong(name, expected, other.kind())),
         }
     }

@@ -1,48 +1,50 @@
-//! Sparse upcycling: a dense model becomes a mixture whose experts begin as copies of its MLP (OLMoE's
+//! Sparse upcycling: a dense model becomes a mixture-of-experts model whose experts begin as copies of its MLP (OLMoE's
 //! `sparsify_ckpt_unsharded.py`).
 //!
-//! | parameter of a mixture | comes from |
+//! | parameter of the mixture | source |
 //! |---|---|
-//! | `moe.experts.{gate,up,down}_proj` of every expert | the same projection of the MLP, some entries replaced by noise if asked for |
+//! | `moe.experts.{gate,up,down}_proj` of every expert | the same projection of the MLP; optionally some elements are replaced by noise |
 //! | `moe.router` | independent normal draws |
-//! | `moe.shared_expert.{gate,up,down}_proj`, if asked for | the same projection of the MLP |
-//! | everything else, such as the MLP of a layer that remains dense | itself |
+//! | `moe.shared_expert.{gate,up,down}_proj`, optional | the same projection of the MLP |
+//! | everything else, such as the MLP of a layer that remains dense | the same parameter |
 //!
-//! Equal experts give the MLP's output `m` whichever are chosen, so a layer of the mixture gives `(s + Σp)·m`, where `Σp`
-//! is the sum of the chosen probabilities (1 if they are normalised, `top_k / num_experts` if the router is even) and `s` is
-//! 1 with a shared expert and 0 without.
+//! All experts are equal and give the output `m` of the MLP, so the layer gives `(s + Σp)·m`, where `Σp` is the sum of
+//! the chosen probabilities (1 if they are normalised, `top_k / num_experts` if the router is even) and `s` is 1 with a
+//! shared expert and 0 without.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use olmoe_model::config::{ConfigError, FeedForward, InitMethod, ModelConfig, Moe};
 use olmoe_model::init::{Noise, add_noise_to_chunk, initialize_chunk};
-use olmoe_model::parameters::{InitRule, MlpMatrix, MlpOf, ModuleId, ParameterKind, ParameterSpec, Part, parameters};
+use olmoe_model::parameters::{
+    InitRule, MlpMatrix, MlpOf, ModuleId, ModulePart, ParameterKind, ParameterSpec, parameters,
+};
 use olmoe_tensor::memory::Buffer;
 
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
 use crate::weights::{Weights, draw_slab};
 
-/// What a dense model becomes.
+/// The mixture-of-experts model to make from a dense model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Upcycling {
     /// Number of experts. The script has 8.
     pub num_experts: usize,
-    /// Experts a token. OLMo's default is 2.
+    /// Experts for each token. OLMo's default is 2.
     pub top_k: usize,
-    /// Make mixtures of every second layer only, from the second on; the others remain dense. The script's `interleave`,
-    /// off.
+    /// Whether only every second layer, from the second on, becomes a mixture-of-experts layer and the others remain
+    /// dense. The script's `interleave`, off by default.
     pub interleave: bool,
-    /// Divide the chosen probabilities by their sum. Never in OLMo.
+    /// Whether the chosen probabilities are divided by their sum; never in OLMo.
     pub normalize_top_k: bool,
-    /// A copy of the MLP that every token passes. The script's `share`, off.
+    /// Whether a copy of the MLP becomes a shared expert, which every token passes. The script's `share`, off by
+    /// default.
     pub shared_expert: bool,
-    /// Make the script's mistake of writing the gate of the MLP as the up projection of the shared expert, and the other
-    /// way round.
+    /// Whether to reproduce a mistake of the script, which swaps the gate and the up projection of the shared expert.
     pub swap_shared_gate: bool,
-    /// Noise in all matrices of the routed experts, each its own. The script's `noise`: off, else a share of 0.5 with a
-    /// deviation of 0.02.
+    /// Independent noise in all matrices of the routed experts. The script's `noise`, off by default; there it has a
+    /// share of 0.5 and a standard deviation of 0.02.
     pub noise: Option<Noise>,
     /// Standard deviation of the router. The script has 0.02.
     pub router_std: f64,
@@ -53,15 +55,15 @@ pub struct Upcycling {
 /// Why a model cannot be upcycled.
 #[derive(Debug, thiserror::Error)]
 pub enum UpcycleError {
-    /// Nothing to begin with.
-    #[error("{}: it is a mixture of {num_experts} experts already; upcycling begins with a dense model", path.display())]
+    /// The source is not dense.
+    #[error("{}: it is a mixture of {num_experts} experts already; upcycle a dense model", path.display())]
     Mixture {
         /// The checkpoint.
         path: PathBuf,
         /// Its experts.
         num_experts: usize,
     },
-    /// Blocks that noise cannot be put into.
+    /// Quantised weights, in which elements cannot be replaced by noise.
     #[error(
         "{}: its weights are quantised ({found}); upcycle the original, or make plain numbers of them first with \
          `olmoe convert --dtype f32`",
@@ -73,13 +75,13 @@ pub enum UpcycleError {
         /// An encoding of it.
         found: &'static str,
     },
-    /// Experts have none.
-    #[error("{}: its MLPs have biases, which experts do not have; no mixture begins as this model", path.display())]
+    /// MLPs with biases, which experts do not have.
+    #[error("{}: its MLPs have biases, which experts do not have, so it cannot be upcycled; use a dense model without biases", path.display())]
     Biases {
         /// The checkpoint.
         path: PathBuf,
     },
-    /// The mistake needs two matrices to confuse.
+    /// A swap of matrices of which one does not exist.
     #[error(
         "{}: the shared expert's gate and up projection are to be swapped, but {reason}; leave the swap out",
         path.display()
@@ -108,32 +110,32 @@ pub enum UpcycleError {
     Checkpoint(#[from] CheckpointError),
 }
 
-/// Where a parameter of the mixture comes from.
+/// The source of a parameter of the mixture.
 #[derive(Clone, Copy)]
-enum Origin {
-    /// The parameter of the dense model, as it is.
+enum ParameterOrigin {
+    /// A parameter of the dense model, unchanged.
     Copy(usize),
-    /// The same for every expert.
+    /// A parameter of the dense model, copied to every expert.
     Expert(usize),
     /// Drawn.
     Router,
 }
 
-/// A dense model seen as the mixture that it becomes.
+/// The weights of the mixture-of-experts model, read from a dense model.
 pub struct Upcycled<'s> {
     dense: &'s dyn Weights,
     upcycling: Upcycling,
     config: ModelConfig,
     specs: Vec<ParameterSpec>,
-    origins: Vec<Origin>,
+    origins: Vec<ParameterOrigin>,
 }
 
 impl<'s> Upcycled<'s> {
-    /// Plans it; nothing is read yet.
+    /// Plans the upcycling; no weights are read yet.
     ///
     /// # Errors
-    /// A source that is a mixture, is quantised or has biases in its MLPs; numbers out of range; more experts a token than
-    /// there are, and sizes that no model has.
+    /// A source that is a mixture, is quantised or has biases in its MLPs; numbers out of their ranges; more experts
+    /// for each token than there are; sizes above their limits.
     pub fn new(dense: &'s dyn Weights, upcycling: Upcycling) -> Result<Upcycled<'s>, UpcycleError> {
         let path = || dense.origin().to_owned();
         let mlp = match &dense.config().feed_forward {
@@ -165,7 +167,7 @@ impl<'s> Upcycled<'s> {
         });
         config.even_layers = upcycling.interleave.then_some(mlp);
         if !matches!(config.init.method, InitMethod::Normal | InitMethod::FullMegatron) {
-            // The others are for dense models only, and no parameter is drawn by them any more.
+            // The other methods are only defined for dense models, and no parameter is drawn by them any more.
             config.init.method = InitMethod::Normal;
         }
         config.validate()?;
@@ -177,7 +179,7 @@ impl<'s> Upcycled<'s> {
         for spec in &mut specs {
             if spec.kind == ParameterKind::Router {
                 spec.init = InitRule::Normal { std: upcycling.router_std, cutoff_factor: None };
-                origins.push(Origin::Router);
+                origins.push(ParameterOrigin::Router);
                 continue;
             }
             let module = in_dense(spec.module, upcycling.swap_shared_gate);
@@ -187,7 +189,11 @@ impl<'s> Upcycled<'s> {
                 expected: spec.shape.clone(),
             };
             let at = *of_dense.get(&key(module, spec)).ok_or_else(missing)?;
-            origins.push(if spec.kind == ParameterKind::Expert { Origin::Expert(at) } else { Origin::Copy(at) });
+            origins.push(if spec.kind == ParameterKind::Expert {
+                ParameterOrigin::Expert(at)
+            } else {
+                ParameterOrigin::Copy(at)
+            });
         }
         Ok(Upcycled { dense, upcycling, config, specs, origins })
     }
@@ -199,7 +205,7 @@ fn check_numbers(upcycling: &Upcycling) -> Result<(), UpcycleError> {
         return Err(UpcycleError::Number { what: "share of noise", found: share, expected: "a number from 0 to 1" });
     }
     for (what, found) in [("deviation of the noise", std), ("deviation of the router", upcycling.router_std)] {
-        // Draws reach at most some tens of deviations.
+        // Draws are within some tens of standard deviations, so this bound keeps them finite.
         if !(0.0..=1e6).contains(&found) {
             return Err(UpcycleError::Number { what, found, expected: "a number from 0 to 1000000" });
         }
@@ -210,9 +216,13 @@ fn check_numbers(upcycling: &Upcycling) -> Result<(), UpcycleError> {
 /// The module of the dense model that one of the mixture comes from.
 fn in_dense(module: ModuleId, swap_shared_gate: bool) -> ModuleId {
     let part = match module.part {
-        Part::Mlp(MlpOf::SharedExpert, MlpMatrix::Gate) if swap_shared_gate => Part::Mlp(MlpOf::Dense, MlpMatrix::Up),
-        Part::Mlp(MlpOf::SharedExpert, MlpMatrix::Up) if swap_shared_gate => Part::Mlp(MlpOf::Dense, MlpMatrix::Gate),
-        Part::Mlp(_, matrix) => Part::Mlp(MlpOf::Dense, matrix),
+        ModulePart::Mlp(MlpOf::SharedExpert, MlpMatrix::Gate) if swap_shared_gate => {
+            ModulePart::Mlp(MlpOf::Dense, MlpMatrix::Up)
+        }
+        ModulePart::Mlp(MlpOf::SharedExpert, MlpMatrix::Up) if swap_shared_gate => {
+            ModulePart::Mlp(MlpOf::Dense, MlpMatrix::Gate)
+        }
+        ModulePart::Mlp(_, matrix) => ModulePart::Mlp(MlpOf::Dense, matrix),
         part => part,
     };
     ModuleId { part, ..module }
@@ -229,8 +239,8 @@ impl Weights for Upcycled<'_> {
 
     fn encoding(&self, parameter: usize, _slab: usize) -> Encoding {
         match self.origins[parameter] {
-            Origin::Copy(at) | Origin::Expert(at) => self.dense.encoding(at, 0),
-            Origin::Router => self.dense.main_encoding(),
+            ParameterOrigin::Copy(at) | ParameterOrigin::Expert(at) => self.dense.encoding(at, 0),
+            ParameterOrigin::Router => self.dense.main_encoding(),
         }
     }
 
@@ -252,12 +262,12 @@ impl Weights for Upcycled<'_> {
             draw_slab(spec, slab, self.encoding(parameter, slab), before, draw)
         };
         match (self.origins[parameter], self.upcycling.noise) {
-            (Origin::Router, _) => draw(None, &|chunk, numbers| initialize_chunk(spec, seed, chunk, numbers)),
-            (Origin::Expert(at), Some(noise)) => {
+            (ParameterOrigin::Router, _) => draw(None, &|chunk, numbers| initialize_chunk(spec, seed, chunk, numbers)),
+            (ParameterOrigin::Expert(at), Some(noise)) => {
                 let before = self.dense.read(at, 0)?;
                 draw(Some(&before), &|chunk, numbers| add_noise_to_chunk(&spec.name, noise, seed, chunk, numbers))
             }
-            (Origin::Copy(at) | Origin::Expert(at), _) => self.dense.read(at, 0),
+            (ParameterOrigin::Copy(at) | ParameterOrigin::Expert(at), _) => self.dense.read(at, 0),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Weights by canonical parameter, wherever they come from.
+//! Weights by canonical parameter, from a checkpoint or any other source.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::encoding::Encoding;
 use crate::error::CheckpointError;
 use crate::layout::slabs;
 
-/// All parameters of a model, slab by slab: a slab is one matrix of a stack, or all of another parameter.
+/// The parameters of a model, slab by slab: a slab is one matrix of a stack, or all of any other parameter.
 pub trait Weights {
     /// The model.
     fn config(&self) -> &ModelConfig;
@@ -21,18 +21,18 @@ pub trait Weights {
     /// Its parameters, in canonical order.
     fn parameters(&self) -> &[ParameterSpec];
 
-    /// How a slab is encoded.
+    /// The encoding of a slab.
     fn encoding(&self, parameter: usize, slab: usize) -> Encoding;
 
     /// The encoding of most bytes of its matrices.
     fn main_encoding(&self) -> Encoding;
 
-    /// Whether vectors and routers are in f32 only because the format wants them so.
+    /// Whether vectors and routers are in f32 only because the format requires it.
     fn widens_vectors(&self) -> bool {
         false
     }
 
-    /// Where they come from, for messages.
+    /// The source, for messages.
     fn origin(&self) -> &Path;
 
     /// The bytes of a slab in that encoding, row-major.
@@ -48,12 +48,12 @@ pub(crate) fn slab_len(spec: &ParameterSpec) -> usize {
     rows * columns
 }
 
-/// A slab whose numbers are drawn chunk by chunk of the whole parameter, on all threads. `draw` gets the index of a chunk
-/// and its first numbers, up to the last that is in the slab: what they were `before`, 0 where they are not in it. The
-/// encoding is a plain one.
+/// A slab whose numbers are drawn by chunks of the whole parameter, on all threads. `draw` is called with the index of
+/// a chunk and its first numbers, up to the last one in the slab: those of `before`, or 0 for numbers outside of the
+/// slab. The encoding is plain.
 ///
 /// # Errors
-/// A number beyond the range of the encoding.
+/// A number outside the range of the encoding.
 pub(crate) fn draw_slab(
     spec: &ParameterSpec,
     slab: usize,
@@ -64,12 +64,13 @@ pub(crate) fn draw_slab(
     let len = slab_len(spec);
     let (start, end) = (slab * len, (slab + 1) * len);
     let first = start / CHUNK;
-    let size = encoding.unit_bytes();
+    let size = encoding.block_bytes();
     let mut out = Buffer::scratch(len * size);
     let shared = Shared::new(&mut out);
     parallel(end.div_ceil(CHUNK) - first, |task| {
         let chunk = first + task;
-        // A slab may begin and end inside a chunk. What lies before it there is drawn to get to it, what lies behind is not.
+        // A slab may begin and end inside a chunk. The numbers of the chunk before the slab are also drawn, to advance
+        // the generator; those after it are not.
         let (from, to) = ((chunk * CHUNK).max(start), ((chunk + 1) * CHUNK).min(end));
         let (within, bytes) = (from - chunk * CHUNK..to - chunk * CHUNK, (from - start) * size..(to - start) * size);
         let mut numbers = Buffer::<f32>::zeroed(within.end);
@@ -96,7 +97,7 @@ pub(crate) fn draw_slab(
     }
 }
 
-/// Fresh parameters, drawn as they are asked for.
+/// Initial parameters, which are drawn when they are read.
 pub struct Random {
     config: ModelConfig,
     specs: Vec<ParameterSpec>,
@@ -105,7 +106,8 @@ pub struct Random {
 }
 
 impl Random {
-    /// The model that [`Model::initialize`](olmoe_model::model::Model::initialize) makes of that seed, rounded to `dtype`.
+    /// The parameters that [`Model::initialize`](olmoe_model::model::Model::initialize) draws from that seed, rounded
+    /// to `dtype`.
     pub fn new(config: ModelConfig, seed: u64, dtype: DType) -> Self {
         let specs = parameters(&config);
         Self { config, specs, seed, dtype }

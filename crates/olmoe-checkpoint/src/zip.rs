@@ -1,7 +1,7 @@
 //! Where the stored entries of a zip archive lie: the part of the format, zip64 included, that PyTorch's files use.
 //!
-//! The directory at the end of the file is read, and the local header of each entry. Every entry must be stored as it is
-//! (not compressed, not encrypted), lie before the directory, and share no byte with another.
+//! The directory at the end of the file is read, and the local header of each entry. Every entry must be stored as it
+//! is (not compressed, not encrypted), lie before the directory, and share no byte with another.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,7 +27,7 @@ const LOCAL: u64 = 30;
 
 /// Where an entry's bytes lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ZipEntry {
     /// Offset of the first byte in the file.
     pub offset: u64,
     /// How many there are.
@@ -140,7 +140,7 @@ pub enum ZipError {
 type Result<T> = std::result::Result<T, ZipError>;
 
 /// The entries of an archive by name.
-pub fn read<R: ReadAt + ?Sized>(source: &R) -> Result<HashMap<String, Entry>> {
+pub fn read<R: ReadAt + ?Sized>(source: &R) -> Result<HashMap<String, ZipEntry>> {
     let directory = Directory::find(source)?;
     // Fits: at most MAX_DIRECTORY, and inside the file.
     let mut bytes = vec![0; directory.bytes as usize];
@@ -254,7 +254,7 @@ struct Central<'a> {
 
 impl Central<'_> {
     /// Where the entry's bytes lie, by its local header; before `end`.
-    fn locate<R: ReadAt + ?Sized>(&self, source: &R, name: &str, end: u64) -> Result<Entry> {
+    fn locate<R: ReadAt + ?Sized>(&self, source: &R, name: &str, end: u64) -> Result<ZipEntry> {
         let Self { offset, bytes, stored, .. } = *self;
         if self.method != 0 || self.flags & 1 != 0 {
             return Err(ZipError::NotStored { name: shortened(name), method: self.method });
@@ -277,7 +277,7 @@ impl Central<'_> {
         if start.checked_add(bytes).is_none_or(|entry_end| entry_end > end) {
             return Err(range());
         }
-        Ok(Entry { offset: start, bytes })
+        Ok(ZipEntry { offset: start, bytes })
     }
 }
 

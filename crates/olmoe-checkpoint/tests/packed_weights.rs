@@ -1,5 +1,5 @@
-//! Checkpoints loaded for inference: embeddings as files have them, the file of packed weights and every way in which it can
-//! be wrong, and the refusal of what does not fit.
+//! Checkpoints loaded for inference: embeddings as files have them, the file of packed weights and every way in which
+//! it can be wrong, and the refusal of what does not fit.
 
 use std::fs::{File, FileTimes};
 use std::path::{Path, PathBuf};
@@ -204,7 +204,7 @@ fn packed_weights_are_used_only_as_long_as_they_are_right() {
         ("the header alone", Box::new(cut(header_end)), "bytes, expected"),
         ("a byte less", Box::new(cut(whole.len() - 1)), "bytes, expected"),
         ("a byte more", Box::new(|desk| desk.edit(|bytes| bytes.push(0))), "bytes, expected"),
-        ("something else", Box::new(put(0, b"GGUF")), "no packed weights"),
+        ("something else", Box::new(put(0, b"GGUF")), "not a file of packed weights"),
         ("another version", Box::new(put(8, &[2, 0, 0, 0])), "another version"),
         ("a header without end", Box::new(put(12, &[255; 4])), "cut short"),
         ("a header of nothing", Box::new(put(12, &[0; 4])), "header is damaged"),
@@ -214,8 +214,8 @@ fn packed_weights_are_used_only_as_long_as_they_are_right() {
         ("an offset", Box::new(|desk| desk.edit_header("\"offset\":4096", "\"offset\":8192")), "another version"),
         ("a name", Box::new(|desk| desk.edit_header("embed_tokens", "embed_tokenz")), "another version"),
         ("a precision", Box::new(|desk| desk.edit_header("amp_bf16", "amp_bf17")), "another precision"),
-        ("the first number", Box::new(flip(header_end.next_multiple_of(4096))), "is damaged in it"),
-        ("the last number", Box::new(flip(last)), "is damaged in it"),
+        ("the first number", Box::new(flip(header_end.next_multiple_of(4096))), "is damaged"),
+        ("the last number", Box::new(flip(last)), "is damaged"),
         (
             "a checkpoint that was touched",
             Box::new(move |desk| {

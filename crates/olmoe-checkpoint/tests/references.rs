@@ -36,7 +36,7 @@ fn folder() -> PathBuf {
 fn numbers(checkpoint: &Checkpoint, parameter: usize, slab: usize) -> Vec<f32> {
     let encoding = checkpoint.encoding(parameter, slab);
     let bytes = checkpoint.read(parameter, slab).unwrap();
-    let mut out = vec![0.0; bytes.len() / encoding.unit_bytes() * encoding.unit()];
+    let mut out = vec![0.0; bytes.len() / encoding.block_bytes() * encoding.block_len()];
     encoding.decode(&bytes, &mut out);
     out
 }

@@ -235,7 +235,7 @@ fn quantised_weights_need_a_word_about_what_they_become() {
     let exact = desk.write(&q8, Target::HuggingFace { experts: Experts::Separate, dtype: Some(DType::F32) });
     for (index, spec) in q8.parameters().iter().enumerate() {
         let (from, bytes) = (q8.encoding(index, 0), q8.read(index, 0).unwrap());
-        let mut numbers = vec![0f32; from.unit() * bytes.len() / from.unit_bytes()];
+        let mut numbers = vec![0f32; from.block_len() * bytes.len() / from.block_bytes()];
         from.decode(&bytes, &mut numbers);
         assert_eq!(bytemuck::cast_slice::<f32, u8>(&numbers), &exact.read(index, 0).unwrap()[..], "{}", spec.name);
     }

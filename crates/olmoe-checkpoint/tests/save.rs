@@ -6,7 +6,7 @@ use std::path::Path;
 
 use olmoe_checkpoint::disk::{Disk, LocalDisk};
 use olmoe_checkpoint::safetensors::{SafeType, Spec};
-use olmoe_checkpoint::save::{Checkpoints, MANIFEST_FILE, SPACE_RESERVE, SaveError, Saved, verify};
+use olmoe_checkpoint::save::{Checkpoints, MANIFEST_FILE, SPACE_RESERVE, SaveError, SavedCheckpoint, verify};
 use serde_json::{Value, json};
 
 fn specs() -> Vec<Spec> {
@@ -23,7 +23,7 @@ fn numbers(seed: u64, index: usize) -> Vec<u8> {
     (0..bytes).map(|i| (seed as usize * 13 + index * 5 + i) as u8).collect()
 }
 
-fn save_seed<D: Disk>(checkpoints: &Checkpoints<D>, step: u64, seed: u64) -> Result<Saved, SaveError> {
+fn save_seed<D: Disk>(checkpoints: &Checkpoints<D>, step: u64, seed: u64) -> Result<SavedCheckpoint, SaveError> {
     let mut writer = checkpoints.begin(step)?;
     // In pieces.
     let fill =
@@ -36,7 +36,7 @@ fn save_seed<D: Disk>(checkpoints: &Checkpoints<D>, step: u64, seed: u64) -> Res
     writer.commit()
 }
 
-fn save(checkpoints: &Checkpoints, step: u64) -> Saved {
+fn save(checkpoints: &Checkpoints, step: u64) -> SavedCheckpoint {
     save_seed(checkpoints, step, step).unwrap()
 }
 

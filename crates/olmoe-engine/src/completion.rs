@@ -1,18 +1,18 @@
-//! What comes of a sample, all together.
+//! The complete result of a sample.
 
 use crate::event::{EventKind, Finished, Token};
 
-/// A sample as its events make it.
+/// The result of a sample, collected from its events.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Completion {
-    /// Its tokens so far.
+    /// The tokens so far.
     pub tokens: Vec<Token>,
-    /// Its end, once it has come.
+    /// The end of the sample, once it has ended.
     pub end: Option<Finished>,
 }
 
 impl Completion {
-    /// Adds what happened.
+    /// Adds an event.
     pub fn add(&mut self, kind: EventKind) {
         match kind {
             EventKind::Token(token) => self.tokens.push(token),
@@ -20,12 +20,12 @@ impl Completion {
         }
     }
 
-    /// The ids of its tokens.
+    /// The ids of the tokens.
     pub fn ids(&self) -> Vec<u32> {
         self.tokens.iter().map(|token| token.id).collect()
     }
 
-    /// Its text.
+    /// The text of the sample.
     pub fn text(&self) -> String {
         let end = self.end.iter().map(|end| end.text.as_str());
         self.tokens.iter().map(|token| token.text.as_str()).chain(end).collect()

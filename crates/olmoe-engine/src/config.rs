@@ -1,27 +1,29 @@
-//! The limits of an engine, and why there is none with them.
+//! The limits of an engine, and why they are rejected.
 
 use olmoe_tensor::ops::attention::CacheType;
 
-/// The limits of an engine. None of them but `cache_type` changes a result.
+/// The limits of an engine. Only `cache_type` affects results.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Most samples that run at once (16).
     pub max_running: usize,
-    /// Most tokens in a step, at least `max_running` (512): one of each sample that is generating, the rest from prompts.
-    /// Fewer make the tokens come more evenly while prompts are read, more make prompts faster.
+    /// Most tokens in a step, at least `max_running` (512): one of each sample that is generating, the rest from
+    /// prompts. With fewer, tokens are generated more evenly while prompts are read; with more, prompts are read
+    /// faster.
     pub step_tokens: usize,
     /// Most samples that wait (1024).
     pub queue: usize,
-    /// Tokens that the caches of running samples have room for together (32768). A sample begins when there is room for
-    /// its prompt and all that it may generate. See [`Engine::cache_bytes_per_token`](crate::Engine::cache_bytes_per_token).
+    /// The total capacity in tokens of the caches of running samples (32768). A sample begins when there is room for
+    /// its prompt and all tokens that it may generate. See
+    /// [`Engine::cache_bytes_per_token`](crate::Engine::cache_bytes_per_token).
     pub cache_tokens: usize,
-    /// Tokens that caches of finished samples have room for together, beside those (8192); 0 keeps none.
+    /// The total capacity in tokens of the caches of finished samples that are kept in addition (8192); 0 keeps none.
     pub kept_tokens: usize,
-    /// How keys and values are kept; none for the type of the model's precision.
+    /// The type of keys and values in caches; `None` for that of the model's precision.
     pub cache_type: Option<CacheType>,
-    /// Tokens that end a text, unless the request says `ignore_eos`.
+    /// Tokens that end a text, unless the request sets `ignore_eos`.
     pub ends: Vec<u32>,
-    /// Makes the seeds of requests that come without one (0).
+    /// Determines the seeds of requests without one (0).
     pub seed: u64,
 }
 
@@ -40,13 +42,13 @@ impl Default for EngineConfig {
     }
 }
 
-/// Why there is no engine.
+/// Why an engine cannot be made.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum EngineError {
-    /// Nothing could run.
+    /// No sample could run.
     #[error("max_running is 0; let at least one sample run")]
     NothingRuns,
-    /// Not a token for every sample.
+    /// A step has fewer tokens than samples.
     #[error(
         "step_tokens is {step_tokens}, below max_running, {max_running}: every running sample takes a token of a step; raise it"
     )]
@@ -66,9 +68,9 @@ pub enum EngineError {
         /// Rows of the embedding.
         rows: usize,
     },
-    /// Experts that drop tokens.
+    /// Experts with a capacity, which drop tokens.
     #[error(
-        "this model's experts have a capacity factor of {factor}: which tokens they drop depends on all tokens of a batch, so no text would be the same twice; take the factor out of its configuration"
+        "this model's experts have a capacity factor of {factor}: which tokens they drop depends on all tokens of a batch, so the same request would give different texts; remove the factor from its configuration"
     )]
     Capacity {
         /// The factor.

@@ -13,13 +13,13 @@ use olmoe_tensor::tensor::Tensor;
 
 use crate::config::{EngineConfig, EngineError};
 use crate::event::{Event, EventKind, FinishReason, GenerationError};
-use crate::prefix::{Held, Kept, common};
+use crate::prefix::{KeptPrefix, PrefixCache, common};
 use crate::request::{Request, RequestId, SubmitError};
 use crate::sampling::Candidates;
 use crate::sampling::random::derive;
-use crate::sequence::{Sequence, Task};
+use crate::sequence::{RequestTask, Sequence};
 
-/// How much is going on.
+/// The load of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Samples that wait.
@@ -39,25 +39,25 @@ pub struct Engine {
     config: EngineConfig,
     submitted: u64,
     waiting: VecDeque<Sequence>,
-    /// From the one that began first on.
+    /// In the order in which they began.
     running: Vec<Sequence>,
-    kept: Kept,
-    /// What happened between steps.
+    kept: PrefixCache,
+    /// Events between steps.
     pub(crate) between: Vec<Event>,
     step: StepMemory,
 }
 
-/// What a step needs, kept for the next one so that its memory is asked for once.
+/// The memory of a step, which is reused by the next one.
 struct StepMemory {
     activations: Activations,
     candidates: Candidates,
-    /// The samples that take part: where they are in `running`, and how many tokens each reads.
+    /// The samples that take part: their indices in `running`, and how many tokens each reads.
     parts: Vec<(usize, usize)>,
     ids: Vec<u32>,
     lengths: Vec<usize>,
     held: Vec<usize>,
     caches: Vec<KvCache>,
-    /// Rows of the pass that end a sample's tokens.
+    /// Rows of the pass with the last token of each sample.
     last: Vec<usize>,
 }
 
@@ -77,10 +77,10 @@ impl StepMemory {
 }
 
 impl Engine {
-    /// An engine without work. Without a tokenizer it gives ids and no text.
+    /// An engine without requests. Without a tokenizer its tokens have ids and no text.
     ///
     /// # Errors
-    /// Limits that do not fit together, and a model whose results would depend on the batch.
+    /// Limits that contradict each other, and a model whose results would depend on the batch.
     pub fn new(
         model: Arc<Model>,
         tokenizer: Option<Arc<Tokenizer>>,
@@ -97,23 +97,23 @@ impl Engine {
         if let Some(id) = config.ends.iter().find(|id| **id as usize >= rows) {
             return Err(EngineError::EndId { id: *id, rows });
         }
-        // A factor of 0 is no limit.
+        // A factor of 0 means no limit.
         if let Some(factor) = model.config().moe().and_then(|moe| moe.capacity_factor).filter(|factor| *factor > 0.0) {
             return Err(EngineError::Capacity { factor });
         }
-        let (kept, step) = (Kept::new(config.kept_tokens), StepMemory::new());
+        let (kept, step) = (PrefixCache::new(config.kept_tokens), StepMemory::new());
         let (waiting, running, between) = Default::default();
         Ok(Engine { model, tokenizer, config, submitted: 0, waiting, running, kept, between, step })
     }
 
-    /// Bytes of keys and values of a token of this model, kept as `kind` (none for the type of its precision). A cache has
-    /// memory for a multiple of [`KvCache::GRAIN`] tokens.
+    /// Bytes of the keys and values of a token of this model with the type `kind`; `None` for that of its precision.
+    /// The capacity of a cache is a multiple of [`KvCache::GRAIN`] tokens.
     pub fn cache_bytes_per_token(model: &Model, kind: Option<CacheType>) -> usize {
         let kind = kind.unwrap_or(KvCache::default_type(model.precision()));
         KvCache::bytes_of(model.config(), KvCache::GRAIN, kind) as usize / KvCache::GRAIN
     }
 
-    /// Whether a request can be run, were there room in the queue.
+    /// Checks whether a request would be accepted if the queue had room.
     ///
     /// # Errors
     /// As [`Engine::submit`].
@@ -121,10 +121,10 @@ impl Engine {
         request.check(self.model.config(), &self.config, self.tokenizer.is_some()).map(drop)
     }
 
-    /// Takes a request into the queue. Its samples run as soon as there is room, in the order in which they came.
+    /// Adds a request to the queue. Samples begin as soon as there is room, in the order of submission.
     ///
     /// # Errors
-    /// [`SubmitError`]: what the model cannot do, or a full queue.
+    /// [`SubmitError`]: a request that the model cannot fulfil, or a full queue.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, SubmitError> {
         let max_tokens = request.check(self.model.config(), &self.config, self.tokenizer.is_some())?;
         let (waiting, asked, room) = (self.waiting.len(), request.samples, self.config.queue);
@@ -138,14 +138,14 @@ impl Engine {
             ends.extend(&self.config.ends);
         }
         let seed = request.seed.unwrap_or_else(|| derive(self.config.seed, id.0));
-        let task = Arc::new(Task { id, request, ends, max_tokens, seed });
+        let task = Arc::new(RequestTask { id, request, ends, max_tokens, seed });
         let sequence = |sample| Sequence::new(task.clone(), sample, self.tokenizer.clone());
         self.waiting.extend((0..asked).map(sequence));
         Ok(id)
     }
 
-    /// Ends a request; what it held is free at once, and its samples' last events come with the next step. False if there
-    /// is no such request (any more).
+    /// Cancels a request. Its memory is released at once, and the last events of its samples are returned by the next
+    /// step. Returns false if there is no such request, or it has ended.
     pub fn cancel(&mut self, id: RequestId) -> bool {
         let mut found = false;
         for at in (0..self.running.len()).rev().filter(|at| self.running[*at].task.id == id).collect::<Vec<_>>() {
@@ -167,12 +167,12 @@ impl Engine {
         found
     }
 
-    /// Whether nothing is left to do and to tell.
+    /// Whether there are no samples and no events left.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty() && self.between.is_empty()
     }
 
-    /// How much is going on.
+    /// The load of the engine.
     pub fn load(&self) -> Load {
         Load {
             waiting: self.waiting.len(),
@@ -187,22 +187,24 @@ impl Engine {
         self.kept.clear();
     }
 
-    /// Samples that the queue still has room for.
+    /// The number of samples that the queue still has room for.
     pub(crate) fn room(&self) -> usize {
         self.config.queue.saturating_sub(self.waiting.len())
     }
 
-    /// One pass of the model: a token of every sample that is generating, then pieces of prompts, up to the budget.
-    /// Returns what happened since the last step, in the order of the samples. Does nothing without work.
+    /// Runs one pass of the model: one token of every sample that is generating, then parts of prompts, up to the
+    /// budget. Returns the events since the last step, in the order of the samples. Does nothing when no sample is
+    /// running or waiting.
     ///
-    /// A panic in it, which only an error in this program can cause, ends every sample that was running with
-    /// [`GenerationError::Panic`]; those that wait run in the next step, as if nothing had happened.
+    /// A panic during the step, which only an error in this program can cause, ends every running sample with
+    /// [`GenerationError::Panic`]; waiting samples begin in the next step.
     pub fn step(&mut self) -> Vec<Event> {
         self.guarded(Engine::work)
     }
 
-    /// Does the work of a step, and survives its panic: what that leaves half done is dropped, which is the samples that
-    /// run, with their caches, and the memory of the step. Kept caches are of samples that ended before.
+    /// Does the work of a step and catches its panics. After a panic, the running samples with their caches and the
+    /// memory of the step are dropped, because they may be inconsistent. Kept caches belong to samples that ended
+    /// before and stay.
     fn guarded(&mut self, work: impl FnOnce(&mut Engine, &mut Vec<Event>)) -> Vec<Event> {
         let mut events = std::mem::take(&mut self.between);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self, &mut events))) {
@@ -230,7 +232,7 @@ impl Engine {
         match self.pass() {
             Ok(()) => self.choose(events),
             Err(error) => {
-                // Nothing that was checked before can be refused here; if it is, those who took part end.
+                // Requests were checked before, so the model refuses none; if it does, the samples of this step end.
                 for at in self.step.parts.iter().rev().map(|part| part.0) {
                     let mut sequence = self.running.remove(at);
                     let reason = FinishReason::Error(error.clone());
@@ -241,7 +243,7 @@ impl Engine {
         }
     }
 
-    /// Tokens that the caches of running samples have room for.
+    /// The total capacity in tokens of the caches of running samples.
     fn reserved(&self) -> usize {
         self.running.iter().map(|sequence| sequence.task.most()).sum()
     }
@@ -251,10 +253,11 @@ impl Engine {
         self.between.push(sequence.event(end));
     }
 
-    /// Starts samples that wait while there is room.
+    /// Starts waiting samples while there is room.
     fn admit(&mut self) {
         while self.running.len() < self.config.max_running {
-            // The other samples of a request wait until the first one has read the prompt, and let others pass.
+            // The other samples of a request wait until the first one has read the prompt; later requests may begin
+            // before them.
             let reads = |sequence: &Sequence| {
                 let prompt = sequence.task.request.prompt.len();
                 let mut same = self.running.iter().filter(|other| Arc::ptr_eq(&other.task, &sequence.task));
@@ -266,7 +269,7 @@ impl Engine {
             }
             let Some(sequence) = self.waiting.remove(at) else { return };
             let task = sequence.task.clone();
-            // It runs from here on: should the next line panic, it is among those that end.
+            // The sample is running from here on, so that it is ended if the next line panics.
             self.running.push(sequence);
             let cache = self.cache_for(&task);
             if let Some(sequence) = self.running.last_mut() {
@@ -275,8 +278,9 @@ impl Engine {
         }
     }
 
-    /// A cache for a sample, with as much of its prompt as there is; the last token is always read, for its logits.
-    fn cache_for(&mut self, task: &Task) -> KvCache {
+    /// A cache for a sample, with as much of its prompt as kept caches have. The last token is always read, for its
+    /// logits.
+    fn cache_for(&mut self, task: &RequestTask) -> KvCache {
         let most = task.most();
         let begin = &task.request.prompt[..task.request.prompt.len() - 1];
         let of = |other: &Sequence| common(&other.ids[..other.held()], begin);
@@ -296,8 +300,8 @@ impl Engine {
         }
     }
 
-    /// Decides how many tokens each running sample reads: those that generate one each, then prompts in the order in which
-    /// they came.
+    /// Decides how many tokens each running sample reads: one token of each that is generating, then prompts in the
+    /// order of submission.
     fn plan(&mut self) {
         let parts = &mut self.step.parts;
         parts.clear();
@@ -381,15 +385,15 @@ impl Engine {
         }
     }
 
-    /// Keeps what a sample leaves for requests that begin alike.
+    /// Keeps the cache of a sample for requests that begin with the same tokens.
     fn keep(&mut self, sequence: Sequence) {
         let Sequence { mut ids, cache: Some(cache), .. } = sequence else { return };
         ids.truncate(cache.len());
-        self.kept.put(Held { ids, cache });
+        self.kept.put(KeptPrefix { ids, cache });
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
@@ -419,7 +423,7 @@ mod tests {
         Request { max_tokens: Some(9), seed: Some(1), ..Request::new((first..first + 12).collect()) }
     }
 
-    /// What comes of a request in the engine as it is.
+    /// The completion of a request.
     fn answer(engine: &mut Engine, request: Request) -> Completion {
         let id = engine.submit(request).unwrap();
         let mut completion = Completion::default();
@@ -429,8 +433,7 @@ mod tests {
         completion
     }
 
-    /// The places of a step at which it can be cut short: before anything, after the choice of what to read, after the
-    /// pass, and after tokens were chosen and told.
+    /// A step that panics at a place: at the beginning, after the plan, after the pass, or after the choice of tokens.
     fn cut(engine: &mut Engine, events: &mut Vec<Event>, place: usize) {
         if place > 0 {
             engine.admit();
@@ -470,7 +473,7 @@ mod tests {
                     let found = ends(&told, *id);
                     assert!(found == [panic] || found == [FinishReason::Length], "{steps} {place}: {found:?}");
                 }
-                // Those that waited run as if nothing had happened, and so does what comes.
+                // Waiting samples and later requests are not affected.
                 while !engine.is_idle() {
                     told.extend(engine.step());
                 }

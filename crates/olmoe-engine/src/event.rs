@@ -1,50 +1,50 @@
-//! What comes back from the engine.
+//! The events that the engine returns.
 
 use std::fmt;
 
 use crate::request::RequestId;
 
-/// Something that happened to a sample.
+/// An event of a sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// The request.
     pub request: RequestId,
-    /// Which of its samples, from 0.
+    /// The sample of the request, counted from 0.
     pub sample: usize,
-    /// What happened.
+    /// The kind of event.
     pub kind: EventKind,
 }
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EventKind {
     /// A token was generated.
     Token(Token),
-    /// Nothing more comes of this sample.
+    /// The sample has ended.
     Finished(Finished),
 }
 
-/// A generated token. One that ends its sample comes, too.
+/// A generated token, which may be the one that ends its sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
-    /// Its id.
+    /// The id of the token.
     pub id: u32,
-    /// The text that is certain now: nothing while a character is not complete, or while the text could still become a
-    /// stop string; then all that was held back. Always empty without a tokenizer.
+    /// The text that this token completes. It is empty while a character is incomplete or the text may still become a
+    /// stop string; the next token then brings all text that was held back. Always empty without a tokenizer.
     pub text: String,
-    /// Natural log-probability in the model's own distribution, if asked for.
+    /// Natural log-probability in the distribution of the model, if requested.
     pub logprob: Option<f64>,
-    /// The likeliest tokens in its place, from the likeliest on, of equal ones the lower id first; the token itself may
-    /// be among them.
+    /// The most likely tokens at this place in descending order of probability; of equal ones the lower id comes first.
+    /// The token itself may be among them.
     pub alternatives: Vec<Alternative>,
-    /// The experts of each layer that is a mixture, in falling order of probability, if asked for.
+    /// The experts of each mixture-of-experts layer, in descending order of probability, if requested.
     pub experts: Vec<Vec<u32>>,
 }
 
-/// A token that could have come.
+/// An alternative token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Alternative {
-    /// Its id.
+    /// The id of the token.
     pub id: u32,
     /// Natural log-probability.
     pub logprob: f64,
@@ -53,24 +53,24 @@ pub struct Alternative {
 /// The end of a sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
-    /// Why.
+    /// Why the sample ended.
     pub reason: FinishReason,
-    /// Text that was held back and turned out to belong to the sample.
+    /// Text that was held back and belongs to the sample.
     pub text: String,
-    /// What it took.
+    /// The tokens that the sample used.
     pub usage: Usage,
 }
 
 /// Why a sample ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FinishReason {
-    /// A stop token or a stop string came.
+    /// A stop token or a stop string was generated.
     Stop(Stop),
-    /// It has as many tokens as it may have.
+    /// The sample has the most tokens that it may have.
     Length,
     /// [`Engine::cancel`](crate::Engine::cancel).
     Cancelled,
-    /// It cannot go on.
+    /// The sample cannot continue.
     Error(GenerationError),
 }
 
@@ -86,7 +86,7 @@ impl FinishReason {
     }
 }
 
-/// What ended a sample.
+/// The token or text that ended a sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// A token.
@@ -95,26 +95,27 @@ pub enum Stop {
     Text(String),
 }
 
-/// What a sample took.
+/// The tokens that a sample used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those among them whose keys and values were there already. The one number that other requests have a part in.
+    /// Tokens of the prompt whose keys and values were reused from another sample. The only number that depends on
+    /// other requests.
     pub reused_tokens: usize,
     /// Tokens generated, the one that ended the sample included.
     pub completion_tokens: usize,
 }
 
-/// Why a sample cannot go on. The others do, but for those that ran beside it in a step that panicked.
+/// Why a sample cannot continue. Other samples continue, except those that were running in a step that panicked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GenerationError {
-    /// Logits that are no numbers.
-    #[error("the logits after {tokens} tokens are {}; the weights, or the precision, do not hold this text", NotFinite(*nan))]
+    /// Logits that are NaN or infinite.
+    #[error("the logits after {tokens} tokens are {}; the weights may be damaged, or the precision too low", NotFinite(*nan))]
     NotFinite {
         /// Tokens read.
         tokens: usize,
-        /// Whether there is a NaN, else an infinity.
+        /// Whether a logit is NaN; otherwise one is infinite.
         nan: bool,
     },
     /// Every token is excluded.
@@ -126,7 +127,7 @@ pub enum GenerationError {
     /// The model refused the step.
     #[error("the model: {0}")]
     Model(String),
-    /// The step that it took part in panicked.
+    /// The step in which the sample took part panicked.
     #[error(
         "the program failed in the middle of a step: {0}; this is an error in the program, and the request can be tried again"
     )]
@@ -137,6 +138,6 @@ struct NotFinite(bool);
 
 impl fmt::Display for NotFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0 { "not numbers" } else { "infinite" })
+        f.write_str(if self.0 { "NaN" } else { "infinite" })
     }
 }

@@ -1,9 +1,10 @@
 //! Batched generation.
 //!
-//! [`Engine`] runs many requests at once over one model. Requests come and go between any two steps; a step takes one
-//! token of every sequence that is generating, then pieces of prompts, up to a budget. Keys and values that are already
-//! there serve every request that begins alike. What a request gets depends on the model and on the request alone: not
-//! on the requests beside it, the pieces in which its prompt was read, what was reused, or the threads.
+//! [`Engine`] runs many requests at once over one model (continuous batching). Requests can be submitted and cancelled
+//! between any two steps. A step takes one token of every sequence that is generating, then parts of prompts, up to a
+//! budget. Keys and values of finished samples are reused by requests that begin with the same tokens. The result of a
+//! request depends only on the model and the request: not on other requests, on how its prompt was divided among steps,
+//! on what was reused, or on the number of threads.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,20 +31,20 @@
 //! # }
 //! ```
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
 //! | [`engine`] | [`Engine`]: submit, step, cancel |
-//! | `run` | lists of requests, each to its end: [`Engine::run_all`], [`Engine::complete_all`] |
+//! | `run` | running lists of requests to their end: [`Engine::run_all`], [`Engine::complete_all`] |
 //! | [`config`] | the limits of an engine |
-//! | [`request`] | what can be asked for, and why it is refused |
-//! | [`settings`] | the same by name, each setting optional: as flags, in files, over the network |
-//! | [`event`] | what comes back |
-//! | [`completion`] | all that came back of a sample |
-//! | [`sampling`] | from logits to a token: the settings and the order in which they act |
-//! | `sequence` | one sample of a request on its way |
-//! | `prefix` | keys and values kept for requests that begin alike |
+//! | [`request`] | requests, and why they are refused |
+//! | [`settings`] | the settings of a request by name, each optional: as flags, in files, over the network |
+//! | [`event`] | the events that the engine returns |
+//! | [`completion`] | the complete result of a sample |
+//! | [`sampling`] | from logits to a token: the settings, and the order in which they are applied |
+//! | `sequence` | one sample of a request while it waits or runs |
+//! | `prefix` | keys and values that are kept for requests with the same first tokens |
 //! | `text` | text from tokens, up to a stop string |
-//! | `log_probs` | log-probabilities of the model's distribution |
+//! | `log_probs` | log-probabilities in the distribution of the model |
 
 pub mod completion;
 pub mod config;

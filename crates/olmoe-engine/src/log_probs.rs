@@ -1,12 +1,12 @@
-//! Log-probabilities of the model's distribution.
+//! Log-probabilities in the distribution of the model.
 
 use crate::event::Alternative;
 use olmoe_tensor::elementary::{exp, ln};
 
-/// Sums side by side: part of the definition of the result, as is their order.
+/// Independent sums. Their number and order are part of the definition of the result.
 const LANES: usize = 8;
 
-/// `log Σ_v exp l_v` of finite logits, or of some that are −∞; none when a logit is NaN or +∞, or all are −∞.
+/// `log Σ_v exp l_v` of logits that are finite or −∞; `None` when a logit is NaN or +∞, or all are −∞.
 pub(crate) fn log_sum_exp(logits: &[f32]) -> Option<f64> {
     let largest = f64::from(largest(logits)?);
     let mut sums = [0.0; LANES];
@@ -18,7 +18,7 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> Option<f64> {
     Some(largest + ln(sums.iter().sum()))
 }
 
-/// The largest logit; none when one is NaN or +∞, or all are −∞.
+/// The largest logit; `None` when a logit is NaN or +∞, or all are −∞.
 pub(crate) fn largest(logits: &[f32]) -> Option<f32> {
     let mut largest = f32::NEG_INFINITY;
     let mut nan = false;
@@ -29,13 +29,14 @@ pub(crate) fn largest(logits: &[f32]) -> Option<f32> {
     (!nan && largest.is_finite()).then_some(largest)
 }
 
-/// The `count` likeliest tokens, from the likeliest down, of equal ones the lower id first; `lse` is that of the logits.
+/// The `count` most likely tokens in descending order; of equal ones the lower id comes first. `lse` is the log-sum-exp
+/// of the logits.
 pub(crate) fn likeliest(logits: &[f32], lse: f64, count: usize) -> Vec<Alternative> {
     let count = count.min(logits.len());
     if count == 0 {
         return Vec::new();
     }
-    // Zero is added because -0 is a tie with 0.
+    // Adding 0 turns -0 into 0, because both are equal.
     let likelier = |a: &u32, b: &u32| {
         let [x, y] = [a, b].map(|id| logits[*id as usize] + 0.0);
         y.total_cmp(&x).then(a.cmp(b))

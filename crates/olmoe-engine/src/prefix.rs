@@ -1,39 +1,40 @@
-//! Keys and values of finished samples, kept for requests that begin alike.
+//! Keys and values of finished samples, kept for requests that begin with the same tokens.
 
 use olmoe_model::model::KvCache;
 
-/// Tokens that were read, and what attention keeps of them.
-pub(crate) struct Held {
-    /// As many as the cache holds.
+/// The tokens of a finished sample, and their keys and values.
+pub(crate) struct KeptPrefix {
+    /// As many tokens as the cache has.
     pub(crate) ids: Vec<u32>,
     pub(crate) cache: KvCache,
 }
 
-/// The kept ones, from the one used longest ago on.
-pub(crate) struct Kept {
-    all: Vec<Held>,
-    /// Most tokens for which there is room in all caches together.
+/// The kept prefixes, from the least recently used one on.
+pub(crate) struct PrefixCache {
+    all: Vec<KeptPrefix>,
+    /// The largest total capacity of all caches, in tokens.
     room: usize,
 }
 
-/// Tokens that two lists begin with alike.
+/// The length of the common prefix of two lists.
 pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-impl Kept {
-    pub(crate) fn new(room: usize) -> Kept {
-        Kept { all: Vec::new(), room }
+impl PrefixCache {
+    pub(crate) fn new(room: usize) -> PrefixCache {
+        PrefixCache { all: Vec::new(), room }
     }
 
-    /// The one that begins most like `ids`, and for how many tokens; of equal ones the one used last.
+    /// The index of the kept prefix with the longest common prefix with `ids`, and the length of that; of equal ones,
+    /// the most recently used.
     pub(crate) fn find(&self, ids: &[u32]) -> Option<(usize, usize)> {
         let lengths = self.all.iter().enumerate().map(|(at, held)| (at, common(&held.ids, ids)));
         lengths.max_by_key(|(_, len)| *len).filter(|(_, len)| *len > 0)
     }
 
-    /// A cache with the first `len` tokens of one found and room for `capacity`. It is the kept one itself if nothing of
-    /// that would be left over and there is room, else a copy.
+    /// A cache with the first `len` tokens of the kept prefix at `at` and room for `capacity` tokens. It is the kept
+    /// cache itself if that has no other tokens and enough room, else a copy.
     pub(crate) fn take(&mut self, at: usize, len: usize, capacity: usize) -> KvCache {
         let mut held = self.all.remove(at);
         let whole = held.ids.len() == len;
@@ -48,13 +49,14 @@ impl Kept {
         copy
     }
 
-    /// Keeps one, and drops those that it begins with and those used longest ago that there is no room for.
-    pub(crate) fn put(&mut self, mut held: Held) {
+    /// Keeps a prefix; drops the prefixes that it begins with, and the least recently used ones for which there is no
+    /// room.
+    pub(crate) fn put(&mut self, mut held: KeptPrefix) {
         let len = held.ids.len();
         if len == 0 || len > self.room || self.find(&held.ids).is_some_and(|(_, common)| common == len) {
             return;
         }
-        // Room for text that did not come is given back, unless it is little beside what there is.
+        // Unused capacity is released, unless it is small compared with the tokens of the cache.
         if held.cache.capacity() > 2 * len || held.cache.capacity() > self.room {
             held.cache = held.cache.prefix(len, len);
         }
@@ -66,7 +68,7 @@ impl Kept {
         self.all.push(held);
     }
 
-    /// Tokens that the caches have room for.
+    /// The total capacity of all caches, in tokens.
     pub(crate) fn tokens(&self) -> usize {
         self.all.iter().map(|held| held.cache.capacity()).sum()
     }

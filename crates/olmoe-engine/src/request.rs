@@ -1,4 +1,4 @@
-//! What can be asked of the engine, and why it is refused.
+//! The requests of an engine, and why they are refused.
 
 use olmoe_model::config::ModelConfig;
 
@@ -10,16 +10,16 @@ pub const MAX_STOPS: usize = 64;
 /// Most bytes of a stop string.
 pub const MAX_STOP_BYTES: usize = 4096;
 
-/// The name of a request in its engine.
+/// The identifier of a request in its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// A prompt and what to make of it.
+/// A prompt, and how to generate from it.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Token ids, taken as they are; at least one.
+    /// Token ids, which are used unchanged; at least one.
     pub prompt: Vec<u32>,
-    /// Most tokens to generate; without it, and never beyond, what the model's context has room for.
+    /// Most tokens to generate; `None`, and any larger number, means as many as the context of the model has room for.
     pub max_tokens: Option<usize>,
     /// Before so many tokens neither a stop token nor a stop string ends a sample, and stop tokens are not chosen.
     pub min_tokens: usize,
@@ -27,27 +27,28 @@ pub struct Request {
     pub sampling: Sampling,
     /// Seed of the draws. Without one it is made of the engine's seed and the number of the request.
     pub seed: Option<u64>,
-    /// Samples to generate from the prompt, each with draws of its own.
+    /// Samples to generate from the prompt, each with independent draws.
     pub samples: usize,
-    /// Texts that end a sample, across the borders of tokens; they are not part of its text. The one that ends first
-    /// counts, of two that end together the longer.
+    /// Texts that end a sample, also across the boundaries of tokens; they are not part of its text. The one that ends
+    /// first counts; of two that end at the same place, the longer one.
     pub stop: Vec<String>,
-    /// Tokens that end a sample, beside those of the engine.
+    /// Tokens that end a sample, in addition to those of the engine.
     pub stop_ids: Vec<u32>,
-    /// The tokens of [`EngineConfig::ends`] are tokens like others.
+    /// Whether the tokens of [`EngineConfig::ends`] do not end a sample.
     pub ignore_eos: bool,
-    /// Log-probability of each token, and of so many likeliest alternatives (0 for none of these). They are those of the
-    /// model's own distribution, before bias, penalties, filters and temperature.
+    /// `Some(n)`: return the log-probability of each token, and those of the `n` most likely alternatives. They are
+    /// those of the distribution of the model, before bias, penalties, filters and temperature.
     pub logprobs: Option<usize>,
-    /// The experts of each token: those chosen, in each mixture, in the pass whose outcome the token is. (That pass reads
-    /// the token before it.)
+    /// Whether to return the experts of each token: those that each mixture-of-experts layer chose in the pass from
+    /// which the token was drawn, which read the token before it.
     pub experts: bool,
-    /// The text has the texts of special tokens.
+    /// Whether the text includes the texts of special tokens.
     pub special: bool,
 }
 
 impl Request {
-    /// One sample of the model's own distribution, until an end-of-text token or the end of the context.
+    /// A request for one sample from the distribution of the model, until an end-of-text token or the end of the
+    /// context.
     pub fn new(prompt: Vec<u32>) -> Request {
         Request {
             prompt,
@@ -65,7 +66,7 @@ impl Request {
         }
     }
 
-    /// Whether the model can do this; returns the most tokens that a sample generates.
+    /// Checks that the model can run the request; returns the most tokens that a sample may generate.
     pub(crate) fn check(
         &self,
         model: &ModelConfig,
@@ -119,7 +120,7 @@ impl Request {
     }
 }
 
-/// Why a request is refused. The engine is as before.
+/// Why a request is refused. The engine is then unchanged.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SubmitError {
     /// No prompt.
@@ -149,7 +150,7 @@ pub enum SubmitError {
         rows: usize,
     },
     /// A stop id outside the vocabulary.
-    #[error("stop id {id} is outside the model's vocabulary of {rows}; it would never come, leave it out")]
+    #[error("stop id {id} is outside the model's vocabulary of {rows}; it would never be generated, so leave it out")]
     StopId {
         /// The id.
         id: u32,
@@ -159,8 +160,8 @@ pub enum SubmitError {
     /// Nothing to generate.
     #[error("max_tokens is 0; ask for at least one token")]
     NoTokens,
-    /// Less allowed than asked for.
-    #[error("min_tokens is {min}, above max_tokens, {max}; lower the one or raise the other")]
+    /// More tokens required than allowed.
+    #[error("min_tokens is {min}, above max_tokens, {max}; lower min_tokens or raise max_tokens")]
     MinAboveMax {
         /// `min_tokens`.
         min: usize,
@@ -176,35 +177,37 @@ pub enum SubmitError {
     /// Too many stop strings.
     #[error("{found} stop strings, expected at most {MAX_STOPS}")]
     TooManyStops {
-        /// How many.
+        /// The number found.
         found: usize,
     },
-    /// A stop string of no length, or of too much.
+    /// A stop string that is empty or too long.
     #[error("a stop string has {bytes} bytes, expected 1 to {MAX_STOP_BYTES}")]
     StopLength {
-        /// Its bytes.
+        /// The length of the stop string in bytes.
         bytes: usize,
     },
     /// Stop strings without text.
     #[error("stop strings need text, and this engine has no tokenizer; use stop_ids")]
     NoText,
     /// Experts of a dense model.
-    #[error("experts were asked for, but this model is dense: it has no router")]
+    #[error("the experts were requested, but this model is dense: it has no router")]
     NoExperts,
-    /// Would never run.
+    /// A sample that would never have room.
     #[error(
         "prompt and text may have {needed} tokens, but the engine's caches have room for {room}; lower max_tokens or raise cache_tokens"
     )]
     CacheTooSmall {
-        /// Tokens that a sample may come to.
+        /// The most tokens of a sample.
         needed: usize,
         /// `cache_tokens`.
         room: usize,
     },
-    /// Too much waits already.
-    #[error("the queue is full: {waiting} samples wait, {asked} more do not fit its {room}; try again later")]
+    /// The queue is full.
+    #[error(
+        "the queue is full: {waiting} samples are waiting, and {asked} more exceed its limit of {room}; try again later"
+    )]
     QueueFull {
-        /// Samples that wait.
+        /// Samples that are waiting.
         waiting: usize,
         /// Samples of the request.
         asked: usize,

@@ -1,4 +1,4 @@
-//! Lists of requests, each to its end.
+//! Runs lists of requests to their end.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -10,14 +10,14 @@ use crate::event::{Event, EventKind};
 use crate::request::{Request, RequestId, SubmitError};
 
 impl Engine {
-    /// Runs a list of requests, which is read no faster than the queue has room. `on` hears of every event with the place
-    /// of its request in the list, and of every request that is refused; the others go on.
+    /// Runs a list of requests, which is read no faster than the queue has room. `on` is called with every event and
+    /// the index of its request in the list, and with every request that is refused; the others continue.
     ///
-    /// When `interrupt` is set, which is looked at before every step, or `on` breaks, all that runs is cancelled and no
-    /// further request is begun; `on` still hears how those that had begun end. Returns whether the list came to its end
-    /// without that.
+    /// `interrupt` is read before every step. When it is set, or `on` breaks, all running requests are cancelled and no
+    /// further request is begun; `on` is still called with the last events of those that had begun. Returns whether the
+    /// list was completed without interruption.
     ///
-    /// Requests submitted before run beside these; their events come with the next [`step`](Engine::step).
+    /// Requests that were submitted before run at the same time; the next [`step`](Engine::step) returns their events.
     pub fn run_all(
         &mut self,
         requests: impl IntoIterator<Item = Request>,
@@ -25,7 +25,7 @@ impl Engine {
         mut on: impl FnMut(usize, Result<Event, SubmitError>) -> ControlFlow<()>,
     ) -> bool {
         let mut requests = requests.into_iter().enumerate().fuse().peekable();
-        // Those that have begun: their places, and the samples that have not ended.
+        // The requests that have begun: their indices in the list, and the number of samples that have not ended.
         let mut begun: BTreeMap<RequestId, (usize, usize)> = BTreeMap::new();
         let (mut of_others, mut stopped) = (Vec::new(), false);
         loop {
@@ -33,7 +33,7 @@ impl Engine {
                 stopped = true;
                 begun.keys().for_each(|id| _ = self.cancel(*id));
             }
-            // One that never fits is refused as soon as nothing waits before it.
+            // A request that never fits is refused as soon as no other request waits before it.
             let fits =
                 |engine: &Engine, request: &Request| request.samples <= engine.room() || engine.load().waiting == 0;
             while !stopped && let Some((place, request)) = requests.next_if(|(_, request)| fits(self, request)) {
@@ -70,8 +70,8 @@ impl Engine {
         }
     }
 
-    /// The same with all that came of each request: its samples, or why it was refused. None if `interrupt` was set before
-    /// the end.
+    /// Runs a list of requests and returns the completions of each, or why it was refused. `None` if `interrupt` was
+    /// set before the end.
     pub fn complete_all(
         &mut self,
         requests: impl IntoIterator<Item = Request>,

@@ -1,4 +1,4 @@
-//! One sample of a request on its way.
+//! One sample of a request while it waits or runs.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::log_probs::{largest, likeliest, log_sum_exp};
 use crate::request::{Request, RequestId};
 use crate::sampling::random::Stream;
 use crate::sampling::{Candidates, History};
-use crate::text::Text;
+use crate::text::SampleText;
 
-/// What all samples of a request share.
-pub(crate) struct Task {
+/// The data that all samples of a request share.
+pub(crate) struct RequestTask {
     pub(crate) id: RequestId,
     pub(crate) request: Request,
     /// Tokens that end a sample.
@@ -24,8 +24,8 @@ pub(crate) struct Task {
     pub(crate) seed: u64,
 }
 
-impl Task {
-    /// Tokens that a sample may come to.
+impl RequestTask {
+    /// The most tokens of a sample, the prompt included.
     pub(crate) fn most(&self) -> usize {
         self.request.prompt.len() + self.max_tokens
     }
@@ -33,20 +33,20 @@ impl Task {
 
 /// A sample.
 pub(crate) struct Sequence {
-    pub(crate) task: Arc<Task>,
+    pub(crate) task: Arc<RequestTask>,
     pub(crate) sample: usize,
-    /// Prompt and text.
+    /// The ids of prompt and text.
     pub(crate) ids: Vec<u32>,
-    /// Keys and values of the first of them; none while it waits.
+    /// Keys and values of the first tokens; `None` while the sample waits.
     pub(crate) cache: Option<KvCache>,
     pub(crate) reused: usize,
     stream: Stream,
     history: History,
-    text: Text,
+    text: SampleText,
 }
 
 impl Sequence {
-    pub(crate) fn new(task: Arc<Task>, sample: usize, tokenizer: Option<Arc<Tokenizer>>) -> Sequence {
+    pub(crate) fn new(task: Arc<RequestTask>, sample: usize, tokenizer: Option<Arc<Tokenizer>>) -> Sequence {
         Sequence {
             sample,
             ids: Vec::new(),
@@ -54,12 +54,12 @@ impl Sequence {
             reused: 0,
             stream: Stream::new(task.seed, sample as u64),
             history: History::default(),
-            text: Text::new(tokenizer, &task.request.prompt, task.request.special, task.request.stop.clone()),
+            text: SampleText::new(tokenizer, &task.request.prompt, task.request.special, task.request.stop.clone()),
             task,
         }
     }
 
-    /// Begins, with a cache that may hold tokens of the prompt already.
+    /// Starts the sample with a cache that may already have tokens of the prompt.
     pub(crate) fn start(&mut self, cache: KvCache) {
         self.ids.reserve_exact(self.task.most());
         self.ids.extend_from_slice(&self.task.request.prompt);
@@ -70,12 +70,12 @@ impl Sequence {
         self.cache = Some(cache);
     }
 
-    /// Tokens whose keys and values are there.
+    /// The number of tokens whose keys and values are in the cache.
     pub(crate) fn held(&self) -> usize {
         self.cache.as_ref().map_or(0, KvCache::len)
     }
 
-    /// Tokens that are still to be read before the next one can be chosen.
+    /// The number of tokens that have to be read before the next one can be chosen.
     pub(crate) fn pending(&self) -> usize {
         self.ids.len() - self.held()
     }
@@ -84,13 +84,13 @@ impl Sequence {
         self.ids.len().saturating_sub(self.task.request.prompt.len())
     }
 
-    /// Whether stop tokens and stop strings count.
+    /// Whether stop tokens and stop strings end the sample.
     fn may_stop(&self, generated: usize) -> bool {
         generated >= self.task.request.min_tokens
     }
 
-    /// Chooses the next token from the logits after the last one, whose row in `routing` is `row`. Returns the token, and
-    /// the end if this is the last.
+    /// Chooses the next token from the logits after the last one, whose row in `routing` is `row`. Returns the token,
+    /// and the finish reason if it is the last.
     pub(crate) fn advance(
         &mut self,
         logits: &[f32],
@@ -134,11 +134,11 @@ impl Sequence {
         (Some(EventKind::Token(token)), reason.map(|reason| self.finished(reason)))
     }
 
-    /// Its end; what was held back of the text comes with it, unless a stop string ended it.
+    /// The end of the sample, with the text that was held back, unless a stop string ended the sample.
     pub(crate) fn finished(&mut self, mut reason: FinishReason) -> EventKind {
         let mut text = String::new();
         if !matches!(reason, FinishReason::Stop(Stop::Text(_))) {
-            // Half a character at the end may complete a stop string.
+            // An incomplete character at the end may complete a stop string.
             let piece = self.text.finish(self.may_stop(self.generated()));
             text = piece.text;
             if let (Some(stop), FinishReason::Length) = (piece.stop, &reason) {
@@ -148,7 +148,7 @@ impl Sequence {
         EventKind::Finished(Finished { reason, text, usage: self.usage() })
     }
 
-    /// Its end after a panic, which may have left its text half done: what was held back of that is lost.
+    /// The end of the sample after a panic, without the text that was held back, which may be inconsistent.
     pub(crate) fn dropped(&self, reason: FinishReason) -> EventKind {
         EventKind::Finished(Finished { reason, text: String::new(), usage: self.usage() })
     }
@@ -161,7 +161,7 @@ impl Sequence {
         }
     }
 
-    /// As an event of this sample.
+    /// An event of this sample.
     pub(crate) fn event(&self, kind: EventKind) -> Event {
         Event { request: self.task.id, sample: self.sample, kind }
     }

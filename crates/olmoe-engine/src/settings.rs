@@ -1,5 +1,5 @@
-//! What a request asks for beside its prompt, by name, each setting optional: declared here once for command lines, files
-//! and protocols. The names are those of llama.cpp and vLLM.
+//! The settings of a request by name, each optional, declared once for command lines, files and protocols. The names
+//! are those of llama.cpp and vLLM.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Deserializer};
 
 use crate::request::Request;
 
-/// Settings of a request; what is not there stays as it is.
+/// Settings of a request; a setting that is `None` leaves the request unchanged.
 ///
-/// As JSON an object; unknown names are errors. With the feature `clap` flags of a command line, with the defaults of
-/// llama.cpp's programs; what has no flag there is a matter of the program.
+/// In JSON they are an object, in which unknown names are errors. With the feature `clap` they are flags of a command
+/// line, with the defaults of llama.cpp's programs; settings without a flag are left to the program.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[cfg_attr(feature = "clap", derive(clap::Args), command(next_help_heading = "Sampling"))]
@@ -86,8 +86,8 @@ pub struct Settings {
 
     /// Seed of the draws [default: another one each time, told at the end]
     ///
-    /// The same seed gives the same text, for any number of threads, beside any other prompts. Line i of a batch and turn
-    /// i of a chat, from 0, has this seed plus i unless it has its own.
+    /// The same seed gives the same text, for any number of threads, beside any other prompts. Line i of a batch and
+    /// turn i of a chat, from 0, has this seed plus i unless it has its own.
     #[cfg_attr(feature = "clap", arg(long, value_name = "N"))]
     pub seed: Option<u64>,
 
@@ -96,7 +96,7 @@ pub struct Settings {
     #[cfg_attr(feature = "clap", arg(long, value_name = "TEXT", help_heading = "End of the text"))]
     pub stop: Option<Vec<String>>,
 
-    /// Tokens that end a sample, beside those of the engine.
+    /// Tokens that end a sample, in addition to those of the engine.
     #[cfg_attr(feature = "clap", arg(skip))]
     pub stop_ids: Option<Vec<u32>>,
 
@@ -122,7 +122,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Changes a request to what these settings say.
+    /// Applies these settings to a request.
     pub fn apply(&self, request: &mut Request) {
         fn set<T: Clone>(to: &mut T, from: &Option<T>) {
             if let Some(from) = from {
@@ -151,10 +151,10 @@ impl Settings {
     }
 }
 
-/// A number to add to the logit of a token: `ID=X`, or `ID+X` and `ID-X`, as llama.cpp has it.
+/// Parses a number to add to the logit of a token: `ID=X`, or llama.cpp's `ID+X` and `ID-X`.
 ///
 /// # Errors
-/// What was expected.
+/// A text that says what was expected.
 pub fn bias(text: &str) -> Result<(u32, f32), String> {
     let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
     let (id, number) = text.split_at(digits);

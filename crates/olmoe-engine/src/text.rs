@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use olmoe_data::{DecodeStream, Tokenizer};
 
-/// The text of one sample as it comes. What could begin a stop string waits until it is certain.
+/// The text of one sample while it is generated. Text that may begin a stop string is held back until that is decided.
 ///
-/// The text is looked at character by character, so the result does not depend on how it was cut into tokens.
-pub(crate) struct Text {
+/// The text is searched character by character, so the result does not depend on the boundaries of tokens.
+pub(crate) struct SampleText {
     stream: Option<DecodeStream<Arc<Tokenizer>>>,
     stops: Vec<String>,
     held: String,
@@ -15,30 +15,35 @@ pub(crate) struct Text {
     searched: usize,
 }
 
-/// What a token brought.
+/// The text that a token completes.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
-    /// Text that is certain.
+pub(crate) struct TextPiece {
+    /// Text that is not held back any more.
     pub(crate) text: String,
-    /// The stop string that came, if one did: there is no more text.
+    /// The stop string that ends the text, if it has ended.
     pub(crate) stop: Option<String>,
 }
 
-impl Text {
-    /// For what comes after the tokens `before`.
-    pub(crate) fn new(tokenizer: Option<Arc<Tokenizer>>, before: &[u32], special: bool, stops: Vec<String>) -> Text {
+impl SampleText {
+    /// The text after the tokens `before`.
+    pub(crate) fn new(
+        tokenizer: Option<Arc<Tokenizer>>,
+        before: &[u32],
+        special: bool,
+        stops: Vec<String>,
+    ) -> SampleText {
         let stream = tokenizer.map(|tokenizer| DecodeStream::new(tokenizer, before, !special));
-        Text { stream, stops, held: String::new(), searched: 0 }
+        SampleText { stream, stops, held: String::new(), searched: 0 }
     }
 
-    /// Takes a token. A stop string counts only if `may_stop`; one that comes before is text.
-    pub(crate) fn push(&mut self, id: u32, may_stop: bool) -> Piece {
+    /// Adds a token. A stop string ends the text only if `may_stop` is set; an earlier one is part of the text.
+    pub(crate) fn push(&mut self, id: u32, may_stop: bool) -> TextPiece {
         let text = self.stream.as_mut().map_or(String::new(), |stream| stream.push(id));
         self.add(&text, may_stop)
     }
 
-    /// The rest, when no more tokens come.
-    pub(crate) fn finish(&mut self, may_stop: bool) -> Piece {
+    /// The rest of the text, after the last token.
+    pub(crate) fn finish(&mut self, may_stop: bool) -> TextPiece {
         let text = self.stream.take().map_or(String::new(), DecodeStream::finish);
         let mut piece = self.add(&text, may_stop);
         if piece.stop.is_none() {
@@ -47,12 +52,12 @@ impl Text {
         piece
     }
 
-    fn add(&mut self, text: &str, may_stop: bool) -> Piece {
+    fn add(&mut self, text: &str, may_stop: bool) -> TextPiece {
         if self.stops.is_empty() || !may_stop {
             let mut text_before = std::mem::take(&mut self.held);
             text_before.push_str(text);
             self.searched = 0;
-            return Piece { text: text_before, stop: None };
+            return TextPiece { text: text_before, stop: None };
         }
         self.held.push_str(text);
         for end in (self.searched + 1..=self.held.len()).filter(|end| self.held.is_char_boundary(*end)) {
@@ -60,7 +65,7 @@ impl Text {
             if let Some(stop) = ended.max_by_key(|stop| stop.len()).cloned() {
                 let mut text = std::mem::take(&mut self.held);
                 text.truncate(end - stop.len());
-                return Piece { text, stop: Some(stop) };
+                return TextPiece { text, stop: Some(stop) };
             }
         }
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
@@ -71,7 +76,7 @@ impl Text {
         let rest = self.held.split_off(start);
         let text = std::mem::replace(&mut self.held, rest);
         self.searched = self.held.len();
-        Piece { text, stop: None }
+        TextPiece { text, stop: None }
     }
 }
 
@@ -79,9 +84,9 @@ impl Text {
 mod tests {
     use super::*;
 
-    /// Feeds pieces, as tokens would bring them.
+    /// Adds pieces of text, as tokens would.
     fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, Option<String>) {
-        let mut text = Text::new(None, &[], false, stops.iter().map(|stop| (*stop).to_owned()).collect());
+        let mut text = SampleText::new(None, &[], false, stops.iter().map(|stop| (*stop).to_owned()).collect());
         let mut out = Vec::new();
         for piece in pieces {
             let piece = text.add(piece, true);
@@ -146,9 +151,9 @@ mod tests {
 
     #[test]
     fn a_stop_string_that_comes_too_early_is_text() {
-        let mut text = Text::new(None, &[], false, vec!["END".into()]);
-        assert_eq!(text.add("END", false), Piece { text: "END".into(), stop: None });
-        assert_eq!(text.add("E", true), Piece { text: "".into(), stop: None });
+        let mut text = SampleText::new(None, &[], false, vec!["END".into()]);
+        assert_eq!(text.add("END", false), TextPiece { text: "END".into(), stop: None });
+        assert_eq!(text.add("E", true), TextPiece { text: "".into(), stop: None });
         assert_eq!(text.add("ND", true).stop.as_deref(), Some("END"));
     }
 }

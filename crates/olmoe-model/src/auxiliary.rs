@@ -1,8 +1,8 @@
 //! The auxiliary losses of the routers, in the three definitions that are in use.
 //!
-//! L mixtures, T tokens, E experts, K choices, `n_le` assignments of expert `e` in layer `l`, `P_le` its mean probability,
-//! `lse_lt` the log-sum-exp of a token's router logits. Only `P` and `lse` carry gradients. Dense layers between do not
-//! count: OLMo's `moe_interleave` divides by `n_layers // 2`.
+//! L mixture-of-experts layers, T tokens, E experts, K choices, `n_le` assignments of expert `e` in layer `l`, `P_le`
+//! its mean probability, `lse_lt` the log-sum-exp of the router logits of a token. Only `P` and `lse` carry gradients.
+//! Dense layers do not count: OLMo's `moe_interleave` divides by `n_layers // 2`.
 //!
 //! | definition | load balancing | at balance | z-loss |
 //! |---|---|---|---|
@@ -17,7 +17,7 @@ use crate::batch::Batch;
 use crate::config::{Auxiliary, AuxiliaryDefinition};
 use crate::routing::RoutingRecord;
 
-/// The losses of a batch, weights applied.
+/// The losses of a batch, multiplied by their weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AuxiliaryLosses {
     /// Load balancing.
@@ -26,18 +26,19 @@ pub struct AuxiliaryLosses {
     pub z: f64,
 }
 
-/// What the routers' backward passes need of the losses.
+/// The gradients of the losses that the backward passes of the routers need.
 #[derive(Default)]
 pub struct AuxiliaryGradients {
-    /// Gradient of the probabilities of the tokens of each group, `[L · groups, E]`, and where the groups begin, then T.
+    /// Gradient of the probabilities of the tokens of each group, `[L · groups, E]`, and the tokens at which the groups
+    /// begin, followed by T.
     dprobs: Option<(Tensor, Buffer<u32>)>,
-    /// Gradient of a token's log-sum-exp, over that log-sum-exp.
+    /// Gradient by the log-sum-exp of a token, divided by that log-sum-exp.
     pub z: f32,
 }
 
 impl AuxiliaryGradients {
-    /// The rows of probability gradients of a layer of the record, one a group of tokens, and the groups' boundaries;
-    /// none when there is no such loss.
+    /// The gradients of the probabilities in a layer of the record, one row for each group of tokens, and the
+    /// boundaries of the groups; `None` when there is no such loss.
     pub fn layer(&self, layer: usize) -> Option<(&[f32], &[u32])> {
         self.dprobs.as_ref().map(|(rows, groups)| {
             let count = groups.len() - 1;
@@ -59,7 +60,7 @@ fn sums(record: &RoutingRecord, layer: usize, range: std::ops::Range<usize>, n: 
     }
 }
 
-/// The losses of a batch and their gradients, each times `scale`, the share of the batch in a step.
+/// The losses of a batch and their gradients, both multiplied by `scale`, the share of the batch in a step.
 pub fn losses(
     record: &RoutingRecord,
     batch: &Batch,
@@ -114,7 +115,7 @@ pub fn losses(
             let of = row * experts..(row + 1) * experts;
             losses.load_balancing +=
                 factor(row) * n[of.clone()].iter().zip(&p[of.clone()]).map(|(n, p)| n * p).sum::<f64>();
-            // The pooled probabilities of one layer take part in all L rows.
+            // The pooled probabilities of one layer enter all L rows.
             let shared = if config.definition == AuxiliaryDefinition::HuggingFace { l } else { 1.0 };
             for (d, n) in dprobs.row_mut(row).iter_mut().zip(&n[of]) {
                 *d = (factor(row) * shared * n) as f32;
@@ -159,7 +160,7 @@ mod tests {
         let (layers, tokens, experts, top_k) = (4, 64, 64, 8);
         let batch = Batch::uniform(&vec![0; tokens], 16).unwrap();
         let definitions = [AuxiliaryDefinition::Olmo, AuxiliaryDefinition::HuggingFace, AuxiliaryDefinition::Megatron];
-        // Zero logits: uniform probabilities, whatever the assignment; lse = ln 64.
+        // Zero logits give uniform probabilities for any assignment, and lse = ln 64.
         let zero = record(&vec![vec![0.0; tokens * experts]; layers], experts, top_k);
         let collapsed: Vec<f32> = (0..tokens * experts).map(|i| if i % experts < 8 { 40.0 } else { 0.0 }).collect();
         let collapsed = record(&vec![collapsed; layers], experts, top_k);

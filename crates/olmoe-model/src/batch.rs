@@ -9,21 +9,22 @@ pub struct Batch {
     pub ids: Buffer<u32>,
     /// Position of each token in its sequence, for the rotary embedding, `[T]`.
     pub positions: Buffer<u32>,
-    /// Where the sequences begin, then T.
+    /// The first token of each sequence, followed by T.
     pub sequences: Buffer<u32>,
-    /// Where attention begins anew, then T: the sequences, or their documents. Positions are not reset there.
+    /// The first token of each segment, followed by T. Attention is restricted to a segment, which is a sequence or one
+    /// of its documents. Positions are not reset at documents.
     pub segments: Buffer<u32>,
 }
 
-/// Lengths that do not fit together.
+/// Why the lengths of a batch were rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
     /// A sequence length does not divide the number of tokens.
-    #[error("batch: {tokens} tokens are no whole number of sequences of {length}; pass a multiple of the length")]
+    #[error("batch: {tokens} tokens are not a multiple of the sequence length {length}; pass a multiple of it")]
     Uneven {
-        /// Tokens given.
+        /// Number of tokens.
         tokens: usize,
-        /// Sequence length asked for.
+        /// The sequence length.
         length: usize,
     },
     /// Lengths do not sum to the tokens.
@@ -33,21 +34,21 @@ pub enum BatchError {
         what: &'static str,
         /// Sum of the lengths.
         sum: usize,
-        /// Tokens given.
+        /// Number of tokens.
         tokens: usize,
     },
-    /// More than is counted with 32 bits.
+    /// A number that does not fit 32 bits.
     #[error("batch: {what} {found}, expected at most {}; make the batches smaller", u32::MAX)]
     TooMany {
-        /// `tokens:`, or the position after all that came before.
+        /// What is counted: `tokens:`, or the position after the previous tokens.
         what: &'static str,
-        /// How many.
+        /// The number.
         found: usize,
     },
-    /// Not one number for each sequence.
-    #[error("batch: {found} lengths of what came before, expected {expected}, one for each sequence")]
+    /// The number of previous lengths is not the number of sequences.
+    #[error("batch: found {found} lengths of previous tokens, expected {expected}, one for each sequence")]
     Held {
-        /// Numbers given.
+        /// Number of lengths.
         found: usize,
         /// Sequences of the batch.
         expected: usize,
@@ -154,7 +155,8 @@ impl Batch {
         self.sequences.len() - 1
     }
 
-    /// The next token of each within its sequence as its target, [`IGNORE`] for the last, `[T]`; and how many there are.
+    /// The next token of each within its sequence as its target, [`IGNORE`] for the last, `[T]`; and how many there
+    /// are.
     ///
     /// [`IGNORE`]: olmoe_tensor::ops::cross_entropy::IGNORE
     pub fn next_tokens(&self) -> (Buffer<u32>, usize) {

@@ -1,24 +1,24 @@
-//! Which module of a model a parameter belongs to.
+//! The identity of the modules of a model: the layer, and the part of the layer.
 
 use std::fmt;
 
-/// A module: what it is, and in which layer.
+/// A module: the layer, and the part of the layer or of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ModuleId {
     /// The layer, counted from 0; `None` for the embedding, its norm, the final norm and the head.
     pub layer: Option<usize>,
-    /// What it is there.
-    pub part: Part,
+    /// The part of the layer, or of the model outside of its layers.
+    pub part: ModulePart,
 }
 
-/// What a module is, in its layer or outside of the layers.
+/// A part of a layer, or of the model outside of its layers, that has parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Part {
+pub enum ModulePart {
     /// The token embedding.
     Embedding,
-    /// The norm of the embedding's rows.
+    /// The norm of the rows of the embedding.
     EmbeddingNorm,
-    /// The norm beside attention.
+    /// The norm before attention, or after it with `norm_after`.
     AttentionNorm,
     /// A projection of attention.
     Attention(Projection),
@@ -26,11 +26,11 @@ pub enum Part {
     QueryNorm,
     /// The norm of the keys.
     KeyNorm,
-    /// The norm beside the feed-forward layer.
+    /// The norm before the feed-forward layer, or after it with `norm_after`.
     MlpNorm,
-    /// The router of a mixture.
+    /// The router of a mixture of experts.
     Router,
-    /// A mixture as a whole; the bias of its output.
+    /// A mixture of experts as a whole, which may have a bias of its output.
     Mixture,
     /// A matrix of an MLP.
     Mlp(MlpOf, MlpMatrix),
@@ -56,11 +56,11 @@ pub enum Projection {
 /// The MLPs that a layer may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MlpOf {
-    /// That of a dense layer.
+    /// The MLP of a dense layer.
     Dense,
-    /// The routed experts of a mixture, stacked.
+    /// The routed experts, stacked.
     Experts,
-    /// The expert of a mixture that every token passes.
+    /// The shared expert, which every token passes.
     SharedExpert,
 }
 
@@ -75,34 +75,34 @@ pub enum MlpMatrix {
     Down,
 }
 
-impl Part {
+impl ModulePart {
     /// Its name inside its layer, such as `attention.q_proj`.
     pub fn name(self) -> &'static str {
         use MlpMatrix::{Down, Gate, Up};
         match self {
-            Part::Embedding => "embed_tokens",
-            Part::EmbeddingNorm => "embedding_norm",
-            Part::AttentionNorm => "attention_norm",
-            Part::Attention(Projection::Query) => "attention.q_proj",
-            Part::Attention(Projection::Key) => "attention.k_proj",
-            Part::Attention(Projection::Value) => "attention.v_proj",
-            Part::Attention(Projection::Output) => "attention.o_proj",
-            Part::QueryNorm => "attention.q_norm",
-            Part::KeyNorm => "attention.k_norm",
-            Part::MlpNorm => "mlp_norm",
-            Part::Router => "moe.router",
-            Part::Mixture => "moe",
-            Part::Mlp(MlpOf::Dense, Gate) => "mlp.gate_proj",
-            Part::Mlp(MlpOf::Dense, Up) => "mlp.up_proj",
-            Part::Mlp(MlpOf::Dense, Down) => "mlp.down_proj",
-            Part::Mlp(MlpOf::Experts, Gate) => "moe.experts.gate_proj",
-            Part::Mlp(MlpOf::Experts, Up) => "moe.experts.up_proj",
-            Part::Mlp(MlpOf::Experts, Down) => "moe.experts.down_proj",
-            Part::Mlp(MlpOf::SharedExpert, Gate) => "moe.shared_expert.gate_proj",
-            Part::Mlp(MlpOf::SharedExpert, Up) => "moe.shared_expert.up_proj",
-            Part::Mlp(MlpOf::SharedExpert, Down) => "moe.shared_expert.down_proj",
-            Part::FinalNorm => "norm",
-            Part::Head => "lm_head",
+            ModulePart::Embedding => "embed_tokens",
+            ModulePart::EmbeddingNorm => "embedding_norm",
+            ModulePart::AttentionNorm => "attention_norm",
+            ModulePart::Attention(Projection::Query) => "attention.q_proj",
+            ModulePart::Attention(Projection::Key) => "attention.k_proj",
+            ModulePart::Attention(Projection::Value) => "attention.v_proj",
+            ModulePart::Attention(Projection::Output) => "attention.o_proj",
+            ModulePart::QueryNorm => "attention.q_norm",
+            ModulePart::KeyNorm => "attention.k_norm",
+            ModulePart::MlpNorm => "mlp_norm",
+            ModulePart::Router => "moe.router",
+            ModulePart::Mixture => "moe",
+            ModulePart::Mlp(MlpOf::Dense, Gate) => "mlp.gate_proj",
+            ModulePart::Mlp(MlpOf::Dense, Up) => "mlp.up_proj",
+            ModulePart::Mlp(MlpOf::Dense, Down) => "mlp.down_proj",
+            ModulePart::Mlp(MlpOf::Experts, Gate) => "moe.experts.gate_proj",
+            ModulePart::Mlp(MlpOf::Experts, Up) => "moe.experts.up_proj",
+            ModulePart::Mlp(MlpOf::Experts, Down) => "moe.experts.down_proj",
+            ModulePart::Mlp(MlpOf::SharedExpert, Gate) => "moe.shared_expert.gate_proj",
+            ModulePart::Mlp(MlpOf::SharedExpert, Up) => "moe.shared_expert.up_proj",
+            ModulePart::Mlp(MlpOf::SharedExpert, Down) => "moe.shared_expert.down_proj",
+            ModulePart::FinalNorm => "norm",
+            ModulePart::Head => "lm_head",
         }
     }
 }

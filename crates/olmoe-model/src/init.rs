@@ -1,12 +1,13 @@
-//! Fresh parameters, drawn so that each element depends on nothing but the seed, the parameter's name and its position.
+//! Initial parameters, drawn so that each element depends only on the seed, the name of the parameter and its position.
 //!
-//! A parameter is cut into chunks of [`CHUNK`] elements. Each chunk has its own PCG generator (XSL RR 128/64), seeded
-//! with 256 bits that SplitMix64 derives from the seed, the FNV-1a hash of the name and the chunk's index. So the order
-//! of parameters, the number of threads and the presence of other parameters change nothing.
+//! A parameter is divided into chunks of [`CHUNK`] elements. Each chunk has its own PCG generator (XSL RR 128/64),
+//! seeded with 256 bits that SplitMix64 derives from the seed, the FNV-1a hash of the name and the index of the chunk.
+//! So the result does not depend on the order of parameters, the number of threads or the presence of other parameters.
 //!
 //! Normal draws use Marsaglia's polar method in f64: for `u`, `v` uniform in (-1, 1) with `0 < s = u² + v² < 1`, both
-//! `u·f` and `v·f` with `f = sqrt(-2·ln(s)/s)` are standard normal. It takes only additions, products, quotients, a
-//! square root and the logarithm of [`olmoe_tensor::elementary`], all of which round alike on every machine; so the bits are the same everywhere.
+//! `u·f` and `v·f` with `f = sqrt(-2·ln(s)/s)` are standard normal. The method uses only additions, products,
+//! quotients, a square root and the logarithm of [`olmoe_tensor::elementary`], which give the same bits on every
+//! machine.
 //!
 //! Truncation repeats draws until one lies within the cutoff, which gives the distribution of PyTorch's
 //! `trunc_normal_`: `std` stays that of the normal before truncation (at a cutoff of 3 the result has 0.9866 of it).
@@ -17,7 +18,8 @@ use rand_pcg::Pcg64;
 
 use crate::parameters::{InitRule, ParameterSpec};
 
-/// Elements that share one generator. Part of the definition of the result: changing it changes every initial model.
+/// Elements that share one generator. Part of the definition of the result: another number gives other initial
+/// parameters.
 pub const CHUNK: usize = 1 << 16;
 
 /// Below this cutoff, uniform proposals are accepted more often than normal ones.
@@ -34,8 +36,9 @@ pub fn initialize(spec: &ParameterSpec, seed: u64, out: &mut [f32]) {
     }
 }
 
-/// Fills `out` with the values of elements `index * CHUNK ..` of the parameter, at most [`CHUNK`] of them. Chunks are
-/// independent, so they can be filled in any order and by any thread, and a part of a parameter can be drawn alone.
+/// Fills `out` with the values of the elements from `index * CHUNK` on of the parameter, at most [`CHUNK`] of them.
+/// Chunks are independent, so they can be filled in any order and on any thread, and a part of a parameter can be drawn
+/// alone.
 ///
 /// # Panics
 /// If `out` is longer than [`CHUNK`].
@@ -45,7 +48,7 @@ pub fn initialize_chunk(spec: &ParameterSpec, seed: u64, index: usize, out: &mut
         InitRule::Zeros => out.fill(0.0),
         InitRule::Ones => out.fill(1.0),
         InitRule::Normal { std, cutoff_factor } => {
-            let mut source = Source::new(seed, &spec.name, index as u64);
+            let mut source = NormalDraws::new(seed, &spec.name, index as u64);
             for element in out {
                 *element = (std * source.draw(cutoff_factor)) as f32;
             }
@@ -53,24 +56,24 @@ pub fn initialize_chunk(spec: &ParameterSpec, seed: u64, index: usize, out: &mut
     }
 }
 
-/// Noise that takes the place of some elements.
+/// Noise that replaces some elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Noise {
-    /// Probability that an element is replaced, each by itself.
+    /// Probability that an element is replaced, independently of the others.
     pub share: f64,
-    /// Standard deviation of what replaces it; the mean is 0.
+    /// Standard deviation of the replacement; the mean is 0.
     pub std: f64,
 }
 
-/// Replaces elements of `out`, which are elements `index * CHUNK ..` of the parameter of that name, by noise. Chunks are
-/// independent, as in [`initialize_chunk`]; the draws are others than those that initialise that parameter.
+/// Replaces some elements of `out` by noise; `out` has the elements from `index * CHUNK` on of the parameter with that
+/// name. Chunks are independent, as in [`initialize_chunk`]; the draws differ from those that initialise the parameter.
 ///
 /// # Panics
 /// If `out` is longer than [`CHUNK`].
 pub fn add_noise_to_chunk(name: &str, noise: Noise, seed: u64, index: usize, out: &mut [f32]) {
     assert!(out.len() <= CHUNK, "a chunk of `{name}` has at most {CHUNK} elements");
-    // No parameter has a name with a blank.
-    let mut source = Source::new(seed, &format!("{name} noise"), index as u64);
+    // No parameter has a name with a space, so no parameter is initialised with these draws.
+    let mut source = NormalDraws::new(seed, &format!("{name} noise"), index as u64);
     for element in out {
         if 0.5 * (source.uniform() + 1.0) < noise.share {
             *element = (noise.std * source.normal()) as f32;
@@ -79,13 +82,13 @@ pub fn add_noise_to_chunk(name: &str, noise: Noise, seed: u64, index: usize, out
 }
 
 /// Normal draws of one chunk.
-struct Source {
+struct NormalDraws {
     generator: Pcg64,
     /// The second of the last pair, until it is used.
     spare: Option<f64>,
 }
 
-impl Source {
+impl NormalDraws {
     fn new(seed: u64, name: &str, chunk: u64) -> Self {
         let mut state = mix(seed) ^ fnv1a(name.as_bytes());
         state = mix(state) ^ chunk;
@@ -159,11 +162,11 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parameters::{ModuleId, ParameterKind, Part};
+    use crate::parameters::{ModuleId, ModulePart, ParameterKind};
 
     fn spec(name: &str, len: usize, std: f64, cutoff_factor: Option<f64>) -> ParameterSpec {
         let init = InitRule::Normal { std, cutoff_factor };
-        let module = ModuleId { layer: None, part: Part::Head };
+        let module = ModuleId { layer: None, part: ModulePart::Head };
         ParameterSpec { module, name: name.into(), shape: vec![len], kind: ParameterKind::Linear, init }
     }
 
@@ -187,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_logarithm_agrees_with_the_system() {
-        let mut source = Source::new(1, "ln", 0);
+        let mut source = NormalDraws::new(1, "ln", 0);
         for _ in 0..100_000 {
             let x = (source.uniform().abs()).powi(3);
             let (own, system) = (ln(x), x.ln());
@@ -239,7 +242,8 @@ mod tests {
 
     #[test]
     fn the_bits_never_change() {
-        // The first draws of seed 0: an accidental change of the stream would change the initial models of old seeds.
+        // The first draws of seed 0: an accidental change of the stream would change the initial parameters for all
+        // seeds.
         let values = draw(&spec("norm.weight", 4, 1.0, None), 0);
         assert_eq!(values, [-1.2721697, 0.71313214, 0.86378115, 1.3654218]);
     }
@@ -262,7 +266,7 @@ mod tests {
                 assert!((kurtosis - 3.0).abs() < 5.0 * 24f64.sqrt() / n, "kurtosis {kurtosis}");
             }
         }
-        // The draws of a seed never change, and they are not those of the parameter itself.
+        // The draws of a seed never change, and they are not those that initialise the parameter.
         let mut values = [7.0f32; 6];
         add_noise_to_chunk("w", Noise { share: 0.5, std: 1.0 }, 0, 0, &mut values);
         assert_eq!(values, [7.0, 7.0, -0.4491132, 7.0, -0.861504, -0.13419499]);
@@ -278,7 +282,7 @@ mod tests {
             initialize_chunk(&weight, 3, index, &mut alone);
             assert_eq!(bits(part), bits(&alone));
         }
-        // A shorter parameter of the same name starts alike, and neighbouring chunks are unrelated.
+        // A shorter parameter of the same name begins with the same values, and neighbouring chunks are unrelated.
         assert_eq!(bits(&draw(&spec("w", 100, 0.02, None), 3)), bits(&whole[..100]));
         let pairs = whole[..CHUNK].iter().zip(&whole[CHUNK..2 * CHUNK]);
         let covariance: f64 = pairs.map(|(a, b)| f64::from(a * b)).sum::<f64>() / CHUNK as f64;

@@ -4,16 +4,17 @@
 //! `h = embed(ids)`, then in every layer `h += attention(norm(h))` and `h += feed_forward(norm(h))` (`residual`),
 //! then the final norm, from which the head makes logits.
 //!
-//! This file holds the model and its passes (`embed`, each `block`, `finish`, and the way back); what they are made of:
+//! This file has the model and its passes: forward through `embed`, each `block` and `finish`, and backward through the
+//! same. The other files:
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! |---|---|
-//! | `block` | one block, from its parts `residual`, `attention` and `feed_forward` |
+//! | `block` | one block, made of `residual`, `attention` and `feed_forward` |
 //! | `weights` | the store of the parameters, each in the `forms` that the passes need |
-//! | `activations`, `kv_cache`, `gradients` | what passes leave behind |
+//! | `activations`, `kv_cache`, `gradients` | the results of passes |
 //!
-//! One forward pass serves training, evaluation and generation. What it keeps for the backward pass is [`Keep`]'s choice;
-//! what the routers decided is always in the [`RoutingRecord`].
+//! One forward pass serves training, evaluation and generation. [`Keep`] chooses what it keeps for the backward pass;
+//! the choices of the routers are always in the [`RoutingRecord`].
 
 mod activations;
 mod attention;
@@ -63,22 +64,22 @@ pub use precision::Precision;
 pub use crate::modules::ParameterId;
 pub use crate::routing::RoutingRecord;
 
-/// A model: its parameters, and where each module finds its own.
+/// A model: its parameters, and the parameters of each module.
 ///
-/// A trained parameter is held as f32 numbers, and as a matrix packed as well. One that is frozen or for inference is held
-/// only packed, or in the blocks of a file; the embedding, whose rows are looked up, as numbers or as the bytes of a file, and
-/// packed besides where it is the head, too.
+/// A trained parameter is held as f32 numbers; a trained matrix is also packed for products. A matrix that is frozen or
+/// for inference is only packed, from numbers or from quantised blocks. The embedding, whose rows are looked up, is
+/// held as numbers or in the encoding of a file, and also packed where it is tied to the head.
 pub struct Model {
     weights: Weights,
     modules: Modules,
 }
 
-/// What to learn from a batch.
+/// The objective of a backward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Objective<'a> {
-    /// The token to predict at each place, [`IGNORE`] for none, `[T]`.
+    /// The token to predict after each token, or [`IGNORE`] for none, `[T]`.
     pub targets: &'a [u32],
-    /// Gradient of the loss by each target's log-probability, `[T]`; cross-entropy over `N` targets has −1/N.
+    /// Gradient of the loss by the log-probability of each target, `[T]`; cross-entropy over `N` targets has −1/N.
     pub dlogp_t: &'a [f32],
     /// Weight of a z-loss on the logits: the loss has `z/2 · Σ_t lse_t²`; 0 for none.
     pub z: f32,
@@ -86,10 +87,10 @@ pub struct Objective<'a> {
     pub auxiliary: f64,
 }
 
-/// What it is made of.
+/// Construction and parameters.
 impl Model {
-    /// A model whose parameters, all held alike, are still arbitrary, to be filled by [`Model::set`], [`Model::fill`] or
-    /// [`Model::initialize`].
+    /// A model whose parameters are all held for the same purpose. Their values are arbitrary until [`Model::set`],
+    /// [`Model::fill`] or [`Model::initialize`] fills them.
     ///
     /// # Errors
     /// [`ModelError::Config`].
@@ -97,7 +98,7 @@ impl Model {
         Self::build(config, precision, |count| vec![held; count], &[])
     }
 
-    /// A model made for inference that holds parameters as they are encoded in a file.
+    /// A model for inference that holds parameters in their encodings in a file; see [`Model::with`].
     ///
     /// # Errors
     /// [`ModelError::Config`].
@@ -109,16 +110,19 @@ impl Model {
         Self::build(config, precision, |count| vec![Held::Inference; count], encodings)
     }
 
-    /// A model that holds each parameter for a purpose of its own, in canonical order; [`Held::for_training`] finds what the
-    /// training of some of them needs. Of those that are not trained it holds as they are encoded in a file the ones that have
-    /// an encoding in `encodings`, if they are matrices in blocks that take part in products (of the matrices of an MLP all or
-    /// none), or the embedding in any encoding; rows have to be whole blocks. [`Model::encoding`] tells which. They are filled
-    /// by [`Model::fill_encoded`].
+    /// A model that holds each parameter for the purpose in `held`, in canonical order; [`Held::for_training`] returns
+    /// the purposes for training some of the parameters.
+    ///
+    /// `encodings` are the encodings of the parameters in a file, in canonical order; missing ones count as `None`. A
+    /// parameter that is not trained is held in its encoding in two cases: if it is a matrix in quantised blocks,
+    /// provided that all matrices of its MLP are; or if it is the embedding, in any encoding. Its rows have to be whole
+    /// blocks. [`Model::encoding`] returns the encoding in which a parameter is held, and [`Model::fill_encoded`] fills
+    /// such parameters.
     ///
     /// # Errors
-    /// [`ModelError::Config`]; [`ModelError::HeldCount`] unless there is a purpose for each parameter;
-    /// [`ModelError::NoWayBack`] when the gradient of a trained parameter would have to pass through one that is held for
-    /// inference.
+    /// [`ModelError::Config`]; [`ModelError::HeldCount`] unless there is one purpose for each parameter;
+    /// [`ModelError::NoWayBack`] when the gradient of a trained parameter would have to pass through one that is held
+    /// for inference.
     pub fn with(
         config: ModelConfig,
         precision: Precision,
@@ -134,7 +138,7 @@ impl Model {
         held: impl FnOnce(usize) -> Vec<Held>,
         encodings: &[Option<Encoding>],
     ) -> Result<Model, ModelError> {
-        // Before anything is made for each of its layers.
+        // Validated before anything is allocated for each layer.
         config.validate()?;
         let (specs, modules) = registry(&config);
         let held = held(specs.len());
@@ -161,7 +165,7 @@ impl Model {
         &self.weights.config
     }
 
-    /// The precision of its products.
+    /// The precision of the matrix products.
     pub fn precision(&self) -> Precision {
         self.weights.precision
     }
@@ -190,7 +194,8 @@ impl Model {
         found.ok_or_else(|| ModelError::UnknownParameter { name: name.to_owned() })
     }
 
-    /// The f32 numbers of one parameter; `None` for what is held only packed or encoded, as may be what is not trained.
+    /// The f32 numbers of one parameter; `None` for a parameter that is held only packed or encoded, as one that is not
+    /// trained may be.
     pub fn value(&self, id: ParameterId) -> Option<&Tensor> {
         self.weights.value(id)
     }
@@ -213,12 +218,12 @@ impl Model {
         Ok(())
     }
 
-    /// Fills a parameter on all threads, a strip of at most 32 whole rows at a time (a vector comes whole). `read` gets
-    /// a range of the parameter's numbers, in canonical order, and where to write them; the ranges cover all of them.
+    /// Fills a parameter on all threads, a strip of at most 32 rows at a time (a vector as a whole). `read` is called
+    /// with a range of the numbers of the parameter and a buffer for them; the ranges cover all of the numbers.
     ///
     /// # Errors
-    /// That of `read` for the first strip, in canonical order, for which it failed. It is then called for no strip that
-    /// has not begun, and the parameter is arbitrary.
+    /// The error of `read` for the first strip, in canonical order, for which it failed. No further strips are begun
+    /// after a failure, and the values of the parameter are then arbitrary.
     pub fn fill<E: Send>(
         &mut self,
         id: ParameterId,
@@ -227,24 +232,26 @@ impl Model {
         self.weights.fill(id, read)
     }
 
-    /// How a parameter is encoded that [`Model::fill_encoded`] fills.
+    /// The encoding in which a parameter is held, to be filled by [`Model::fill_encoded`]; `None` for one that is not.
     pub fn encoding(&self, id: ParameterId) -> Option<Encoding> {
         self.weights.encoding(id)
     }
 
-    /// Whether a parameter has a form that [`Model::fill`] fills; a tied embedding may have one of either kind.
+    /// Whether a parameter has a form that [`Model::fill`] fills. A tied embedding may have both an encoded form and
+    /// such a one.
     pub fn takes_numbers(&self, id: ParameterId) -> bool {
         self.weights.takes_numbers(id)
     }
 
-    /// Fills what is held encoded of a parameter, on all threads. `read` gets a range of its numbers, whole rows, and where
-    /// to write their bytes in [`Model::encoding`]; the ranges cover all of them, those of a tied embedding twice.
+    /// Fills the encoded forms of a parameter, on all threads. `read` is called with a range of its numbers, whole
+    /// rows, and a buffer for their bytes in [`Model::encoding`]; the ranges cover all of the numbers, those of a tied
+    /// embedding twice.
     ///
     /// # Errors
     /// As [`Model::fill`].
     ///
     /// # Panics
-    /// When nothing of the parameter is held encoded.
+    /// When the parameter has no encoded form.
     pub fn fill_encoded<E: Send>(
         &mut self,
         id: ParameterId,
@@ -253,38 +260,39 @@ impl Model {
         self.weights.fill_encoded(id, read)
     }
 
-    /// All bytes that a parameter is held in, one piece a form, to be kept as they are and put back into a model made in the
-    /// same way.
+    /// The bytes of a parameter, one slice for each of its forms. They can be stored and later written back to a model
+    /// that was made in the same way.
     pub fn held_mut(&mut self, id: ParameterId) -> impl Iterator<Item = &mut [u8]> {
         self.weights.held_mut(id)
     }
 
-    /// Draws every parameter afresh, as the configuration's `init` says.
+    /// Draws the initial values of every parameter by the `init` of the configuration.
     pub fn initialize(&mut self, seed: u64) {
         self.weights.initialize(seed);
     }
 
-    /// Changes the numbers of a parameter on all threads and packs them anew. `change` gets a range of the parameter's
-    /// numbers, in canonical order, and the numbers there; the ranges cover all of them.
+    /// Changes the numbers of a parameter on all threads and packs them again. `change` is called with a range of the
+    /// numbers of the parameter and the numbers themselves; the ranges cover all of them.
     ///
     /// # Panics
-    /// When the parameter is held only packed, as may be what is not trained: [`Model::fill`] writes those.
+    /// When the parameter is not held as f32 numbers, as one that is not trained may be; [`Model::fill`] fills those.
     pub fn update(&mut self, id: ParameterId, change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
         self.weights.update(id, change);
     }
 
-    /// Bytes in parameters, encoded or not, packed factors and tables of the rotary embedding.
+    /// Bytes of the parameters in all of their forms, and of the tables of the rotary embedding.
     pub fn bytes(&self) -> usize {
         self.weights.bytes()
     }
 
-    /// Bytes of the weights that a pass reads in which tokens reach so many different experts of each layer.
+    /// Bytes of the weights that a pass reads whose tokens are routed to `experts(layer)` different experts in each
+    /// layer.
     pub fn bytes_read(&self, experts: impl Fn(usize) -> usize) -> u64 {
         self.weights.bytes_read(experts)
     }
 }
 
-/// Its passes: `embed`, each `block`, `finish`, and the way back through the same three.
+/// The passes: forward through `embed`, each `block` and `finish`, and backward through the same three.
 impl Model {
     /// Runs a batch through all blocks and the final norm; the result is in `activations`.
     ///
@@ -296,13 +304,14 @@ impl Model {
         Ok(())
     }
 
-    /// Runs tokens that continue the sequences in `caches`, one cache a sequence of the batch, positions to match; adds
-    /// their keys and values. The hidden states are in `activations`, with the same bits as [`Model::forward`] gives them
-    /// if the caches are of the type of [`KvCache::new`]. Nothing is kept for a backward pass.
+    /// Runs tokens that continue the sequences in `caches`, with one cache for each sequence of the batch and matching
+    /// positions, and appends their keys and values to the caches. The hidden states are in `activations`; where the
+    /// caches have the type of [`KvCache::new`], their bits are those of [`Model::forward`]. Nothing is kept for a
+    /// backward pass.
     ///
     /// # Errors
     /// [`ModelError::TokenId`], [`ModelError::TooLong`], [`ModelError::CacheCount`], [`ModelError::CachePosition`],
-    /// [`ModelError::CacheFull`]; the caches are then as before.
+    /// [`ModelError::CacheFull`]; the caches are then unchanged.
     pub fn forward_cached(
         &self,
         batch: &Batch,
@@ -335,7 +344,7 @@ impl Model {
         normed
     }
 
-    /// The residual stream after a block, from that before it.
+    /// The residual stream after a block, from the stream before it.
     fn block(
         &self,
         layer: usize,
@@ -364,7 +373,7 @@ impl Model {
         activations.last = kept.then_some((h_td, saved));
     }
 
-    /// Logits of every token, `[T, V]`, without keeping anything.
+    /// Logits of every token, `[T, V]`. Nothing is kept for a backward pass.
     ///
     /// # Errors
     /// [`ModelError::TokenId`], [`ModelError::TooLong`].
@@ -373,12 +382,13 @@ impl Model {
         Ok(self.logits_of(activations.hidden()))
     }
 
-    /// Logits of hidden states, `[T, V]` of `[T, D]`.
+    /// Logits `[T, V]` of hidden states `[T, D]`.
     pub fn logits_of(&self, hidden_td: &Tensor) -> Tensor {
         cross_entropy::logits(hidden_td, self.weights.head(&self.modules.head))
     }
 
-    /// Log-probabilities of `targets [T]` after a forward pass; those of [`IGNORE`] are 0 and cost the head nothing.
+    /// Log-probabilities of `targets [T]` after a forward pass; those of [`IGNORE`] are 0, and the head computes
+    /// nothing for them.
     ///
     /// # Errors
     /// [`ModelError::TokenId`] for a target outside the vocabulary.
@@ -387,14 +397,14 @@ impl Model {
         Ok(cross_entropy::forward(activations.hidden(), self.weights.head(&self.modules.head), targets))
     }
 
-    /// Log-probabilities of `targets [R]` after the tokens `rows [R]` of a forward pass. The head computes nothing for the
-    /// others.
+    /// Log-probabilities of `targets [R]` after the tokens `rows [R]` of a forward pass. The head computes nothing for
+    /// the other tokens.
     ///
     /// # Errors
-    /// [`ModelError::Row`] for a row that the pass has not; [`ModelError::TokenId`] for a target outside the vocabulary.
+    /// [`ModelError::Row`] for a row outside the pass; [`ModelError::TokenId`] for a target outside the vocabulary.
     ///
     /// # Panics
-    /// Unless there is a target a row.
+    /// When `rows` and `targets` differ in length.
     pub fn log_probs_at(
         &self,
         activations: &Activations,
@@ -410,15 +420,15 @@ impl Model {
         Ok(cross_entropy::forward_at(hidden_td, rows, self.weights.head(&self.modules.head), targets))
     }
 
-    /// Backward pass after a forward pass that kept what it needs: adds the gradients of the objective by the trained
-    /// parameters, and returns the targets' log-probabilities and the auxiliary losses. It ends at the lowest layer that has
-    /// a trained parameter; what is frozen costs no product for a gradient of its own.
+    /// Backward pass after a forward pass that kept what it needs. Accumulates the gradients of the objective by the
+    /// trained parameters, and returns the log-probabilities of the targets and the auxiliary losses. The pass ends at
+    /// the lowest layer with a trained parameter; no gradients of frozen parameters are computed.
     ///
     /// # Errors
     /// [`ModelError::TokenId`] for a target outside the vocabulary.
     ///
     /// # Panics
-    /// When the gradients are of another model, or the forward pass kept nothing.
+    /// When the gradients belong to another model, or the forward pass kept nothing.
     pub fn backward(
         &self,
         batch: &Batch,
@@ -427,7 +437,7 @@ impl Model {
         gradients: &mut Gradients,
     ) -> Result<(LogProbs, AuxiliaryLosses), ModelError> {
         self.check_targets(objective.targets)?;
-        assert_eq!(gradients.len(), self.parameters().len(), "gradients are those of this model");
+        assert_eq!(gradients.len(), self.parameters().len(), "the gradients belong to this model");
         let (log_probs, dh_td) = self.finish_backward(activations, objective, gradients);
         let config = &self.config().auxiliary;
         let (losses, auxiliary) = auxiliary::losses(&activations.routing, batch, config, objective.auxiliary);
@@ -444,7 +454,7 @@ impl Model {
         Ok((log_probs, losses))
     }
 
-    /// From the objective to the gradient of the residual stream after the last block, if a parameter below is trained.
+    /// The gradient of the residual stream after the last block, if a parameter below is trained; and the losses.
     fn finish_backward(
         &self,
         activations: &mut Activations,
@@ -455,7 +465,7 @@ impl Model {
         let passes = self.weights.passes(Stage::head(self.config()));
         let input = passes || gradients.wants_any([norm.weight, norm.bias]);
         let [dweight, dbias] = gradients.several([Some(head.weight), head.bias]);
-        let into = cross_entropy::Gradients { dlogp_t: objective.dlogp_t, z: objective.z, dweight, dbias, input };
+        let into = cross_entropy::HeadGradients { dlogp_t: objective.dlogp_t, z: objective.z, dweight, dbias, input };
         let head = self.weights.head(head);
         let (log_probs, dhidden_td) =
             cross_entropy::forward_backward(activations.hidden(), head, objective.targets, into);
@@ -467,7 +477,7 @@ impl Model {
         (log_probs, dh_td.filter(|_| passes))
     }
 
-    /// Backward of the last block not yet taken; `dh` becomes the gradient of its input.
+    /// Backward of the last block that is still in `activations`; `dh` becomes the gradient of its input.
     fn block_backward(
         &self,
         layer: usize,
@@ -478,12 +488,12 @@ impl Model {
         gradients: &mut Gradients,
     ) {
         let Activations { blocks, routing, dense, .. } = activations;
-        let kept = blocks.pop().expect("every block that a gradient comes to keeps its input");
+        let kept = blocks.pop().expect("every block that a gradient reaches keeps its input");
         let known = routing.position(layer).and_then(|at| routing.layers.get(at));
         self.pass(layer, batch, dense).backward(kept, known, router, dh_td, gradients);
     }
 
-    /// From the gradient of the residual stream before the first block to that of the embedding.
+    /// Accumulates the gradient of the embedding from the gradient of the residual stream before the first block.
     fn embed_backward(&self, batch: &Batch, activations: &mut Activations, dh_td: &Tensor, gradients: &mut Gradients) {
         let normed = self.modules.embedding_norm.as_ref().zip(activations.embedding.take());
         let before =
@@ -516,7 +526,7 @@ impl Model {
     }
 }
 
-/// Whether each sequence of the batch continues its cache and fits it.
+/// Checks that each sequence of the batch continues its cache and fits it.
 fn check_caches(batch: &Batch, caches: &[KvCache]) -> Result<(), ModelError> {
     if caches.len() != batch.num_sequences() {
         return Err(ModelError::CacheCount { found: caches.len(), expected: batch.num_sequences() });
@@ -535,12 +545,12 @@ fn check_caches(batch: &Batch, caches: &[KvCache]) -> Result<(), ModelError> {
 }
 
 impl KvCache {
-    /// Room for `capacity` tokens, of the type in which they give the bits of [`Model::forward`].
+    /// An empty cache with room for `capacity` tokens, of the type that gives the bits of [`Model::forward`].
     pub fn new(model: &Model, capacity: usize) -> KvCache {
         KvCache::of_type(model, capacity, KvCache::default_type(model.precision()))
     }
 
-    /// Room for `capacity` tokens, kept as `kind`.
+    /// An empty cache with room for `capacity` tokens, whose keys and values have the type `kind`.
     pub fn of_type(model: &Model, capacity: usize, kind: CacheType) -> KvCache {
         KvCache::with_room(model.config(), capacity, kind)
     }

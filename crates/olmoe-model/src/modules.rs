@@ -1,4 +1,5 @@
-//! Where each module finds its parameters. The registry makes this in the same visit that lists them.
+//! The modules of a model, with the ids of their parameters. The registry creates them in the same visit that lists the
+//! parameters.
 
 use crate::config::architecture::{Mlp, Norm};
 
@@ -68,6 +69,6 @@ pub(crate) struct Modules {
     pub(crate) embedding_norm: Option<NormModule>,
     pub(crate) blocks: Vec<BlockModule>,
     pub(crate) norm: NormModule,
-    /// With tied embeddings its weight is the embedding.
+    /// With tied embeddings, the weight of the head is the embedding.
     pub(crate) head: Linear,
 }

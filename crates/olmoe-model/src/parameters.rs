@@ -30,7 +30,7 @@ use crate::modules::{
 /// Most parameters of a model, about 17.6 trillion.
 pub const MAX_PARAMETERS: u64 = 1 << 44;
 
-pub use crate::identity::{MlpMatrix, MlpOf, ModuleId, Part, Projection};
+pub use crate::identity::{MlpMatrix, MlpOf, ModuleId, ModulePart, Projection};
 
 /// One parameter of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,9 +41,9 @@ pub struct ParameterSpec {
     pub name: String,
     /// Extents, outermost first; row-major.
     pub shape: Vec<usize>,
-    /// What it is, for weight decay and for placing it.
+    /// The kind of parameter, for weight decay and for the forms in which it is held.
     pub kind: ParameterKind,
-    /// How it starts.
+    /// The distribution of its initial values.
     pub init: InitRule,
 }
 
@@ -54,8 +54,8 @@ impl ParameterSpec {
     }
 }
 
-/// What a parameter is. OLMo decays linears, routers and experts always, norms and biases if `decay_norm_and_bias`,
-/// the embedding if `decay_embeddings`.
+/// The kind of a parameter. OLMo applies weight decay to linears, routers and experts always, to norms and biases if
+/// `decay_norm_and_bias` is set, and to the embedding if `decay_embeddings` is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterKind {
@@ -69,18 +69,18 @@ pub enum ParameterKind {
     Expert,
     /// The weight of a norm.
     Norm,
-    /// A bias, of a linear or of a norm.
+    /// A bias of a linear or of a norm.
     Bias,
 }
 
 impl ParameterKind {
-    /// What the name of such a parameter ends in, after that of its module.
+    /// The end of the name of such a parameter, after the name of its module.
     pub fn suffix(self) -> &'static str {
         if self == ParameterKind::Bias { "bias" } else { "weight" }
     }
 }
 
-/// The distribution a parameter starts from.
+/// The distribution of the initial values of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum InitRule {
     /// All elements 0.
@@ -91,7 +91,7 @@ pub enum InitRule {
     Normal {
         /// Standard deviation before truncation.
         std: f64,
-        /// Draws are repeated until they lie within this many `std` of 0. `None`: no bound.
+        /// Draws are repeated until they are within this many `std` of 0. `None`: no bound.
         cutoff_factor: Option<f64>,
     },
 }
@@ -101,7 +101,7 @@ pub enum InitRule {
 pub struct ParameterCount {
     /// All parameters, the embedding and the head included; a tied head counts once.
     pub total: u64,
-    /// Those that one token passes: all but the experts it is not routed to.
+    /// The parameters that one token uses: all but those of the experts that it is not routed to.
     pub active: u64,
 }
 
@@ -112,13 +112,13 @@ impl ParameterCount {
     /// [`ConfigError::TooManyParameters`] above [`MAX_PARAMETERS`].
     pub fn of(config: &ModelConfig) -> Result<Self, ConfigError> {
         let (mut outer, mut shared, mut experts) = (0u128, 0u128, 0u128);
-        let mut count_outer = |entry: Entry<'_>| outer = outer.saturating_add(entry.num_elements());
+        let mut count_outer = |entry: VisitedParameter<'_>| outer = outer.saturating_add(entry.num_elements());
         let mut visit = Visit::new(&mut count_outer);
         let embedding = visit.before_layers(config);
         visit.after_layers(config, embedding.0);
         // Layers are of two kinds at most: those like the first and those like the second.
         for (index, count) in [(0, config.n_layers.div_ceil(2)), (1, config.n_layers / 2)] {
-            let mut count_layer = |entry: Entry<'_>| {
+            let mut count_layer = |entry: VisitedParameter<'_>| {
                 let sum = if entry.kind == ParameterKind::Expert { &mut experts } else { &mut shared };
                 *sum = sum.saturating_add(entry.num_elements().saturating_mul(count as u128));
             };
@@ -142,10 +142,10 @@ pub fn parameters(config: &ModelConfig) -> Vec<ParameterSpec> {
     registry(config).0
 }
 
-/// The same, and where each module finds its own.
+/// All parameters, and the modules with the ids of their parameters.
 pub(crate) fn registry(config: &ModelConfig) -> (Vec<ParameterSpec>, Modules) {
     let mut specs = Vec::new();
-    let mut receive = |entry: Entry<'_>| specs.push(entry.spec(config));
+    let mut receive = |entry: VisitedParameter<'_>| specs.push(entry.spec(config));
     let mut visit = Visit::new(&mut receive);
     let (embedding, embedding_norm) = visit.before_layers(config);
     let blocks = (0..config.n_layers).map(|index| visit.block(config, index)).collect();
@@ -153,15 +153,15 @@ pub(crate) fn registry(config: &ModelConfig) -> (Vec<ParameterSpec>, Modules) {
     (specs, Modules { embedding, embedding_norm, blocks, norm, head })
 }
 
-/// One parameter as it is visited: nothing is allocated for it.
-struct Entry<'a> {
+/// One parameter during a visit, for which nothing is allocated.
+struct VisitedParameter<'a> {
     module: ModuleId,
     shape: &'a [usize],
     kind: ParameterKind,
     role: Role,
 }
 
-/// What a parameter does, as far as its initialisation depends on it.
+/// The properties of a parameter that its initialisation depends on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     Embedding,
@@ -174,7 +174,7 @@ enum Role {
     Zeros,
 }
 
-impl Entry<'_> {
+impl VisitedParameter<'_> {
     fn num_elements(&self) -> u128 {
         self.shape.iter().fold(1, |product: u128, &extent| product.saturating_mul(extent as u128))
     }
@@ -223,31 +223,32 @@ fn init_rule(config: &ModelConfig, role: Role, layer: usize, fan_in: usize) -> I
     InitRule::Normal { std, cutoff_factor }
 }
 
-/// A walk over the parameters in canonical order, which hands each on and gives each module the numbers of its own.
+/// A visit of the parameters in canonical order, which passes each parameter on and gives each module the ids of its
+/// own.
 struct Visit<'v> {
-    receive: &'v mut dyn FnMut(Entry<'_>),
+    receive: &'v mut dyn FnMut(VisitedParameter<'_>),
     next: ParameterId,
     layer: Option<usize>,
 }
 
 impl<'v> Visit<'v> {
-    fn new(receive: &'v mut dyn FnMut(Entry<'_>)) -> Visit<'v> {
+    fn new(receive: &'v mut dyn FnMut(VisitedParameter<'_>)) -> Visit<'v> {
         Visit { receive, next: 0, layer: None }
     }
 
     fn before_layers(&mut self, config: &ModelConfig) -> (ParameterId, Option<NormModule>) {
         let shape = [config.embedding_size, config.d_model];
-        let embedding = self.parameter(Part::Embedding, &shape, ParameterKind::Embedding, Role::Embedding);
-        let norm = config.embedding_norm.map(|norm| self.norm(Part::EmbeddingNorm, norm, config.d_model));
+        let embedding = self.parameter(ModulePart::Embedding, &shape, ParameterKind::Embedding, Role::Embedding);
+        let norm = config.embedding_norm.map(|norm| self.norm(ModulePart::EmbeddingNorm, norm, config.d_model));
         (embedding, norm)
     }
 
     fn after_layers(&mut self, config: &ModelConfig, embedding: ParameterId) -> (NormModule, Linear) {
         self.layer = None;
-        let norm = self.norm(Part::FinalNorm, config.norm, config.d_model);
+        let norm = self.norm(ModulePart::FinalNorm, config.norm, config.d_model);
         let head = match config.tie_embeddings {
             true => Linear { weight: embedding, bias: None },
-            false => self.linear(Part::Head, config.embedding_size, config.d_model, Role::Head, config.head_bias),
+            false => self.linear(ModulePart::Head, config.embedding_size, config.d_model, Role::Head, config.head_bias),
         };
         (norm, head)
     }
@@ -256,9 +257,9 @@ impl<'v> Visit<'v> {
         self.layer = Some(index);
         // Fields are visited in the order in which they are written.
         BlockModule {
-            attention_norm: self.norm(Part::AttentionNorm, config.norm, config.d_model),
+            attention_norm: self.norm(ModulePart::AttentionNorm, config.norm, config.d_model),
             attention: self.attention(config),
-            mlp_norm: self.norm(Part::MlpNorm, config.norm, config.d_model),
+            mlp_norm: self.norm(ModulePart::MlpNorm, config.norm, config.d_model),
             feed_forward: match config.feed_forward_of(index) {
                 FeedForward::Dense(shape) => {
                     FeedForwardModule::Dense(self.mlp(MlpOf::Dense, shape, config.d_model, config.mlp_bias))
@@ -271,20 +272,20 @@ impl<'v> Visit<'v> {
     fn attention(&mut self, config: &ModelConfig) -> AttentionModule {
         let (d, q, kv, bias) = (config.d_model, config.query_width(), config.key_value_width(), config.attention_bias);
         AttentionModule {
-            q: self.linear(Part::Attention(Projection::Query), q, d, Role::Input, bias),
-            k: self.linear(Part::Attention(Projection::Key), kv, d, Role::Input, bias),
-            v: self.linear(Part::Attention(Projection::Value), kv, d, Role::Input, bias),
-            q_norm: config.qk_norm.map(|norm| self.norm(Part::QueryNorm, norm, q)),
-            k_norm: config.qk_norm.map(|norm| self.norm(Part::KeyNorm, norm, kv)),
-            o: self.linear(Part::Attention(Projection::Output), d, q, Role::Output, bias),
+            q: self.linear(ModulePart::Attention(Projection::Query), q, d, Role::Input, bias),
+            k: self.linear(ModulePart::Attention(Projection::Key), kv, d, Role::Input, bias),
+            v: self.linear(ModulePart::Attention(Projection::Value), kv, d, Role::Input, bias),
+            q_norm: config.qk_norm.map(|norm| self.norm(ModulePart::QueryNorm, norm, q)),
+            k_norm: config.qk_norm.map(|norm| self.norm(ModulePart::KeyNorm, norm, kv)),
+            o: self.linear(ModulePart::Attention(Projection::Output), d, q, Role::Output, bias),
         }
     }
 
     fn mixture(&mut self, moe: &Moe, d: usize, bias: bool) -> MoeModule {
         let (num_experts, width) = (moe.num_experts, moe.expert.width);
-        let router = self.parameter(Part::Router, &[num_experts, d], ParameterKind::Router, Role::Input);
+        let router = self.parameter(ModulePart::Router, &[num_experts, d], ParameterKind::Router, Role::Input);
         let mut expert = |matrix, out, inputs, role| {
-            let part = Part::Mlp(MlpOf::Experts, matrix);
+            let part = ModulePart::Mlp(MlpOf::Experts, matrix);
             let weight = self.parameter(part, &[num_experts, out, inputs], ParameterKind::Expert, role);
             Linear { weight, bias: None }
         };
@@ -297,13 +298,13 @@ impl<'v> Visit<'v> {
         MoeModule {
             router,
             experts,
-            bias: bias.then(|| self.parameter(Part::Mixture, &[d], ParameterKind::Bias, Role::Zeros)),
+            bias: bias.then(|| self.parameter(ModulePart::Mixture, &[d], ParameterKind::Bias, Role::Zeros)),
             shared_expert: moe.shared_expert.map(|shared| self.mlp(MlpOf::SharedExpert, shared, d, bias)),
         }
     }
 
     fn mlp(&mut self, of: MlpOf, shape: Mlp, d: usize, bias: bool) -> MlpModule {
-        let mut linear = |matrix, out, inputs, role| self.linear(Part::Mlp(of, matrix), out, inputs, role, bias);
+        let mut linear = |matrix, out, inputs, role| self.linear(ModulePart::Mlp(of, matrix), out, inputs, role, bias);
         MlpModule {
             config: shape,
             gate: shape.activation.is_gated().then(|| linear(MlpMatrix::Gate, shape.width, d, Role::Input)),
@@ -312,14 +313,14 @@ impl<'v> Visit<'v> {
         }
     }
 
-    fn linear(&mut self, part: Part, out: usize, inputs: usize, role: Role, bias: bool) -> Linear {
+    fn linear(&mut self, part: ModulePart, out: usize, inputs: usize, role: Role, bias: bool) -> Linear {
         Linear {
             weight: self.parameter(part, &[out, inputs], ParameterKind::Linear, role),
             bias: bias.then(|| self.parameter(part, &[out], ParameterKind::Bias, Role::Zeros)),
         }
     }
 
-    fn norm(&mut self, part: Part, norm: Norm, width: usize) -> NormModule {
+    fn norm(&mut self, part: ModulePart, norm: Norm, width: usize) -> NormModule {
         NormModule {
             config: norm,
             weight: norm.affine.then(|| self.parameter(part, &[width], ParameterKind::Norm, Role::Ones)),
@@ -327,8 +328,8 @@ impl<'v> Visit<'v> {
         }
     }
 
-    fn parameter(&mut self, part: Part, shape: &[usize], kind: ParameterKind, role: Role) -> ParameterId {
-        (self.receive)(Entry { module: ModuleId { layer: self.layer, part }, shape, kind, role });
+    fn parameter(&mut self, part: ModulePart, shape: &[usize], kind: ParameterKind, role: Role) -> ParameterId {
+        (self.receive)(VisitedParameter { module: ModuleId { layer: self.layer, part }, shape, kind, role });
         self.next += 1;
         self.next - 1
     }
@@ -484,7 +485,7 @@ mod tests {
         assert_eq!(count.total, specs.iter().map(|spec| spec.num_elements() as u64).sum::<u64>());
         let idle = 2 * 56 * 3 * 1024 * 2048;
         assert_eq!(count.active, count.total - idle);
-        // Three layers without a router and with one MLP in place of 64 experts, and eleven fewer.
+        // Three layers without a router and with one MLP in place of 64 experts, and eleven layers fewer.
         let layer = (alike.total - 2 * 50304 * 2048 - 2048) / 16;
         assert_eq!(count.total, alike.total - 11 * layer - 3 * (64 * 2048 + 63 * 3 * 1024 * 2048));
     }
@@ -509,7 +510,7 @@ mod tests {
             config.init = change;
             match parameters(&config).iter().find(|spec| spec.name == name).unwrap().init {
                 InitRule::Normal { std, cutoff_factor } => (std, cutoff_factor),
-                other => panic!("{name} starts as {other:?}"),
+                other => panic!("{name} is initialised as {other:?}"),
             }
         };
         let close = |(std, cutoff): (f64, Option<f64>), expected: f64, expected_cutoff: Option<f64>| {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use olmoe_model::config::{Activation, FeedForward, Loaded, Mlp, ModelConfig, NormKind};
+use olmoe_model::config::{Activation, FeedForward, LoadedConfig, Mlp, ModelConfig, NormKind};
 use olmoe_model::parameters::ParameterCount;
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn own(name: &str) -> Loaded {
+fn own(name: &str) -> LoadedConfig {
     ModelConfig::read(workspace().join("configs").join(name)).unwrap()
 }
 
@@ -132,9 +132,9 @@ fn splice(text: &str, edits: &[(usize, usize, usize)]) -> String {
 }
 
 /// Whatever was accepted must be valid, countable, and survive a round trip.
-fn accepted(loaded: Result<Loaded, olmoe_model::config::ConfigError>) {
+fn accepted(loaded: Result<LoadedConfig, olmoe_model::config::ConfigError>) {
     match loaded {
-        Ok(Loaded { config, notices }) => {
+        Ok(LoadedConfig { config, notices }) => {
             config.validate().unwrap();
             ParameterCount::of(&config).unwrap();
             let json = serde_json::to_string(&config).unwrap();

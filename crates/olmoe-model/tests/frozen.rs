@@ -1,12 +1,12 @@
-//! Training some parameters of a model: the same gradients as when all are trained, in less memory, with a base of numbers or
-//! of quantised blocks.
+//! Training some parameters of a model: the same gradients as when all are trained, in less memory, with a base of
+//! numbers or of quantised blocks.
 
 use std::convert::Infallible;
 
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
 use olmoe_model::model::{Activations, Gradients, Held, Keep, Model, ModelError, Objective, Precision};
-use olmoe_model::parameters::{MlpMatrix, ParameterKind, ParameterSpec, Part, Projection};
+use olmoe_model::parameters::{MlpMatrix, ModulePart, ParameterKind, ParameterSpec, Projection};
 use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::quant::{BlockFormat, dequantize, quantize};
 use olmoe_tensor::threads::set_num_threads;
@@ -44,16 +44,18 @@ type Choice = (&'static str, fn(&ParameterSpec) -> bool);
 const CHOICES: [Choice; 10] = [
     ("routers", |spec| spec.kind == ParameterKind::Router),
     ("the experts of layer 1", |spec| spec.kind == ParameterKind::Expert && spec.module.layer == Some(1)),
-    ("nothing below layer 2", |spec| spec.module.layer == Some(2) || spec.module.part == Part::FinalNorm),
-    ("attention of layer 1", |spec| spec.module.layer == Some(1) && matches!(spec.module.part, Part::Attention(_))),
-    ("an output projection", |spec| {
-        spec.module.layer == Some(0) && spec.module.part == Part::Attention(Projection::Output)
+    ("nothing below layer 2", |spec| spec.module.layer == Some(2) || spec.module.part == ModulePart::FinalNorm),
+    ("attention of layer 1", |spec| {
+        spec.module.layer == Some(1) && matches!(spec.module.part, ModulePart::Attention(_))
     }),
-    ("down projections", |spec| matches!(spec.module.part, Part::Mlp(_, MlpMatrix::Down))),
+    ("an output projection", |spec| {
+        spec.module.layer == Some(0) && spec.module.part == ModulePart::Attention(Projection::Output)
+    }),
+    ("down projections", |spec| matches!(spec.module.part, ModulePart::Mlp(_, MlpMatrix::Down))),
     ("norms", |spec| spec.kind == ParameterKind::Norm),
     ("biases", |spec| spec.kind == ParameterKind::Bias),
-    ("the head and the embedding", |spec| matches!(spec.module.part, Part::Head | Part::Embedding)),
-    ("the final norm", |spec| spec.module.part == Part::FinalNorm),
+    ("the head and the embedding", |spec| matches!(spec.module.part, ModulePart::Head | ModulePart::Embedding)),
+    ("the final norm", |spec| spec.module.part == ModulePart::FinalNorm),
 ];
 
 fn batch() -> Batch {
@@ -141,8 +143,8 @@ fn a_gradient_that_cannot_pass_is_refused() {
     assert!(text.contains("lm_head.weight") && text.contains("layers.1.moe.router.weight"), "{text}");
 }
 
-/// Frozen matrices in blocks under trained norms: close to the gradients over the numbers that the blocks stand for (the
-/// passes differ by what activations lose in eight bits), and the same bits on any number of threads.
+/// Frozen matrices in blocks under trained norms: close to the gradients over the numbers that the blocks stand for
+/// (the passes differ by what activations lose in eight bits), and the same bits on any number of threads.
 #[test]
 fn a_base_of_blocks_can_be_trained_above() {
     let mlp = Mlp { width: 256, activation: Activation::SwiGlu };

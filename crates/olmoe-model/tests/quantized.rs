@@ -1,5 +1,5 @@
-//! Models whose matrices are held as quantised blocks: close to the numbers that the blocks stand for, and the same bits
-//! however a text is cut, batched and divided among threads.
+//! Models whose matrices are held as quantised blocks: close to the numbers that the blocks stand for, and the same
+//! bits however a text is cut, batched and divided among threads.
 
 use std::convert::Infallible;
 
@@ -169,7 +169,7 @@ fn an_embedding_is_what_its_bytes_stand_for() {
                     let mut bytes = vec![0; encoding.bytes(value.len()).unwrap()];
                     encoding.encode(&value, &mut bytes);
                     encoding.decode(&bytes, &mut value);
-                    let place = |number: usize| number / encoding.unit() * encoding.unit_bytes();
+                    let place = |number: usize| number / encoding.block_len() * encoding.block_bytes();
                     assert_eq!((held.encoding(id), held.takes_numbers(id)), (Some(encoding), tied));
                     let Ok(()) = held.fill_encoded(id, |range, out| {
                         out.copy_from_slice(&bytes[place(range.start)..place(range.end)]);

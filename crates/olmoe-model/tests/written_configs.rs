@@ -63,14 +63,14 @@ const CASES: &[Case] = &[
     ("dense, few key heads, tied", dense, |c| (c.n_kv_heads, c.tie_embeddings) = (2, true), Ok(()), Ok(())),
     ("dense, tied, biases", dense, |c| (c.tie_embeddings, c.attention_bias, c.mlp_bias) = (true, true, true), Ok(()), Ok(())),
     // Only in Hugging Face's.
-    ("normalised weights", small, |c| moe(c).normalize_top_k = true, Ok(()), Err("`feed_forward.moe.normalize_top_k` is true, which there could only be false; convert to Hugging Face's olmoe instead")),
-    ("clamp after norm", small, |c| c.clip_qkv = clip(ClipOrder::AfterNorm), Ok(()), Err("OLMo cannot hold this model: `clip_qkv.order` is \"after_norm\", which there could only be \"before_norm\"")),
+    ("normalised weights", small, |c| moe(c).normalize_top_k = true, Ok(()), Err("`feed_forward.moe.normalize_top_k` is true, but in that format it could only be false; convert to Hugging Face's olmoe instead")),
+    ("clamp after norm", small, |c| c.clip_qkv = clip(ClipOrder::AfterNorm), Ok(()), Err("OLMo cannot express this model: `clip_qkv.order` is \"after_norm\", but in that format it could only be \"before_norm\"")),
     ("biases of attention", dense, |c| c.attention_bias = true, Ok(()), Err("convert to Hugging Face's llama instead")),
     ("biases of the MLP", dense, |c| c.mlp_bias = true, Ok(()), Err("`mlp_bias` is true")),
-    ("odd base", small, |c| c.rope.theta = 10000.5, Ok(()), Err("`rope.theta` is 10000.5, which there could only be 1000")),
+    ("odd base", small, |c| c.rope.theta = 10000.5, Ok(()), Err("`rope.theta` is 10000.5, but in that format it could only be 1000")),
     // Only in OLMo's.
-    ("shared expert", small, |c| moe(c).shared_expert = Some(moe(c).expert), Err("Hugging Face's olmoe cannot hold this model: `feed_forward.moe.shared_expert` is {\"activation\":\"swi_glu\",\"width\":16}, which there could only be null; convert to OLMo instead"), Ok(())),
-    ("dense layers between", small, |c| c.even_layers = Some(expert(16, Activation::SwiGlu)), Err("Hugging Face's olmoe cannot hold this model: `even_layers` is {\"activation\":\"swi_glu\",\"width\":16}, which there could only be null; convert to OLMo instead"), Ok(())),
+    ("shared expert", small, |c| moe(c).shared_expert = Some(moe(c).expert), Err("Hugging Face's olmoe cannot express this model: `feed_forward.moe.shared_expert` is {\"activation\":\"swi_glu\",\"width\":16}, but in that format it could only be null; convert to OLMo instead"), Ok(())),
+    ("dense layers between", small, |c| c.even_layers = Some(expert(16, Activation::SwiGlu)), Err("Hugging Face's olmoe cannot express this model: `even_layers` is {\"activation\":\"swi_glu\",\"width\":16}, but in that format it could only be null; convert to OLMo instead"), Ok(())),
     ("dense layers between experts with a capacity", small, |c| {
         c.even_layers = Some(expert(16, Activation::SwiGlu));
         (moe(c).capacity_factor, moe(c).expert.activation) = (Some(1.25), Activation::Silu);
@@ -95,7 +95,7 @@ const CASES: &[Case] = &[
         moe.shared_expert = Some(expert(16, Activation::SwiGlu));
     }, Err("`feed_forward.moe.capacity_factor` is 1.25"), Ok(())),
     ("capacity and gelu", small, |c| (moe(c).expert.activation, moe(c).capacity_factor) = (Activation::Gelu, Some(0.0)), Err(TO_OLMO), Ok(())),
-    ("dense with gelu", dense, |c| c.feed_forward = FeedForward::Dense(expert(21, Activation::Gelu)), Err("Hugging Face's llama cannot hold this model: `feed_forward.dense.activation` is \"gelu\""), Ok(())),
+    ("dense with gelu", dense, |c| c.feed_forward = FeedForward::Dense(expert(21, Activation::Gelu)), Err("Hugging Face's llama cannot express this model: `feed_forward.dense.activation` is \"gelu\""), Ok(())),
     ("dense with relu", dense, |c| c.feed_forward = FeedForward::Dense(expert(21, Activation::Relu)), Err(TO_OLMO), Ok(())),
     ("dense with norms", dense, |c| c.qk_norm = Some(c.norm), Err("`qk_norm` is {"), Ok(())),
     ("dense with clamp", dense, |c| c.clip_qkv = clip(ClipOrder::AfterNorm), Err("`clip_qkv` is {"), Ok(())),
@@ -103,10 +103,10 @@ const CASES: &[Case] = &[
     // In neither.
     ("dropless without gate", small, |c| moe(c).expert.activation = Activation::Silu, Err(NOWHERE), Err(NOWHERE)),
     ("dense without gate", dense, |c| c.feed_forward = FeedForward::Dense(expert(21, Activation::Silu)), Err(NOWHERE), Err(NOWHERE)),
-    ("normalised with shared", small, |c| (moe(c).shared_expert, moe(c).normalize_top_k) = (Some(moe(c).expert), true), Err(NOWHERE), Err("`feed_forward.moe.normalize_top_k` is true, which there could only be false; keep it")),
-    ("another shared width", small, |c| moe(c).shared_expert = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`feed_forward.moe.shared_expert.width` is 99, which there could only be 16")),
-    ("dense layers of another width", small, |c| c.even_layers = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`even_layers.width` is 99, which there could only be 16")),
-    ("two eps", small, |c| c.qk_norm = Some(Norm { eps: 1e-3, ..c.norm }), Err("`qk_norm.eps` is 0.001, which there could only be 0.00001"), Err(NOWHERE)),
+    ("normalised with shared", small, |c| (moe(c).shared_expert, moe(c).normalize_top_k) = (Some(moe(c).expert), true), Err(NOWHERE), Err("`feed_forward.moe.normalize_top_k` is true, but in that format it could only be false; keep it")),
+    ("another shared width", small, |c| moe(c).shared_expert = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`feed_forward.moe.shared_expert.width` is 99, but in that format it could only be 16")),
+    ("dense layers of another width", small, |c| c.even_layers = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`even_layers.width` is 99, but in that format it could only be 16")),
+    ("two eps", small, |c| c.qk_norm = Some(Norm { eps: 1e-3, ..c.norm }), Err("`qk_norm.eps` is 0.001, but in that format it could only be 0.00001"), Err(NOWHERE)),
     ("not valid", small, |c| c.n_heads = 3, Err("`n_heads` (3) does not divide"), Err("`n_heads` (3) does not divide")),
 ];
 

@@ -1,7 +1,7 @@
 //! The number formats that tensors are stored in: f32, bf16 and f16.
 //!
-//! Computation is in f32 (or on bf16 operands packed by [`gemm`](crate::gemm)); the narrow formats are how weights lie in
-//! files. Widening is exact; narrowing rounds to the nearest, ties to even.
+//! Computation is in f32, or with bf16 operands packed by [`gemm`](crate::gemm); the narrow formats are those of
+//! weights in files. Widening is exact. Narrowing rounds to the nearest number, ties to even.
 
 use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
@@ -9,7 +9,7 @@ pub use half::{bf16, f16};
 
 use crate::threads::{Shared, parallel_ranges};
 
-/// Numbers in a task of a conversion.
+/// The least number of elements that a task converts.
 const GRAIN: usize = 1 << 16;
 
 /// The name of a number format.
@@ -42,15 +42,15 @@ impl DType {
     }
 }
 
-/// A number format that tensors can have.
+/// A type of number that a tensor can hold.
 pub trait Element: Pod + Send + Sync {
-    /// Its name.
+    /// The name of the format.
     const DTYPE: DType;
 
-    /// `out = x`, exactly, on this thread; slices of one length.
+    /// `out = x`, exactly, on the calling thread; both slices have the same length.
     fn widen(x: &[Self], out: &mut [f32]);
 
-    /// `out = x`, rounded, on this thread; slices of one length.
+    /// `out = x`, rounded, on the calling thread; both slices have the same length.
     fn narrow(x: &[f32], out: &mut [Self]);
 }
 

@@ -1,12 +1,12 @@
-//! Exponential, logarithm, sine, cosine and whole powers in f64 with the same bits on every machine; those of the system
-//! may differ in the last one.
+//! Exponential, logarithm, sine, cosine and integer powers in f64 with the same bits on every machine. The functions of
+//! the system's C library may differ between systems in the last bit.
 
 use std::f64::consts::{FRAC_2_PI, LN_2, LOG2_E, SQRT_2};
 
 /// `ln 2` in two parts, the first with so few bits that its products with exponents are exact.
 const LN_2_HIGH: f64 = f64::from_bits(0x3fe6_2e42_fee0_0000);
 const LN_2_LOW: f64 = f64::from_bits(0x3dea_39ef_3579_3c76);
-/// Adding and taking it away again rounds to whole numbers.
+/// `1.5 · 2⁵²`: adding it and subtracting it again rounds to the nearest integer.
 const ROUNDS: f64 = 6_755_399_441_055_744.0;
 
 /// `1 / n!`
@@ -20,10 +20,10 @@ const SERIES: [f64; 14] = {
     }
     series
 };
-/// Below it the exponential is taken for 0, above the next one for infinity.
+/// The exponential of a smaller number is 0; that of a number above `HIGHEST` is infinite.
 const LOWEST: f64 = -708.0;
 const HIGHEST: f64 = 709.0;
-/// `π/2` in two parts, the first of 33 bits, so that its products with whole numbers below 2²⁰ are exact.
+/// `π/2` in two parts, the first of 33 bits, so that its products with integers below 2²⁰ are exact.
 const HALF_PI_HIGH: f64 = f64::from_bits(0x3ff9_21fb_5440_0000);
 const HALF_PI_LOW: f64 = f64::from_bits(0x3dd0_b461_1a62_6331);
 
@@ -32,7 +32,7 @@ const HALF_PI_LOW: f64 = f64::from_bits(0x3dd0_b461_1a62_6331);
 #[inline]
 pub fn exp(x: f64) -> f64 {
     let inside = x.clamp(LOWEST, HIGHEST);
-    // The low bits of it are those of the whole number k.
+    // Its low bits are those of the integer k.
     let shifted = inside * LOG2_E + ROUNDS;
     let k = shifted - ROUNDS;
     let r = (inside - k * LN_2_HIGH) - k * LN_2_LOW;
@@ -82,8 +82,8 @@ pub fn ln(x: f64) -> f64 {
     exponent * LN_2 + 2.0 * t * series
 }
 
-/// `(sin x, cos x)` for `|x| ≤ 2²⁰`. `x = k·π/2 + r` with `|r| ≤ π/4`, where the series of the cosine up to `r¹⁶` and of
-/// the sine up to `r¹⁷` leave less than 1e-17.
+/// `(sin x, cos x)` for `|x| ≤ 2²⁰`. `x = k·π/2 + r` with `|r| ≤ π/4`, where the series of the cosine up to `r¹⁶` and
+/// of the sine up to `r¹⁷` leave less than 1e-17.
 pub fn sin_cos(x: f64) -> (f64, f64) {
     let k = x * FRAC_2_PI + ROUNDS - ROUNDS;
     let r = (x - k * HALF_PI_HIGH) - k * HALF_PI_LOW;

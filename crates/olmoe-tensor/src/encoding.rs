@@ -1,4 +1,4 @@
-//! How numbers lie in a file: plain (f32, bf16, f16) or in quantised blocks.
+//! The encodings of numbers in a file: plain (f32, bf16, f16), or in quantised blocks.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use crate::memory::Buffer;
 use crate::quant::{self, BlockFormat};
 use crate::threads::{Shared, parallel_ranges};
 
-/// Numbers in a task of a conversion: a multiple of every block.
+/// The least number of elements that a task converts: a multiple of the length of every block.
 const GRAIN: usize = 1 << 15;
 
-/// A way to write numbers as bytes, little-endian.
+/// An encoding of numbers as little-endian bytes. A plain encoding has blocks of one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Encoding {
     /// One number after the other.
@@ -35,40 +35,41 @@ impl Encoding {
         }
     }
 
-    /// The encoding of that name.
+    /// The encoding with that name, or `None` if there is none.
     pub fn by_name(name: &str) -> Option<Self> {
         let plain = [Self::F32, Self::F16, Self::BF16].into_iter().find(|encoding| encoding.name() == name);
         plain.or_else(|| BlockFormat::by_name(name).map(Self::Blocks))
     }
 
-    /// Numbers that cannot be separated: 1, 32 or 256.
-    pub fn unit(self) -> usize {
+    /// Numbers in a block: 1 for a plain encoding, else 32 or 256.
+    pub fn block_len(self) -> usize {
         match self {
             Self::Plain(_) => 1,
             Self::Blocks(format) => format.block_len(),
         }
     }
 
-    /// Bytes of a unit.
-    pub fn unit_bytes(self) -> usize {
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
         match self {
             Self::Plain(dtype) => dtype.size(),
             Self::Blocks(format) => format.block_bytes(),
         }
     }
 
-    /// Bytes of that many numbers; none unless they are whole units.
+    /// Bytes of `numbers` numbers; `None` unless they are whole blocks and the bytes fit `usize`.
     pub fn bytes(self, numbers: usize) -> Option<usize> {
-        let whole = numbers.is_multiple_of(self.unit());
-        if whole { (numbers / self.unit()).checked_mul(self.unit_bytes()) } else { None }
+        let whole = numbers.is_multiple_of(self.block_len());
+        if whole { (numbers / self.block_len()).checked_mul(self.block_bytes()) } else { None }
     }
 
-    /// Whether a block shares a scale.
+    /// Whether the numbers of a block share a scale.
     pub fn is_quantized(self) -> bool {
         matches!(self, Self::Blocks(_))
     }
 
-    /// The largest number of a plain encoding; blocks have a range each.
+    /// The largest finite number of a plain encoding; `None` for a quantised one, in which each block has a range of
+    /// its own.
     pub fn largest(self) -> Option<f32> {
         match self {
             Self::Plain(DType::F32) => Some(f32::MAX),
@@ -78,9 +79,11 @@ impl Encoding {
         }
     }
 
-    /// The first unit that holds a number (or, in a block, a scale) that is infinite or not a number.
+    /// The index of the first block that holds NaN or infinity: as a number in a plain encoding, as a scale in a
+    /// quantised one.
     pub fn first_not_finite(self, bytes: &[u8]) -> Option<usize> {
-        // Whatever lies in memory, plain numbers are seen one by one; the exponent is all ones when they are not finite.
+        // The bytes need not be aligned, so plain numbers are compared one by one; all bits of the exponent of NaN and
+        // infinity are one.
         let halves = |mask: u16| bytes.as_chunks::<2>().0.iter().position(|&b| u16::from_le_bytes(b) & mask == mask);
         match self {
             Self::Plain(DType::F32) => {
@@ -92,8 +95,8 @@ impl Encoding {
         }
     }
 
-    /// The first unit of what [`encode`](Self::encode) made of finite numbers that does not stand for them, because they are
-    /// beyond what the encoding can hold.
+    /// The index of the first block that [`encode`](Self::encode) wrote for finite numbers that are too large for the
+    /// encoding.
     pub fn first_beyond(self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Plain(_) => self.first_not_finite(bytes),
@@ -101,7 +104,7 @@ impl Encoding {
         }
     }
 
-    /// The numbers in `bytes`, on this thread.
+    /// Decodes `bytes` to numbers, on the calling thread.
     ///
     /// # Panics
     /// Unless `bytes` are those of `out.len()` numbers.
@@ -115,7 +118,7 @@ impl Encoding {
         }
     }
 
-    /// Writes numbers as bytes, rounding where the encoding asks for it, on this thread.
+    /// Encodes numbers as bytes, on the calling thread; each is rounded to what the encoding can hold.
     ///
     /// # Panics
     /// Unless `out` has the bytes of `x.len()` numbers.
@@ -129,7 +132,7 @@ impl Encoding {
         }
     }
 
-    /// The same numbers in another encoding, on all threads; a copy where it is the same encoding.
+    /// Converts numbers to another encoding, on all threads; a copy where both encodings are the same.
     ///
     /// # Panics
     /// Unless `bytes` and `out` are those of as many numbers.
@@ -137,13 +140,13 @@ impl Encoding {
         if self == to {
             return out.copy_from_slice(bytes);
         }
-        let numbers = bytes.len() / self.unit_bytes() * self.unit();
+        let numbers = bytes.len() / self.block_bytes() * self.block_len();
         let (from_bytes, to_bytes) = (self.bytes(numbers), to.bytes(numbers));
         assert_eq!((from_bytes, to_bytes), (Some(bytes.len()), Some(out.len())), "{self} to {to}: as many numbers");
         let out = Shared::new(out);
         parallel_ranges(numbers, GRAIN, |range| {
             let place = |encoding: Self| {
-                let byte = |number: usize| number / encoding.unit() * encoding.unit_bytes();
+                let byte = |number: usize| number / encoding.block_len() * encoding.block_bytes();
                 byte(range.start)..byte(range.end)
             };
             // Ranges begin and end at multiples of the grain, or at the end.
@@ -164,7 +167,7 @@ impl fmt::Display for Encoding {
 fn widen<T: Element>(bytes: &[u8], out: &mut [f32]) {
     match bytemuck::try_cast_slice(bytes) {
         Ok(numbers) => T::widen(numbers, out),
-        // Bytes of a file need not lie on a boundary.
+        // Bytes of a file need not be aligned.
         Err(_) => {
             let mut numbers = vec![T::zeroed(); out.len()];
             bytemuck::cast_slice_mut(&mut numbers).copy_from_slice(bytes);
@@ -205,7 +208,7 @@ mod tests {
         let as_f32: &[u8] = bytemuck::cast_slice(&x);
         for narrow in [Encoding::BF16, Encoding::F16] {
             let mut halves = vec![0; x.len() * 2 + 1];
-            // Off the boundary, as bytes of a file may be.
+            // Not aligned, as bytes of a file may be.
             Encoding::F32.convert(as_f32, narrow, &mut halves[1..]);
             let mut back = vec![0f32; x.len()];
             narrow.convert(&halves[1..], Encoding::F32, bytemuck::cast_slice_mut(&mut back));
@@ -238,8 +241,8 @@ mod tests {
     fn what_is_too_large_is_found() {
         let mut x = vec![1.0f32; 512];
         // What fits is half a step inside, so that no scale comes to the very largest f16, which counts as beyond.
-        // Bounds from the definitions: whole numbers up to 8, 16 and 127 times a scale that ends at 65504, and 15 or 31 steps
-        // above a minimum that ends there; parts of 256 numbers have whole scales up to 63 and 127 besides.
+        // Bounds from the definitions: whole numbers up to 8, 16 and 127 times a scale that ends at 65504, and 15 or 31
+        // steps above a minimum that ends there; parts of 256 numbers have whole scales up to 63 and 127 besides.
         for (name, fits, large) in [
             ("q4_0", 65504.0 * 5.5, 65504.0 * 9.0),
             ("q5_0", 65504.0 * 13.5, 65504.0 * 17.0),
@@ -257,7 +260,7 @@ mod tests {
                 encoding.first_beyond(&bytes)
             };
             assert_eq!(found(fits), None, "{name}");
-            assert_eq!(found(large), Some(300 / encoding.unit()), "{name}");
+            assert_eq!(found(large), Some(300 / encoding.block_len()), "{name}");
         }
         let mut halves = vec![0; 1024];
         x[300] = 7e4;

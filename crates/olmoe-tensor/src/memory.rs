@@ -1,8 +1,9 @@
 //! Aligned buffers from a pool that reuses them.
 //!
-//! A dropped [`Buffer`] goes back to a free list of its size class and the next one of that class takes it from there, so
-//! a steady-state training or decoding step asks the system for nothing. Large buffers lie on 2 MiB boundaries and ask for
-//! huge pages: a matrix product walks many megabytes, and with 4 KiB pages the address translation would bound it.
+//! The memory of a dropped [`Buffer`] goes to a free list of its size class, and the next buffer of that class takes it
+//! from there, so a steady-state training or decoding step requests no memory from the system. Large buffers are
+//! aligned to 2 MiB and request huge pages: a matrix product reads many megabytes, and with 4 KiB pages address
+//! translation would bound it.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::fmt;
@@ -17,25 +18,25 @@ use bytemuck::Pod;
 
 /// Alignment of every buffer, in bytes: one cache line, one AVX-512 register.
 pub const ALIGNMENT: usize = 64;
-/// From this size on a buffer is laid on a huge-page boundary.
+/// Buffers of at least this size are aligned to a huge page.
 const HUGE: usize = 2 << 20;
 /// Size classes: eight to an octave, from 64 bytes to 2^47.
 const CLASSES: usize = 8 * 42;
 
-struct Block(NonNull<u8>);
-// SAFETY: a block is plain memory that only its holder touches.
-unsafe impl Send for Block {}
+struct Allocation(NonNull<u8>);
+// SAFETY: an allocation is plain memory that only its owner touches.
+unsafe impl Send for Allocation {}
 
-static FREE: [Mutex<Vec<Block>>; CLASSES] = [const { Mutex::new(Vec::new()) }; CLASSES];
+static FREE: [Mutex<Vec<Allocation>>; CLASSES] = [const { Mutex::new(Vec::new()) }; CLASSES];
 static SYSTEM_REQUESTS: AtomicU64 = AtomicU64::new(0);
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-/// The class of a size, and the bytes that every buffer of the class has.
+/// The class of a size, and the bytes of every buffer of the class.
 fn class_of(bytes: usize) -> (usize, usize) {
     let bytes = bytes.max(ALIGNMENT).next_multiple_of(ALIGNMENT);
     let octave = bytes.ilog2();
-    // An eighth of the octave; below 512 bytes that is less than a cache line, and classes are lines.
+    // An eighth of the octave, but at least a cache line.
     let step = 1usize << (octave - 3).max(6);
     let rounded = bytes.next_multiple_of(step);
     let octave = rounded.ilog2();
@@ -43,52 +44,52 @@ fn class_of(bytes: usize) -> (usize, usize) {
     (((octave - 6) * 8) as usize + eighth, rounded)
 }
 
-/// The bytes that every buffer of a class has.
+/// The bytes of every buffer of a class.
 fn bytes_of(class: usize) -> usize {
     let octave = class / 8 + 6;
     (1 << octave) + ((class % 8) << (octave - 3))
 }
 
-/// How often the pool has asked the system for memory.
+/// How often the pool has requested memory from the system.
 pub fn system_requests() -> u64 {
     SYSTEM_REQUESTS.load(Ordering::Relaxed)
 }
 
-/// The most bytes that were in buffers at once since the start, or since [`restart_peak`].
+/// The most bytes that were in buffers at once since the start of the process, or since [`restart_peak`].
 pub fn peak_bytes() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
 
-/// Begins to look for the peak anew. Returns the bytes that are in buffers now, of all threads.
+/// Resets the peak to the bytes that are in buffers now, of all threads, and returns them.
 pub fn restart_peak() -> usize {
     let live = LIVE.load(Ordering::Relaxed);
     PEAK.store(live, Ordering::Relaxed);
     live
 }
 
-/// The most memory that this process has had at once, of the system's own counting: everything, not buffers alone. None where
-/// the system does not say.
+/// The peak resident set size of this process in bytes, as the system counts it: all memory, not only buffers. `None`
+/// where the system does not report it.
 pub fn resident_peak_bytes() -> Option<u64> {
     kibibytes("/proc/self/status", "VmHWM:")
 }
 
-/// The line of a file that begins with a name and goes on with a number of kibibytes.
+/// The number of kibibytes, as bytes, in the line of a file that begins with `name`.
 fn kibibytes(path: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Bytes that this process could get now without swapping: what the system has left, or the control groups of the process
-/// if they leave less. None where the system does not say (only Linux does).
+/// Bytes that this process could allocate now without swapping: what the system has available, or less where the
+/// control groups of the process allow less. `None` where the system does not report it; only Linux does.
 pub fn available_bytes() -> Option<u64> {
     let system = kibibytes("/proc/meminfo", "MemAvailable:")?;
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Some(group_bytes(Path::new("/sys/fs/cgroup"), &groups).map_or(system, |group| group.min(system)))
 }
 
-/// What the control groups of a process leave to it: the least of its own and those above, of either version; `groups` is
-/// what the system says of the process's membership.
+/// What the control groups of a process, of either version, allow it to allocate: the least over its own group and
+/// those above it. `groups` is the text of `/proc/self/cgroup`.
 fn group_bytes(root: &Path, groups: &str) -> Option<u64> {
     let of = |line: &str| -> Option<u64> {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -102,14 +103,14 @@ fn group_bytes(root: &Path, groups: &str) -> Option<u64> {
             _ => return None,
         };
         let number = |path: PathBuf| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
-        // In a container the path may be that of the outside, where only the root is to be seen.
+        // In a container the path may be that outside of the container, of which only the root is visible.
         let folders = Path::new(path.trim_start_matches('/')).ancestors().map(|path| base.join(path));
         let left = folders.filter_map(|folder| {
-            // "max" is no limit, and no number.
+            // "max" means no limit and is not a number.
             let limit = number(folder.join(limit))?;
             let usage = number(folder.join(usage)).unwrap_or(0);
             let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-            // Files that are kept in memory give way.
+            // The page cache is reclaimed when memory is needed.
             let kept = stat
                 .lines()
                 .filter_map(|line| cached.iter().find_map(|name| line.strip_prefix(name))?.trim().parse::<u64>().ok());
@@ -120,14 +121,14 @@ fn group_bytes(root: &Path, groups: &str) -> Option<u64> {
     groups.lines().filter_map(of).min()
 }
 
-/// Zeroed memory of a class's size from the system.
+/// Zeroed memory of the size of a class from the system.
 fn request(bytes: usize) -> NonNull<u8> {
     SYSTEM_REQUESTS.fetch_add(1, Ordering::Relaxed);
     let align = if bytes >= HUGE { HUGE } else { ALIGNMENT };
     let layout = Layout::from_size_align(bytes, align).expect("a class size is a multiple of 64 below 2^48");
     #[cfg(target_os = "linux")]
     if bytes >= HUGE {
-        // Mapped by hand: zero pages arrive on first touch, after the advice to use huge ones.
+        // Mapped directly, so that the advice to use huge pages comes before the pages are first touched.
         // SAFETY: an anonymous private mapping at an address of the kernel's choice; the unaligned head is never used.
         unsafe {
             let p = libc::mmap(
@@ -150,7 +151,7 @@ fn request(bytes: usize) -> NonNull<u8> {
     NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
 }
 
-/// A slice on a 64-byte boundary whose memory returns to the pool when dropped.
+/// A slice aligned to 64 bytes, whose memory returns to the pool when it is dropped.
 pub struct Buffer<T: Pod> {
     block: NonNull<u8>,
     len: usize,
@@ -164,11 +165,12 @@ unsafe impl<T: Pod + Send> Send for Buffer<T> {}
 unsafe impl<T: Pod + Sync> Sync for Buffer<T> {}
 
 impl<T: Pod> Buffer<T> {
-    /// `len` numbers with arbitrary (but initialised) contents: whatever the last user left.
+    /// `len` numbers with arbitrary, but initialised contents: those of the previous buffer in this memory.
     pub fn scratch(len: usize) -> Buffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits the address space");
         let (wanted, rounded) = class_of(bytes);
-        // A block of up to twice the size will do: better than asking the system when threads meet in a new way.
+        // An allocation of up to twice the size is used rather than requesting memory when threads overlap in a new
+        // way.
         let reused = (wanted..(wanted + 9).min(CLASSES)).find_map(|class| {
             let mut free = FREE[class].lock().unwrap_or_else(|e| e.into_inner());
             free.pop().map(|block| (class, block.0))
@@ -187,9 +189,9 @@ impl<T: Pod> Buffer<T> {
         buffer
     }
 
-    /// Forgets all but the first `len` numbers; the memory stays.
+    /// Drops all but the first `len` numbers; the size of the memory does not change.
     ///
-    /// A buffer made for the largest case and cut to the present one has the same size class in every step.
+    /// A buffer made for the largest case and truncated to the present one has the same size class in every step.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -205,14 +207,14 @@ impl<T: Pod> Buffer<T> {
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
         LIVE.fetch_sub(bytes_of(self.class), Ordering::Relaxed);
-        FREE[self.class].lock().unwrap_or_else(|e| e.into_inner()).push(Block(self.block));
+        FREE[self.class].lock().unwrap_or_else(|e| e.into_inner()).push(Allocation(self.block));
     }
 }
 
 impl<T: Pod> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: the block holds at least `len` initialised numbers, and every bit pattern is one.
+        // SAFETY: the allocation has at least `len` initialised numbers, and every bit pattern is a number.
         unsafe { std::slice::from_raw_parts(self.block.as_ptr().cast(), self.len) }
     }
 }

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 
 use crate::memory::Buffer;
 
-/// A dense row-major array of up to three dimensions; the last is contiguous. It reads as a slice of all its numbers.
+/// A dense row-major array of one to three dimensions. It dereferences to the slice of all its numbers.
 #[derive(Clone, Debug)]
 pub struct Tensor<T: Pod = f32> {
     data: Buffer<T>,
@@ -15,24 +15,24 @@ pub struct Tensor<T: Pod = f32> {
 }
 
 impl<T: Pod> Tensor<T> {
-    /// Arbitrary contents.
+    /// A tensor with arbitrary contents.
     pub fn scratch(shape: &[usize]) -> Tensor<T> {
         Tensor::from_buffer(Buffer::scratch(shape.iter().product()), shape)
     }
 
-    /// Zeros.
+    /// A tensor of zeros.
     pub fn zeros(shape: &[usize]) -> Tensor<T> {
         Tensor::from_buffer(Buffer::zeroed(shape.iter().product()), shape)
     }
 
-    /// A copy of `data`, which has as many numbers as the shape.
+    /// A tensor with a copy of `data`, which has as many numbers as the shape.
     pub fn new(data: &[T], shape: &[usize]) -> Tensor<T> {
         Tensor::from_buffer(Buffer::copy_of(data), shape)
     }
 
     fn from_buffer(data: Buffer<T>, shape: &[usize]) -> Tensor<T> {
         assert!((1..=3).contains(&shape.len()), "a tensor has one to three dimensions, not {shape:?}");
-        assert_eq!(data.len(), shape.iter().product(), "numbers of a tensor of shape {shape:?}");
+        assert_eq!(data.len(), shape.iter().product(), "the numbers of a tensor of shape {shape:?}");
         let mut dims = [1; 3];
         dims[..shape.len()].copy_from_slice(shape);
         Tensor { data, dims, rank: shape.len() }

@@ -1,4 +1,4 @@
-//! What the tests of the operations share: inputs, finite differences, and a run on every instruction set.
+//! Helpers of the tests of operations: inputs, finite differences, and a run on every instruction set.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,7 +8,7 @@ use crate::threads::{num_threads, set_num_threads};
 /// Held while a test switches the instruction set, which is one for the whole process.
 static SWITCH: Mutex<()> = Mutex::new(());
 
-/// `n` reproducible numbers in −1..1 without a pattern that a kernel could hide behind.
+/// `n` reproducible numbers in −1..1 without a period that could hide an error of a kernel.
 pub(crate) fn numbers(seed: usize, n: usize) -> Vec<f32> {
     let mut state = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (0..n)
@@ -60,7 +60,7 @@ pub(crate) fn finite_differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f6
         .collect()
 }
 
-/// [`on_every_isa`], and then on one, two and three threads, which have to give the same bits again.
+/// [`on_every_isa`], and then on one, two and three threads; all have to give the same bits.
 pub(crate) fn on_every_isa_and_threads(f: impl Fn() -> Vec<f32>) -> Vec<f32> {
     let expected = on_every_isa(&f);
     let before = num_threads();
@@ -75,7 +75,8 @@ pub(crate) fn on_every_isa_and_threads(f: impl Fn() -> Vec<f32>) -> Vec<f32> {
     expected
 }
 
-/// Runs `f` on every instruction set of this machine and asks for the bits of the scalar one, which it returns.
+/// Runs `f` on every instruction set of this machine, checks that all give the bits of the scalar one, and returns
+/// them.
 pub(crate) fn on_every_isa(f: impl Fn() -> Vec<f32>) -> Vec<f32> {
     let _guard = SWITCH.lock().unwrap_or_else(PoisonError::into_inner);
     let before = Isa::current();

@@ -1,9 +1,10 @@
-//! One pool of threads for the process, made to be woken hundreds of times a token.
+//! One pool of threads for the process, designed to be woken hundreds of times for each token.
 //!
-//! [`parallel`] runs numbered tasks on the caller and the workers, each task taken by whoever is free. Which thread takes
-//! which task never shows in a result: a task writes places of its own, in an order of its own. A worker that finds no
-//! work spins for a moment, then sleeps. The caller waits only for workers that have joined, so one that the system has
-//! put aside delays nobody. A call from inside a task, or while another thread uses the pool, runs on its own thread.
+//! [`parallel`] runs numbered tasks on the calling thread and the workers; a free thread takes the next task. No result
+//! depends on which thread ran which task, because each task writes ranges of its own in a fixed order. A worker
+//! without work spins for a moment, then sleeps. The caller waits only for workers that have joined, so a worker that
+//! the system does not schedule delays no call. A call from inside a task, or while another thread uses the pool, runs
+//! all of its tasks on the calling thread.
 
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -11,12 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-/// The most threads that can be asked for.
+/// The largest number of threads.
 pub const MAX_THREADS: usize = 1024;
 /// How long an idle worker spins before it sleeps: longer than the gaps between the operations of a step.
 const SPIN: Duration = Duration::from_micros(200);
 
-/// A job as the workers see it: the function and its number of tasks. Valid only while the job is open.
+/// A job: the function and its number of tasks. Valid only while the job is open.
 #[derive(Clone, Copy)]
 struct Job {
     run: *const (dyn Fn(usize) + Sync),
@@ -62,20 +63,20 @@ fn pool() -> &'static Pool {
     })
 }
 
-/// Threads that take part: as set, else one for each processor.
+/// The number of threads that take part, the caller included: as set, else one for each processor.
 pub fn num_threads() -> usize {
     pool().wanted.load(Ordering::Relaxed)
 }
 
-/// Sets the number of threads, the caller included; clamped to 1..=[`MAX_THREADS`].
+/// Sets the number of threads, the caller included, clamped to 1..=[`MAX_THREADS`].
 pub fn set_num_threads(n: usize) {
     pool().wanted.store(n.clamp(1, MAX_THREADS), Ordering::Relaxed);
 }
 
-/// Runs `run(0)`, …, `run(tasks − 1)`, each once, on as many threads as there are; returns when all are done.
+/// Runs `run(0)`, …, `run(tasks − 1)`, each once, on all threads; returns when all are done.
 ///
 /// # Panics
-/// When a task panics, after the others that had begun have ended.
+/// When a task panics; the tasks that had begun before end first.
 pub fn parallel(tasks: usize, run: impl Fn(usize) + Sync) {
     let pool = pool();
     let threads = num_threads();
@@ -89,11 +90,11 @@ pub fn parallel(tasks: usize, run: impl Fn(usize) + Sync) {
     }
 }
 
-/// Runs `run` over contiguous ranges that together are `0..len`, a multiple of `grain` each but the last; for loops over
-/// many small equal pieces of work.
+/// Runs `run` over contiguous ranges that cover `0..len`, on all threads. The length of each range but the last is a
+/// multiple of `grain`. For loops over many small equal elements of work.
 pub fn parallel_ranges(len: usize, grain: usize, run: impl Fn(std::ops::Range<usize>) + Sync) {
     let grains = len.div_ceil(grain.max(1));
-    // A few ranges a thread, so that a slow one does not keep the others waiting.
+    // A few ranges for each thread, so that the others do not wait long for a slow one.
     let tasks = grains.min(num_threads() * 4);
     parallel(tasks, |task| {
         let at = |task: usize| (grains * task / tasks * grain.max(1)).min(len);
@@ -101,31 +102,34 @@ pub fn parallel_ranges(len: usize, grain: usize, run: impl Fn(std::ops::Range<us
     });
 }
 
-/// A mutable slice that tasks share, each taking ranges that no other takes.
+/// A mutable slice that tasks share; each task takes ranges that no other task takes.
 pub struct Shared<'a, T> {
     start: *mut T,
     len: usize,
     borrowed: PhantomData<&'a mut [T]>,
 }
-// SAFETY: `Shared::range` makes the caller answer for disjoint ranges.
+// SAFETY: the contract of `Shared::range` makes the caller responsible for disjoint ranges.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {
-    /// Shares a slice among tasks; it stays borrowed for as long as the result lives.
+    /// Shares a slice among tasks; the slice stays borrowed for as long as the result lives.
     pub fn new(x: &'a mut [T]) -> Shared<'a, T> {
         Shared { start: x.as_mut_ptr(), len: x.len(), borrowed: PhantomData }
     }
 
-    /// Where `len` numbers from `start` on lie, for tasks that own places between those of others.
+    /// The address of `len` numbers from `start` on, for tasks whose numbers are interleaved with those of other tasks.
+    ///
+    /// # Panics
+    /// When the numbers are not inside the slice.
     pub fn pointer(&self, start: usize, len: usize) -> *mut T {
-        assert!(start <= self.len && len <= self.len - start, "{len} from {start} on of {}", self.len);
+        assert!(start <= self.len && len <= self.len - start, "{len} numbers from {start} on of {}", self.len);
         // SAFETY: inside the slice.
         unsafe { self.start.add(start) }
     }
 
-    /// The part of the slice that this task owns.
+    /// The range of the slice that this task owns.
     ///
     /// # Safety
     /// No two tasks that run at the same time may take overlapping ranges.
@@ -140,13 +144,13 @@ impl<'a, T> Shared<'a, T> {
 impl Pool {
     fn run(&'static self, tasks: usize, threads: usize, run: &(dyn Fn(usize) + Sync)) {
         self.spawn(threads - 1);
-        // SAFETY: only the lifetime is forgotten; this function does not return while a worker can follow the pointer.
+        // SAFETY: only the lifetime is erased; this function does not return while a worker can follow the pointer.
         let run: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(run) };
         let job = Job { run, tasks };
         *self.job.lock().unwrap_or_else(|e| e.into_inner()) = Some(job);
         self.next.store(0, Ordering::Relaxed);
         self.panicked.store(false, Ordering::Relaxed);
-        // A new number, open, nobody joined.
+        // A new job number, open, with no worker joined.
         let epoch = (self.state.load(Ordering::Relaxed) & !(JOINED | OPEN)).wrapping_add(EPOCH);
         self.state.store(epoch | OPEN, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
@@ -185,7 +189,7 @@ impl Pool {
             let index = *spawned;
             let thread = std::thread::Builder::new().name(format!("olmoe-{}", index + 1));
             if thread.spawn(move || self.work(index)).is_err() {
-                // Fewer threads give the same results, later.
+                // With fewer threads the results are the same and take longer.
                 return;
             }
             *spawned += 1;
@@ -200,7 +204,7 @@ impl Pool {
             if index + 1 >= self.wanted.load(Ordering::Relaxed) {
                 continue;
             }
-            // Join, unless the job has closed meanwhile.
+            // Join, unless the job has been closed in the meantime.
             let mut now = state;
             let joined = loop {
                 if now & OPEN == 0 || now & !(JOINED | OPEN) != seen {
@@ -255,7 +259,7 @@ impl Pool {
     }
 }
 
-/// Spins, and gives the processor away now and then in case the one waited for needs it.
+/// Spins, and yields the processor now and then, in case the other thread needs it.
 fn pause(spins: &mut u32) {
     *spins += 1;
     if spins.is_multiple_of(4096) {

@@ -1,47 +1,48 @@
 //! The division of grouped products among threads.
 //!
-//! Rows are sorted by group, and every factor of a product has panels of weights for each group. A panel meets the rows
-//! of its group in tiles, a tile and a panel being what a kernel multiplies at once. The work lies in one line, in the
-//! order in which the panels lie in memory: factor after factor, group after group, panel after panel. Threads take
-//! stretches of that line, so that each streams weights without a break, whether one row is multiplied or many are.
+//! Rows are sorted by group, and every factor of a product has panels of weights for each group. The rows of a group
+//! are divided into tiles; a kernel multiplies one tile with one panel at a time. The work is ordered as the panels lie
+//! in memory: factor after factor, group after group, panel after panel. Threads take consecutive shares of that order,
+//! so that each thread streams weights without a break, with one row as with many.
 
 use std::ops::Range;
 
 use crate::threads::{num_threads, parallel};
 
-/// The smallest share of the work is one in so many for each thread.
+/// The smallest share is the work of a thread divided by this number.
 const LEAST_SHARE: usize = 12;
 
-/// Products to divide.
-pub(crate) struct Work<'a> {
-    /// Where the rows of each group begin, and where the last ends; a group may be empty.
+/// The products of a call, to be divided among threads.
+pub(crate) struct GroupedWork<'a> {
+    /// Where the rows of each group begin, and where the last group ends; a group may be empty.
     pub(crate) offsets: &'a [u32],
-    /// Panels that each factor has for a group.
+    /// The number of panels of each factor for one group.
     pub(crate) panels: &'a [usize],
-    /// Tiles that so many rows of a group are cut into.
+    /// The number of tiles for a number of rows.
     pub(crate) tiles: fn(usize) -> usize,
-    /// Tiles of a piece, at most: their rows stay in the second-level cache while panels pass by.
+    /// Most tiles of a piece: their rows stay in the second-level cache while the panels are read.
     pub(crate) piece_tiles: usize,
-    /// Panels of a piece where a group has tiles for several: these panels stay in a cache while the rows pass by.
+    /// Panels of a piece where a group has more than `piece_tiles` tiles: the panels stay in a cache while the rows are
+    /// read.
     pub(crate) piece_panels: usize,
 }
 
-/// Some of the work: tiles of a group's rows times panels of a factor, each panel with all of these tiles.
+/// A piece of the work: some tiles of a group times some panels of a factor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub(crate) struct WorkPiece {
     pub(crate) factor: usize,
     pub(crate) group: usize,
     pub(crate) tiles: Range<usize>,
     pub(crate) panels: Range<usize>,
 }
 
-impl Work<'_> {
+impl GroupedWork<'_> {
     /// Runs over all pieces, on all threads.
-    pub(crate) fn run(&self, run: impl Fn(Piece) + Sync) {
+    pub(crate) fn run(&self, run: impl Fn(WorkPiece) + Sync) {
         let groups = 0..self.offsets.len().saturating_sub(1);
         let one: usize = groups.map(|group| self.cut(group).tiles).sum();
         let total = one * self.panels.iter().sum::<usize>();
-        // Asked once: were it to change, the tasks would divide the work in different ways.
+        // Read once: if the number changed, the tasks would divide the work in different ways.
         let threads = num_threads();
         parallel(shares(total, threads).count(), |task| {
             if let Some(share) = shares(total, threads).nth(task) {
@@ -52,11 +53,11 @@ impl Work<'_> {
 
     fn cut(&self, group: usize) -> Cut {
         let tiles = (self.tiles)((self.offsets[group + 1] - self.offsets[group]) as usize);
-        Cut { tiles, blocks: tiles.div_ceil(self.piece_tiles) }
+        Cut { tiles, parts: tiles.div_ceil(self.piece_tiles) }
     }
 
-    /// The pieces that begin in a share of the cost, which counts each tile of each panel.
-    fn pieces(&self, share: Range<usize>, mut run: impl FnMut(Piece)) {
+    /// Runs over the pieces that begin in a share of the cost; the cost of a piece is its tiles times its panels.
+    fn pieces(&self, share: Range<usize>, mut run: impl FnMut(WorkPiece)) {
         let mut before = 0;
         for (factor, panels) in self.panels.iter().copied().enumerate() {
             for group in 0..self.offsets.len() - 1 {
@@ -65,7 +66,7 @@ impl Work<'_> {
                 if cost > 0 && before < share.end && before + cost > share.start {
                     let share = share.start.saturating_sub(before)..(share.end - before).min(cost);
                     cut.pieces(share, panels, self.piece_panels, |tiles, panels| {
-                        run(Piece { factor, group, tiles, panels });
+                        run(WorkPiece { factor, group, tiles, panels });
                     });
                 }
                 before += cost;
@@ -74,29 +75,35 @@ impl Work<'_> {
     }
 }
 
-/// How the rows of a group are cut.
+/// How the tiles of a group are divided.
 #[derive(Clone, Copy)]
 struct Cut {
     tiles: usize,
-    /// Parts of the tiles that pass by one after the other.
-    blocks: usize,
+    /// Parts of the tiles that are computed one after the other.
+    parts: usize,
 }
 
 impl Cut {
-    /// The pieces (tiles, panels) of a group that begin in a share of its cost.
-    fn pieces(self, share: Range<usize>, panels: usize, span: usize, mut run: impl FnMut(Range<usize>, Range<usize>)) {
-        let Cut { tiles, blocks } = self;
-        if blocks == 1 {
+    /// Runs over the pieces (tiles, panels) of a group that begin in a share of its cost.
+    fn pieces(
+        self,
+        share: Range<usize>,
+        panels: usize,
+        piece_panels: usize,
+        mut run: impl FnMut(Range<usize>, Range<usize>),
+    ) {
+        let Cut { tiles, parts } = self;
+        if parts == 1 {
             let at = |cost: usize| cost.div_ceil(tiles);
             if at(share.start) < at(share.end) {
                 run(0..tiles, at(share.start)..at(share.end));
             }
             return;
         }
-        for first in (0..panels).step_by(span) {
-            let columns = first..(first + span).min(panels);
-            for block in 0..blocks {
-                let own = tiles * block / blocks..tiles * (block + 1) / blocks;
+        for first in (0..panels).step_by(piece_panels) {
+            let columns = first..(first + piece_panels).min(panels);
+            for part in 0..parts {
+                let own = tiles * part / parts..tiles * (part + 1) / parts;
                 if share.contains(&(first * tiles + own.start * columns.len())) {
                     run(own, columns.clone());
                 }
@@ -105,8 +112,8 @@ impl Cut {
     }
 }
 
-/// Divides work into shares for threads that take one after the other: large ones first, whose weights stream without a
-/// break, then smaller ones, so that no thread waits for long at the end.
+/// Divides work into shares that threads take one after the other: large ones first, so that weights stream without a
+/// break, then smaller ones, so that no thread waits long at the end.
 fn shares(total: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
     let least = total.div_ceil(LEAST_SHARE * threads);
     let mut start = 0;
@@ -122,7 +129,7 @@ fn shares(total: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
 mod tests {
     use super::*;
 
-    /// Whatever the division, each tile of each panel is in one piece.
+    /// For every division, each tile of each panel is in exactly one piece.
     #[test]
     fn every_tile_of_every_panel_is_in_one_piece() {
         let tiles = |rows: usize| rows.div_ceil(3);
@@ -136,7 +143,7 @@ mod tests {
         ];
         for (offsets, panels) in cases {
             for (piece_tiles, piece_panels) in [(1, 1), (2, 3), (4, 8), (100, 4)] {
-                let work = Work { offsets, panels, tiles, piece_tiles, piece_panels };
+                let work = GroupedWork { offsets, panels, tiles, piece_tiles, piece_panels };
                 let groups = offsets.len() - 1;
                 let rows = |group: usize| (offsets[group + 1] - offsets[group]) as usize;
                 let total: usize =

@@ -1,15 +1,15 @@
-//! Training: what turns gradients into a better model.
+//! Training.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
 //! | [`config`] | the configuration of a run: OLMo's YAML files |
 //! | [`schedule`] | the learning rate and the bound on the gradients over time |
-//! | [`metrics`] | what a run writes down of its steps: JSON lines and event files |
-//! | [`loss`] | what is learned from a batch, and what is reported of it |
+//! | [`metrics`] | the metrics of a run, as JSON lines and event files |
+//! | [`loss`] | the loss of a batch and its parts |
 //! | [`optimizer`] | AdamW and LionW, clipping, metrics, saving and restoring |
-//! | [`state`] | how far a run is, and where in the data |
+//! | [`state`] | the progress of a run, and its position in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
-//! | [`plan`] | what a run needs and how long it is, before it begins |
+//! | [`plan`] | the resources and the length of a run, computed before it begins |
 //!
 //! [`trainer::Trainer`] is the loop. The parts of its step, for a loop of one's own:
 //!

@@ -1,14 +1,15 @@
-//! The optimizer of a run: AdamW or LionW over the trained parameters of a model, with clipping, and what a log says of a
-//! step.
+//! The optimizer of a run: AdamW or LionW over the trained parameters of a model, with clipping, and what a log says of
+//! a step.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
 //! | `clip` | the bound on the gradients |
 //! | [`metrics`] | norms, means and extremes of parameters, gradients, moments and updates |
 //! | [`state`] | saving and restoring |
 //!
-//! As OLMo makes its groups: linears, routers and experts decay, norms and biases if `decay_norm_and_bias`, the embedding if
-//! `decay_embeddings`. All sums have a fixed order, so that a step has the same bits on any number of threads.
+//! Weight decay is applied as in OLMo: to linears, routers and experts; to norms and biases if `decay_norm_and_bias` is
+//! set; to the embedding if `decay_embeddings` is set. All sums have a fixed order, so that a step has the same bits on
+//! any number of threads.
 
 mod clip;
 pub mod metrics;
@@ -71,7 +72,7 @@ pub struct Optimizer {
     recorded: bool,
 }
 
-/// What a step is to do.
+/// The settings of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
     /// Its number in the run, from 1.
@@ -80,18 +81,19 @@ pub struct Step {
     pub learning_rate: f64,
     /// The bound on the gradients: [`Schedule::clip`](crate::schedule::Schedule::clip).
     pub clip: Clip,
-    /// Whether to record [`Optimizer::metrics`]: [`TrainConfig::records_metrics`](crate::config::TrainConfig::records_metrics).
+    /// Whether to record [`Optimizer::metrics`]:
+    /// [`TrainConfig::records_metrics`](crate::config::TrainConfig::records_metrics).
     pub record: bool,
 }
 
-/// What a step did.
+/// The results of an update.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
+pub struct UpdateReport {
     /// Global L2 norm of the gradients before clipping.
     pub grad_norm: f64,
-    /// What they were multiplied by; of several, the smallest.
+    /// The factor by which the gradients were clipped; of several factors, the smallest.
     pub clip: f64,
-    /// Whether the update was applied: not when the norm is infinite or not a number.
+    /// Whether the update was applied; it is not when the norm is NaN or infinite.
     pub applied: bool,
 }
 
@@ -116,17 +118,17 @@ impl Optimizer {
         }
     }
 
-    /// One step: clips, updates, packs the new weights, and sets the gradients to zero. With a gradient that is no finite
-    /// number nothing changes, neither parameters nor state.
+    /// One step: clips the gradients, updates and packs the weights, and sets the gradients to zero. If a gradient is
+    /// NaN or infinite, neither parameters nor state change.
     ///
     /// # Panics
     /// When the model has other trained parameters than the one that the optimizer was made for.
-    pub fn step(&mut self, model: &mut Model, gradients: &mut Gradients, step: &Step) -> StepReport {
+    pub fn step(&mut self, model: &mut Model, gradients: &mut Gradients, step: &Step) -> UpdateReport {
         assert!(gradients.iter().map(|(id, _)| id).eq(self.ids.iter().copied()), "an optimizer belongs to one model");
         self.recorded = false;
         let grad_norm = self.clipping.measure(gradients.iter().map(|(_, g)| sum_of_squares(g)));
         if !grad_norm.is_finite() {
-            return StepReport { grad_norm, clip: 1.0, applied: false };
+            return UpdateReport { grad_norm, clip: 1.0, applied: false };
         }
         let clip = self.clipping.apply(step.clip, grad_norm, self.config.betas, step.number);
         if step.record {
@@ -171,11 +173,11 @@ impl Optimizer {
                 metrics.update_cosine = (self.config.name == OptimizerName::LionW).then(|| metrics.cosine());
             }
         }
-        StepReport { grad_norm, clip, applied: true }
+        UpdateReport { grad_norm, clip, applied: true }
     }
 
-    /// What is known before the update: OLMo's log has the gradients before clipping, and parameters and moments before the
-    /// step.
+    /// What is known before the update: OLMo's log has the gradients before clipping, and parameters and moments before
+    /// the step.
     fn record_before(&mut self, model: &Model, gradients: &Gradients, grad_norm: f64) {
         let specs = self.ids.iter().map(|id| &model.parameters()[*id]);
         let metrics = self.metrics.get_or_insert_with(|| Metrics::new(specs));

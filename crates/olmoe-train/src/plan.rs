@@ -1,4 +1,4 @@
-//! What a run needs and how long it is, before it begins.
+//! The resources and the length of a run, computed before it begins.
 
 use olmoe_model::config::{ConfigError, ModelConfig};
 use olmoe_model::model::Precision;
@@ -13,7 +13,7 @@ use crate::state::TrainerState;
 pub struct Plan {
     /// Parameters.
     pub parameters: ParameterCount,
-    /// Bytes of memory at least: parameters, gradients, moments, and every matrix packed. Activations come on top.
+    /// The least bytes of memory: parameters, gradients, moments and packed matrices, without activations.
     pub memory: u64,
     /// Bytes of a checkpoint.
     pub checkpoint: u64,
@@ -38,7 +38,7 @@ impl Plan {
         let parameters = ParameterCount::of(&config.model)?;
         let batches_per_epoch = instances / config.global_train_batch_size.max(1);
         let at = state.progress(batches_per_epoch);
-        // The epochs may be over before the last step comes.
+        // The epochs may end before the last step.
         let left = config.max_epochs(&at).saturating_sub(state.epoch).saturating_mul(batches_per_epoch);
         let done = state.examples_seen_this_epoch / config.global_train_batch_size.max(1);
         let left = left.saturating_sub(done.min(batches_per_epoch));
@@ -84,7 +84,8 @@ pub fn too_little_memory(needed: u64) -> Option<u64> {
 }
 
 /// Multiply-adds of one token's training step, as operations: forward once, backward twice. Matrices by the parameters
-/// that a token passes (not the embedding, which is a look-up), attention by the half of the scores that causality leaves.
+/// that a token passes (not the embedding, which is a look-up), attention by the half of the scores that causality
+/// leaves.
 ///
 /// # Errors
 /// More parameters than any model has.

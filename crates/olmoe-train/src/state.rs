@@ -1,10 +1,11 @@
-//! What a run remembers beside parameters and moments: how far it is, and where in the data.
+//! The state of a run in addition to parameters and moments: its progress, and its position in the data.
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Progress, TrainConfig};
 
-/// The state of the trainer, which the manifest of a checkpoint carries ([`Writer::state`](olmoe_checkpoint::save::Writer::state)).
+/// The state of the trainer, which the manifest of a checkpoint carries
+/// ([`Writer::state`](olmoe_checkpoint::save::Writer::state)).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainerState {
@@ -12,7 +13,7 @@ pub struct TrainerState {
     pub step: u64,
     /// The pass over the data, from 0.
     pub epoch: u64,
-    /// Sequences of this pass that are behind: where the data goes on.
+    /// Sequences of this pass that have been used, which is the position in the data.
     pub examples_seen_this_epoch: u64,
     /// Tokens trained on, over all passes.
     pub tokens_seen: u64,
@@ -36,8 +37,8 @@ impl TrainerState {
         }
     }
 
-    /// The state that a run goes on with from that of a checkpoint: `reset_trainer_state`, `restore_dataloader`, `epoch` and
-    /// `fast_forward_batches` act here, in OLMo's order.
+    /// The state that a run goes on with from that of a checkpoint: `reset_trainer_state`, `restore_dataloader`,
+    /// `epoch` and `fast_forward_batches` act here, in OLMo's order.
     ///
     /// Without `restore_dataloader` the data and the count of tokens begin anew, and the steps go on. Batches that are
     /// skipped count as sequences that are behind, not as tokens. With `reset_trainer_state` none are skipped.
@@ -71,7 +72,7 @@ impl TrainerState {
         self.examples_seen_this_epoch = 0;
     }
 
-    /// What the end of the run depends on.
+    /// The progress on which the end of the run depends.
     pub fn progress(&self, batches_per_epoch: u64) -> Progress {
         Progress { step: self.step, tokens_seen: self.tokens_seen, batches_per_epoch }
     }

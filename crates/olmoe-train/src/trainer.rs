@@ -1,20 +1,20 @@
-//! The training loop: from a configuration to a trained model, without ever losing work.
+//! The training loop: from a configuration to a trained model, with checkpoints from which an interrupted run resumes.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
-//! | `begin` | what a run begins from: nothing, its own newest checkpoint, or `load_path` |
+//! | `begin` | the start of a run: initial weights, its own newest checkpoint, or `load_path` |
 //! | `decisions` | what is due after a step, and whether the run ends |
-//! | `event` | what a run tells while it goes on |
+//! | `event` | the events that a run reports |
 //! | `data` | the data of a configuration |
 //! | `step` | one step: micro-batches forward and back, then the update |
-//! | `metrics` | what a step is logged as |
+//! | `metrics` | the metrics of a step |
 //! | `evaluation` | perplexity on held-out texts |
-//! | `samples` | texts that the model writes meanwhile |
-//! | `indices` | which instances each step learned from |
-//! | `folder` | the folder of the run: its lock, when to save, what to keep |
+//! | `samples` | texts that the model generates during training |
+//! | `indices` | the instances of each step |
+//! | `folder` | the folder of the run: its lock, when to save, which checkpoints to keep |
 //!
-//! A step depends on the weights, the state of the optimizer, and the position in the data, all of which a checkpoint has.
-//! So a run that goes on is the run that was never interrupted, bit for bit, on any number of threads.
+//! A step depends on the weights, the state of the optimizer, and the position in the data, which are all in a
+//! checkpoint. So a resumed run is the uninterrupted run, bit for bit, on any number of threads.
 //!
 //! ```no_run
 //! use std::sync::atomic::AtomicBool;
@@ -210,8 +210,8 @@ impl<D: Disk> Trainer<D> {
         Ok(Plan::new(&self.config, &self.state, self.data.len().into())?)
     }
 
-    /// The step up to which the samples of an earlier part of this run are there; those of later steps are (still, or again)
-    /// to come.
+    /// The step up to which the samples of an earlier part of this run are there; those of later steps are (still, or
+    /// again) to come.
     ///
     /// # Errors
     /// As [`plan`](Self::plan).
@@ -221,11 +221,12 @@ impl<D: Disk> Trainer<D> {
         Ok(if again { step.saturating_sub(1) } else { step })
     }
 
-    /// Trains to the end, or until `interrupt` is set or the time is over; then it saves. `on` hears of everything.
+    /// Trains to the end of the run, or until `interrupt` is set or the time limit is reached, and saves. `on` is
+    /// called with every event.
     ///
     /// # Errors
-    /// Data that cannot be read, a loss or a gradient that is NaN or infinite, a checkpoint that cannot be written. The
-    /// checkpoints that there are stay as they were.
+    /// Data that cannot be read, a loss or a gradient that is NaN or infinite, a checkpoint that cannot be written.
+    /// Existing checkpoints are not changed.
     pub fn run(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
         let began = Instant::now();
         let batches_per_epoch = u64::from(self.data.len()) / self.config.global_train_batch_size;
@@ -243,7 +244,7 @@ impl<D: Disk> Trainer<D> {
                 state: &self.state,
                 last_step,
                 epochs,
-                // The one place that looks; what takes long ends early by itself and comes back here.
+                // `interrupt` is read only here; evaluations and samples end early when it is set and return here.
                 interrupted: interrupt.load(Ordering::Relaxed),
                 seconds: began.elapsed().as_secs_f64(),
                 saved: self.last_saved,
@@ -274,7 +275,7 @@ impl<D: Disk> Trainer<D> {
         }
     }
 
-    /// The next batch, of the next pass over the data if this one is over; none when the last one is.
+    /// The next batch, from the next pass over the data if the present one has ended; `None` after the last pass.
     fn next_batch(&mut self, loader: &mut Option<Loader>, epochs: u64) -> Result<Option<Batch>, TrainError> {
         while self.state.epoch < epochs {
             let open = match loader.take() {
@@ -302,14 +303,15 @@ impl<D: Disk> Trainer<D> {
         Ok(None)
     }
 
-    /// Learns from one batch. After an error weights, state and gradients are as before, so that another batch can follow.
+    /// Takes a training step with one batch. After an error, weights, state and gradients are unchanged, so that
+    /// another batch can follow.
     ///
     /// # Errors
     /// [`TrainError::NotFinite`], ids that the model has no rows for.
     pub fn step(&mut self, batch: &Batch, batches_per_epoch: u64) -> Result<StepReport, TrainError> {
         let learned = self.learn(batch, batches_per_epoch);
         if learned.is_err() {
-            // Micro-batches before the one that failed have left theirs.
+            // Micro-batches before the failed one have accumulated gradients.
             self.gradients.clear();
         }
         learned

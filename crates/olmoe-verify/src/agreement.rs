@@ -1,16 +1,16 @@
-//! The model against a golden state.
+//! Agreement of the model with a golden state.
 //!
-//! The golden states are results in f32 or better. In `fp32` one bound a quantity holds for all of them. An `amp_bf16`
-//! model is allowed what rounding the factors of each product to 8 bits does: the bounds are wider, and a choice of
-//! experts that hangs on less may fall the other way (see [`MARGIN`]). One bound a quantity can hold there too because
-//! the golden states are made for it: none of their tokens is near a point where rounding decides what is computed (see
+//! The golden states are results in f32 or a higher precision. In `fp32` each quantity has one bound for all golden
+//! states. In `amp_bf16` the factors of each product are rounded to 8 bits, so the bounds are wider, and a choice of
+//! experts with a smaller margin than [`MARGIN`] may differ. Each quantity can have one bound there, too, because none
+//! of the tokens of the golden states is near a point where rounding decides which experts are chosen (see
 //! `tools/reference/README.md`).
 
 use olmoe_model::model::{Keep, Model, Precision};
 
-use crate::check::{Check, Kind, largest, relative, relative_scalar};
+use crate::check::{Check, CheckKind, largest, relative, relative_scalar};
 use crate::golden::{Golden, Router};
-use crate::pass::{Pass, Task, VerifyError, build};
+use crate::pass::{PassTask, TrainingPass, VerifyError, build};
 
 /// Largest errors of one precision.
 pub(crate) struct Bounds {
@@ -28,29 +28,29 @@ pub(crate) struct Bounds {
     pub(crate) probs: f64,
 }
 
-/// Those of `fp32`.
+/// The bounds of `fp32`.
 pub(crate) const FP32: Bounds =
     Bounds { logits: 1e-5, cross_entropy: 1e-6, auxiliary: 1e-5, gradients: 1e-5, zero_gradients: 1e-7, probs: 1e-5 };
-/// Those of `amp_bf16`.
+/// The bounds of `amp_bf16`.
 const AMP_BF16: Bounds =
     Bounds { logits: 2e-2, cross_entropy: 2e-2, auxiliary: 2e-2, gradients: 2e-2, zero_gradients: 1e-7, probs: 2e-2 };
 
-/// With `amp_bf16` a choice is clear when the probability of the last chosen expert leads that of the first that was
-/// not by more than this share of itself; only clear choices have to be the reference's, and in the project's golden
-/// states all are. The relative error of a probability is the absolute error of its logit; bf16 rounds a number of 8,
-/// about the largest logit here, by up to 8/2^8, and two logits are compared.
+/// With `amp_bf16` a choice is clear when the probability of the last chosen expert exceeds that of the first expert
+/// that is not chosen by more than this share of itself. Only clear choices have to be those of the reference; in the
+/// golden states of this project all choices are clear. The relative error of a probability is the absolute error of
+/// its logit; bf16 rounds a number of 8, about the largest logit here, by up to 8/2^8, and two logits are compared.
 const MARGIN: f32 = 1.0 / 16.0;
 
 pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMut(Check)) -> Result<(), VerifyError> {
     let model = build(golden, precision)?;
-    let pass = Pass::run(&model, &Task::of(golden), Keep::Everything).map_err(VerifyError::of(golden))?;
+    let pass = TrainingPass::run(&model, &PassTask::of(golden), Keep::Everything).map_err(VerifyError::of(golden))?;
     let bounds = match precision {
         Precision::Fp32 => FP32,
         Precision::AmpBf16 => AMP_BF16,
     };
     let mut answer = |what: &str, worst: f64, bound: f64, detail: String| {
         let of = (golden.name.as_str(), precision.name());
-        report(Check::new(of, Kind::Agreement, what, worst, bound, detail));
+        report(Check::new(of, CheckKind::Agreement, what, worst, bound, detail));
     };
     answer("logits", relative(&pass.logits, &golden.logits), bounds.logits, String::new());
     let losses = pass.losses;
@@ -82,19 +82,19 @@ pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMu
     Ok(())
 }
 
-/// The largest error and whose it is; a NaN is larger than any number.
+/// The largest error and its parameter; NaN counts as larger than any number.
 fn worst<'a>(of: &[&GradientError<'a>]) -> Option<(f64, &'a str)> {
     let worst = of.iter().max_by(|a, b| a.error.abs().total_cmp(&b.error.abs()))?;
     Some((worst.error, worst.parameter))
 }
 
-/// The largest error of a router's probability.
-fn probability_error(router: &Router, pass: &Pass) -> f64 {
+/// The largest error of a probability of the router.
+fn probability_error(router: &Router, pass: &TrainingPass) -> f64 {
     let found = pass.routing.layers.iter().flat_map(|layer| layer.routing.probs_te.iter());
     largest(found.zip(&router.probs).map(|(found, expected)| f64::from((found - expected).abs())))
 }
 
-/// The error of one parameter's gradient.
+/// The error of the gradient of one parameter.
 pub(crate) struct GradientError<'a> {
     parameter: &'a str,
     /// Whether the reference has only zeros, so that the error is absolute.
@@ -103,7 +103,7 @@ pub(crate) struct GradientError<'a> {
 }
 
 /// The errors of all gradients that both the golden state and the model have.
-pub(crate) fn gradient_errors<'a>(golden: &'a Golden, model: &Model, pass: &Pass) -> Vec<GradientError<'a>> {
+pub(crate) fn gradient_errors<'a>(golden: &'a Golden, model: &Model, pass: &TrainingPass) -> Vec<GradientError<'a>> {
     let named = pass.gradients.iter().map(|(id, found)| (&model.parameters()[id].name, found));
     let known = named.filter_map(|(name, found)| Some((golden.parameter(name)?, found)));
     known
@@ -115,9 +115,15 @@ pub(crate) fn gradient_errors<'a>(golden: &'a Golden, model: &Model, pass: &Pass
         .collect()
 }
 
-/// How many tokens have other experts than the reference's though the choice is clear, how many choices are clear, and
-/// of how many. In f32 all are clear, and their order counts; with bf16 products only which experts were chosen does.
-fn different_choices(router: &Router, pass: &Pass, tokens: usize, precision: Precision) -> (usize, usize, usize) {
+/// The number of tokens with other experts than in the reference although the choice is clear, the number of clear
+/// choices, and the number of all choices. In f32 all choices are clear, and the order of the experts counts; with bf16
+/// products only the set of experts counts.
+fn different_choices(
+    router: &Router,
+    pass: &TrainingPass,
+    tokens: usize,
+    precision: Precision,
+) -> (usize, usize, usize) {
     let (mut wrong, mut clear) = (0, 0);
     for (l, layer) in pass.routing.layers.iter().enumerate() {
         let (num_choices, num_experts) = (layer.routing.ids_tk.cols(), layer.routing.probs_te.cols());

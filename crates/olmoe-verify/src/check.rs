@@ -1,14 +1,14 @@
-//! One answer, and how differences become numbers.
+//! The result of one check, and the measures of differences.
 
 use serde::Serialize;
 
-/// What sort of question a check asks.
+/// The kind of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum CheckKind {
     /// The model against a golden state: `worst` is an error, which may not exceed the bound.
     Agreement,
-    /// The model against itself: `worst` is how many numbers have other bits, and the bound is 0.
+    /// The model against itself: `worst` is how many numbers have different bits, and the bound is 0.
     Determinism,
     /// The f64 reference against a golden state: as `Agreement`.
     Reference,
@@ -16,69 +16,69 @@ pub enum Kind {
     Mistake,
 }
 
-/// One answer.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Check {
     /// Name of the golden state.
     pub model: String,
-    /// What sort of question.
-    pub kind: Kind,
+    /// The kind of check.
+    pub kind: CheckKind,
     /// What was compared.
     pub what: String,
-    /// Of the matrix products: `fp32`, `amp_bf16`, or `fp64` for the reference.
+    /// The precision of the matrix products: `fp32`, `amp_bf16`, or `fp64` for the reference.
     pub precision: &'static str,
     /// The largest error found.
     pub worst: f64,
-    /// Its bound: from above, or for a mistake from below.
+    /// The bound of the error: an upper bound, or for a mistake a lower bound.
     pub bound: f64,
-    /// Whether the error is on the right side of the bound.
+    /// Whether the error satisfies the bound.
     pub passed: bool,
-    /// Where the worst was found, or what else there is to know; may be empty.
+    /// The place of the largest error, or other details; may be empty.
     pub detail: String,
 }
 
 impl Check {
-    /// Passed if `worst` is at most `bound`, or for a mistake above it; a NaN never passes as agreement and is always a
-    /// mistake detected.
+    /// A check that passes if `worst` is at most `bound`, or for a mistake above it. NaN never passes as agreement, and
+    /// always counts as a detected mistake.
     pub(crate) fn new(
         (model, precision): (&str, &'static str),
-        kind: Kind,
+        kind: CheckKind,
         what: impl Into<String>,
         worst: f64,
         bound: f64,
         detail: impl Into<String>,
     ) -> Check {
         let within = worst <= bound;
-        let passed = within != (kind == Kind::Mistake);
+        let passed = within != (kind == CheckKind::Mistake);
         Check { model: model.into(), kind, what: what.into(), precision, worst, bound, passed, detail: detail.into() }
     }
 }
 
-/// How many checks there were and how many passed.
+/// The numbers of checks and of passed checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Summary {
+pub struct CheckSummary {
     /// All checks, the mistakes included.
     pub checks: usize,
-    /// Those that passed.
+    /// The checks that passed.
     pub passed: usize,
-    /// The mistakes among them.
+    /// The mistakes among the checks.
     pub mistakes: usize,
     /// The mistakes that were detected.
     pub detected: usize,
 }
 
-impl Summary {
-    /// Counts one more.
+impl CheckSummary {
+    /// Counts a check.
     pub fn add(&mut self, check: &Check) {
         self.checks += 1;
         self.passed += usize::from(check.passed);
-        if check.kind == Kind::Mistake {
+        if check.kind == CheckKind::Mistake {
             self.mistakes += 1;
             self.detected += usize::from(check.passed);
         }
     }
 
-    /// Checks that failed.
+    /// The number of checks that failed.
     pub fn failed(&self) -> usize {
         self.checks - self.passed
     }
@@ -86,7 +86,7 @@ impl Summary {
 
 /// `‖found − expected‖ / ‖expected‖` in f64; for an all-zero tensor the largest magnitude found.
 pub(crate) fn relative(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len(), "only tensors of one shape are compared");
+    assert_eq!(found.len(), expected.len(), "only tensors of the same shape are compared");
     let (mut difference, mut norm) = (0.0, 0.0);
     for (found, expected) in found.iter().zip(expected) {
         difference += (f64::from(*found) - f64::from(*expected)).powi(2);
@@ -100,14 +100,14 @@ pub(crate) fn relative_scalar(found: f64, expected: f64) -> f64 {
     if expected == 0.0 { found.abs() } else { ((found - expected) / expected).abs() }
 }
 
-/// The largest of some magnitudes, 0 of none, NaN if there is one.
+/// The largest of some magnitudes; 0 if there are none, NaN if one is NaN.
 pub(crate) fn largest(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().fold(0.0, |worst, x| if x > worst || x.is_nan() { x } else { worst })
 }
 
 /// How many numbers differ in their bits, and the index of the first.
 pub(crate) fn different_bits(found: &[f32], expected: &[f32]) -> (usize, Option<usize>) {
-    assert_eq!(found.len(), expected.len(), "only tensors of one shape are compared");
+    assert_eq!(found.len(), expected.len(), "only tensors of the same shape are compared");
     let mut pairs = found.iter().zip(expected);
     let first = pairs.position(|(a, b)| a.to_bits() != b.to_bits());
     let rest = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
@@ -123,8 +123,8 @@ mod tests {
         assert!(relative(&[1.0, f32::NAN], &[1.0, 2.0]).is_nan());
         assert!(relative(&[f32::NAN, 0.0], &[0.0, 0.0]).is_nan());
         assert!(largest([1.0, f64::NAN, 2.0]).is_nan());
-        assert!(!Check::new(("m", "fp32"), Kind::Agreement, "x", f64::NAN, 1.0, "").passed);
-        assert!(Check::new(("m", "fp32"), Kind::Mistake, "x", f64::NAN, 1.0, "").passed);
+        assert!(!Check::new(("m", "fp32"), CheckKind::Agreement, "x", f64::NAN, 1.0, "").passed);
+        assert!(Check::new(("m", "fp32"), CheckKind::Mistake, "x", f64::NAN, 1.0, "").passed);
     }
 
     #[test]

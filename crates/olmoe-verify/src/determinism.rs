@@ -1,7 +1,7 @@
-//! The model against itself: the same bits, however they are computed.
+//! Determinism of the model: the same bits for any number of threads, instruction set, batch and cache.
 //!
-//! A capacity makes an expert's tokens depend on the whole batch, so such a model is not asked for the same bits alone
-//! and in a batch, or cached.
+//! With a capacity, the tokens of an expert depend on the whole batch, so for such a model the bits of a sequence alone
+//! or with a cache are not compared with those in a batch.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,15 +12,16 @@ use olmoe_tensor::simd::Isa;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads;
 
-use crate::check::{Check, Kind, different_bits};
+use crate::check::{Check, CheckKind, different_bits};
 use crate::golden::Golden;
-use crate::pass::{Pass, Task, VerifyError, build};
+use crate::pass::{PassTask, TrainingPass, VerifyError, build};
 
 /// Numbers of threads that have to give the same bits.
 const THREADS: [usize; 3] = [1, 2, 3];
 
-/// The settings of the process while a check changes them; restored on drop. One check at a time.
-struct Settings {
+/// The settings of the process, which are restored on drop after a check has changed them. Only one check runs at a
+/// time.
+struct ProcessSettings {
     isa: Isa,
     threads: usize,
     _turn: MutexGuard<'static, ()>,
@@ -28,14 +29,14 @@ struct Settings {
 
 static TURN: Mutex<()> = Mutex::new(());
 
-impl Settings {
-    fn hold() -> Settings {
+impl ProcessSettings {
+    fn hold() -> ProcessSettings {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        Settings { isa: Isa::current(), threads: threads::num_threads(), _turn: turn }
+        ProcessSettings { isa: Isa::current(), threads: threads::num_threads(), _turn: turn }
     }
 }
 
-impl Drop for Settings {
+impl Drop for ProcessSettings {
     fn drop(&mut self) {
         self.isa.select();
         threads::set_num_threads(self.threads);
@@ -44,31 +45,31 @@ impl Drop for Settings {
 
 pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMut(Check)) -> Result<(), VerifyError> {
     let error = VerifyError::of(golden);
-    let settings = Settings::hold();
-    let mut answer = |what: &str, difference: Difference| {
+    let settings = ProcessSettings::hold();
+    let mut answer = |what: &str, difference: BitDifferences| {
         let of = (golden.name.as_str(), precision.name());
         let worst = difference.count as f64;
-        report(Check::new(of, Kind::Determinism, what, worst, 0.0, difference.detail()));
+        report(Check::new(of, CheckKind::Determinism, what, worst, 0.0, difference.detail()));
     };
-    let task = Task::of(golden);
+    let task = PassTask::of(golden);
     let model = build(golden, precision)?;
-    let expected = Pass::run(&model, &task, Keep::Everything).map_err(&error)?;
+    let expected = TrainingPass::run(&model, &task, Keep::Everything).map_err(&error)?;
 
-    let mut difference = Difference::default();
+    let mut difference = BitDifferences::default();
     for n in THREADS {
         threads::set_num_threads(n);
-        let found = Pass::run(&model, &task, Keep::Everything).map_err(&error)?;
+        let found = TrainingPass::run(&model, &task, Keep::Everything).map_err(&error)?;
         difference.passes(&format!("{n} threads"), &found, &expected, &model);
     }
     threads::set_num_threads(settings.threads);
     answer("same bits: 1, 2 and 3 threads", difference);
 
-    let mut difference = Difference::default();
+    let mut difference = BitDifferences::default();
     let mut names = Vec::new();
     for isa in Isa::available() {
         isa.select();
-        // Built anew, so that its weights are packed by the same instruction set.
-        let found = Pass::run(&build(golden, precision)?, &task, Keep::Everything).map_err(&error)?;
+        // The model is built again, so that its weights are packed for the same instruction set.
+        let found = TrainingPass::run(&build(golden, precision)?, &task, Keep::Everything).map_err(&error)?;
         difference.passes(isa.name(), &found, &expected, &model);
         names.push(isa.name());
     }
@@ -79,12 +80,12 @@ pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMu
         (Keep::FeedForward, "same bits: attention recomputed"),
         (Keep::BlockInputs, "same bits: whole blocks recomputed"),
     ] {
-        let mut difference = Difference::default();
-        difference.passes("", &Pass::run(&model, &task, keep).map_err(&error)?, &expected, &model);
+        let mut difference = BitDifferences::default();
+        difference.passes("", &TrainingPass::run(&model, &task, keep).map_err(&error)?, &expected, &model);
         answer(what, difference);
     }
 
-    let mut difference = Difference::default();
+    let mut difference = BitDifferences::default();
     let mut activations = Activations::new(Keep::Nothing);
     let inference = model.logits(&task.batch, &mut activations).map_err(&error)?;
     difference.tensors("logits", &inference, &expected.logits);
@@ -92,14 +93,14 @@ pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMu
 
     if golden.config.moe().is_none_or(|moe| moe.capacity_factor.is_none()) {
         let alone = |s: usize| model.logits(&sequence(golden, s), &mut Activations::new(Keep::Nothing));
-        let mut difference = Difference::default();
+        let mut difference = BitDifferences::default();
         for s in 0..golden.tokens() / golden.length {
             let expected = expected.logits.row_range(s * golden.length..(s + 1) * golden.length);
             difference.tensors(&format!("sequence {s}"), &alone(s).map_err(&error)?, expected);
         }
         answer("same bits: a sequence alone and in the batch", difference);
 
-        // A cache continues whole sequences, so documents do not come into it.
+        // A cache continues whole sequences, so attention is not restricted to documents here.
         let whole = Batch::uniform(&golden.ids, golden.length).expect("the ids were read as whole sequences");
         let expected = model.logits(&whole, &mut activations).map_err(&error)?;
         for (steps, what) in [
@@ -107,7 +108,7 @@ pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMu
             (&[1], "same bits: token by token from the cache"),
             (&[4, 1, 7, 2], "same bits: in chunks from the cache"),
         ] {
-            let mut difference = Difference::default();
+            let mut difference = BitDifferences::default();
             let found = cached(&model, golden, steps).map_err(&error)?;
             difference.tensors("logits", &found, &expected);
             answer(what, difference);
@@ -129,9 +130,9 @@ fn sequence(golden: &Golden, s: usize) -> Batch {
     }
 }
 
-/// The logits of all tokens by way of caches. Every pass continues all sequences that are not yet done, the first by
-/// `steps[0]` tokens, the second by `steps[1]`, and each by the next number in the following pass, so that they are at
-/// different lengths.
+/// The logits of all tokens, computed with caches. Every pass continues all unfinished sequences. In the first pass the
+/// first sequence takes `steps[0]` tokens and the second takes `steps[1]`; in each following pass every sequence takes
+/// the next number, so that the sequences have different lengths.
 fn cached(model: &Model, golden: &Golden, steps: &[usize]) -> Result<Tensor, ModelError> {
     let (length, rows) = (golden.length, golden.config.embedding_size);
     let sequences = golden.tokens() / length;
@@ -145,7 +146,7 @@ fn cached(model: &Model, golden: &Golden, steps: &[usize]) -> Result<Tensor, Mod
             cache.len()..cache.len().saturating_add(step).min(length)
         };
         let chunks: Vec<_> = caches.iter().enumerate().map(|(s, cache)| chunk(s, cache)).collect();
-        // A finished sequence takes no part.
+        // Finished sequences do not take part.
         let running: Vec<_> = (0..sequences).filter(|s| !chunks[*s].is_empty()).collect();
         if running.is_empty() {
             break;
@@ -155,7 +156,7 @@ fn cached(model: &Model, golden: &Golden, steps: &[usize]) -> Result<Tensor, Mod
         let lengths: Vec<usize> = running.iter().map(|s| chunks[*s].len()).collect();
         let held: Vec<usize> = running.iter().map(|s| chunks[*s].start).collect();
         let batch = Batch::new(&ids, &lengths).and_then(|batch| batch.continued_from(&held));
-        let batch = batch.expect("the lengths and ages are those of the chunks");
+        let batch = batch.expect("the lengths of the tokens and of the caches are those of the chunks");
         let (mut taken, mut waiting) = (Vec::new(), Vec::new());
         for (s, cache) in caches.drain(..).enumerate() {
             if running.contains(&s) { taken.push(cache) } else { waiting.push((s, cache)) }
@@ -173,14 +174,14 @@ fn cached(model: &Model, golden: &Golden, steps: &[usize]) -> Result<Tensor, Mod
     Ok(logits)
 }
 
-/// Numbers with other bits, and where the first is.
+/// How many numbers have different bits, and the place of the first one.
 #[derive(Default)]
-struct Difference {
+struct BitDifferences {
     count: usize,
     first: Option<String>,
 }
 
-impl Difference {
+impl BitDifferences {
     fn tensors(&mut self, name: &str, found: &[f32], expected: &[f32]) {
         let (count, first) = different_bits(found, expected);
         self.count += count;
@@ -189,8 +190,8 @@ impl Difference {
         }
     }
 
-    /// Logits, losses and all gradients.
-    fn passes(&mut self, how: &str, found: &Pass, expected: &Pass, model: &Model) {
+    /// Compares logits, losses and all gradients.
+    fn passes(&mut self, how: &str, found: &TrainingPass, expected: &TrainingPass, model: &Model) {
         let of = |what: &str| if how.is_empty() { what.to_owned() } else { format!("{how}: {what}") };
         self.tensors(&of("logits"), &found.logits, &expected.logits);
         if found.losses != expected.losses {

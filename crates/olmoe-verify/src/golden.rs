@@ -22,7 +22,7 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 
 /// Most bytes of a golden file.
 pub const MAX_GOLDEN_BYTES: u64 = 1 << 28;
-/// Most positions of a golden state's model: its rotary tables are built in full.
+/// Most positions of the model of a golden state, because its rotary tables are built in full.
 pub const MAX_POSITIONS: usize = 1 << 16;
 
 /// Weights, inputs and expected results of one model.
@@ -30,7 +30,7 @@ pub const MAX_POSITIONS: usize = 1 << 16;
 pub struct Golden {
     /// Name of the file, without its extension.
     pub name: String,
-    /// What it is for.
+    /// The purpose of the golden state.
     pub description: String,
     /// The architecture, with the auxiliary losses that are part of [`Golden::total`].
     pub config: ModelConfig,
@@ -48,22 +48,22 @@ pub struct Golden {
     pub load_balancing: Option<f64>,
     /// With its weight.
     pub z: Option<f64>,
-    /// What the gradients are of.
+    /// The total loss, whose gradients are in the parameters.
     pub total: f64,
-    /// What the routers decided; none for a dense model.
+    /// The routing; `None` for a dense model.
     pub router: Option<Router>,
     /// In canonical order.
     pub parameters: Vec<Parameter>,
 }
 
-/// What the routers decided.
+/// The routing of all layers.
 #[derive(Clone, Debug)]
 pub struct Router {
     /// Chosen experts, the most probable first, `[L, T, K]`.
     pub ids: Vec<u32>,
     /// Probabilities of all experts, `[L, T, E]`.
     pub probs: Vec<f32>,
-    /// Probability of the last chosen expert less that of the first that was not, `[L, T]`.
+    /// Probability of the last chosen expert minus that of the first expert that is not chosen, `[L, T]`.
     pub margin: Vec<f32>,
 }
 
@@ -74,7 +74,7 @@ pub struct Parameter {
     pub name: String,
     /// Extents, outermost first.
     pub shape: Vec<usize>,
-    /// Its numbers.
+    /// The values.
     pub value: Vec<f32>,
     /// The gradient of [`Golden::total`].
     pub gradient: Vec<f32>,
@@ -88,7 +88,7 @@ pub enum GoldenError {
     Unreadable {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// A folder without golden files.
@@ -114,14 +114,14 @@ pub enum GoldenError {
         source: SafeTensorError,
     },
     /// A metadata entry is missing.
-    #[error("{file}: no {key} in its metadata; it is not a golden state of this project's makers")]
+    #[error("{file}: its metadata has no {key}; it was not made by the programs in tools/reference")]
     MissingMetadata {
         /// The file.
         file: String,
         /// The entry.
         key: &'static str,
     },
-    /// A metadata entry says something that is not understood.
+    /// A metadata entry has an invalid value.
     #[error("{file}: metadata {key}: {message}")]
     BadMetadata {
         /// The file.
@@ -138,10 +138,10 @@ pub enum GoldenError {
         file: String,
         /// `config_hf` or `config_olmo`.
         key: &'static str,
-        /// Why.
+        /// What is wrong with it.
         source: Box<ConfigError>,
     },
-    /// The model's rotary tables would be out of proportion.
+    /// The model has too many positions.
     #[error(
         "{file}: its model has {found} positions, more than the {limit} of a golden state; lower max_sequence_length"
     )]
@@ -154,15 +154,15 @@ pub enum GoldenError {
         limit: usize,
     },
     /// A tensor is missing.
-    #[error("{file}: no tensor {tensor}; its configuration asks for one")]
+    #[error("{file}: no tensor {tensor}, which its configuration requires")]
     MissingTensor {
         /// The file.
         file: String,
         /// The tensor.
         tensor: String,
     },
-    /// A tensor that its configuration has no place for.
-    #[error("{file}: tensor {tensor} is not of the model that its configuration describes")]
+    /// A tensor that does not belong to the model of the configuration.
+    #[error("{file}: tensor {tensor} does not belong to the model of its configuration")]
     UnexpectedTensor {
         /// The file.
         file: String,
@@ -190,10 +190,10 @@ pub enum GoldenError {
         tensor: String,
         /// Its shape.
         found: Vec<usize>,
-        /// The shape its configuration asks for.
+        /// The shape that the configuration requires.
         expected: String,
     },
-    /// A number that cannot be what it stands for.
+    /// A number with an invalid value.
     #[error("{file}: tensor {tensor}, element {at}: found {found}, expected {expected}")]
     Value {
         /// The file.
@@ -204,7 +204,7 @@ pub enum GoldenError {
         at: usize,
         /// Its value.
         found: String,
-        /// What it may be.
+        /// The valid values.
         expected: String,
     },
 }
@@ -294,7 +294,7 @@ impl Golden {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(format)?;
         let metadata = header.metadata().clone().unwrap_or_default();
-        File { file, tensors: tensors.iter().collect(), metadata }.golden()
+        GoldenFile { file, tensors: tensors.iter().collect(), metadata }.golden()
     }
 
     /// The tokens as one batch.
@@ -317,32 +317,32 @@ impl Golden {
     }
 }
 
-/// A file on its way to a [`Golden`]: tensors are taken out one by one, and none may be left.
-struct File<'a> {
+/// A file that is being read to a [`Golden`]: tensors are taken out one by one, and none may be left.
+struct GoldenFile<'a> {
     file: &'a str,
     tensors: HashMap<&'a str, TensorView<'a>>,
     metadata: HashMap<String, String>,
 }
 
-/// What `loss.total` is made of.
+/// The terms of `loss.total`.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Losses {
-    auxiliary: Definition,
+struct LossDefinition {
+    auxiliary: GoldenDefinition,
     load_balancing_weight: f32,
     z_weight: f32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Definition {
+enum GoldenDefinition {
     None,
     Olmo,
     HuggingFace,
     Megatron,
 }
 
-impl File<'_> {
+impl GoldenFile<'_> {
     fn golden(mut self) -> Result<Golden, GoldenError> {
         let (config, definition) = self.config()?;
         let [sequences, length] = self.shape("input_ids")?;
@@ -356,9 +356,9 @@ impl File<'_> {
         let logits = self.floats("logits", &[sequences, length, rows])?;
         let weight = f64::from(config.auxiliary.load_balancing_weight);
         let load_balancing = match definition {
-            Definition::None => None,
-            Definition::HuggingFace => Some(weight * self.scalar("loss.aux")?),
-            Definition::Olmo | Definition::Megatron => Some(self.scalar("loss.load_balancing")?),
+            GoldenDefinition::None => None,
+            GoldenDefinition::HuggingFace => Some(weight * self.scalar("loss.aux")?),
+            GoldenDefinition::Olmo | GoldenDefinition::Megatron => Some(self.scalar("loss.load_balancing")?),
         };
         let z = if config.auxiliary.z_weight == 0.0 { None } else { Some(self.scalar("loss.z")?) };
         let router = match config.moe() {
@@ -405,7 +405,7 @@ impl File<'_> {
         found.ok_or_else(|| GoldenError::MissingMetadata { file: self.file.into(), key })
     }
 
-    fn config(&self) -> Result<(ModelConfig, Definition), GoldenError> {
+    fn config(&self) -> Result<(ModelConfig, GoldenDefinition), GoldenError> {
         let (key, loaded) = match self.metadata("config_hf") {
             Ok(text) => ("config_hf", ModelConfig::from_hf_json(text)),
             Err(_) => ("config_olmo", ModelConfig::from_olmo_yaml(self.metadata("config_olmo")?)),
@@ -413,18 +413,19 @@ impl File<'_> {
         let wrong = |source| GoldenError::Config { file: self.file.into(), key, source: Box::new(source) };
         let mut config = loaded.map_err(wrong)?.config;
         let bad = |message| GoldenError::BadMetadata { file: self.file.into(), key: "losses", message };
-        let losses: Losses = serde_json::from_str(self.metadata("losses")?).map_err(|error| bad(error.to_string()))?;
+        let losses: LossDefinition =
+            serde_json::from_str(self.metadata("losses")?).map_err(|error| bad(error.to_string()))?;
         config.auxiliary = Auxiliary {
             definition: match losses.auxiliary {
-                Definition::Olmo | Definition::None => AuxiliaryDefinition::Olmo,
-                Definition::HuggingFace => AuxiliaryDefinition::HuggingFace,
-                Definition::Megatron => AuxiliaryDefinition::Megatron,
+                GoldenDefinition::Olmo | GoldenDefinition::None => AuxiliaryDefinition::Olmo,
+                GoldenDefinition::HuggingFace => AuxiliaryDefinition::HuggingFace,
+                GoldenDefinition::Megatron => AuxiliaryDefinition::Megatron,
             },
             load_balancing_weight: losses.load_balancing_weight,
             z_weight: losses.z_weight,
         };
         let weights = [losses.load_balancing_weight, losses.z_weight];
-        if losses.auxiliary == Definition::None && weights != [0.0; 2] {
+        if losses.auxiliary == GoldenDefinition::None && weights != [0.0; 2] {
             return Err(bad(format!("auxiliary is none, so both weights have to be 0, found {weights:?}")));
         }
         config.validate().map_err(wrong)?;

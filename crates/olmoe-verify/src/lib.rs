@@ -1,14 +1,14 @@
-//! Is the model right? Every answer is a [`Check`] with a number and a bound.
+//! Checks that the model is right. The result of each is a [`Check`] with a number and a bound.
 //!
 //! | file | what is checked |
 //! |---|---|
 //! | `golden` | the golden states: weights, inputs and results of the reference implementations, read from safetensors |
 //! | `agreement` | logits, losses, routing and every gradient of the model against a golden state |
-//! | `determinism` | the same bits for any number of threads, any batch, any instruction set, cached or not, recomputed or not |
+//! | `determinism` | the same bits for any number of threads, batch and instruction set, with and without cache and recomputation |
 //! | `reference` | a second model in f64 and plain loops, which shares no code with the first |
-//! | `mistakes` | the classic mistakes, made on purpose: each has to miss its golden state by far |
+//! | `mistakes` | the classic mistakes, made on purpose: the result of each has to differ clearly from its golden state |
 //!
-//! [`verify`] runs them all and hands out the results as they come.
+//! [`verify`] runs all checks and reports each result as soon as it is known.
 
 mod agreement;
 mod check;
@@ -18,7 +18,7 @@ mod mistakes;
 mod pass;
 mod reference;
 
-pub use check::{Check, Kind, Summary};
+pub use check::{Check, CheckKind, CheckSummary};
 pub use golden::{Golden, GoldenError, MAX_GOLDEN_BYTES, MAX_POSITIONS, Parameter, Router, embedded, read_directory};
 pub use mistakes::{MISTAKES, Mistake};
 pub use pass::VerifyError;
@@ -28,8 +28,8 @@ use olmoe_model::model::Precision;
 /// Runs every check of every golden state, in the order of `goldens`, and reports each as soon as it is known.
 ///
 /// Agreement and determinism are checked once for each of `precisions`. The f64 reference and the mistakes do not
-/// depend on a precision and are left out unless fp32 is among them; a mistake is tried when the golden state that
-/// shows it is among `goldens`.
+/// depend on a precision and are left out unless fp32 is among them; a mistake is checked when its golden state is
+/// among `goldens`.
 ///
 /// # Errors
 /// [`VerifyError`] when a model cannot be built or run at all, which no check can express.

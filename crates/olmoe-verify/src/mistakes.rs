@@ -1,29 +1,29 @@
-//! The classic mistakes, made on purpose. A set of checks that one of them passes would prove little, so each has to
-//! miss its golden state by more than a hundred times what a right model is allowed.
+//! The classic mistakes, made on purpose. Checks that a wrong model could pass would prove little, so each mistake has
+//! to cause an error of more than a hundred times the bound for a correct model.
 //!
-//! Most are made in the model itself, by a configuration, weights or a batch that are wrong the way a loader or a
-//! caller gets them wrong; the rest in the f64 [`reference`](crate::reference).
+//! Most mistakes are made with the model itself, by a configuration, weights or a batch that are wrong in the way in
+//! which a loader or a caller makes them wrong; the others are made in the f64 [`reference`](crate::reference).
 //!
-//! Not here, because they change no number: rotary positions that start again with each document (only differences of
-//! positions count, and attention does not leave the document), and the side of the cast on which an f32 norm
-//! multiplies its weight.
+//! Two mistakes are not here because they change no number. One is rotary positions that start again with each
+//! document: only differences of positions count, and attention does not leave the document. The other is whether an
+//! f32 norm multiplies by its weight before or after the cast.
 
 use olmoe_model::config::{Activation, AuxiliaryDefinition, ClipOrder, FeedForward, Moe, NormKind};
 use olmoe_model::model::{Keep, Precision};
 use olmoe_tensor::ops::cross_entropy::IGNORE;
 
 use crate::agreement::{FP32, gradient_errors};
-use crate::check::{Check, Kind, largest, relative, relative_scalar};
+use crate::check::{Check, CheckKind, largest, relative, relative_scalar};
 use crate::golden::{Golden, Parameter};
-use crate::pass::{Pass, Task, VerifyError, build};
+use crate::pass::{PassTask, TrainingPass, VerifyError, build};
 use crate::reference::{self, Slip};
 
-/// A mistake is detected when its error is this many times what is allowed.
+/// A mistake is detected when its error exceeds this many times the bound of a correct model.
 const FACTOR: f64 = 100.0;
 
 /// One mistake.
 pub struct Mistake {
-    /// What is done wrong.
+    /// The mistake in words.
     pub name: &'static str,
     /// The golden state that shows it.
     pub golden: &'static str,
@@ -31,7 +31,7 @@ pub struct Mistake {
     made: Made,
 }
 
-/// Where a mistake shows.
+/// The quantity in which a mistake is measured.
 #[derive(Clone, Copy)]
 enum Quantity {
     Logits,
@@ -47,10 +47,10 @@ enum Made {
 }
 use Made::{InModel, InReference};
 
-/// What a mistake spoils.
+/// The inputs that a mistake changes.
 struct Trial {
     golden: Golden,
-    task: Task,
+    task: PassTask,
 }
 
 const fn mistake(golden: &'static str, shows_in: Quantity, name: &'static str, made: Made) -> Mistake {
@@ -61,7 +61,7 @@ const fn logits(golden: &'static str, name: &'static str, made: Made) -> Mistake
     mistake(golden, Quantity::Logits, name, made)
 }
 
-/// All of them.
+/// All mistakes.
 pub const MISTAKES: &[Mistake] = &[
     // Attention.
     logits("toy", "q/k norm of each head by itself", InReference(Slip::QkNormPerHead)),
@@ -193,7 +193,7 @@ const fn auxiliary(golden: &'static str, name: &'static str, make: fn(&mut Trial
     mistake(golden, Quantity::LoadBalancing, name, InModel(make))
 }
 
-/// Makes every mistake that shows in this golden state.
+/// Makes every mistake that is measured with this golden state.
 pub(crate) fn check(golden: &Golden, report: &mut dyn FnMut(Check)) -> Result<(), VerifyError> {
     for mistake in MISTAKES.iter().filter(|mistake| mistake.golden == golden.name) {
         let (allowed, quantity) = match mistake.shows_in {
@@ -208,18 +208,18 @@ pub(crate) fn check(golden: &Golden, report: &mut dyn FnMut(Check)) -> Result<()
             InModel(make) => (error(golden, *make, mistake.shows_in)?, "fp32"),
         };
         let what = format!("mistake: {}", mistake.name);
-        let detail = format!("{quantity}; a right model is within {allowed:.0e}");
-        report(Check::new((&golden.name, precision), Kind::Mistake, what, worst, FACTOR * allowed, detail));
+        let detail = format!("{quantity}; a correct model is within {allowed:.0e}");
+        report(Check::new((&golden.name, precision), CheckKind::Mistake, what, worst, FACTOR * allowed, detail));
     }
     Ok(())
 }
 
 /// The error that a mistake causes.
 fn error(golden: &Golden, make: fn(&mut Trial), quantity: Quantity) -> Result<f64, VerifyError> {
-    let mut trial = Trial { golden: golden.clone(), task: Task::of(golden) };
+    let mut trial = Trial { golden: golden.clone(), task: PassTask::of(golden) };
     make(&mut trial);
     let model = build(&trial.golden, Precision::Fp32)?;
-    let pass = Pass::run(&model, &trial.task, Keep::Everything).map_err(VerifyError::of(golden))?;
+    let pass = TrainingPass::run(&model, &trial.task, Keep::Everything).map_err(VerifyError::of(golden))?;
     let scalar = |found: f64, expected: Option<f64>| relative_scalar(found, expected.unwrap_or(0.0));
     Ok(match quantity {
         Quantity::Logits => relative(&pass.logits, &golden.logits),
@@ -231,7 +231,7 @@ fn error(golden: &Golden, make: fn(&mut Trial), quantity: Quantity) -> Result<f6
 }
 
 impl Trial {
-    /// The parameters whose names hold `part`.
+    /// The parameters whose names contain `part`.
     fn matching(&mut self, part: &str) -> impl Iterator<Item = &mut Parameter> {
         self.golden.parameters.iter_mut().filter(move |parameter| parameter.name.contains(part))
     }
@@ -239,7 +239,7 @@ impl Trial {
     /// The numbers of the parameter of that name.
     fn value(&mut self, name: &str) -> &mut Vec<f32> {
         let found = self.golden.parameters.iter_mut().find(|parameter| parameter.name == name);
-        &mut found.unwrap_or_else(|| panic!("the golden state of a mistake holds {name}")).value
+        &mut found.unwrap_or_else(|| panic!("the golden state of a mistake has {name}")).value
     }
 
     fn remove(&mut self, part: &str) {
@@ -265,7 +265,7 @@ fn definition(trial: &mut Trial, definition: AuxiliaryDefinition) {
     trial.golden.config.auxiliary.definition = definition;
 }
 
-/// Divides by the number of layers, not of mixtures.
+/// Divides by the number of layers, not by the number of mixture-of-experts layers.
 fn over_all_layers(trial: &mut Trial) {
     let config = &mut trial.golden.config;
     let share = config.mixture_layers().count() as f32 / config.n_layers as f32;

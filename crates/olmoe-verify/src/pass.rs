@@ -13,7 +13,7 @@ use crate::golden::Golden;
 pub struct VerifyError {
     /// Name of the golden state.
     pub golden: String,
-    /// Why.
+    /// The error of the model.
     pub source: ModelError,
 }
 
@@ -34,38 +34,38 @@ pub(crate) fn build(golden: &Golden, precision: Precision) -> Result<Model, Veri
     Ok(model)
 }
 
-/// What a batch teaches: targets, and how many to divide the cross-entropy by.
-pub(crate) struct Task {
+/// The inputs of a training pass: a batch, its targets, and the number by which the cross-entropy is divided.
+pub(crate) struct PassTask {
     pub(crate) batch: Batch,
     pub(crate) targets: Vec<u32>,
     pub(crate) denominator: f64,
 }
 
-impl Task {
+impl PassTask {
     /// The next tokens of a golden state.
-    pub(crate) fn of(golden: &Golden) -> Task {
+    pub(crate) fn of(golden: &Golden) -> PassTask {
         let batch = golden.batch();
         let (targets, count) = batch.next_tokens();
-        Task { batch, targets: targets.to_vec(), denominator: count as f64 }
+        PassTask { batch, targets: targets.to_vec(), denominator: count as f64 }
     }
 }
 
-/// Everything that one training pass computes.
-pub(crate) struct Pass {
+/// The results of one training pass.
+pub(crate) struct TrainingPass {
     pub(crate) logits: Tensor,
     pub(crate) losses: Losses,
     pub(crate) gradients: Gradients,
     pub(crate) routing: RoutingRecord,
 }
 
-impl Pass {
-    pub(crate) fn run(model: &Model, task: &Task, keep: Keep) -> Result<Pass, ModelError> {
+impl TrainingPass {
+    pub(crate) fn run(model: &Model, task: &PassTask, keep: Keep) -> Result<TrainingPass, ModelError> {
         let mut activations = Activations::new(keep);
         let mut gradients = model.gradients();
         let (batch, targets) = (&task.batch, &task.targets[..]);
         let loss = Loss::over(task.denominator);
         let losses = loss.step(model, batch, targets, &mut activations, &mut gradients)?;
         let logits = model.logits_of(activations.hidden());
-        Ok(Pass { logits, losses, gradients, routing: activations.routing })
+        Ok(TrainingPass { logits, losses, gradients, routing: activations.routing })
     }
 }

@@ -1,19 +1,18 @@
-//! A second model: f64, one number after the other, in the order of the formulas. It shares no code with the first
-//! (only the configuration and the golden state it reads), so that both being wrong in the same way is unlikely; and it
-//! can make mistakes on purpose, see [`Slip`].
+//! A second model in f64 and plain loops, in the order of the formulas. It shares no code with the first except the
+//! configuration and the golden state, so it is unlikely that both are wrong in the same way. It can also make mistakes
+//! on purpose; see [`Slip`].
 //!
-//! T tokens, D model width, V vocabulary, L mixtures, E experts. A vector is one token's.
+//! T tokens, D model width, V vocabulary, L mixture-of-experts layers, E experts. A vector belongs to one token.
 
 use olmoe_model::config::{Activation, ClipOrder, FeedForward, Mlp, Moe, Norm, NormKind};
 
-use crate::check::{Check, Kind, largest, relative, relative_scalar};
+use crate::check::{Check, CheckKind, largest, relative, relative_scalar};
 use crate::golden::Golden;
 
-/// Largest error of the f64 reference. The golden states of transformers are results in f32, which is what is seen
-/// here.
+/// Largest error of the f64 reference, which is that of the golden states: transformers computes them in f32.
 const BOUND: f64 = 1e-6;
 
-/// A mistake that the model's configuration and weights cannot express.
+/// A mistake that the configuration and the weights of the model cannot express.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slip {
     /// The query and key norm takes the mean square of each head by itself.
@@ -24,13 +23,13 @@ pub(crate) enum Slip {
     ValueNorm,
     /// The rotary embedding pairs neighbours and not the two halves of a head.
     InterleavedRope,
-    /// The rotary embedding turns backwards for keys.
+    /// The rotary embedding rotates keys in the opposite direction.
     RopeSign,
     /// Query head h reads key/value head h mod K and not h / (H/K).
     HeadsModulo,
     /// Scores are not divided by the square root of the head's width.
     NoScale,
-    /// Tokens see those that come after them.
+    /// Tokens attend to later tokens.
     NotCausal,
     /// The softmax of the router is over the chosen experts only.
     SoftmaxOfChosen,
@@ -38,16 +37,16 @@ pub(crate) enum Slip {
     SigmoidRouter,
     /// The probability of an expert multiplies its input and not its output.
     WeightOnInput,
-    /// Experts with a capacity have a gate after all: their one matrix serves as both.
+    /// Experts with a capacity have a gate: their single matrix serves as gate and up projection.
     CapacityGate,
-    /// All tokens' first choices are served before any second one when a capacity drops assignments.
+    /// The first choices of all tokens are served before any second choice when a capacity drops assignments.
     DropsBySlot,
     /// The last tokens are served first when a capacity drops assignments.
     DropsFirst,
 }
 
-/// What the model computes.
-pub(crate) struct Output {
+/// The results of a forward pass.
+pub(crate) struct ReferenceOutput {
     /// `[T, V]`
     pub(crate) logits: Vec<f32>,
     /// Router probabilities, `[L, T, E]`.
@@ -61,8 +60,8 @@ struct Reference<'a> {
     slip: Option<Slip>,
 }
 
-/// The forward pass of a golden state's model.
-pub(crate) fn forward(golden: &Golden, slip: Option<Slip>) -> Output {
+/// The forward pass of the model of a golden state.
+pub(crate) fn forward(golden: &Golden, slip: Option<Slip>) -> ReferenceOutput {
     let model = Reference { golden, slip };
     let config = &golden.config;
     let rows = |name: &str| model.weight(name).chunks(config.d_model);
@@ -93,7 +92,7 @@ pub(crate) fn forward(golden: &Golden, slip: Option<Slip>) -> Output {
         logits.extend(row.iter().map(|y| *y as f32));
     }
     let cross_entropy = cross_entropy.iter().sum::<f64>() / cross_entropy.len() as f64;
-    Output { logits, probs, cross_entropy }
+    ReferenceOutput { logits, probs, cross_entropy }
 }
 
 fn widen(x: &[f32]) -> Vec<f64> {
@@ -143,7 +142,7 @@ impl Reference<'_> {
 
     fn weight(&self, module: &str) -> &[f32] {
         let name = format!("{module}.weight");
-        self.get(&name).unwrap_or_else(|| panic!("a golden state holds {name} for every model that uses it"))
+        self.get(&name).unwrap_or_else(|| panic!("a golden state has {name} for every model that uses it"))
     }
 
     fn makes(&self, slip: Slip) -> bool {
@@ -162,7 +161,7 @@ impl Reference<'_> {
         self.norm_in_groups(module, norm, x, x.len())
     }
 
-    /// The statistics are of `group` numbers; right is one group.
+    /// A norm with statistics over groups of `group` numbers; a correct norm has one group.
     fn norm_in_groups(&self, module: &str, norm: Norm, x: &[f64], group: usize) -> Vec<f64> {
         let mut y = Vec::new();
         for x in x.chunks(group) {
@@ -196,7 +195,8 @@ impl Reference<'_> {
         }
     }
 
-    /// Turns each head: numbers j and j + d/2 by `position · theta^(−2j/d)`, an angle made in f32 as both libraries do.
+    /// Rotates each head: numbers j and j + d/2 by `position · theta^(−2j/d)`, an angle computed in f32 as both
+    /// libraries do.
     fn rope(&self, x: &mut [f64], position: usize, backwards: bool) {
         let config = &self.golden.config;
         let (d, half) = (config.head_dim, config.head_dim / 2);
@@ -211,7 +211,7 @@ impl Reference<'_> {
         }
     }
 
-    /// A projection as attention reads it. `norm` is its norm's name.
+    /// A projection as attention reads it. `norm` is the name of its norm.
     fn projected(&self, module: &str, norm: Option<String>, x: &[f64], position: Option<usize>) -> Vec<f64> {
         let config = &self.golden.config;
         let norm = norm.zip(config.qk_norm);
@@ -232,7 +232,7 @@ impl Reference<'_> {
         if self.makes(Slip::QkNormAfterRope) { normed(y) } else { y }
     }
 
-    /// For every token the first and the last that attention may see.
+    /// For every token, the first and the last token that it may attend to.
     fn seen(&self) -> Vec<(usize, usize)> {
         let golden = self.golden;
         let whole = vec![golden.length; golden.tokens() / golden.length];
@@ -356,7 +356,7 @@ impl Reference<'_> {
         y
     }
 
-    /// Which choices of which tokens an expert has room for: first come, first served, token by token.
+    /// The choices that an expert has capacity for, in the order of the tokens.
     fn served(&self, moe: &Moe, choices: &[Vec<(usize, f64)>]) -> Vec<Vec<bool>> {
         let assignments = (moe.top_k * choices.len()) as f64;
         let factor = moe.capacity_factor.map_or(0.0, f64::from);
@@ -386,7 +386,7 @@ impl Reference<'_> {
 pub(crate) fn check(golden: &Golden, report: &mut dyn FnMut(Check)) {
     let output = forward(golden, None);
     let mut answer = |what: &str, worst: f64| {
-        report(Check::new((&golden.name, "fp64"), Kind::Reference, what, worst, BOUND, ""));
+        report(Check::new((&golden.name, "fp64"), CheckKind::Reference, what, worst, BOUND, ""));
     };
     answer("reference: logits", relative(&output.logits, &golden.logits));
     answer("reference: cross-entropy", relative_scalar(output.cross_entropy, golden.cross_entropy));

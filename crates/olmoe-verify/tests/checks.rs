@@ -1,7 +1,7 @@
 //! The checks pass on the model as it is, and fail when something is wrong.
 
 use olmoe_model::model::Precision;
-use olmoe_verify::{Check, Golden, Kind, MISTAKES, Summary, embedded, verify};
+use olmoe_verify::{Check, CheckKind, CheckSummary, Golden, MISTAKES, embedded, verify};
 
 const ALL: [Precision; 2] = [Precision::Fp32, Precision::AmpBf16];
 
@@ -21,7 +21,7 @@ fn failed(checks: &[Check]) -> Vec<&str> {
 
 #[test]
 fn every_check_passes_and_every_mistake_is_detected() {
-    let (mut summary, mut wrong) = (Summary::default(), Vec::new());
+    let (mut summary, mut wrong) = (CheckSummary::default(), Vec::new());
     let goldens = embedded().unwrap();
     verify(&goldens, &ALL, |check| {
         summary.add(&check);
@@ -42,7 +42,7 @@ fn one_precision_is_a_part_of_both() {
     let fp32 = run(golden("dense"), &[Precision::Fp32]);
     let amp = run(golden("dense"), &[Precision::AmpBf16]);
     assert_eq!(both.len(), fp32.len() + amp.len());
-    assert!(amp.iter().all(|check| check.precision == "amp_bf16" && check.kind != Kind::Mistake));
+    assert!(amp.iter().all(|check| check.precision == "amp_bf16" && check.kind != CheckKind::Mistake));
 }
 
 #[test]
@@ -91,8 +91,11 @@ fn wrong_expectations_are_seen_one_by_one() {
         // Only the agreement with the model is of interest.
         change(&mut golden);
         let checks = run(golden, &[Precision::Fp32]);
-        let failed: Vec<_> =
-            checks.iter().filter(|check| check.kind == Kind::Agreement && !check.passed).map(|c| &c.what[..]).collect();
+        let failed: Vec<_> = checks
+            .iter()
+            .filter(|check| check.kind == CheckKind::Agreement && !check.passed)
+            .map(|c| &c.what[..])
+            .collect();
         assert_eq!(failed, [what]);
     }
 }

@@ -23,17 +23,18 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::flags::Threads;
 use crate::interrupts::{INTERRUPTED, interrupts};
 use crate::live::duration;
-use files::{KINDS, Kind, Size};
+use files::{KINDS, Size, TextKind};
 
 /// From text to a mixture of experts that talks: all steps, on a small scale
 ///
 /// Makes a folder with a small corpus of stories, programs and word problems, and OLMoE's tokenizer, all of which this
-/// program carries, and runs the other commands on it, each shown as you would type it: the text becomes tokens, a small
-/// OLMoE (64 experts, 8 for each token) is trained and evaluated on text that it has not seen, exported to Hugging Face and
-/// to GGUF, asked to write, and looked into. Two to five minutes: the speed of this machine is measured, and the largest of
-/// four fixed sizes taken that it trains in that time. No network is needed.
+/// program carries, and runs the other commands on it, each shown as you would type it: the text becomes tokens, a
+/// small OLMoE (64 experts, 8 for each token) is trained and evaluated on text that it has not seen, exported to
+/// Hugging Face and to GGUF, asked to write, and looked into. Two to five minutes: the speed of this machine is
+/// measured, and the largest of four fixed sizes taken that it trains in that time. No network is needed.
 ///
-/// What is there already is not made again: a run that was interrupted goes on when the same command is given once more.
+/// What is there already is not made again: a run that was interrupted goes on when the same command is given once
+/// more.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -116,7 +117,7 @@ pub(crate) fn run(args: &QuickstartArgs) -> anyhow::Result<ExitCode> {
 impl Tour<'_> {
     fn run(&mut self, steps: u64) -> Result<(), Stop> {
         let (run, gguf) = (self.path("run"), self.path("model-q8_0.gguf"));
-        let held_out = |kind: &Kind| self.path(&format!("text/{}-held-out.jsonl.gz", kind.name));
+        let held_out = |kind: &TextKind| self.path(&format!("text/{}-held-out.jsonl.gz", kind.name));
         let texts: Vec<String> = KINDS.iter().map(|kind| format!("{}={}", kind.name, held_out(kind))).collect();
 
         self.heading("Text becomes tokens");
@@ -145,7 +146,7 @@ impl Tour<'_> {
             self.command(&[&model[..], &sampling].concat())?;
         }
 
-        self.heading("Who does what");
+        self.heading("Which experts are chosen for which text");
         let map = self.path("experts.svg");
         let texts = texts.iter().map(String::as_str);
         let experts: Vec<&str> = ["experts", "-m", &gguf].into_iter().chain(texts).collect();

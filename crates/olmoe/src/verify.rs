@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use olmoe_verify::{Check, Kind, Summary};
+use olmoe_verify::{Check, CheckKind, CheckSummary};
 use serde::Serialize;
 
 use crate::flags::{Precisions, Threads};
@@ -57,7 +57,7 @@ pub(crate) struct VerifyArgs {
 #[derive(Serialize)]
 struct Report {
     checks: Vec<Check>,
-    summary: Summary,
+    summary: CheckSummary,
 }
 
 pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         Some(folder) => olmoe_verify::read_directory(folder)?,
         None => olmoe_verify::embedded()?,
     };
-    let mut report = Report { checks: Vec::new(), summary: Summary::default() };
+    let mut report = Report { checks: Vec::new(), summary: CheckSummary::default() };
     olmoe_verify::verify(&goldens, &args.precision.list(), |check| {
         report.summary.add(&check);
         if args.json {
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        let Summary { checks, passed, mistakes, detected } = summary;
+        let CheckSummary { checks, passed, mistakes, detected } = summary;
         println!("{checks} checks, {passed} passed; {detected} of {mistakes} mistakes detected");
     }
     Ok(if summary.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -87,11 +87,11 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 
 fn line(check: &Check) -> String {
     let number = |x: f64| if check.bound == 0.0 || x == 0.0 { format!("{x}") } else { format!("{x:.1e}") };
-    let within = check.passed != (check.kind == Kind::Mistake);
+    let within = check.passed != (check.kind == CheckKind::Mistake);
     let sign = if within { "≤" } else { ">" };
     let verdict = match (check.passed, check.kind) {
         (false, _) => "FAIL",
-        (true, Kind::Mistake) => "detected",
+        (true, CheckKind::Mistake) => "detected",
         (true, _) => "ok",
     };
     let text = format!(
@@ -114,7 +114,7 @@ mod tests {
     fn lines_say_on_which_side_of_the_bound() {
         let mut check = Check {
             model: "toy".into(),
-            kind: Kind::Agreement,
+            kind: CheckKind::Agreement,
             what: "logits".into(),
             precision: "fp32",
             worst: 2.57e-7,
@@ -126,11 +126,11 @@ mod tests {
         assert_eq!(words(&check), "2.6e-7 ≤ 1.0e-5 ok");
         (check.worst, check.passed) = (f64::NAN, false);
         assert_eq!(words(&check), "NaN > 1.0e-5 FAIL");
-        (check.kind, check.worst) = (Kind::Mistake, 1e-7);
+        (check.kind, check.worst) = (CheckKind::Mistake, 1e-7);
         assert_eq!(words(&check), "1.0e-7 ≤ 1.0e-5 FAIL");
         (check.worst, check.passed) = (0.5, true);
         assert_eq!(words(&check), "5.0e-1 > 1.0e-5 detected");
-        (check.kind, check.worst, check.bound, check.passed) = (Kind::Determinism, 12.0, 0.0, false);
+        (check.kind, check.worst, check.bound, check.passed) = (CheckKind::Determinism, 12.0, 0.0, false);
         assert_eq!(words(&check), "12 > 0 FAIL");
     }
 }

@@ -298,7 +298,7 @@ fn a_dense_model_becomes_a_mixture() {
         ("upcycle @moe @x --to hf --seed 1", "a mixture of 4 experts already"),
         ("upcycle @dense @x --to hf --seed 1 --top-k 9", "`top_k` (9) is greater than `num_experts` (8)"),
         ("upcycle @dense @x --to hf --seed 1 --noise 2", "share of noise is 2"),
-        ("upcycle @dense @x --to olmo --seed 1 --normalize-top-k", "OLMo cannot hold this model"),
+        ("upcycle @dense @x --to olmo --seed 1 --normalize-top-k", "OLMo cannot express this model"),
     ] {
         let error = desk.failed(words);
         assert!(error.contains(expected), "{words}: {error}");

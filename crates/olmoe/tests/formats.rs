@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::encoding::Encoding;
-use olmoe_checkpoint::gguf::container::{self, Writer};
+use olmoe_checkpoint::gguf::container::{self, GgufWriter};
 use olmoe_checkpoint::gguf::value::{Kind, Metadata, Value as Held};
 use program::desk::Desk;
 use program::{Done, olmoe};
@@ -76,7 +76,7 @@ fn regguf(from: &Path, to: &Path, changes: &[(&str, Option<Held>)]) {
         .iter()
         .map(|tensor| (tensor.name.clone(), tensor.shape.clone(), encoding(tensor.kind)))
         .collect();
-    let mut writer = Writer::new(Vec::new(), &metadata, &specs).unwrap();
+    let mut writer = GgufWriter::new(Vec::new(), &metadata, &specs).unwrap();
     for tensor in &header.tensors {
         writer.write(&bytes[tensor.offset as usize..][..tensor.bytes as usize]).unwrap();
     }
@@ -466,7 +466,7 @@ fn keys_of_llama_cpp_are_followed_or_named() {
     let found = done(&desk, "generate -m @x.gguf -p hi -n 8 --temp 0 --quiet");
     assert_eq!(found.out, expected);
     let said = done(&desk, "inspect @x.gguf").out;
-    for note in ["`metadata`: keys that no program is known to read are passed over: olmoe.mine", "advises temp 0.5"] {
+    for note in ["`metadata`: unknown keys are ignored: olmoe.mine", "advises temp 0.5"] {
         assert!(said.contains(note), "{said}");
     }
     assert!(said.contains("--logit-bias 7=-inf --logit-bias 9=-inf") && said.contains("add_eos_token"), "{said}");
@@ -494,7 +494,7 @@ fn keys_of_other_tools_do_not_stand_in_the_way() {
         set(&config, key, value);
         assert_eq!(done(&desk, "generate -m @hf -p hi -n 8 --temp 0 --quiet").out, expected, "{key}");
         let said = done(&desk, "inspect @hf").out;
-        assert!(said.contains("passed over") && said.contains(&format!("`{key}`")), "{key}: {said}");
+        assert!(said.contains("ignored") && said.contains(&format!("`{key}`")), "{key}: {said}");
         std::fs::write(&config, &good).unwrap();
     }
     for (key, value) in [

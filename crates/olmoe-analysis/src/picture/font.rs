@@ -1,6 +1,6 @@
-//! The one font of the program: widths and outlines of texts.
+//! The font of the program: widths and outlines of texts.
 //!
-//! It is a light cut; outlines are drawn a little wider than they are, which makes it a regular one.
+//! The font has a light weight; its outlines are drawn a little wider, which gives a regular weight.
 
 use std::sync::OnceLock;
 
@@ -13,11 +13,11 @@ pub(super) const WEIGHT: f32 = 0.028;
 fn face() -> &'static Face<'static> {
     static FACE: OnceLock<Face<'static>> = OnceLock::new();
     FACE.get_or_init(|| {
-        Face::parse(epaint_default_fonts::UBUNTU_LIGHT, 0).expect("the font that is part of the program is whole")
+        Face::parse(epaint_default_fonts::UBUNTU_LIGHT, 0).expect("the font that is part of the program can be parsed")
     })
 }
 
-/// The glyph of a letter; what the font lacks is an empty box.
+/// The glyph of a letter; a letter that the font lacks is an empty box.
 fn glyph(letter: char) -> GlyphId {
     face().glyph_index(letter).unwrap_or(GlyphId(0))
 }
@@ -35,7 +35,7 @@ pub(super) fn width(text: &str, size: f32) -> f32 {
     text.chars().map(|letter| advance(glyph(letter))).sum::<f32>() * scale(size)
 }
 
-/// The outlines of a text that begins at 0 and stands on 0; none if nothing of it can be seen.
+/// The outlines of a text that begins at 0 with its baseline at 0; `None` if nothing of it is visible.
 pub(super) fn outline(text: &str, size: f32) -> Option<Path> {
     let mut outline = Outline { path: PathBuilder::new(), x: 0.0, scale: scale(size) };
     for letter in text.chars() {

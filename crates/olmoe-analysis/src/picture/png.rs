@@ -22,7 +22,7 @@ fn paint(colour: Colour) -> Paint<'static> {
     paint
 }
 
-/// Shapes without a place, such as those at infinity, are left out.
+/// Draws a shape; one without a place, such as a shape at infinity, is left out.
 fn draw(shape: &Shape, page: Transform, pixels: &mut Pixmap) {
     match shape {
         Shape::Rectangle { x, y, width, height, fill } => {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{Anchor, Colour, Picture, Shape};
 
-/// What shows the texts: the font of the PNG where there is one, else one that is as wide.
+/// The fonts of texts: that of the PNG where it is installed, else fonts of about the same width.
 const FONTS: &str = "Ubuntu, 'Noto Sans', 'Segoe UI', 'Helvetica Neue', Arial, sans-serif";
 
 pub(super) fn write(picture: &Picture) -> String {
@@ -65,7 +65,7 @@ fn element(shape: &Shape, out: &mut String) {
     }
 }
 
-/// Two places are finer than any screen.
+/// A number with two decimals, which are finer than any screen.
 fn number(value: f32) -> String {
     if !value.is_finite() {
         return "0".to_owned();
@@ -79,7 +79,7 @@ fn colour(colour: Colour) -> String {
     format!("#{:02x}{:02x}{:02x}", colour.0, colour.1, colour.2)
 }
 
-/// XML has no way to say most control characters.
+/// Escapes a text; control characters are left out, because XML cannot contain most of them.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {

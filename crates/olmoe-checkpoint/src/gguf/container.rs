@@ -16,7 +16,7 @@ use crate::encoding::Encoding;
 use crate::read_at::ReadAt;
 
 const MAGIC: &[u8; 4] = b"GGUF";
-/// Boundary of the data when the file does not say another.
+/// Alignment of the data when the file does not set another.
 pub(crate) const ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 16;
 /// Most entries of the metadata.
@@ -27,11 +27,11 @@ const MAX_TENSORS: u64 = 1 << 20;
 const MAX_NAME: u64 = 1 << 10;
 /// Longest text, in bytes.
 const MAX_TEXT: u64 = 1 << 26;
-/// Most elements of all arrays together: in memory each takes several times its bytes.
+/// Most elements of all arrays together; in memory each takes several times its bytes.
 const MAX_ELEMENTS: u64 = 1 << 22;
 /// Longest header, in bytes.
 const MAX_HEADER: u64 = 1 << 28;
-/// Bytes that are read at once while the header is walked.
+/// Bytes of the header that are read at once.
 const WINDOW: usize = 1 << 16;
 
 /// Why bytes are not a GGUF file.
@@ -56,7 +56,7 @@ pub enum GgufError {
     #[error("a big-endian GGUF file: only little-endian ones are read; convert it again for this machine")]
     BigEndian,
     /// The file ends too early.
-    #[error("byte {at}: the file ends ({length} bytes) inside {what}; it is truncated, get it again")]
+    #[error("byte {at}: the file ends ({length} bytes) inside {what}; it is truncated, so download or copy it again")]
     Truncated {
         /// Where reading began.
         at: u64,
@@ -65,7 +65,7 @@ pub enum GgufError {
         /// Length of the file.
         length: u64,
     },
-    /// A count or length beyond what any model has.
+    /// A count or length above its limit.
     #[error("byte {at}: {what} is {found}, the limit is {limit}; the file is damaged")]
     Limit {
         /// Where.
@@ -95,21 +95,21 @@ pub enum GgufError {
         /// The type.
         found: u32,
     },
-    /// A key or tensor that comes twice.
-    #[error("{what} {name:?} comes twice")]
+    /// A key or tensor that occurs twice.
+    #[error("{what} {name:?} occurs twice")]
     Duplicate {
         /// Key or tensor.
         what: &'static str,
         /// Its name.
         name: String,
     },
-    /// A bad boundary.
+    /// An invalid alignment.
     #[error("general.alignment is {found}: expected a power of two from 8 to {MAX_ALIGNMENT}")]
     Alignment {
         /// What the file says.
         found: String,
     },
-    /// A tensor that cannot be.
+    /// An invalid description of a tensor.
     #[error("tensor {name:?}: {problem}")]
     Tensor {
         /// Its name.
@@ -134,9 +134,9 @@ pub struct TensorInfo {
     pub bytes: u64,
 }
 
-/// A file's header.
+/// The header of a file.
 #[derive(Clone, Debug)]
-pub struct Header {
+pub struct GgufHeader {
     /// 2 or 3.
     pub version: u32,
     /// The entries, in the file's order.
@@ -149,7 +149,7 @@ pub struct Header {
 ///
 /// # Errors
 /// [`GgufError`].
-pub fn read(file: &(impl ReadAt + ?Sized)) -> Result<Header, GgufError> {
+pub fn read(file: &(impl ReadAt + ?Sized)) -> Result<GgufHeader, GgufError> {
     let length = file.len()?;
     let mut cursor = Cursor { file, at: 0, length, window: Vec::new(), window_at: 0, elements: 0 };
     let magic = cursor.take(4, || "the magic number".to_owned())?;
@@ -167,7 +167,7 @@ pub fn read(file: &(impl ReadAt + ?Sized)) -> Result<Header, GgufError> {
     let mut metadata = Metadata::default();
     for _ in 0..num_entries {
         let key = cursor.text("a key", MAX_NAME)?;
-        // As it is shown in messages.
+        // Limited to what messages show.
         let value = cursor.value(&key.escape_debug().to_string())?;
         if !metadata.insert(key.clone(), value) {
             return Err(GgufError::Duplicate { what: "key", name: key });
@@ -190,7 +190,7 @@ pub fn read(file: &(impl ReadAt + ?Sized)) -> Result<Header, GgufError> {
         Some(other) => return Err(GgufError::Alignment { found: other.to_string() }),
     };
     place(&mut tensors, cursor.at, alignment, length)?;
-    Ok(Header { version, metadata, tensors })
+    Ok(GgufHeader { version, metadata, tensors })
 }
 
 /// Turns offsets into places of the file, and checks them.
@@ -224,7 +224,7 @@ fn place(tensors: &mut [TensorInfo], header: u64, alignment: u64, length: u64) -
     Ok(())
 }
 
-/// Walks the header through a small window of the file.
+/// Reads the header through a small window of the file.
 struct Cursor<'f, F: ?Sized> {
     file: &'f F,
     at: u64,
@@ -236,7 +236,7 @@ struct Cursor<'f, F: ?Sized> {
 }
 
 impl<F: ReadAt + ?Sized> Cursor<'_, F> {
-    /// The next bytes. What is asked for lies inside the file, so that is a bound for what is allocated.
+    /// The next bytes. They are checked to lie inside the file, which bounds what is allocated.
     fn take(&mut self, count: u64, what: impl Fn() -> String) -> Result<Vec<u8>, GgufError> {
         let truncated = |at, length| GgufError::Truncated { at, what: what(), length };
         if self.length.saturating_sub(self.at) < count {
@@ -367,7 +367,7 @@ impl<F: ReadAt + ?Sized> Cursor<'_, F> {
         let columns = shape.first().copied().unwrap_or(1) as u64;
         if !columns.is_multiple_of(unit.0) {
             let (name, len) = (types::name(kind), unit.0);
-            return Err(problem(format!("rows of {columns} numbers are no whole {name} blocks of {len}")));
+            return Err(problem(format!("rows of {columns} numbers are not a multiple of {len}, the block of {name}")));
         }
         shape.reverse();
         let numbers = shape.iter().try_fold(1u64, |product, &extent| product.checked_mul(extent as u64));
@@ -378,7 +378,7 @@ impl<F: ReadAt + ?Sized> Cursor<'_, F> {
 }
 
 /// Writes a file from front to back: the header at once, then the tensors in the order they were declared.
-pub struct Writer<W: Write> {
+pub struct GgufWriter<W: Write> {
     out: W,
     /// Bytes of each tensor.
     sizes: Vec<u64>,
@@ -386,11 +386,11 @@ pub struct Writer<W: Write> {
     at: (usize, u64),
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> GgufWriter<W> {
     /// Writes the header of tensors given by name, shape (outermost first) and encoding.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn new(mut out: W, metadata: &Metadata, tensors: &[(String, Vec<usize>, Encoding)]) -> io::Result<Self> {
         let mut head = Vec::new();
         head.extend(MAGIC);
@@ -413,7 +413,10 @@ impl<W: Write> Writer<W> {
             head.extend(types::number(*encoding).to_le_bytes());
             head.extend(offset.to_le_bytes());
             let bytes = encoding.bytes(shape.iter().product()).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidInput, format!("{name}: {shape:?} is no whole {encoding} blocks"))
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{name}: the rows of {shape:?} are not whole {encoding} blocks"),
+                )
             })? as u64;
             sizes.push(bytes);
             offset += bytes.next_multiple_of(ALIGNMENT);
@@ -423,10 +426,10 @@ impl<W: Write> Writer<W> {
         Ok(Self { out, sizes, at: (0, 0) })
     }
 
-    /// Continues the present tensor; one that is complete is filled up to the boundary.
+    /// Appends to the current tensor; a complete tensor is padded to the alignment.
     ///
     /// # Errors
-    /// What the system says, and more bytes than were declared.
+    /// Errors of the system, and more bytes than were declared.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let (tensor, written) = self.at;
         let size = self.sizes.get(tensor).copied().unwrap_or(0);
@@ -444,7 +447,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Gives the stream back.
+    /// Returns the stream.
     ///
     /// # Errors
     /// Fewer bytes than were declared.

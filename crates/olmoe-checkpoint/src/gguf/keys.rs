@@ -1,20 +1,20 @@
-//! Keys of llama.cpp's list (`llama-arch.cpp`) that the configuration has no words for: with which values they change
-//! nothing, and what they would change with others.
+//! Keys of llama.cpp's list (`llama-arch.cpp`) that the configuration cannot express: the values with which they have
+//! no effect, and the effect of other values.
 //!
-//! llama.cpp itself reads many of them for some architectures only. A file that has one with a meaning all the same was meant
-//! to be computed otherwise than it would be here.
+//! llama.cpp reads many of these keys for some architectures only. A file with another value is nevertheless refused,
+//! because its author expects an effect that this program does not implement.
 
 use super::value::{Metadata, Value};
 
-/// A group of keys that say one thing.
-struct Group {
+/// A group of keys with the same meaning.
+struct KeyGroup {
     keys: &'static [&'static str],
-    /// The numbers, or all numbers of a list, with which nothing changes; true is 1.
+    /// The numbers without effect; a list has no effect if all of its numbers are among them. `true` counts as 1.
     harmless: &'static [f64],
     reason: &'static str,
 }
 
-const WITHOUT: &[Group] = &[
+const WITHOUT: &[KeyGroup] = &[
     group(&["attention.causal"], &[1.0], "attention to later tokens has no implementation here"),
     group(&["attention.clamp_kqv"], &[0.0], "no GGUF model here clamps its projections"),
     group(&["attention.sliding_window"], &[0.0], "attention over a window has no implementation here"),
@@ -128,7 +128,7 @@ const WITHOUT: &[Group] = &[
 
 pub(super) const SCALING: &str = "scaled rotary embeddings have no implementation here";
 
-/// Keys that are read where the configuration is made.
+/// Keys that are read for the configuration.
 const READ: &[&str] = &[
     "attention.head_count",
     "attention.head_count_kv",
@@ -149,7 +149,7 @@ const READ: &[&str] = &[
     "rope.scaling.type",
 ];
 
-/// Keys that change nothing by themselves: they go with another one that is off, or are for other uses of a model.
+/// Keys without an effect of their own: they modify another key that is off, or are for other uses of a model.
 const WITHOUT_EFFECT: &[&str] = &[
     "attention.group_norm_epsilon",
     "attention.group_norm_groups",
@@ -171,11 +171,11 @@ const WITHOUT_EFFECT: &[&str] = &[
     "vocab_size",
 ];
 
-const fn group(keys: &'static [&'static str], harmless: &'static [f64], reason: &'static str) -> Group {
-    Group { keys, harmless, reason }
+const fn group(keys: &'static [&'static str], harmless: &'static [f64], reason: &'static str) -> KeyGroup {
+    KeyGroup { keys, harmless, reason }
 }
 
-/// Why the key of an architecture, given without its prefix, stands in the way; none if it changes nothing.
+/// Why a key of the architecture, given without its prefix, cannot be honoured; `None` if it has no effect.
 pub(super) fn obstacle(key: &str, value: &Value) -> Option<&'static str> {
     let group = WITHOUT.iter().find(|group| group.keys.contains(&key))?;
     let harmless = |value: &Value| value.as_any_number().is_some_and(|x| group.harmless.contains(&x));
@@ -186,12 +186,12 @@ pub(super) fn obstacle(key: &str, value: &Value) -> Option<&'static str> {
     (!all).then_some(group.reason)
 }
 
-/// Whether a key, without its prefix, is one of llama.cpp's list that is taken care of.
+/// Whether a key, without its prefix, is in llama.cpp's list and handled here.
 pub(super) fn is_known(key: &str) -> bool {
     READ.contains(&key) || WITHOUT_EFFECT.contains(&key) || WITHOUT.iter().any(|group| group.keys.contains(&key))
 }
 
-/// What of the metadata outside the architecture's keys is not followed, for the user to see.
+/// Notices about metadata outside the keys of the architecture that is not followed.
 pub(super) fn advice(metadata: &Metadata) -> Vec<(&'static str, String)> {
     let mut notices = Vec::new();
     let sampling: Vec<String> = metadata
@@ -204,7 +204,7 @@ pub(super) fn advice(metadata: &Metadata) -> Vec<(&'static str, String)> {
     }
     const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
     if metadata.get(ADD_EOS) == Some(&Value::Bool(true)) {
-        let text = "is true: nothing is put behind a text here, where a model goes on".to_owned();
+        let text = "is true, but no token is put after a text, because generation continues it".to_owned();
         notices.push((ADD_EOS, text));
     }
     const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";

@@ -1,11 +1,11 @@
-//! Which tensor of a quantised file gets which encoding: llama.cpp's mixes.
+//! The encoding of each tensor of a quantised file: llama.cpp's mixes.
 //!
-//! Norms, biases and routers stay f32. The head (or the embedding, where they are one) gets Q6_K, in a `q8_0` file Q8_0.
-//! The `_m` mixes of K blocks give the value projections and the down projections of some layers Q6_K: the first and last
-//! eighth and every third between. Rows that are no whole blocks of 256 take a format with blocks of 32 instead, and rows
-//! that are no whole blocks of 32 take f16.
+//! Norms, biases and routers stay f32. The head (or the embedding, where they are one) gets Q6_K, in a `q8_0` file
+//! Q8_0. The `_m` mixes of K blocks give the value projections and the down projections of some layers Q6_K: the first
+//! and last eighth and every third between. Rows that are not whole blocks of 256 take a format with blocks of 32
+//! instead, and rows that are not whole blocks of 32 take f16.
 
-use olmoe_model::parameters::{MlpMatrix, ModuleId, Part, Projection};
+use olmoe_model::parameters::{MlpMatrix, ModuleId, ModulePart, Projection};
 use olmoe_tensor::quant::BlockFormat;
 
 use crate::encoding::Encoding;
@@ -46,7 +46,7 @@ const MIXES: [(Mix, &str, u32, Encoding); 13] = [
     (Mix::Q6K, "q6_k", 18, Encoding::Blocks(BlockFormat::Q6K)),
 ];
 
-/// What the choice for a tensor depends on.
+/// The properties of a tensor that its encoding depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Context<'a> {
     /// The module of the tensor's parameter.
@@ -61,7 +61,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl Mix {
-    /// All of them.
+    /// All mixes.
     pub fn all() -> impl Iterator<Item = Mix> {
         MIXES.into_iter().map(|entry| entry.0)
     }
@@ -70,12 +70,12 @@ impl Mix {
         MIXES.into_iter().find(|entry| entry.0 == self).unwrap_or(MIXES[0])
     }
 
-    /// `q4_k_m` and its like.
+    /// The name, such as `q4_k_m`.
     pub fn name(self) -> &'static str {
         self.entry().1
     }
 
-    /// The mix of that name, in any case.
+    /// The mix with that name, in upper or lower case.
     pub fn by_name(name: &str) -> Option<Mix> {
         MIXES.into_iter().find(|entry| entry.1.eq_ignore_ascii_case(name)).map(|entry| entry.0)
     }
@@ -93,7 +93,7 @@ impl Mix {
     /// The encoding of one tensor.
     pub(crate) fn encoding_of(self, tensor: Context<'_>) -> Encoding {
         let default = self.encoding();
-        if tensor.shape.len() < 2 || tensor.module.part == Part::Router {
+        if tensor.shape.len() < 2 || tensor.module.part == ModulePart::Router {
             return Encoding::F32;
         }
         let Encoding::Blocks(format) = default else { return default };
@@ -103,14 +103,14 @@ impl Mix {
     fn format_of(self, default: BlockFormat, tensor: Context<'_>) -> BlockFormat {
         let columns = tensor.shape.last().copied().unwrap_or(0);
         let part = tensor.module.part;
-        // A mixture of eight experts has few shared numbers: they are kept well.
+        // A mixture of eight experts has few shared parameters, so these get a more exact format.
         let eight = tensor.num_experts == 8;
         let layer = tensor.module.layer.unwrap_or(0);
-        if part == Part::Head || (tensor.tied && part == Part::Embedding) {
+        if part == ModulePart::Head || (tensor.tied && part == ModulePart::Embedding) {
             let whole = columns.is_multiple_of(default.block_len());
             return if whole && default != BlockFormat::Q8_0 { BlockFormat::Q6K } else { BlockFormat::Q8_0 };
         }
-        if part == Part::Attention(Projection::Value) {
+        if part == ModulePart::Attention(Projection::Value) {
             return match self {
                 _ if eight => BlockFormat::Q8_0,
                 Mix::Q4KM | Mix::Q5KM if more_bits(layer, tensor.num_layers) => BlockFormat::Q6K,
@@ -118,13 +118,13 @@ impl Mix {
                 _ => default,
             };
         }
-        if part == Part::Attention(Projection::Key) && eight {
+        if part == ModulePart::Attention(Projection::Key) && eight {
             return BlockFormat::Q8_0;
         }
-        if part == Part::Attention(Projection::Output) && eight && matches!(self, Mix::Q4KS | Mix::Q4KM) {
+        if part == ModulePart::Attention(Projection::Output) && eight && matches!(self, Mix::Q4KS | Mix::Q4KM) {
             return BlockFormat::Q5K;
         }
-        if matches!(part, Part::Mlp(_, MlpMatrix::Down)) {
+        if matches!(part, ModulePart::Mlp(_, MlpMatrix::Down)) {
             return match self {
                 Mix::Q4KM | Mix::Q5KM if more_bits(layer, tensor.num_layers) => BlockFormat::Q6K,
                 Mix::Q4KS if layer < tensor.num_layers / 8 => BlockFormat::Q5K,
@@ -135,13 +135,13 @@ impl Mix {
     }
 }
 
-/// Whether a layer is one of those that suffer most.
+/// Whether a layer is one of those that are most sensitive to quantisation.
 fn more_bits(layer: usize, num_layers: usize) -> bool {
     let eighth = num_layers / 8;
     layer < eighth || layer >= 7 * num_layers / 8 || (layer - eighth) % 3 == 2
 }
 
-/// The format, or one whose blocks fit the rows.
+/// The format, or another one whose blocks fit the rows.
 fn fit(format: BlockFormat, shape: &[usize]) -> Encoding {
     let columns = shape.last().copied().unwrap_or(0);
     let smaller = match format {

@@ -1,18 +1,18 @@
 //! GGUF files of llama.cpp's `olmoe` and `llama` architectures.
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
 //! | [`container`] | the header and the data of any GGUF file |
 //! | [`value`] | typed metadata |
 //! | [`types`] | ggml's tensor types |
 //! | `model` | metadata of a model and its configuration |
-//! | `keys` | keys of llama.cpp's list that a configuration has no words for |
+//! | `keys` | keys of llama.cpp's list that a configuration cannot express |
 //! | `parts` | models in several files |
 //! | `vocabulary` | metadata of a tokenizer and its vocabulary |
-//! | [`mix`] | which tensor gets which encoding |
+//! | [`mix`] | the encoding of each tensor |
 //!
-//! Experts are stacked, everything else is as in Hugging Face's files; only `llama` has the rows of its query and key
-//! projections in another order, because llama.cpp turns neighbouring pairs there.
+//! Experts are stacked; everything else is as in Hugging Face's files, except that `llama` has the rows of its query
+//! and key projections in another order, because llama.cpp rotates neighbouring pairs there.
 
 pub mod container;
 mod keys;
@@ -27,7 +27,7 @@ use olmoe_model::config::{FeedForward, ModelConfig};
 
 use crate::layout::{Row, Transform};
 
-/// A tensor of models with frequencies of their own (Llama 3.1), which no model here has.
+/// A tensor of models with scaled rotary frequencies (Llama 3.1), which are not implemented.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 
 /// The table for a configuration.

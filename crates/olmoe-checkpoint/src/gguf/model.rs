@@ -1,16 +1,16 @@
-//! A model's metadata: `{arch}.embedding_length` and its like, to and from the configuration.
+//! The metadata of a model, such as `{arch}.embedding_length`, to and from the configuration.
 
 use olmoe_model::config::{
-    Activation, ConfigError, FeedForward, Loaded, Mlp, ModelConfig, Moe, Norm, NormKind, Notice, Rope,
+    Activation, ConfigError, FeedForward, KeyNotice, LoadedConfig, Mlp, ModelConfig, Moe, Norm, NormKind, Rope,
 };
 
-use super::container::{Header, TensorInfo};
+use super::container::{GgufHeader, TensorInfo};
 use super::keys;
 use super::value::{Metadata, Value};
 use super::vocabulary::{BOS, EOS, PAD};
 use crate::layout::{FileTensor, Layout};
 
-/// Why metadata is no model that can be run.
+/// Why the metadata of a file cannot be read as a model.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufModelError {
     /// Another architecture.
@@ -45,12 +45,12 @@ pub enum GgufModelError {
         /// Why it cannot be used.
         reason: &'static str,
     },
-    /// A file that belongs to a model and is none.
+    /// A file that belongs to a model but is not one.
     #[error("general.type is {found:?}: {what}; give the model itself")]
     NotAModel {
         /// What the file says.
         found: String,
-        /// What that is.
+        /// What such a file contains.
         what: &'static str,
     },
     /// A tensor that every model needs.
@@ -62,8 +62,8 @@ pub enum GgufModelError {
     /// The values do not make a model.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The configuration has something that the format has not.
-    #[error("llama.cpp's {architecture} cannot hold this model: {source}; convert to olmo instead")]
+    /// The configuration has something that the format cannot express.
+    #[error("llama.cpp's {architecture} cannot express this model: {source}; convert to olmo instead")]
     NotExpressible {
         /// The architecture that would be written.
         architecture: &'static str,
@@ -73,12 +73,12 @@ pub enum GgufModelError {
 }
 
 /// Keys of one architecture.
-struct Keys<'m> {
+struct ArchitectureKeys<'m> {
     metadata: &'m Metadata,
     architecture: &'m str,
 }
 
-impl<'m> Keys<'m> {
+impl<'m> ArchitectureKeys<'m> {
     fn find(&self, key: &str) -> (String, Option<&'m Value>) {
         let key = format!("{}.{key}", self.architecture);
         let value = self.metadata.get(&key);
@@ -129,12 +129,12 @@ impl<'m> Keys<'m> {
 /// What `general.type` may be beside `model`.
 const NOT_A_MODEL: [(&str, &str); 3] = [
     ("adapter", "a LoRA adapter, which changes a model"),
-    ("mmproj", "what a model sees and hears with"),
+    ("mmproj", "the image and audio encoder of a model"),
     ("imatrix", "statistics for quantising a model"),
 ];
 
 /// The configuration of a file's model.
-pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
+pub(crate) fn read(header: &GgufHeader) -> Result<LoadedConfig, GgufModelError> {
     let metadata = &header.metadata;
     let architecture = match metadata.get("general.architecture") {
         Some(Value::Text(name)) if name == "olmoe" || name == "llama" => name.as_str(),
@@ -147,7 +147,7 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
     if let Some((found, what)) = NOT_A_MODEL.into_iter().find(|(name, _)| Some(*name) == kind) {
         return Err(GgufModelError::NotAModel { found: found.to_owned(), what });
     }
-    let keys = Keys { metadata, architecture };
+    let keys = ArchitectureKeys { metadata, architecture };
     let tensor = |name: &str| header.tensors.iter().find(|tensor| tensor.name == name);
     let unknown = refuse_unsupported(&keys)?;
     if let Some(tensor) = tensor(super::ROPE_FREQUENCIES) {
@@ -161,7 +161,7 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
     let (d_model, n_heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
     let head_dim = match keys.optional_size("attention.key_length")? {
         Some(head_dim) => head_dim,
-        // With no heads, validation stops before it looks at this.
+        // With no heads, validation fails before it reads this value.
         None => d_model.checked_div(n_heads).unwrap_or(0),
     };
     let expert = Mlp { width: keys.size("feed_forward_length")?, activation: Activation::SwiGlu };
@@ -181,7 +181,7 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
     } else {
         FeedForward::Dense(expert)
     };
-    // What a file does not say, of training, is the release's.
+    // Settings of training, which a file does not have, are those of the release.
     let ModelConfig { init, auxiliary, .. } = ModelConfig::release();
     let mut config = ModelConfig {
         d_model,
@@ -211,17 +211,19 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
         bos_token_id: None,
         eos_token_id: None,
     };
-    let mut notices: Vec<Notice> = keys::advice(metadata).into_iter().map(|(key, text)| Notice { key, text }).collect();
+    let mut notices: Vec<KeyNotice> =
+        keys::advice(metadata).into_iter().map(|(key, text)| KeyNotice { key, text }).collect();
     if !unknown.is_empty() {
-        let text = format!("keys that no program is known to read are passed over: {}", unknown.join(", "));
-        notices.push(Notice { key: "metadata", text });
+        let text = format!("unknown keys are ignored: {}", unknown.join(", "));
+        notices.push(KeyNotice { key: "metadata", text });
     }
     let mut token = |key: &'static str| {
         let id = metadata.get(key)?.as_u64()?;
         let inside = id < rows as u64;
         if !inside {
-            let text = format!("{id} is beyond the {rows} rows of the embedding, so the model is taken to have none");
-            notices.push(Notice { key, text });
+            let text =
+                format!("{id} is beyond the {rows} rows of the embedding; the model is read as having no such token");
+            notices.push(KeyNotice { key, text });
         }
         inside.then_some(id as u32)
     };
@@ -233,7 +235,7 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
         let reason = "every head has one width for keys, values and rotation, d_model / n_heads";
         keys.refuse(key, reason, |value| value.as_u64() == Some(head_dim as u64))?;
     }
-    let reason = "what comes out of the last layer is as wide as all of them, embedding_length";
+    let reason = "the output of the last layer is as wide as that of every layer, embedding_length";
     keys.refuse(
         "embedding_length_out",
         reason,
@@ -243,12 +245,12 @@ pub(crate) fn read(header: &Header) -> Result<Loaded, GgufModelError> {
     let usual = 1.0 / (head_dim as f64).sqrt();
     let is_usual = |x: f64| x == 0.0 || (x - usual).abs() < 1e-6 * usual;
     keys.refuse("attention.scale", reason, |value| value.as_any_number().is_some_and(is_usual))?;
-    Ok(Loaded { config, notices })
+    Ok(LoadedConfig { config, notices })
 }
 
-/// Refuses what has no implementation; the answer are the keys of the architecture that nobody is known to read.
-fn refuse_unsupported<'m>(keys: &Keys<'m>) -> Result<Vec<&'m str>, GgufModelError> {
-    // Without a factor, which is looked at below, linear scaling scales nothing: it is what the key means when it is left out.
+/// Refuses settings that are not implemented; returns the unknown keys of the architecture.
+fn refuse_unsupported<'m>(keys: &ArchitectureKeys<'m>) -> Result<Vec<&'m str>, GgufModelError> {
+    // Linear scaling without a factor, which is checked below, has no effect: it is also the meaning of a missing key.
     let plain = |value: &Value| matches!(value.as_text(), Some("none" | "linear"));
     keys.refuse("rope.scaling.type", keys::SCALING, plain)?;
     let silu = |value: &Value| matches!(value.as_text(), Some("silu" | "swish"));
@@ -275,7 +277,7 @@ pub(crate) fn architecture(config: &ModelConfig) -> &'static str {
     if config.moe().is_some() { "olmoe" } else { "llama" }
 }
 
-/// Appends what the configuration says; [`check`] tells whether all of it was said.
+/// Appends the configuration; [`check`] verifies that all of it was expressed.
 pub(crate) fn write(config: &ModelConfig, metadata: &mut Metadata) {
     let architecture = architecture(config);
     let mut put = |key: &str, value: Value| {
@@ -308,7 +310,7 @@ pub(crate) fn write(config: &ModelConfig, metadata: &mut Metadata) {
     }
 }
 
-/// Checks that the metadata, with the tensors of a layout, says all of the configuration.
+/// Checks that the metadata, with the tensors of a layout, expresses all of the configuration.
 pub(crate) fn check(config: &ModelConfig, metadata: &Metadata, layout: &Layout) -> Result<(), GgufModelError> {
     let tensor = |tensor: &FileTensor| TensorInfo {
         name: tensor.name.clone(),
@@ -318,17 +320,17 @@ pub(crate) fn check(config: &ModelConfig, metadata: &Metadata, layout: &Layout) 
         bytes: 0,
     };
     let tensors = layout.tensors.iter().map(tensor).collect();
-    let back = read(&Header { version: 3, metadata: metadata.clone(), tensors })?;
+    let back = read(&GgufHeader { version: 3, metadata: metadata.clone(), tensors })?;
     let architecture = architecture(config);
     config.same_function(&back.config).map_err(|source| GgufModelError::NotExpressible { architecture, source })
 }
 
-/// Why llama.cpp refuses a file that is well-formed and that this crate reads; none if it does not.
+/// Why llama.cpp refuses a well-formed file that this crate reads; `None` if it does not.
 pub(crate) fn not_loaded_by_llama_cpp(config: &ModelConfig) -> Option<String> {
     let missing = match config.moe() {
         Some(_) if config.n_kv_heads != config.n_heads => "grouped key and value heads",
         Some(_) if config.attention_bias => "biases of its attention",
         _ => return None,
     };
-    Some(format!("llama.cpp will not load this file, its olmoe has no {missing}; this program does"))
+    Some(format!("llama.cpp does not load this file, because its olmoe has no {missing}; this program does"))
 }

@@ -1,7 +1,8 @@
-//! A model in several files: `model-00001-of-00003.gguf` and so on, as llama.cpp's `gguf-split` and `gguf-py` write them.
+//! A model in several files: `model-00001-of-00003.gguf` and so on, as llama.cpp's `gguf-split` and `gguf-py` write
+//! them.
 //!
-//! Every file says with `split.no` which part it is, from 0, with `split.count` how many there are, and with
-//! `split.tensors.count` how many tensors they have together. The first one has all other metadata.
+//! In every file, `split.no` is the index of the part, counted from 0, `split.count` the number of parts, and
+//! `split.tensors.count` the number of tensors in all parts. The first part has all other metadata.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ const MAX_PARTS: u64 = u16::MAX as u64;
 /// Why files are not the parts of one model.
 #[derive(Debug, thiserror::Error)]
 pub enum PartError {
-    /// A value that cannot be.
+    /// An invalid value.
     #[error("{key} is {found}, expected {expected}")]
     Value {
         /// The key.
@@ -26,7 +27,7 @@ pub enum PartError {
         /// What it should be.
         expected: String,
     },
-    /// The name of a part does not tell those of the others.
+    /// The names of the other parts cannot be derived from the name of a part.
     #[error(
         "it is part {number} of {count}, but its name does not end with -{number:05}-of-{count:05}.gguf, so the others cannot \
          be found; give the parts their names back"
@@ -38,14 +39,14 @@ pub enum PartError {
         count: u64,
     },
     /// A part that is not there.
-    #[error("part {number} of {count} is missing; all of them have to be in one folder, get it, too")]
+    #[error("part {number} of {count} is missing; put all parts into one folder")]
     Missing {
         /// Which part, from 1.
         number: u64,
         /// How many there are.
         count: u64,
     },
-    /// Fewer or more tensors than there should be.
+    /// The number of tensors is not that of the metadata.
     #[error(
         "the parts have {found} tensors together, expected {expected}; they are of different models, get them again"
     )]
@@ -57,9 +58,9 @@ pub enum PartError {
     },
 }
 
-/// What a file says of itself.
+/// The metadata of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct GgufPart {
     /// Which one, from 0.
     pub(crate) number: u64,
     /// How many there are.
@@ -68,9 +69,9 @@ pub(crate) struct Part {
     pub(crate) tensors: Option<u64>,
 }
 
-impl Part {
-    /// What a file says; none of one that is whole.
-    pub(crate) fn of(metadata: &Metadata) -> Result<Option<Part>, PartError> {
+impl GgufPart {
+    /// The metadata of a part; `None` for a file that is not divided.
+    pub(crate) fn of(metadata: &Metadata) -> Result<Option<GgufPart>, PartError> {
         let number = |key| match metadata.get(key) {
             None => Ok(None),
             Some(value) => value.as_u64().map(Some).ok_or_else(|| PartError::Value {
@@ -89,12 +90,12 @@ impl Part {
             let expected = format!("less than {COUNT}, {count}");
             return Err(PartError::Value { key: NUMBER, found: index.to_string(), expected });
         }
-        Ok(Some(Part { number: index, count, tensors: number(TENSORS)? }))
+        Ok(Some(GgufPart { number: index, count, tensors: number(TENSORS)? }))
     }
 
     /// The files of all parts, where this one lies at `path`.
     pub(crate) fn files(self, path: &Path) -> Result<Vec<PathBuf>, PartError> {
-        let Part { number, count, .. } = self;
+        let GgufPart { number, count, .. } = self;
         let name = path.file_name().and_then(|name| name.to_str());
         let split = name.and_then(split).filter(|split| (split.1, split.2) == (number + 1, count));
         let Some((stem, ..)) = split else { return Err(PartError::Name { number: number + 1, count }) };
@@ -103,14 +104,14 @@ impl Part {
 
     /// Checks that a file is the one with this number.
     pub(crate) fn check(self, metadata: &Metadata, number: u64) -> Result<(), PartError> {
-        let found = Part::of(metadata)?;
+        let found = GgufPart::of(metadata)?;
         let same = found.is_some_and(|part| (part.number, part.count) == (number, self.count));
         let found = found.map_or("missing".to_owned(), |part| format!("{} of {} files", part.number, part.count));
         let expected = format!("{number} of {} files", self.count);
         if same { Ok(()) } else { Err(PartError::Value { key: NUMBER, found, expected }) }
     }
 
-    /// Appends what the file says.
+    /// Appends the metadata of the part.
     pub(crate) fn write(self, metadata: &mut Metadata) {
         let narrow = |number: u64| Value::U16(u16::try_from(number).unwrap_or(u16::MAX));
         metadata.insert(NUMBER, narrow(self.number));

@@ -94,7 +94,7 @@ mod tests {
             let Some(encoding) = encoding(type_number) else { continue };
             known += 1;
             assert_eq!((number(encoding), encoding.name()), (type_number, name));
-            assert_eq!((encoding.unit() as u64, encoding.unit_bytes() as u64), (len, bytes));
+            assert_eq!((encoding.block_len() as u64, encoding.block_bytes() as u64), (len, bytes));
         }
         assert_eq!(known, 3 + BlockFormat::ALL.len());
     }

@@ -40,12 +40,12 @@ impl Kind {
         Kind::F64,
     ];
 
-    /// The type of that number.
+    /// The type with that number.
     pub fn by_number(number: u32) -> Option<Kind> {
         Self::ALL.get(number as usize).copied()
     }
 
-    /// The fewest bytes a value takes in a file.
+    /// The fewest bytes of a value in a file.
     pub(super) fn min_bytes(self) -> u64 {
         match self {
             Kind::U8 | Kind::I8 | Kind::Bool => 1,
@@ -189,7 +189,7 @@ impl Value {
     }
 }
 
-/// Short: a long list shows its beginning and its length.
+/// Of a long list, its beginning and its length.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -218,7 +218,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// Entries in their order, found by key.
+/// Entries in their order, which can be found by key.
 #[derive(Clone, Debug, Default)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
@@ -226,7 +226,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// Appends an entry; false if there is one of that key, which then stays as it is.
+    /// Appends an entry; false if there is already one with that key, which is not changed.
     pub fn insert(&mut self, key: impl Into<String>, value: Value) -> bool {
         let key = key.into();
         if self.index.contains_key(&key) {
@@ -252,13 +252,13 @@ impl Metadata {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 }
 
-/// A string as the format has it.
+/// Appends a string in the format of GGUF.
 pub(super) fn text(out: &mut Vec<u8>, text: &str) {
     out.extend((text.len() as u64).to_le_bytes());
     out.extend(text.as_bytes());

@@ -1,10 +1,10 @@
-//! A tokenizer's metadata (`tokenizer.ggml.*`), to and from a vocabulary.
+//! The metadata of a tokenizer (`tokenizer.ggml.*`), to and from a vocabulary.
 
 use olmoe_data::{Pre, TokenKind, TokenizerError, Vocabulary};
 
 use super::value::{Kind, Metadata, Value};
 
-/// Why metadata is no vocabulary.
+/// Why the metadata cannot be read as a vocabulary.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufVocabularyError {
     /// A value of another type.
@@ -17,7 +17,7 @@ pub enum GgufVocabularyError {
         /// What it should be.
         expected: &'static str,
     },
-    /// Byte-level BPE without its merges: every text would fall apart into bytes.
+    /// Byte-level BPE without its merges, which would encode every text as single bytes.
     #[error(
         "{MERGES} is missing, so words cannot be put together; the file was made by an old converter. Get a newer one, or \
          give the tokenizer.json of the model with --tokenizer where a command takes one"
@@ -44,7 +44,7 @@ const BPE: &str = "gpt2";
 /// The model of a file without a tokenizer.
 const NONE: &str = "no_vocab";
 
-/// The vocabulary of a file; none if it has no tokenizer.
+/// The vocabulary of a file; `None` if it has no tokenizer.
 pub(crate) fn read(metadata: &Metadata) -> Result<Option<Vocabulary>, GgufVocabularyError> {
     let wrong = |key, expected| {
         let found = metadata.get(key).map_or("missing".to_owned(), Value::to_string);
@@ -122,7 +122,7 @@ pub(crate) fn check_merges(metadata: &Metadata, vocabulary: &Vocabulary) -> Resu
     }
 }
 
-/// Appends a vocabulary, or that there is none. The special tokens that a model has too are written with it.
+/// Appends a vocabulary, or the entry for none, and the special tokens.
 pub(crate) fn write(vocabulary: Option<&Vocabulary>, metadata: &mut Metadata) {
     let mut put = |key: &str, value: Value| {
         metadata.insert(key, value);
@@ -174,7 +174,8 @@ mod tests {
             }
             read(&metadata).unwrap().unwrap().add_bos
         };
-        // Of the names accepted here, llama.cpp puts bos before texts for those of Llama 3 unless the file says otherwise.
+        // Of the names accepted here, llama.cpp puts bos before texts for those of Llama 3 unless the file says
+        // otherwise.
         for pre in ["llama-bpe", "llama3", "llama-v3"] {
             assert!(adds(Some(pre), None) && !adds(Some(pre), Some(false)), "{pre}");
         }

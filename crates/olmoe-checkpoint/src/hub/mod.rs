@@ -1,9 +1,9 @@
-//! The Hugging Face hub: which states a model has, which files they consist of, and how these get to the disk.
+//! The Hugging Face hub: the revisions of a model, their files, and downloading these files.
 //!
-//! Downloads go to the cache that Python's `huggingface_hub` uses, in its layout. A file appears there under its own
-//! name only when all of it is on the disk and its hash is right; until then its beginning stays beside it, and the
-//! next attempt goes on from there. What a server sends is not trusted: names, sizes, lengths and redirects are checked,
-//! and the token goes to no other host.
+//! Downloads go to the cache of Python's `huggingface_hub`, in its layout. A file gets its name there only when it is
+//! complete and its hash is verified. Until then a partial file is kept, from which the next attempt continues. The
+//! answers of a server are not trusted: names, sizes, lengths and redirects are checked, and the token is sent to no
+//! other host.
 
 mod api;
 mod cache;
@@ -31,9 +31,9 @@ use client::{Answer, Client, Patience, Sleep, plain};
 use names::{check_revision, is_commit, shown};
 use transfer::Transfer;
 
-/// The revision that is meant when none is named.
+/// The default revision.
 pub const DEFAULT_REVISION: &str = "main";
-/// The hub that is meant when none is named.
+/// The address of the default hub.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// Patterns of the files that make up a model: configuration, tokenizer, weights. Other formats of the weights, such as
 /// GGUF, have to be named.
@@ -47,15 +47,15 @@ pub const ATTEMPTS: usize = WAITS.len() + 1;
 /// Longest token file that is read, in bytes.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
 
-/// Hears how a download goes.
+/// Receives the progress of a download.
 pub trait Progress {
-    /// Something to know: a wait, another attempt, a fallback.
+    /// A message for the user: a wait, another attempt, a fallback.
     fn note(&self, text: &str);
     /// File `number` of `count` begins.
     fn begin(&self, number: usize, count: usize, file: &str, size: Option<u64>);
-    /// This many bytes of it are on the disk. They can become fewer.
+    /// The number of bytes of the file on the disk, which can also decrease.
     fn position(&self, bytes: u64);
-    /// All of it is there, and right.
+    /// The file is complete and verified.
     fn end(&self);
 }
 
@@ -64,7 +64,7 @@ pub trait Progress {
 pub struct Revision {
     /// Its name.
     pub name: String,
-    /// Which of the two.
+    /// Whether it is a branch or a tag.
     pub kind: RevisionKind,
     /// The commit it is at.
     pub commit: String,
@@ -73,9 +73,9 @@ pub struct Revision {
 /// The kinds of names that a commit can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RevisionKind {
-    /// Moves on.
+    /// A branch, whose commit changes.
     Branch,
-    /// Stays.
+    /// A tag, whose commit stays.
     Tag,
 }
 
@@ -93,7 +93,7 @@ pub struct Listing {
 pub struct RepoFile {
     /// Its path in the repository, with slashes.
     pub name: String,
-    /// Its length in bytes, if the hub tells.
+    /// Its length in bytes, if the hub lists it.
     pub size: Option<u64>,
     git: Option<String>,
     lfs: Option<String>,
@@ -132,7 +132,7 @@ impl Hub {
     /// - `HF_HUB_OFFLINE`: `1`, `on`, `yes` or `true` to use the cache only.
     ///
     /// # Errors
-    /// If there is no home directory and none of the folders is given, or the token is no token.
+    /// If there is no home directory and none of the folders is given, or the token has invalid characters.
     pub fn from_environment() -> Result<Hub, HubError> {
         Hub::from_variables(|name| std::env::var_os(name))
     }
@@ -189,19 +189,19 @@ impl Hub {
         self
     }
 
-    /// Offline if `offline` says so or it has been already.
+    /// Uses the cache only if `offline` is set, or if that was set before.
     pub fn or_offline(self, offline: bool) -> Hub {
         let offline = offline || self.offline;
         self.offline(offline)
     }
 
-    /// Connects directly, whatever `HTTPS_PROXY` and its like say. By default they are honoured.
+    /// Connects directly and ignores `HTTPS_PROXY` and similar variables, which are honoured by default.
     pub fn without_proxy(mut self) -> Hub {
         self.proxy = false;
         self
     }
 
-    /// How to spend the time between attempts; by default the thread sleeps.
+    /// Sets the function that waits between attempts; by default the thread sleeps.
     pub fn sleep(mut self, sleep: impl Fn(Duration) + Send + Sync + 'static) -> Hub {
         self.sleep = Arc::new(sleep);
         self
@@ -234,19 +234,20 @@ impl Hub {
         api::list(&self.client()?, repo, revision, ATTEMPTS, progress)
     }
 
-    /// The folder with what is there of a revision, without asking the hub.
+    /// The folder with the cached files of a revision, without a request to the hub.
     pub fn cached(&self, repo: &RepoId, revision: &str) -> Option<PathBuf> {
         check_revision(revision).ok()?;
         let cache = RepoCache::new(&self.cache, repo);
         cache.commit(revision).map(|commit| cache.snapshot(&commit)).filter(|folder| folder.is_dir())
     }
 
-    /// Brings the files that fit one of the patterns (all files, if there are none) to the disk and returns the folder
-    /// they are in. Files that are there already are not asked for again. If the hub cannot be reached but all files of
-    /// the commit that the revision was last at are there, they do.
+    /// Downloads the files that match one of the patterns (all files, if there are no patterns) and returns their
+    /// folder. Files in the cache are not downloaded again. If the hub cannot be reached, the last known commit of the
+    /// revision is used, provided that all of its files are in the cache.
     ///
     /// # Errors
-    /// If a file cannot be had, is not what the hub says, or cannot be written; when offline, if one is missing.
+    /// If a file cannot be downloaded, differs from the listing of the hub, or cannot be written; when offline, if a
+    /// file is missing.
     pub fn download(
         &self,
         repo: &RepoId,
@@ -261,7 +262,7 @@ impl Hub {
             return wanted.cached();
         }
         if is_commit(revision) && cache.tree(revision).is_some() {
-            // A commit does not change: what is there is right.
+            // A commit does not change, so files in the cache are up to date.
             if let Ok(folder) = wanted.cached() {
                 return Ok(folder);
             }
@@ -278,7 +279,7 @@ impl Hub {
             (listing, _) => listing?,
         };
         let commit = &listing.commit;
-        // For use offline; of no importance now, and a cache that cannot be written still serves what it has.
+        // The listing is for later use offline; an error is ignored, because a read-only cache can still be used.
         let _ = cache.write_tree(commit, &listing.files);
         let fitting = wanted.fitting(&listing.files)?;
         let missing: Vec<_> = fitting.into_iter().filter(|file| !cache.has(commit, file)).collect();
@@ -287,7 +288,7 @@ impl Hub {
             bring(&client, &cache, repo, revision, commit, file, progress)?;
             progress.end();
         }
-        // Last, so that until all is there the files of the commit before serve offline.
+        // Written last, so that the files of the previous commit are used offline until all new ones are there.
         match cache.write_ref(revision, commit) {
             Err(error) if !missing.is_empty() => return Err(error),
             _ => {}
@@ -296,7 +297,7 @@ impl Hub {
     }
 }
 
-/// What a download is to bring.
+/// The files to download.
 struct Wanted<'a> {
     cache: &'a RepoCache,
     root: &'a Path,
@@ -306,12 +307,12 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// The files that fit.
+    /// The files that match.
     fn fitting<'f>(&self, files: &'f [RepoFile]) -> Result<Vec<&'f RepoFile>, HubError> {
         let fits = |pattern: &str, file: &RepoFile| pattern::matches(pattern, &file.name);
         let any = |file: &&RepoFile| self.include.is_empty() || self.include.iter().any(|pattern| fits(pattern, file));
         let fitting: Vec<_> = files.iter().filter(any).collect();
-        // A pattern may fit nothing, a name may not; and something has to fit.
+        // A pattern may match no file, but a name has to match one, and at least one file has to match.
         let unknown: Vec<&str> = match fitting.is_empty() {
             true => self.include.to_vec(),
             false => self.in_full().filter(|name| !files.iter().any(|file| fits(name, file))).collect(),
@@ -332,7 +333,7 @@ impl Wanted<'_> {
         Ok(fitting)
     }
 
-    /// The files that are named, not described.
+    /// The patterns that are names of files.
     fn in_full(&self) -> impl Iterator<Item = &str> {
         self.include.iter().copied().filter(|name| !name.contains(['*', '?', '[']) && !name.ends_with('/'))
     }
@@ -364,7 +365,7 @@ impl Wanted<'_> {
     }
 }
 
-/// Brings one file of a commit to the disk.
+/// Downloads one file of a commit.
 fn bring(
     client: &Client,
     cache: &RepoCache,
@@ -415,7 +416,7 @@ fn usable_tag(etag: &str) -> bool {
     (1..=128).contains(&etag.len()) && etag.bytes().all(plain)
 }
 
-/// The user's own folder.
+/// The home directory of the user.
 fn home_directory() -> Option<PathBuf> {
     std::env::home_dir().filter(|home| home.is_absolute())
 }

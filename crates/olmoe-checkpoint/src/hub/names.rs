@@ -1,5 +1,5 @@
-//! Names of repositories, revisions and files. Those that a server sends become paths on this disk, so they are
-//! checked as strictly as those that a user types.
+//! Names of repositories, revisions and files. Names from a server are used as paths on this machine, so they are
+//! checked as strictly as names from a user.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::HubError;
 pub const MAX_REPO_PART: usize = 96;
 /// Longest revision or file name, in bytes.
 pub const MAX_NAME: usize = 1024;
-/// Longest part of either between slashes, in bytes: what file systems take, less room for endings.
+/// Longest part of either between slashes, in bytes: the limit of file systems, less room for suffixes.
 pub const MAX_NAME_PART: usize = 200;
 
 /// A model repository of the hub: `org/name`.
@@ -100,7 +100,7 @@ impl fmt::Display for ModelRef {
     }
 }
 
-/// What a text that names a model means.
+/// Where a model is that a text names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// A file or folder that exists.
@@ -109,10 +109,10 @@ pub enum Location {
     Hub(ModelRef),
 }
 
-/// Finds out what `text` means: an existing path wins over a model of the hub.
+/// Resolves the name of a model: an existing path takes precedence over a model of the hub.
 ///
 /// # Errors
-/// If it is neither.
+/// If it is neither a path nor the name of a model.
 pub fn locate(text: &str) -> Result<Location, HubError> {
     let path = PathBuf::from(text);
     if path.exists() {
@@ -131,7 +131,7 @@ pub(super) fn is_hex(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// Refuses what git does not allow as the name of a branch, and what would leave the folder of the cache.
+/// Refuses names that git does not allow for a branch, and names that would lead out of the folder of the cache.
 pub(super) fn check_revision(revision: &str) -> Result<(), HubError> {
     let reason = match relative(revision) {
         Err(reason) => reason,
@@ -142,12 +142,12 @@ pub(super) fn check_revision(revision: &str) -> Result<(), HubError> {
     Err(HubError::Revision { text: shown(revision), reason })
 }
 
-/// Refuses file names that would leave the folder of a snapshot or that no file system takes.
+/// Refuses file names that would lead out of the folder of a snapshot, or that no file system allows.
 pub(super) fn check_file(name: &str) -> Result<(), HubError> {
     relative(name).map_err(|reason| HubError::FileName { text: shown(name), reason })
 }
 
-/// A path below a folder: no way up or out.
+/// Checks that a path stays below its folder.
 fn relative(path: &str) -> Result<(), &'static str> {
     if path.is_empty() || path.len() > MAX_NAME {
         return Err("it has 1 to 1024 bytes");
@@ -166,7 +166,7 @@ fn relative(path: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Text from elsewhere, safe for a terminal: control characters are escaped, and it is not endless.
+/// Text from a server, made safe for a terminal: control characters are escaped, and the length is limited.
 pub(super) fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(100).flat_map(char::escape_debug).collect();
     if text.chars().nth(100).is_some() {

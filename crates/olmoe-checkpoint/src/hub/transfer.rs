@@ -1,5 +1,5 @@
-//! The way of one file's content to the disk: from where an earlier attempt stopped, through cut connections, to a
-//! complete file whose content is what the hub says.
+//! The download of the content of one file: it continues an earlier attempt and interrupted connections, and ends with
+//! a complete file whose hash is that of the hub.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
@@ -16,26 +16,26 @@ use super::client::{Answer, Client, Patience, passing, plain};
 use super::names::is_hex;
 use super::{ATTEMPTS, HubError, Progress};
 
-/// Bytes that an attempt has to bring for the next failure to count as the first again.
+/// Bytes that an attempt has to transfer to reset the count of failures.
 const WORTHWHILE: u64 = 1 << 20;
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 18;
 
-/// One file's content and where it comes from.
+/// The content of one file, and its source.
 pub(super) struct Transfer<'a> {
     pub(super) client: &'a Client,
     pub(super) url: Uri,
     /// The name for messages.
     pub(super) name: &'a str,
-    /// Names the content: a hash, as a rule.
+    /// The tag of the content, usually a hash.
     pub(super) etag: &'a str,
     pub(super) size: Option<u64>,
     pub(super) progress: &'a dyn Progress,
-    /// What an answer with a status that means no is to be called.
+    /// The error for an answer with a status that refuses the request.
     pub(super) refusal: &'a dyn Fn(&Answer) -> HubError,
 }
 
-/// The hash that a tag is, by its length.
+/// The kind of hash of a tag, by its length.
 #[derive(Clone, Copy)]
 enum Hash {
     /// Of a large file's content.
@@ -45,11 +45,11 @@ enum Hash {
 }
 
 impl Transfer<'_> {
-    /// Completes the file at `partial`. What is there already is taken as its beginning.
+    /// Completes the file at `partial`, whose present content is its beginning.
     ///
     /// # Errors
-    /// If the content cannot be had or written; then its beginning stays for the next time. If it is not what it should
-    /// be; then nothing stays.
+    /// If the content cannot be downloaded or written, the partial file stays for the next attempt. If the content is
+    /// wrong, the partial file is removed.
     pub(super) fn run(&self, partial: &Path) -> Result<(), HubError> {
         let hash = match self.etag.len() {
             64 if is_hex(self.etag) => Some(Hash::Sha256),
@@ -66,9 +66,9 @@ impl Transfer<'_> {
         let mut begun = fs::metadata(partial).is_ok_and(|found| found.len() > 0);
         loop {
             match self.fill(partial).and_then(|()| hash.map_or(Ok(()), |hash| self.check(partial, hash))) {
-                // The beginning may be another program's, or what a power cut left of it.
+                // The beginning may have been written by another program, or damaged by a power cut.
                 Err(HubError::WrongHash { .. } | HubError::WrongSize { .. }) if begun => {
-                    self.progress.note(&format!("{}: what was there does not fit; starting afresh", self.name));
+                    self.progress.note(&format!("{}: the partial file does not match; starting again", self.name));
                     self.remove(partial)?;
                     begun = false;
                 }

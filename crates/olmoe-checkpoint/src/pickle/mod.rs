@@ -1,12 +1,12 @@
-//! Python pickles of protocols 2 to 5, read without running anything.
+//! Python pickles of protocols 2 to 5, read without executing anything.
 //!
-//! A pickle is a program for a small stack machine that can call any Python function. This machine has only the
-//! opcodes that plain data needs, and knows the few globals listed in `GLOBALS`: some stand as names, the others can be
-//! "called", which makes an inert [`Value::Reduce`] node. Any other global is an error that names it.
+//! A pickle is a program for a small stack machine that can call any Python function. This machine has only the opcodes
+//! that plain data needs, and the few globals in `GLOBALS`: some can only be named, the others can be "called", which
+//! creates an inert [`PickleValue::Reduce`] node. Any other global is an error that names it.
 //!
-//! Values lie in one flat list and refer to each other by index. So a value that contains itself is harmless, deep
-//! nesting needs no deep call stack (nor does dropping it), and what is shared exists once. Strings and bytes are
-//! borrowed from the pickle. Memory is a small multiple of the pickle's own length, and the time is linear in it.
+//! Values are in one flat list and refer to each other by index. So a value may contain itself, deep nesting needs no
+//! deep call stack, neither for reading nor for dropping it, and shared values exist once. Strings and bytes are
+//! borrowed from the pickle. Memory is a small multiple of the length of the pickle, and time is linear in it.
 
 mod error;
 mod value;
@@ -14,7 +14,7 @@ mod value;
 pub use error::PickleError;
 pub(crate) use error::shortened;
 use value::{GLOBALS, ORDERED_DICT};
-pub use value::{Global, Id, Pickle, Value};
+pub use value::{Global, Id, Pickle, PickleValue};
 
 /// Most bytes of a pickle.
 pub const MAX_BYTES: usize = 8 << 20;
@@ -29,7 +29,7 @@ pub const MAX_MARKS: usize = 256;
 
 type Result<T> = std::result::Result<T, PickleError>;
 
-/// Reads a pickle; nothing in it is run.
+/// Reads a pickle; nothing in it is executed.
 pub fn parse(bytes: &[u8]) -> Result<Pickle<'_>> {
     if bytes.len() > MAX_BYTES {
         return Err(PickleError::TooLong { found: bytes.len(), limit: MAX_BYTES });
@@ -54,7 +54,7 @@ struct Machine<'a> {
     at: usize,
     /// Where the current opcode lies.
     offset: usize,
-    values: Vec<Value<'a>>,
+    values: Vec<PickleValue<'a>>,
     pushed: usize,
     stack: Vec<Id>,
     /// Heights of the stack where groups begin, ascending.
@@ -81,20 +81,20 @@ impl<'a> Machine<'a> {
             }
             b'.' => return self.stop().map(Some),
 
-            b'N' => self.push(Value::None)?,
-            0x88 => self.push(Value::Bool(true))?,
-            0x89 => self.push(Value::Bool(false))?,
+            b'N' => self.push(PickleValue::None)?,
+            0x88 => self.push(PickleValue::Bool(true))?,
+            0x89 => self.push(PickleValue::Bool(false))?,
             b'K' => {
                 let [value] = self.array()?;
-                self.push(Value::Int(value.into()))?;
+                self.push(PickleValue::Int(value.into()))?;
             }
             b'M' => {
                 let value = u16::from_le_bytes(self.array()?);
-                self.push(Value::Int(value.into()))?;
+                self.push(PickleValue::Int(value.into()))?;
             }
             b'J' => {
                 let value = i32::from_le_bytes(self.array()?);
-                self.push(Value::Int(value.into()))?;
+                self.push(PickleValue::Int(value.into()))?;
             }
             0x8a => {
                 let bytes = self.counted_1()?;
@@ -106,7 +106,7 @@ impl<'a> Machine<'a> {
             }
             b'G' => {
                 let value = f64::from_be_bytes(self.array()?);
-                self.push(Value::Float(value))?;
+                self.push(PickleValue::Float(value))?;
             }
 
             0x8c => {
@@ -123,15 +123,15 @@ impl<'a> Machine<'a> {
             }
             b'C' => {
                 let bytes = self.counted_1()?;
-                self.push(Value::Bytes(bytes))?;
+                self.push(PickleValue::Bytes(bytes))?;
             }
             b'B' => {
                 let bytes = self.counted_4()?;
-                self.push(Value::Bytes(bytes))?;
+                self.push(PickleValue::Bytes(bytes))?;
             }
             0x8e | 0x96 => {
                 let bytes = self.counted_8()?;
-                self.push(Value::Bytes(bytes))?;
+                self.push(PickleValue::Bytes(bytes))?;
             }
 
             b'(' => {
@@ -149,10 +149,10 @@ impl<'a> Machine<'a> {
                 self.push_id(id)?;
             }
 
-            b')' => self.push(Value::Tuple(Vec::new()))?,
+            b')' => self.push(PickleValue::Tuple(Vec::new()))?,
             b't' => {
                 let items = self.pop_group()?;
-                self.push(Value::Tuple(items))?;
+                self.push(PickleValue::Tuple(items))?;
             }
             0x85..=0x87 => {
                 let count = usize::from(opcode - 0x84);
@@ -161,9 +161,9 @@ impl<'a> Machine<'a> {
                     items.push(self.pop()?);
                 }
                 items.reverse();
-                self.push(Value::Tuple(items))?;
+                self.push(PickleValue::Tuple(items))?;
             }
-            b']' => self.push(Value::List(Vec::new()))?,
+            b']' => self.push(PickleValue::List(Vec::new()))?,
             b'a' => {
                 let item = self.pop()?;
                 self.append(&[item])?;
@@ -172,7 +172,7 @@ impl<'a> Machine<'a> {
                 let items = self.pop_group()?;
                 self.append(&items)?;
             }
-            b'}' => self.push(Value::Dict(Vec::new()))?,
+            b'}' => self.push(PickleValue::Dict(Vec::new()))?,
             b's' => {
                 let value = self.pop()?;
                 let key = self.pop()?;
@@ -216,7 +216,7 @@ impl<'a> Machine<'a> {
             b'b' => self.build()?,
             b'Q' => {
                 let id = self.pop()?;
-                self.push(Value::Persistent(id))?;
+                self.push(PickleValue::Persistent(id))?;
             }
             _ => return Err(PickleError::Opcode { offset: self.offset, opcode }),
         }
@@ -290,7 +290,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn push(&mut self, value: Value<'a>) -> Result<()> {
+    fn push(&mut self, value: PickleValue<'a>) -> Result<()> {
         // Fits: there are at most MAX_VALUES values.
         self.push_id(Id(self.values.len() as u32))?;
         self.values.push(value);
@@ -299,7 +299,7 @@ impl<'a> Machine<'a> {
 
     fn push_text(&mut self, bytes: &'a [u8]) -> Result<()> {
         let text = self.text(bytes)?;
-        self.push(Value::Str(text))
+        self.push(PickleValue::Str(text))
     }
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<()> {
@@ -309,7 +309,7 @@ impl<'a> Machine<'a> {
             module: shortened(module),
             name: shortened(name),
         })?;
-        self.push(Value::Global(global))
+        self.push(PickleValue::Global(global))
     }
 
     /// Height of the stack under the values of the innermost group.
@@ -331,7 +331,7 @@ impl<'a> Machine<'a> {
     fn pop_text(&mut self) -> Result<&'a str> {
         let id = self.pop()?;
         match self.value(id) {
-            Value::Str(text) => Ok(text),
+            PickleValue::Str(text) => Ok(text),
             other => Err(self.wrong_type("a string", other)),
         }
     }
@@ -341,18 +341,18 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(mark))
     }
 
-    fn value(&self, id: Id) -> &Value<'a> {
+    fn value(&self, id: Id) -> &PickleValue<'a> {
         &self.values[id.0 as usize]
     }
 
-    fn wrong_type(&self, expected: &'static str, found: &Value) -> PickleError {
+    fn wrong_type(&self, expected: &'static str, found: &PickleValue) -> PickleError {
         PickleError::Type { offset: self.offset, expected, found: found.kind() }
     }
 
     fn append(&mut self, items: &[Id]) -> Result<()> {
         let list = self.top()?;
         match &mut self.values[list.0 as usize] {
-            Value::List(list) => list.extend_from_slice(items),
+            PickleValue::List(list) => list.extend_from_slice(items),
             _ => return Err(self.wrong_type("a list", self.value(list))),
         }
         Ok(())
@@ -365,7 +365,7 @@ impl<'a> Machine<'a> {
         }
         let dict = self.top()?;
         match &mut self.values[dict.0 as usize] {
-            Value::Dict(dict) => dict.extend(pairs.iter().map(|&[key, value]| (key, value))),
+            PickleValue::Dict(dict) => dict.extend(pairs.iter().map(|&[key, value]| (key, value))),
             _ => return Err(self.wrong_type("a dict", self.value(dict))),
         }
         Ok(())
@@ -396,22 +396,22 @@ impl<'a> Machine<'a> {
         let function = self.pop()?;
         let refused = |found: String, how| Err(PickleError::Call { offset: self.offset, found, how });
         let function = match self.value(function) {
-            Value::Global(function) if function.callable => *function,
-            Value::Global(other) => {
+            PickleValue::Global(function) if function.callable => *function,
+            PickleValue::Global(other) => {
                 return refused(format!("{}.{}", other.module, other.name), "is not known, only its name");
             }
             other => return refused(other.kind().into(), "makes no sense"),
         };
-        let Value::Tuple(items) = self.value(arguments) else {
+        let PickleValue::Tuple(items) = self.value(arguments) else {
             return Err(self.wrong_type("a tuple of arguments", self.value(arguments)));
         };
         if *function != ORDERED_DICT {
-            return self.push(Value::Reduce { function, arguments });
+            return self.push(PickleValue::Reduce { function, arguments });
         }
         if !items.is_empty() {
             return refused("collections.OrderedDict".into(), "with items is not known");
         }
-        self.push(Value::Dict(Vec::new()))
+        self.push(PickleValue::Dict(Vec::new()))
     }
 
     /// Attributes of a dict, such as the `_metadata` of a state dict, are dropped; other values have none.
@@ -419,7 +419,7 @@ impl<'a> Machine<'a> {
         self.pop()?;
         let object = self.top()?;
         match self.value(object) {
-            Value::Dict(_) => Ok(()),
+            PickleValue::Dict(_) => Ok(()),
             other => Err(self.wrong_type("a dict to give attributes to", other)),
         }
     }
@@ -435,14 +435,14 @@ impl<'a> Machine<'a> {
 }
 
 /// Two's complement, little-endian, of any length; empty is zero.
-fn integer(bytes: &[u8]) -> Value<'_> {
+fn integer(bytes: &[u8]) -> PickleValue<'_> {
     let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
     let mut word = [if negative { 0xff } else { 0 }; 8];
     match word.get_mut(..bytes.len()) {
         Some(low) => {
             low.copy_from_slice(bytes);
-            Value::Int(i64::from_le_bytes(word))
+            PickleValue::Int(i64::from_le_bytes(word))
         }
-        None => Value::LongInt(bytes),
+        None => PickleValue::LongInt(bytes),
     }
 }

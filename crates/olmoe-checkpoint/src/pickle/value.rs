@@ -47,7 +47,7 @@ pub struct Id(pub(super) u32);
 
 /// One value; those inside it by reference.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value<'a> {
+pub enum PickleValue<'a> {
     /// `None`.
     None,
     /// `True` or `False`.
@@ -81,7 +81,7 @@ pub enum Value<'a> {
     },
 }
 
-impl Value<'_> {
+impl PickleValue<'_> {
     /// What kind of value it is, in words.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -107,7 +107,7 @@ impl Value<'_> {
 /// The values of a pickle.
 #[derive(Clone, Debug)]
 pub struct Pickle<'a> {
-    pub(super) values: Vec<Value<'a>>,
+    pub(super) values: Vec<PickleValue<'a>>,
     pub(super) root: Id,
 }
 
@@ -118,7 +118,7 @@ impl<'a> Pickle<'a> {
     }
 
     /// The value at a place that this pickle gave.
-    pub fn value(&self, id: Id) -> &Value<'a> {
+    pub fn value(&self, id: Id) -> &PickleValue<'a> {
         &self.values[id.0 as usize]
     }
 }

@@ -27,7 +27,7 @@ pub struct Entry {
 
 /// What a file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct SafetensorsHeader {
     /// The tensors, in the order of their bytes.
     pub entries: Vec<Entry>,
     /// Free text by key.
@@ -40,7 +40,7 @@ pub struct Header {
 ///
 /// # Errors
 /// [`SafetensorsError`], with the tensor's name.
-pub fn read_header(file: &(impl ReadAt + ?Sized)) -> Result<Header, SafetensorsError> {
+pub fn read_header(file: &(impl ReadAt + ?Sized)) -> Result<SafetensorsHeader, SafetensorsError> {
     let length = file.len()?;
     let Some(left) = length.checked_sub(8) else { return Err(SafetensorsError::TooShort { found: length }) };
     let mut prefix = [0; 8];
@@ -63,7 +63,7 @@ pub fn read_header(file: &(impl ReadAt + ?Sized)) -> Result<Header, SafetensorsE
 }
 
 /// Turns what the header says into entries, if the file can be so.
-fn check(raw: RawHeader, data_begin: u64, data: u64) -> Result<Header, SafetensorsError> {
+fn check(raw: RawHeader, data_begin: u64, data: u64) -> Result<SafetensorsHeader, SafetensorsError> {
     if raw.tensors.len() > MAX_TENSORS {
         return Err(SafetensorsError::TooManyTensors);
     }
@@ -105,7 +105,7 @@ fn check(raw: RawHeader, data_begin: u64, data: u64) -> Result<Header, Safetenso
     if previous != data {
         return Err(SafetensorsError::Uncovered { covered: previous, data });
     }
-    Ok(Header { entries, metadata })
+    Ok(SafetensorsHeader { entries, metadata })
 }
 
 /// One tensor, its offset still counted from the beginning of the data.

@@ -57,12 +57,12 @@ pub enum IndexError {
 #[derive(Deserialize)]
 struct RawIndex {
     #[serde(default)]
-    metadata: Option<RawMetadata>,
+    metadata: Option<RawIndexMetadata>,
     weight_map: RawMap,
 }
 
 #[derive(Deserialize)]
-struct RawMetadata {
+struct RawIndexMetadata {
     #[serde(default)]
     total_size: Value,
 }
@@ -109,19 +109,19 @@ impl ShardIndex {
     /// [`IndexError::FileName`]: no index is written that could not be read.
     pub fn to_json(&self) -> Result<String, IndexError> {
         #[derive(Serialize)]
-        struct Metadata {
+        struct IndexMetadata {
             #[serde(skip_serializing_if = "Option::is_none")]
             total_size: Option<u64>,
         }
         #[derive(Serialize)]
         struct Index<'a> {
-            metadata: Metadata,
+            metadata: IndexMetadata,
             weight_map: &'a BTreeMap<String, String>,
         }
         if let Some((tensor, file)) = self.weight_map.iter().find(|(_, file)| !file_name::is_plain(file)) {
             return Err(IndexError::FileName { tensor: tensor.clone(), file: file.clone() });
         }
-        let index = Index { metadata: Metadata { total_size: self.total_size }, weight_map: &self.weight_map };
+        let index = Index { metadata: IndexMetadata { total_size: self.total_size }, weight_map: &self.weight_map };
         Ok(serde_json::to_string_pretty(&index)? + "\n")
     }
 

@@ -170,7 +170,7 @@ pub enum SaveError {
         /// The folder of the run.
         path: PathBuf,
         /// What is wrong with each.
-        notices: Vec<Notice>,
+        notices: Vec<SaveNotice>,
     },
     /// A file or a group that the checkpoint does not have.
     #[error("{}: no {name:?} in this checkpoint", path.display())]
@@ -214,19 +214,19 @@ impl SaveError {
 
 /// A checkpoint that does not verify.
 #[derive(Debug)]
-pub struct Notice {
+pub struct SaveNotice {
     /// Its folder.
     pub path: PathBuf,
     /// The file, and what was found and expected.
     pub problem: SaveError,
 }
 
-impl fmt::Display for Notice {
+impl fmt::Display for SaveNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} passed over: {}", self.path.display(), self.problem)
     }
 }
 
-fn list(notices: &[Notice]) -> String {
+fn list(notices: &[SaveNotice]) -> String {
     notices.iter().map(|notice| format!("\n  {notice}")).collect()
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 
-use super::error::{Notice, SaveError};
+use super::error::{SaveError, SaveNotice};
 use super::limits::MAX_SMALL_FILE;
 use super::manifest::Manifest;
 use crate::safetensors::Shards;
@@ -21,7 +21,7 @@ pub struct Found {
     /// What it consists of, with the state of the trainer.
     pub manifest: Manifest,
     /// The newer ones that do not verify; the user should see them.
-    pub notices: Vec<Notice>,
+    pub notices: Vec<SaveNotice>,
 }
 
 impl Found {

@@ -32,7 +32,7 @@ pub struct Writer<'a, D: Disk> {
 
 /// A checkpoint that is on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Saved {
+pub struct SavedCheckpoint {
     /// Its step.
     pub step: u64,
     /// Its folder.
@@ -51,8 +51,8 @@ impl<'a, D: Disk> Writer<'a, D> {
         Ok(Self { checkpoints, step, folder, files, groups, state, failed: false, committed: false })
     }
 
-    /// Checks that this many bytes, and a reserve, can be written. [`Writer::tensors`] does so for its own; asking for all
-    /// of a save before its first byte spares the user a long write in vain.
+    /// Checks that this many bytes, and a reserve, can be written. [`Writer::tensors`] does so for its own; asking for
+    /// all of a save before its first byte spares the user a long write in vain.
     ///
     /// # Errors
     /// [`SaveError::NoSpace`].
@@ -67,8 +67,8 @@ impl<'a, D: Disk> Writer<'a, D> {
     }
 
     /// Writes a group of tensors as `group-00001-of-0000N.safetensors`, in their order, each file with at most
-    /// `max_shard_bytes` of numbers or one tensor. `fill` writes the numbers of the tensor of an index, little-endian, in
-    /// as many pieces as it likes; none is kept in memory.
+    /// `max_shard_bytes` of numbers or one tensor. `fill` writes the numbers of the tensor of an index, little-endian,
+    /// in as many pieces as it likes; none is kept in memory.
     ///
     /// # Errors
     /// What [`SaveError`] says of names, space, tensors and the system.
@@ -191,7 +191,7 @@ impl<'a, D: Disk> Writer<'a, D> {
     ///
     /// # Errors
     /// [`SaveError::Exists`], [`SaveError::Incomplete`], [`SaveError::Io`].
-    pub fn commit(mut self) -> Result<Saved, SaveError> {
+    pub fn commit(mut self) -> Result<SavedCheckpoint, SaveError> {
         if self.failed {
             return Err(SaveError::Incomplete { path: self.folder.clone() });
         }
@@ -232,7 +232,7 @@ impl<'a, D: Disk> Writer<'a, D> {
         }
         run.sync_run_dir()?;
         run.move_latest(self.step)?;
-        Ok(Saved { step: self.step, path, bytes, set_aside })
+        Ok(SavedCheckpoint { step: self.step, path, bytes, set_aside })
     }
 
     /// Remembers a failure: a checkpoint that lacks a part is not committed, even if the caller goes on.

@@ -43,7 +43,7 @@ fn safetensors() {
         renamed(all, W1, name[..name.len() - 8].to_owned());
     });
     row("pickled instead", &[W1, "missing"], &|all| renamed(all, W1, olmo_keys::encode(&[W1], true)));
-    row("two keys for one", &["comes twice", "transformer.wte.weight"], &|all| {
+    row("two keys for one", &["occurs twice", "transformer.wte.weight"], &|all| {
         let mut again = all[0].clone();
         again.spec.name = olmo_keys::encode(&["transformer", "wte", "weight"], false);
         renamed(all, "transformer.wte.weight", key("transformer.wte.weight"));
@@ -140,7 +140,7 @@ fn torch_files() {
     );
     let mut twice = tensors.clone();
     twice.push(("module.transformer.wte.weight".into(), twice[0].1.clone(), twice[0].2.clone()));
-    row("one tensor with and without a wrapper", &["comes twice"], torch_file(&twice));
+    row("one tensor with and without a wrapper", &["occurs twice"], torch_file(&twice));
     let mut other = tensors.clone();
     other.iter_mut().find(|tensor| tensor.0 == W1).unwrap().1 = vec![4, 32, 32];
     row("experts in a stack", &[W1, "[4, 32, 32], expected [128, 32]"], torch_file(&other));

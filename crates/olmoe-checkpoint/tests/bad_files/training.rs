@@ -82,7 +82,7 @@ fn training_checkpoints() {
     row("no group of the model", &["\"embed_tokens.weight\"", "missing"], &|folder| {
         forge(folder, "\"model\": [", "\"optimizer\": [");
     });
-    row("shard of the group twice", &["comes twice"], &|folder| {
+    row("shard of the group twice", &["occurs twice"], &|folder| {
         forge(folder, "\"model\": [", &format!("\"model\": [{quoted},"));
     });
     row("configuration that is not listed", &["no \"config.json\""], &|folder| {

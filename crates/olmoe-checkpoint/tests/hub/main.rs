@@ -311,7 +311,7 @@ fn a_beginning_that_does_not_fit_is_dropped() {
         client.leave(&sha256(&weights), &bad);
         let folder = client.download(&server, &[]).unwrap();
         assert_eq!(fs::read(folder.join(WEIGHTS)).unwrap(), weights);
-        assert!(client.notes().contains("starting afresh"), "{}", client.notes());
+        assert!(client.notes().contains("starting again"), "{}", client.notes());
     }
 }
 

@@ -102,7 +102,7 @@ impl<F: Fn(&str, usize, &mut [f32])> Weights for Edited<F> {
 fn numbers(weights: &dyn Weights, parameter: usize, slab: usize) -> Vec<f32> {
     let encoding = weights.encoding(parameter, slab);
     let bytes = weights.read(parameter, slab).unwrap();
-    let mut out = vec![0.0; bytes.len() / encoding.unit_bytes() * encoding.unit()];
+    let mut out = vec![0.0; bytes.len() / encoding.block_bytes() * encoding.block_len()];
     encoding.decode(&bytes, &mut out);
     out
 }

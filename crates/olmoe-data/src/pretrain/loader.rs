@@ -112,7 +112,7 @@ impl Iterator for Loader {
         if self.remaining == 0 {
             return None;
         }
-        let gone = || DataError::Thread { what: "ended without a word".into() };
+        let gone = || DataError::Thread { what: "ended without an error message".into() };
         let batch = match &self.batches {
             Some(batches) => batches.recv().unwrap_or_else(|_| Err(gone())),
             None => Err(gone()),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::batch::Batch;
 use super::error::TokenizeError;
-use super::part::{Entry, Part};
+use super::part::{DocumentEntry, TokenFilePart};
 use super::{Settings, Summary};
 use crate::Tokenizer;
 use crate::documents::{Document, Documents};
@@ -98,7 +98,7 @@ impl Group<'_> {
     fn write(
         &self,
         batch: &mut Batch,
-        part: &mut Option<Part>,
+        part: &mut Option<TokenFilePart>,
         random: &mut Mersenne,
         summary: &mut Summary,
     ) -> Result<(), TokenizeError> {
@@ -120,7 +120,7 @@ impl Group<'_> {
                 if !fits(open.tokens()) {
                     break;
                 }
-                let entry = Entry { id: &document.id, source: &document.source, line: document.line, tokens };
+                let entry = DocumentEntry { id: &document.id, source: &document.source, line: document.line, tokens };
                 open.add(&entry, batch.numbers(document))?;
                 summary.documents += 1;
                 summary.tokens += tokens;
@@ -135,9 +135,9 @@ impl Group<'_> {
         Ok(())
     }
 
-    fn next_part(&self, summary: &mut Summary) -> Result<Part, TokenizeError> {
+    fn next_part(&self, summary: &mut Summary) -> Result<TokenFilePart, TokenizeError> {
         let stem = format!("{}-{:05}", self.stem, summary.parts.len());
-        let part = Part::create(self.folder, &stem)?;
+        let part = TokenFilePart::create(self.folder, &stem)?;
         summary.parts.push(format!("{stem}.npy").into());
         Ok(part)
     }

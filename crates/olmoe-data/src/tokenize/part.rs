@@ -12,7 +12,7 @@ use super::error::TokenizeError;
 const BUFFER: usize = 1 << 20;
 
 /// A document as a part lists it.
-pub(super) struct Entry<'a> {
+pub(super) struct DocumentEntry<'a> {
     pub(super) id: &'a str,
     pub(super) source: &'a str,
     pub(super) line: u64,
@@ -20,15 +20,15 @@ pub(super) struct Entry<'a> {
 }
 
 /// `STEM.npy` and `STEM.csv.gz`.
-pub(super) struct Part {
+pub(super) struct TokenFilePart {
     numbers: (PathBuf, BufWriter<File>),
     list: (PathBuf, GzEncoder<BufWriter<File>>),
     tokens: u64,
     row: Vec<u8>,
 }
 
-impl Part {
-    pub(super) fn create(folder: &Path, stem: &str) -> Result<Part, TokenizeError> {
+impl TokenFilePart {
+    pub(super) fn create(folder: &Path, stem: &str) -> Result<TokenFilePart, TokenizeError> {
         let create = |ending: &str| {
             let path = folder.join(format!("{stem}{ending}"));
             let file = File::create_new(&path).map_err(TokenizeError::write("make", &path))?;
@@ -37,7 +37,7 @@ impl Part {
         let (path, list) = create(".csv.gz")?;
         // The list is long and repeats itself: little is gained by looking harder.
         let list = (path, GzEncoder::new(list, Compression::fast()));
-        Ok(Part { numbers: create(".npy")?, list, tokens: 0, row: Vec::new() })
+        Ok(TokenFilePart { numbers: create(".npy")?, list, tokens: 0, row: Vec::new() })
     }
 
     pub(super) fn tokens(&self) -> u64 {
@@ -45,7 +45,7 @@ impl Part {
     }
 
     /// Adds a document: its entry, and its numbers as they are in the file.
-    pub(super) fn add(&mut self, entry: &Entry, numbers: &[u8]) -> Result<(), TokenizeError> {
+    pub(super) fn add(&mut self, entry: &DocumentEntry, numbers: &[u8]) -> Result<(), TokenizeError> {
         let (path, file) = &mut self.numbers;
         file.write_all(numbers).map_err(TokenizeError::write("write", path))?;
         let end = self.tokens + entry.tokens;

@@ -10,7 +10,7 @@ pub(super) struct AddedTokens {
 }
 
 /// A part of a text.
-pub(super) enum Part<'t> {
+pub(super) enum InputPart<'t> {
     /// Text between tokens; never empty.
     Text(&'t str),
     /// A token.
@@ -43,7 +43,7 @@ impl AddedTokens {
     }
 
     /// Cuts a text at the tokens in it.
-    pub(super) fn cut<'t>(&self, text: &'t str, mut part: impl FnMut(Part<'t>)) {
+    pub(super) fn cut<'t>(&self, text: &'t str, mut part: impl FnMut(InputPart<'t>)) {
         let mut done = 0;
         if !self.tokens.is_empty() {
             let bytes = text.as_bytes();
@@ -55,9 +55,9 @@ impl AddedTokens {
                     && let Some((length, id)) = self.longest(&bytes[at..])
                 {
                     if at > done {
-                        part(Part::Text(&text[done..at]));
+                        part(InputPart::Text(&text[done..at]));
                     }
-                    part(Part::Token(id));
+                    part(InputPart::Token(id));
                     at += length;
                     done = at;
                 } else {
@@ -66,7 +66,7 @@ impl AddedTokens {
             }
         }
         if done < text.len() {
-            part(Part::Text(&text[done..]));
+            part(InputPart::Text(&text[done..]));
         }
     }
 
@@ -87,8 +87,8 @@ mod tests {
         let mut parts = Vec::new();
         added.cut(text, |part| {
             parts.push(match part {
-                Part::Text(text) => text.to_owned(),
-                Part::Token(id) => format!("#{id}"),
+                InputPart::Text(text) => text.to_owned(),
+                InputPart::Token(id) => format!("#{id}"),
             });
         });
         parts

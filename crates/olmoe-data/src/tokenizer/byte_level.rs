@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use ahash::AHashMap;
 
 use super::Piece;
-use super::added::{AddedTokens, Part};
+use super::added::{AddedTokens, InputPart};
 use super::merges::{Merges, Work};
 use super::normal_form;
 use super::words::Words;
@@ -40,16 +40,16 @@ impl ByteLevel {
     /// Appends the ids of a text.
     pub(super) fn encode(&self, text: &str, work: &mut Work, ids: &mut Vec<u32>) {
         self.raw.cut(text, |part| match part {
-            Part::Token(id) => ids.push(id),
-            Part::Text(text) => self.encode_part(text, work, ids),
+            InputPart::Token(id) => ids.push(id),
+            InputPart::Text(text) => self.encode_part(text, work, ids),
         });
     }
 
     fn encode_part(&self, text: &str, work: &mut Work, ids: &mut Vec<u32>) {
         let text = if self.compose { normal_form::composed(text) } else { text.into() };
         self.composed.cut(&text, |part| match part {
-            Part::Token(id) => ids.push(id),
-            Part::Text(text) => self.words.cut(text, |word| self.merges.encode(word, work, ids)),
+            InputPart::Token(id) => ids.push(id),
+            InputPart::Text(text) => self.words.cut(text, |word| self.merges.encode(word, work, ids)),
         });
     }
 
@@ -61,12 +61,12 @@ impl ByteLevel {
         self.with_work(|work| {
             let mut start = 0;
             self.raw.cut(text, |part| match part {
-                Part::Token(id) => {
+                InputPart::Token(id) => {
                     let end = start + length_of(id);
                     pieces.push(Piece { id, start, end });
                     start = end;
                 }
-                Part::Text(text) => {
+                InputPart::Text(text) => {
                     ids.clear();
                     self.encode_part(text, work, &mut ids);
                     let origins = if self.compose { normal_form::origins(text) } else { None };

@@ -48,10 +48,10 @@ pub struct Tokenizer {
     table: Table,
     around: Around,
     notices: Vec<String>,
-    kind: Kind,
+    kind: TokenizerKind,
 }
 
-enum Kind {
+enum TokenizerKind {
     ByteLevel(Box<ByteLevel>),
     Library(Box<tokenizers::Tokenizer>),
 }
@@ -112,7 +112,13 @@ impl Tokenizer {
             let vocab = definition.bpe.iter().flat_map(|bpe| &bpe.vocab).map(|(text, id)| (text.clone(), *id));
             let special = definition.added.iter().filter(|added| added.special).map(|added| added.id);
             let table = Table::new(vocab.chain(added), special);
-            return Ok(Tokenizer { json, table, around, notices, kind: Kind::ByteLevel(Box::new(byte_level)) });
+            return Ok(Tokenizer {
+                json,
+                table,
+                around,
+                notices,
+                kind: TokenizerKind::ByteLevel(Box::new(byte_level)),
+            });
         }
         let library = guarded("be built", || {
             let mut library = match definition.dropout() {
@@ -131,18 +137,18 @@ impl Tokenizer {
         }
         let special = definition.added.iter().filter(|added| added.special).map(|added| added.id);
         let table = Table::new(vocab, special);
-        Ok(Tokenizer { json, table, around, notices, kind: Kind::Library(Box::new(library)) })
+        Ok(Tokenizer { json, table, around, notices, kind: TokenizerKind::Library(Box::new(library)) })
     }
 
     /// From now on the text of a special token, such as `<|endoftext|>`, is encoded like any other text.
     pub fn encode_special_as_text(&mut self) {
         match &mut self.kind {
-            Kind::ByteLevel(encoder) => {
+            TokenizerKind::ByteLevel(encoder) => {
                 let ordinary = |id: u32| !self.table.special.get(id as usize).is_some_and(|special| *special);
                 encoder.raw.retain(ordinary);
                 encoder.composed.retain(ordinary);
             }
-            Kind::Library(library) => library.set_encode_special_tokens(true),
+            TokenizerKind::Library(library) => library.set_encode_special_tokens(true),
         }
     }
 
@@ -170,12 +176,12 @@ impl Tokenizer {
     /// have.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         match &self.kind {
-            Kind::ByteLevel(encoder) => {
+            TokenizerKind::ByteLevel(encoder) => {
                 let mut ids = Vec::with_capacity(text.len() / 4 + 1);
                 encoder.with_work(|work| encoder.encode(text, work, &mut ids));
                 Ok(ids)
             }
-            Kind::Library(library) => {
+            TokenizerKind::Library(library) => {
                 let encoding = guarded("encode this text", || library.encode_fast(text, false))?;
                 Ok(encoding.get_ids().to_vec())
             }
@@ -208,8 +214,8 @@ impl Tokenizer {
     /// The tokens of a text and where in it they are.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<Piece>, TokenizerError> {
         match &self.kind {
-            Kind::ByteLevel(encoder) => Ok(encoder.encode_with_offsets(text, |id| self.table.bytes(id).len())),
-            Kind::Library(library) => {
+            TokenizerKind::ByteLevel(encoder) => Ok(encoder.encode_with_offsets(text, |id| self.table.bytes(id).len())),
+            TokenizerKind::Library(library) => {
                 let encoding = guarded("encode this text", || library.encode(text, false))?;
                 let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
                 Ok(pairs.map(|(id, (start, end))| Piece { id: *id, start: *start, end: *end }).collect())
@@ -221,13 +227,13 @@ impl Tokenizer {
     /// are no character become U+FFFD. Fails for no byte-level vocabulary.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
         match &self.kind {
-            Kind::ByteLevel(_) => {
+            TokenizerKind::ByteLevel(_) => {
                 let tokens = ids.iter().filter_map(|id| self.table.decoded(*id, skip_special));
                 let bytes: Vec<u8> = tokens.flatten().copied().collect();
                 Ok(String::from_utf8(bytes)
                     .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
             }
-            Kind::Library(library) => guarded("decode these tokens", || library.decode(ids, skip_special)),
+            TokenizerKind::Library(library) => guarded("decode these tokens", || library.decode(ids, skip_special)),
         }
     }
 
@@ -246,8 +252,8 @@ impl Tokenizer {
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         self.table.text(id)?;
         match &self.kind {
-            Kind::ByteLevel(_) => Some(self.table.bytes(id).to_vec()),
-            Kind::Library(_) => Some(self.decode(&[id], false).ok()?.into_bytes()),
+            TokenizerKind::ByteLevel(_) => Some(self.table.bytes(id).to_vec()),
+            TokenizerKind::Library(_) => Some(self.decode(&[id], false).ok()?.into_bytes()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use super::{Kind, Tokenizer, guarded};
+use super::{Tokenizer, TokenizerKind, guarded};
 
 /// Makes text of tokens as they come: never half a character, and all together what [`Tokenizer::decode`] gives for all
 /// of the tokens, without what it gives for those that came before the stream began.
@@ -28,11 +28,11 @@ impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
         let mut stream =
             DecodeStream { tokenizer, skip_special, bytes, ids, prefix, prefix_index: before.len(), halves: 0 };
         match &stream.tokenizer.kind {
-            Kind::ByteLevel(_) => {
+            TokenizerKind::ByteLevel(_) => {
                 before.iter().for_each(|id| _ = stream.push(*id));
                 stream.halves = usize::from(!stream.bytes.is_empty());
             }
-            Kind::Library(_) => {
+            TokenizerKind::Library(_) => {
                 let text = stream.tokenizer.decode(before, skip_special).unwrap_or_default();
                 let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
                 stream.halves = text[whole.len()..].chars().count();
@@ -46,13 +46,13 @@ impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
     /// Takes a token; returns the text that is complete now, often empty. What can never become a character is U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
         let text = match &self.tokenizer.kind {
-            Kind::ByteLevel(_) => {
+            TokenizerKind::ByteLevel(_) => {
                 if let Some(bytes) = self.tokenizer.table.decoded(id, self.skip_special) {
                     self.bytes.extend_from_slice(bytes);
                 }
                 self.take_complete()
             }
-            Kind::Library(library) => {
+            TokenizerKind::Library(library) => {
                 let (ids, prefix, index) = (&mut self.ids, &mut self.prefix, &mut self.prefix_index);
                 let step = || {
                     tokenizers::tokenizer::step_decode_stream(library, vec![id], self.skip_special, ids, prefix, index)
@@ -66,8 +66,8 @@ impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
     /// The text of what is left: U+FFFD for a character that was never completed.
     pub fn finish(mut self) -> String {
         let text = match &self.tokenizer.kind {
-            Kind::ByteLevel(_) => String::from_utf8_lossy(&self.bytes).into_owned(),
-            Kind::Library(_) => {
+            TokenizerKind::ByteLevel(_) => String::from_utf8_lossy(&self.bytes).into_owned(),
+            TokenizerKind::Library(_) => {
                 let rest = self.tokenizer.decode(&self.ids, self.skip_special).unwrap_or_default();
                 rest.strip_prefix(&self.prefix).unwrap_or("").to_owned()
             }

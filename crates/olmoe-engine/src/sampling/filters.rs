@@ -1,19 +1,19 @@
-//! The filters: each leaves some of the tokens that may be chosen, at least one, in any order.
+//! The filters: each keeps some of the candidate tokens, at least one, in any order.
 
 use std::cmp::Ordering;
 
 use super::{Candidate, largest, weigh};
 use olmoe_tensor::elementary::{exp, ln};
 
-/// How many of the likeliest tokens are put in order at first; four times as many each time that they are too few.
+/// The number of most likely tokens that are sorted first; four times as many each time that they are too few.
 const SORTED: usize = 64;
 
-/// The order from the likeliest down, of equal ones the lower id first.
+/// The descending order of probability; of equal ones the lower id comes first.
 pub(super) fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
 
-/// The `k` likeliest; 0 for all.
+/// Keeps the `k` most likely tokens; 0 for all.
 pub(super) fn top_k(list: &mut Vec<Candidate>, k: usize) {
     if (1..list.len()).contains(&k) {
         list.select_nth_unstable_by(k - 1, likelier);
@@ -21,7 +21,7 @@ pub(super) fn top_k(list: &mut Vec<Candidate>, k: usize) {
     }
 }
 
-/// The most typical ones, until their probabilities reach `mass`; 1 for all.
+/// Keeps the most typical tokens, until their probabilities reach `mass`; 1 for all.
 pub(super) fn typical(list: &mut Vec<Candidate>, mass: f64) {
     if mass >= 1.0 || list.len() < 2 {
         return;
@@ -41,7 +41,7 @@ pub(super) fn typical(list: &mut Vec<Candidate>, mass: f64) {
     }
 }
 
-/// The likeliest ones, until their probabilities reach `mass`; 1 for all.
+/// Keeps the most likely tokens, until their probabilities reach `mass`; 1 for all.
 pub(super) fn top_p(list: &mut Vec<Candidate>, mass: f64) {
     if mass >= 1.0 || list.len() < 2 {
         return;
@@ -65,7 +65,7 @@ pub(super) fn top_p(list: &mut Vec<Candidate>, mass: f64) {
     }
 }
 
-/// Those with at least `share` of the likeliest one's probability; 0 for all.
+/// Keeps the tokens with at least `share` of the highest probability; 0 for all.
 pub(super) fn min_p(list: &mut Vec<Candidate>, share: f64) {
     if share > 0.0 {
         let largest = largest(list);
@@ -79,7 +79,7 @@ mod tests {
     use super::super::tests::logits;
     use super::*;
 
-    /// The ids that a filter leaves.
+    /// The ids that a filter keeps.
     fn left(probabilities: &[f64], filter: impl Fn(&mut Vec<Candidate>)) -> Vec<u32> {
         let mut candidates = Candidates::default();
         candidates.fill(&logits(probabilities));
@@ -103,7 +103,7 @@ mod tests {
         ] {
             assert_eq!(left(&P, |list| top_k(list, k)), expected, "k = {k}");
         }
-        // Of equal ones the lower ids.
+        // Of tokens with equal probabilities, the lower ids are kept.
         assert_eq!(left(&[0.25; 4], |list| top_k(list, 2)), [0, 1]);
     }
 
@@ -156,8 +156,8 @@ mod tests {
 
     #[test]
     fn typical_p_by_hand() {
-        // −ln p: 2.303, 0.916, 2.996, 1.386, 1.609; H = 1.4149; distances 0.888, 0.499, 1.581, 0.029, 0.195. So the order
-        // is 3, 4, 1, 0, 2 with sums 0.25, 0.45, 0.85, 0.95, 1.
+        // −ln p: 2.303, 0.916, 2.996, 1.386, 1.609; H = 1.4149; distances 0.888, 0.499, 1.581, 0.029, 0.195. So the
+        // order is 3, 4, 1, 0, 2 with sums 0.25, 0.45, 0.85, 0.95, 1.
         for (p, expected) in [
             (0.1, &[3][..]),
             (0.24, &[3]),

@@ -1,24 +1,26 @@
-//! From logits to a token: the settings, and the order in which they act.
+//! From logits to a token: the settings, and the order in which they are applied.
 //!
-//! V tokens with logits `l_v`. The order is that of llama.cpp; each step works on what the one before it left.
+//! V tokens with logits `l_v`. The order is that of llama.cpp; each step works on the tokens that the step before it
+//! kept.
 //!
 //! 1. **Bias**: `l_v += bias_v`; −∞ excludes a token.
-//! 2. **Penalties**: for every token of prompt and text, `l_v / r` where `l_v > 0`, else `l_v · r` (repetition, Keskar et
-//!    al. 2019, CTRL); then `l_v −= frequency · n_v + presence · [n_v > 0]` with `n_v` the times that the token is in the
-//!    text after the prompt (OpenAI).
-//! 3. **Excluded tokens**: those that would end the sample too early, and ids from `below` on.
-//! 4. **Temperature 0**: the largest logit, of equal ones the lower id. Done.
+//! 2. **Penalties**: for every token of prompt and text, `l_v / r` where `l_v > 0`, else `l_v · r` (repetition, Keskar
+//!    et al. 2019, CTRL); then `l_v −= frequency · n_v + presence · [n_v > 0]` with `n_v` the number of times that the
+//!    token is in the text after the prompt (OpenAI).
+//! 3. **Excluded tokens**: tokens that would end the sample too early, and ids that are not below `below`.
+//! 4. **Temperature 0**: the largest logit is chosen, of equal ones the lower id; the steps below are skipped.
 //! 5. **Top-k**: the `k` largest logits.
-//! 6. **Typical-p** (Meister et al. 2023): with probabilities `p_v` of what is left and their entropy `H`, tokens in the
-//!    order of `|−ln p_v − H|` until their probabilities reach the mass.
-//! 7. **Top-p** (Holtzman et al. 2020): tokens from the likeliest down until their probabilities reach the mass.
+//! 6. **Typical-p** (Meister et al. 2023): with the probabilities `p_v` of the remaining tokens and their entropy `H`,
+//!    tokens in the order of `|−ln p_v − H|` until their probabilities reach the mass.
+//! 7. **Top-p** (Holtzman et al. 2020): tokens in descending order of probability until their probabilities reach the
+//!    mass.
 //! 8. **Min-p** (Nguyen et al. 2024): tokens with `p_v ≥ m · max p`.
-//! 9. **Temperature**: `p_v ∝ exp(l_v / T)` of what is left.
+//! 9. **Temperature**: `p_v ∝ exp(l_v / T)` of the remaining tokens.
 //! 10. **The draw**: the first token, in the order of ids, at which the sum of probabilities exceeds a uniform number.
 //!
-//! Every filter leaves at least one token; ties go to the lower id. All of it is f64 with functions of its own
-//! ([`olmoe_tensor::elementary`]), and the uniform numbers come from a generator that never changes ([`random`]), so a token depends on
-//! logits, settings, history and seed, on every machine alike.
+//! Every filter keeps at least one token; ties go to the lower id. All steps are computed in f64 with the functions of
+//! [`olmoe_tensor::elementary`], and the uniform numbers come from a generator that never changes ([`random`]). So a
+//! token depends only on logits, settings, history and seed, and is the same on every machine.
 
 mod filters;
 mod penalties;
@@ -28,28 +30,28 @@ use olmoe_tensor::elementary::exp;
 pub(crate) use penalties::History;
 use random::Stream;
 
-/// How tokens are chosen. [`Sampling::default`] draws from the model's own distribution.
+/// How tokens are chosen. [`Sampling::default`] draws from the distribution of the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits before the draw; 0 takes the likeliest token.
+    /// Divides the logits before the draw; 0 chooses the most likely token.
     pub temperature: f64,
-    /// Only so many likeliest tokens; 0 for all.
+    /// Draws only from this many most likely tokens; 0 for all.
     pub top_k: usize,
-    /// Only the likeliest tokens that have this probability together; 1 for all.
+    /// Draws only from the most likely tokens whose probabilities sum to this; 1 for all.
     pub top_p: f64,
-    /// Only tokens with at least this share of the likeliest one's probability; 0 for all.
+    /// Draws only from tokens with at least this share of the highest probability; 0 for all.
     pub min_p: f64,
-    /// Only the most typical tokens that have this probability together; 1 for all.
+    /// Draws only from the most typical tokens whose probabilities sum to this; 1 for all.
     pub typical_p: f64,
-    /// Divides the logits of what was there before, prompt included; 1 for none.
+    /// Divides positive logits, and multiplies negative ones, of tokens in the prompt or the text; 1 for none.
     pub repetition_penalty: f64,
-    /// Taken from a token's logit for each time that it was generated; 0 for none.
+    /// Subtracted from the logit of a token for each time that it was generated; 0 for none.
     pub frequency_penalty: f64,
-    /// Taken from the logit of every token that was generated; 0 for none.
+    /// Subtracted from the logit of every token that was generated; 0 for none.
     pub presence_penalty: f64,
     /// Added to logits; −∞ excludes a token.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Ids from here on are never chosen: embeddings may have more rows than there are tokens.
+    /// Ids that are not below this are never chosen: an embedding may have more rows than there are tokens.
     pub below: Option<u32>,
 }
 
@@ -73,7 +75,7 @@ impl Default for Sampling {
 /// A setting out of its range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SamplingError {
-    /// A number.
+    /// A number out of its range.
     #[error("{setting} is {found}, expected {expected}")]
     Range {
         /// The setting.
@@ -83,7 +85,7 @@ pub enum SamplingError {
         /// The values it may have.
         expected: &'static str,
     },
-    /// A bias for no token.
+    /// A bias for an id outside the vocabulary.
     #[error("logit_bias: id {id} is outside the model's vocabulary of {rows}")]
     BiasId {
         /// The id.
@@ -91,7 +93,7 @@ pub enum SamplingError {
         /// Rows of the embedding.
         rows: usize,
     },
-    /// A bias that is no finite number, nor −∞.
+    /// A bias that is neither finite nor −∞.
     #[error("logit_bias: {bias} for id {id}, expected a finite number, or -inf to exclude the token")]
     Bias {
         /// The id.
@@ -102,15 +104,15 @@ pub enum SamplingError {
 }
 
 impl Sampling {
-    /// The likeliest token every time.
+    /// Chooses the most likely token every time.
     pub fn greedy() -> Sampling {
         Sampling { temperature: 0.0, ..Sampling::default() }
     }
 
-    /// Whether every setting is in its range, for a model with so many rows of embeddings.
+    /// Checks that every setting is in its range, for a model whose embedding has `rows` rows.
     ///
     /// # Errors
-    /// The first setting that is not.
+    /// The first setting that is out of its range.
     pub fn check(&self, rows: usize) -> Result<(), SamplingError> {
         let finite = |x: f64| x.is_finite();
         for (setting, found, good, expected) in [
@@ -142,12 +144,12 @@ impl Sampling {
         Ok(())
     }
 
-    /// Whether the choice depends on what was there before.
+    /// Whether the choice depends on the previous tokens.
     pub(crate) fn penalizes(&self) -> bool {
         self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
     }
 
-    /// Chooses a token; none when all are excluded. `logits` are finite or −∞, `excluded` are ids never chosen now.
+    /// Chooses a token; `None` when all are excluded. `logits` are finite or −∞; ids in `excluded` are not chosen.
     pub(crate) fn choose(
         &self,
         logits: &[f32],
@@ -183,18 +185,18 @@ impl Sampling {
 pub(crate) struct Candidate {
     pub(crate) id: u32,
     pub(crate) logit: f64,
-    /// Its probability times a constant, where a step needs it.
+    /// The probability times a constant, where a step needs it.
     weight: f64,
 }
 
-/// The tokens that may be chosen: one for all samples, so that its memory is asked for once.
+/// The candidate tokens: one list for all samples, so that it is allocated once.
 #[derive(Default)]
 pub(crate) struct Candidates(Vec<Candidate>);
 
 impl Candidates {
     fn fill(&mut self, logits: &[f32]) {
         self.0.clear();
-        // Adding zero makes -0 into 0: they are ties.
+        // Adding 0 turns -0 into 0, because both are equal.
         let candidate =
             |(id, logit): (usize, &f32)| Candidate { id: id as u32, logit: f64::from(*logit) + 0.0, weight: 0.0 };
         self.0.extend(logits.iter().enumerate().map(candidate));
@@ -225,7 +227,7 @@ fn draw(list: &mut [Candidate], temperature: f64, stream: &mut Stream) -> Option
         sum += candidate.weight;
         sum > target
     });
-    // The sum always passes a target below the total: both are the same sum.
+    // The sum always exceeds a target below the total, because both are the same sum.
     passed.or(list.last()).map(|candidate| candidate.id)
 }
 
@@ -306,7 +308,7 @@ mod tests {
         assert_eq!(choose(&greedy, &[0.0, -0.0], 1), Some(0));
         let biased = Sampling { logit_bias: vec![(1, -1.0)], ..Sampling::greedy() };
         assert_eq!(choose(&biased, &logits(&P), 1), Some(3));
-        // Nearly 0 is the same, but for the ties.
+        // A temperature near 0 gives the same token, except for ties.
         let cold = Sampling { temperature: 1e-300, ..Sampling::default() };
         assert!((0..50).all(|seed| choose(&cold, &logits(&P), seed) == Some(1)));
         let one = Sampling { top_k: 1, ..Sampling::default() };
@@ -335,7 +337,7 @@ mod tests {
         // 3/2 = 1.5 < 2.
         let repetition = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
         assert_eq!(choose_with(&repetition, &[2.0, 3.0], &history, stream), Some(0));
-        // The prompt does not count for the others.
+        // The prompt does not count for the other penalties.
         let presence = Sampling { presence_penalty: 1.5, ..Sampling::greedy() };
         assert_eq!(choose_with(&presence, &[2.0, 3.0], &history, stream), Some(1));
         history.add(1);

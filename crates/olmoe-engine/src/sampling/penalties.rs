@@ -1,20 +1,20 @@
-//! Penalties on what was there before.
+//! Penalties on tokens of the prompt and the text.
 
 use std::collections::BTreeMap;
 
 use super::{Candidate, Sampling};
 
-/// The tokens of a sample: which there were, and how often each was generated.
+/// The tokens of a sample: which of them have occurred, and how often each was generated.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History(BTreeMap<u32, u32>);
 
 impl History {
-    /// After a prompt.
+    /// The history after a prompt.
     pub(crate) fn new(prompt: &[u32]) -> History {
         History(prompt.iter().map(|id| (*id, 0)).collect())
     }
 
-    /// A token was generated.
+    /// Adds a generated token.
     pub(crate) fn add(&mut self, id: u32) {
         *self.0.entry(id).or_default() += 1;
     }

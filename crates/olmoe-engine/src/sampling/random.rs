@@ -1,4 +1,4 @@
-//! Uniform numbers for draws: a stream for each sample, that never changes.
+//! Uniform numbers for draws: a stream for each sample, which never changes.
 
 use rand_core::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
@@ -18,13 +18,13 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// A seed of a seed and a number, so that seeds and numbers that follow each other give unrelated ones.
+/// A seed derived from a seed and a number, so that consecutive seeds and numbers give unrelated seeds.
 pub fn derive(seed: u64, number: u64) -> u64 {
     mix(mix(seed.wrapping_add(GOLDEN)) ^ number)
 }
 
 impl Stream {
-    /// That of a sample.
+    /// The stream of a sample.
     pub fn new(seed: u64, sample: u64) -> Stream {
         let mut state = derive(seed, sample);
         let mut bytes = [0; 32];
@@ -49,7 +49,7 @@ mod tests {
     fn the_stream_never_changes() {
         let mut stream = Stream::new(42, 0);
         let first: [f64; 3] = std::array::from_fn(|_| stream.uniform());
-        // As NumPy's PCG64 gives them from the same state. A change of the stream would change the texts of old seeds.
+        // The numbers of NumPy's PCG64 from the same state. A change of the stream would change the texts of all seeds.
         assert_eq!(first, [0.18445394049252406, 0.7643670060864782, 0.3693842744043162]);
     }
 

@@ -1,12 +1,13 @@
-//! What a model can be: its architecture, and what follows from it alone.
+//! The architecture of a model, and the sizes that follow from it.
 
 use serde::{Deserialize, Serialize};
 
-/// The architecture of one model, validated: every value of this type that was read by this module can be built.
+/// The architecture of one model. Every value that the readers of this module return is validated, so that the model
+/// can be built.
 ///
-/// The fields are plain so that code can read them and variants can be derived; after changing one, call
-/// [`validate`](Self::validate). Deserialising as a part of anything, or by [`from_json`](Self::from_json), validates;
-/// only the inherent `deserialize`, which the derive needs for that, does not.
+/// The fields are public so that code can read them and derive variants; after changing one, call
+/// [`validate`](Self::validate). Deserialising through serde or by [`from_json`](Self::from_json) validates; only the
+/// inherent `deserialize`, which the derive generates for that purpose, does not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct ModelConfig {
@@ -19,9 +20,9 @@ pub struct ModelConfig {
     /// Number of key and value heads; a divisor of `n_heads`. OLMo `n_kv_heads`, HF `num_key_value_heads`
     /// (both: `n_heads`).
     pub n_kv_heads: usize,
-    /// Elements per head: always `d_model / n_heads`, and even, because rotary embeddings turn pairs.
+    /// Elements per head: always `d_model / n_heads`, and even, because rotary embeddings rotate pairs.
     pub head_dim: usize,
-    /// Number of ids the tokenizer can produce. OLMo `vocab_size` (50257); HF files only know `embedding_size`.
+    /// Number of ids the tokenizer can produce. OLMo `vocab_size` (50257); HF files have only `embedding_size`.
     pub vocab_size: usize,
     /// Rows of the embedding and of the head, at least `vocab_size`. OLMo `embedding_size` (50304; null means
     /// `vocab_size`), HF `vocab_size` (50304).
@@ -29,11 +30,12 @@ pub struct ModelConfig {
     /// Longest input, in tokens. OLMo `max_sequence_length` (1024), HF `max_position_embeddings` (4096).
     pub max_sequence_length: usize,
     /// What each block does after attention, unless `even_layers` says otherwise. OLMo `block_type` (sequential =
-    /// dense), HF `model_type` (olmoe: a mixture, llama: dense).
+    /// dense), HF `model_type` (olmoe: a mixture of experts, llama: dense).
     pub feed_forward: FeedForward,
-    /// The MLP of every second layer, beginning with the first (0, 2, …), where those are dense and only the others are
-    /// the mixture that `feed_forward` says. `None`: all layers are alike. OLMo `moe_interleave` (off; as wide as an
-    /// expert, and gated with swiglu even where a capacity takes the gate from the experts), HF: never.
+    /// The MLP of every second layer, beginning with the first (0, 2, …), in a model in which these layers are dense
+    /// and only the others are the mixture of experts in `feed_forward`. `None`: all layers are alike. OLMo
+    /// `moe_interleave` (off; the MLP is as wide as an expert, and gated with swiglu even where the experts have no
+    /// gate because of their capacity), HF: never.
     pub even_layers: Option<Mlp>,
     /// The two norms of each block and the final norm. OLMo `layer_norm_*`, HF: RMS with weight, `rms_norm_eps`.
     pub norm: Norm,
@@ -51,9 +53,9 @@ pub struct ModelConfig {
     pub clip_qkv: Option<ClipQkv>,
     /// Biases on the q, k, v and o projections. OLMo `include_bias` (true), HF `attention_bias` (false).
     pub attention_bias: bool,
-    /// Biases in the feed-forward. Dense: one per linear. Mixture: one on each linear of the shared expert and one
-    /// vector of `d_model` added once to the sum over the routed experts; the experts' own matrices have none.
-    /// OLMo `include_bias` (true), HF: `mlp_bias` for llama (false), never for olmoe.
+    /// Biases in the feed-forward layer. Dense: one for each linear. Mixture of experts: one for each linear of the
+    /// shared expert, and one vector of `d_model` that is added once to the sum over the routed experts, whose matrices
+    /// have none. OLMo `include_bias` (true), HF: `mlp_bias` for llama (false), never for olmoe.
     pub mlp_bias: bool,
     /// Bias on the head; only with an untied head. OLMo `include_bias` (true), HF: never.
     pub head_bias: bool,
@@ -61,7 +63,7 @@ pub struct ModelConfig {
     pub tie_embeddings: bool,
     /// Multiply the logits by `1/sqrt(d_model)`. OLMo `scale_logits` (false), HF: never.
     pub scale_logits: bool,
-    /// How fresh parameters are drawn.
+    /// How initial parameters are drawn.
     pub init: Init,
     /// The auxiliary losses of the router.
     pub auxiliary: Auxiliary,
@@ -69,8 +71,8 @@ pub struct ModelConfig {
     pub pad_token_id: Option<u32>,
     /// Id of the begin-of-sequence token; OLMoE has none. HF `bos_token_id` (null).
     pub bos_token_id: Option<u32>,
-    /// Id of the end-of-text token. OLMo `eos_token_id` (50256), HF (50279). The OLMoE training files say 0, which
-    /// their tokenizer does not end documents with; reading one gives a notice.
+    /// Id of the end-of-text token. OLMo `eos_token_id` (50256), HF (50279). The OLMoE training files have 0, although
+    /// their data end documents with another token; reading such a file gives a notice.
     pub eos_token_id: Option<u32>,
 }
 
@@ -128,8 +130,9 @@ pub struct Moe {
     pub expert: Mlp,
     /// Divide the chosen probabilities by their sum. HF `norm_topk_prob` (false), OLMo: never.
     pub normalize_top_k: bool,
-    /// An expert that every token passes, added to the routed sum. OLMo `moe_shared_expert` (off; as wide as a routed
-    /// expert, and gated with swiglu even where a capacity takes the gate from the routed ones).
+    /// An expert that every token passes, whose output is added to the routed sum. OLMo `moe_shared_expert` (off; as
+    /// wide as a routed expert, and gated with swiglu even where the routed experts have no gate because of their
+    /// capacity).
     pub shared_expert: Option<Mlp>,
     /// `None`: dropless. `Some(f)`: an expert takes at most `floor(f * top_k * tokens / num_experts)` tokens of a
     /// micro-batch (0 means no limit) and its MLP has no gate. OLMo `moe_dropless` (true), `moe_capacity_factor`
@@ -137,11 +140,11 @@ pub struct Moe {
     pub capacity_factor: Option<f32>,
 }
 
-/// A norm: its statistics and its parameters.
+/// A norm: its statistics, and which parameters it has.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Norm {
-    /// Which statistics.
+    /// The statistics by which it normalises.
     pub kind: NormKind,
     /// Whether it has a weight. OLMo `layer_norm_with_affine`, `attention_layer_norm_with_affine` (true).
     pub affine: bool,
@@ -175,11 +178,11 @@ pub struct Rope {
 pub struct ClipQkv {
     /// The bound, greater than 0.
     pub limit: f32,
-    /// On which side of the query and key norm. Without such a norm both mean the same.
+    /// Before or after the query and key norm. Without such a norm both values mean the same.
     pub order: ClipOrder,
 }
 
-/// Where `clip_qkv` acts; the reference implementations differ.
+/// Where `clip_qkv` is applied; the reference implementations differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClipOrder {
@@ -189,7 +192,7 @@ pub enum ClipOrder {
     AfterNorm,
 }
 
-/// How fresh parameters are drawn; the rule of each parameter is in its
+/// How initial parameters are drawn; the rule of each parameter is in its
 /// [`ParameterSpec`](crate::parameters::ParameterSpec).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -201,15 +204,15 @@ pub struct Init {
     /// Truncate at this many standard deviations. `None`: no truncation for `Normal`, 3 for `Mitchell` and
     /// `FullMegatron`; the other two never truncate. OLMo `init_cutoff_factor` (null).
     pub cutoff_factor: Option<f32>,
-    /// Standard deviation of the embedding instead of the method's own. OLMo `emb_init_std` (null).
+    /// Standard deviation of the embedding; `None`: that of the method. OLMo `emb_init_std` (null).
     pub embedding_std: Option<f32>,
     /// Multiply the embedding's standard deviation by `sqrt(d_model)`; only with `FullMegatron` and without
     /// `embedding_std`. OLMo `scale_emb_init` (false).
     pub scale_embedding: bool,
 }
 
-/// Families of initialisation. `in` is the number of inputs of a matrix, `l` the layer counted from 0, `L` how many
-/// there are.
+/// Families of initialisation. `in` is the number of inputs of a matrix, `l` the layer counted from 0, `L` the number
+/// of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InitMethod {
@@ -229,22 +232,24 @@ pub enum InitMethod {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Auxiliary {
-    /// Whose formula and scale.
+    /// The formula and the scale.
     pub definition: AuxiliaryDefinition,
     /// Weight of the load-balancing loss. OLMo `moe_loss_weight` (0.1), HF `router_aux_loss_coef` (0.01). Hugging Face
-    /// adds it only when `output_router_logits` is true; here that key changes nothing and 0 turns the loss off.
+    /// adds it only when `output_router_logits` is true; this program ignores that key, and a weight of 0 turns the
+    /// loss off.
     pub load_balancing_weight: f32,
     /// Weight of the router's z-loss. OLMo `moe_zloss_weight` (null = 0), HF: none.
     pub z_weight: f32,
 }
 
-/// Whose definition of the load-balancing loss: they differ in scale by factors of `top_k` and of the number of layers.
+/// The definition of the load-balancing loss; the definitions differ in scale by factors of `top_k` and of the number
+/// of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuxiliaryDefinition {
     /// Per-layer products, averaged over layers: 1 at perfect balance. What OLMoE was trained with.
     Olmo,
-    /// All layers' tokens pooled before the product: `top_k` at perfect balance.
+    /// The tokens of all layers are pooled before the product: `top_k` at perfect balance.
     HuggingFace,
     /// Per sequence and layer, summed over layers: the number of layers at perfect balance.
     Megatron,
@@ -269,12 +274,12 @@ impl ModelConfig {
         }
     }
 
-    /// The layers that are mixtures, in ascending order.
+    /// The mixture-of-experts layers, in ascending order.
     pub fn mixture_layers(&self) -> impl Iterator<Item = usize> {
         (0..self.n_layers).filter(|layer| matches!(self.feed_forward_of(*layer), FeedForward::Moe(_)))
     }
 
-    /// The mixture, of the layers that are one, or `None` for a dense model.
+    /// The mixture of experts of the layers that have one; `None` for a dense model.
     pub fn moe(&self) -> Option<&Moe> {
         match &self.feed_forward {
             FeedForward::Moe(moe) => Some(moe),

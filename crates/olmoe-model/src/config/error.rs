@@ -1,11 +1,11 @@
-//! What can be wrong with a configuration, one variant per cause, and what is accepted without effect.
+//! The errors of a configuration, one variant per cause, and the notices about keys without effect.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Why a configuration was rejected. The text names the key, what was found, what is possible and how to get there.
+/// Why a configuration was rejected. The text names the key, what was found, what was expected and what to change.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -14,7 +14,7 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The file was read but its content is wrong.
@@ -25,13 +25,13 @@ pub enum ConfigError {
         /// What is wrong with its content.
         source: Box<ConfigError>,
     },
-    /// More text than any configuration has.
+    /// The text is longer than any configuration.
     #[error("the configuration is longer than {limit} bytes; give a config.json or a training YAML, not a data file")]
     TooLong {
         /// Most bytes accepted.
         limit: usize,
     },
-    /// Not text.
+    /// The file is not UTF-8 text.
     #[error(
         "the configuration is not UTF-8 text (first bad byte at offset {offset}); give a config.json or a training YAML"
     )]
@@ -44,18 +44,18 @@ pub enum ConfigError {
     Syntax {
         /// The format expected.
         format: &'static str,
-        /// What the parser said, with line and column.
+        /// The message of the parser, with line and column.
         message: String,
     },
-    /// Something else stands where keys and values should.
+    /// A value that has to be a mapping is not one.
     #[error("{what} must be a mapping of keys to values, found {found}")]
     NotAMapping {
         /// Which part of the file.
         what: &'static str,
-        /// What stands there.
+        /// What was found instead.
         found: String,
     },
-    /// A YAML without a model section.
+    /// A YAML file without a model section.
     #[error("found no `model:` section and no model key at the top level; give a training YAML or its model section")]
     NoModelSection,
     /// A key that the format does not have.
@@ -67,13 +67,13 @@ pub enum ConfigError {
         suggestion: Option<&'static str>,
     },
     /// A key of another family that would change what is computed.
-    #[error("`{key}` is {found}, but {reason}; take it out if the weights were trained without it")]
+    #[error("`{key}` is {found}, but {reason}; remove it if the weights were trained without it")]
     Unimplemented {
         /// The key.
         key: String,
         /// Its value.
         found: String,
-        /// Why it cannot be honoured.
+        /// Why the key cannot be honoured.
         reason: &'static str,
     },
     /// A value of the wrong type.
@@ -81,7 +81,7 @@ pub enum ConfigError {
     WrongType {
         /// The key.
         key: String,
-        /// The type it has.
+        /// The expected type.
         expected: &'static str,
         /// What was found.
         found: String,
@@ -114,7 +114,7 @@ pub enum ConfigError {
         /// The key.
         key: &'static str,
     },
-    /// A size beyond its named limit.
+    /// A size above its limit.
     #[error("`{key}` is {found}; the largest size supported is {limit}")]
     TooLarge {
         /// The key.
@@ -124,13 +124,13 @@ pub enum ConfigError {
         /// The largest value accepted.
         limit: usize,
     },
-    /// Sizes that are each possible but not together.
+    /// Sizes that are each valid but together exceed the limit of parameters.
     #[error("the sizes give a model of more than {limit} parameters; reduce the width, the layers or the experts")]
     TooManyParameters {
         /// Most parameters accepted.
         limit: u64,
     },
-    /// The width does not split into heads.
+    /// The number of heads does not divide the width.
     #[error(
         "`{heads_key}` ({heads}) does not divide `{width_key}` ({width}); set it to a divisor so that every head has \
          the same size"
@@ -155,7 +155,7 @@ pub enum ConfigError {
         /// Width divided by heads.
         expected: usize,
     },
-    /// A head that rotary embeddings cannot pair up.
+    /// A head with an odd number of elements, which rotary embeddings cannot pair.
     #[error(
         "heads have {head_dim} elements (`{width_key}` / `{heads_key}`), but rotary embeddings need an even number; \
          change one of the two keys"
@@ -168,7 +168,7 @@ pub enum ConfigError {
         /// Key of the number of heads.
         heads_key: &'static str,
     },
-    /// Query heads that cannot be shared out among key heads.
+    /// A number of key and value heads that does not divide the number of query heads.
     #[error(
         "`{kv_key}` ({kv_heads}) does not divide `{heads_key}` ({heads}); set it to a divisor, or leave it out for one \
          key head per query head"
@@ -238,7 +238,7 @@ pub enum ConfigError {
         key: &'static str,
         /// What was found.
         found: f32,
-        /// What to set for the feature to be off, if anything does that; continues the sentence.
+        /// The end of the sentence: the value that turns the feature off, if there is one.
         hint: Option<&'static str>,
     },
     /// A number that must be finite and at least zero.
@@ -269,15 +269,15 @@ pub enum ConfigError {
          (when left out it is false)"
     )]
     NoPositionEncoding,
-    /// Stretched RoPE.
+    /// Scaled RoPE.
     #[error(
-        "`{key}` asks for {found}, but only plain rotary embeddings are implemented; set it to null (OLMoE models were \
+        "`{key}` is {found}, but only unscaled rotary embeddings are implemented; set it to null (OLMoE models were \
          trained without scaling)"
     )]
     RopeScaling {
         /// The key.
         key: &'static str,
-        /// What was asked for.
+        /// The scaling found.
         found: String,
     },
     /// Two different RoPE bases in one file.
@@ -288,7 +288,7 @@ pub enum ConfigError {
         /// The base inside `rope_parameters` (or `rope_scaling`).
         inner: f64,
     },
-    /// Dropout that was asked for.
+    /// Dropout that is set.
     #[error("`{key}` is {found}, but dropout is not implemented (OLMoE is trained without); set `{key}: 0.0`")]
     Dropout {
         /// The key.
@@ -329,7 +329,7 @@ pub enum ConfigError {
     /// Reordered norms in a block that ignores the switch.
     #[error("`norm_after: true` is ignored by OLMo's `llama` block; set `block_type: sequential`, which honours it")]
     NormAfterInLlamaBlock,
-    /// A mixture without one of its sizes.
+    /// A mixture of experts without one of its sizes.
     #[error("`{key}` is null, but `block_type: moe` needs it; set a number")]
     MissingMoeSize {
         /// The key.
@@ -338,7 +338,7 @@ pub enum ConfigError {
     /// Neither dropless nor a capacity.
     #[error("`moe_capacity_factor` is null and `moe_dropless` is not true; set a factor such as 1.25, or dropless")]
     MissingCapacity,
-    /// A gate in experts of limited capacity, which have none.
+    /// Experts with a capacity have no gate, but the activation is gated.
     #[error("experts with a capacity factor have no gate, but their activation is swi_glu; set silu, or no capacity")]
     GateWithCapacity,
     /// Experts that choose tokens.
@@ -350,7 +350,7 @@ pub enum ConfigError {
         /// The key.
         key: &'static str,
     },
-    /// Some layers dense, and the others, too.
+    /// Every second layer is set to be dense, but the other layers are dense, too.
     #[error(
         "`{key}` is set, but the model has no experts, so that all its layers are dense; leave it out, or give the model \
          experts (OLMo's `block_type: moe`)"
@@ -359,7 +359,7 @@ pub enum ConfigError {
         /// The key.
         key: &'static str,
     },
-    /// Two kinds of layers, and room for one.
+    /// Two kinds of layers are set, but there is only one layer.
     #[error(
         "`{key}` is set, but there is only one layer, which would be dense; leave it out, or set `{layers_key}` to at \
          least 2"
@@ -370,7 +370,7 @@ pub enum ConfigError {
         /// The key of the number of layers.
         layers_key: &'static str,
     },
-    /// One set of weights for several layers.
+    /// Layers that share their weights.
     #[error("`{key}: true` is not implemented: every layer has its own weights; set it to false")]
     SharedLayers {
         /// The key.
@@ -379,8 +379,8 @@ pub enum ConfigError {
     /// A load-balancing loss over all layers at once.
     #[error("`share_load_balance_across_layers: true` is not implemented: the loss is per layer; set it to false")]
     SharedLoadBalance,
-    /// A switch that was never implemented anywhere.
-    #[error("`init_dense_router: true` has no implementation in OLMo either; set it to false")]
+    /// A switch that OLMo does not implement either.
+    #[error("`init_dense_router: true` is not implemented, neither here nor in OLMo; set it to false")]
     DenseRouter,
     /// Layers that differ from each other.
     #[error("`per_layer_config` is set, but all layers of an OLMoE model are alike; remove it")]
@@ -394,8 +394,8 @@ pub enum ConfigError {
     /// A head bias without a head.
     #[error("`head_bias` and `tie_embeddings` are both true, but a tied head has no bias; set `head_bias` to false")]
     TiedHeadBias,
-    /// Two configurations that stand for different functions.
-    #[error("`{field}` is {this} in one model and {other} in the other; they do not compute the same")]
+    /// Two configurations that define different functions.
+    #[error("`{field}` is {this} in one model and {other} in the other; the two models compute different functions")]
     OtherFunction {
         /// The first field that differs.
         field: Box<str>,
@@ -404,21 +404,21 @@ pub enum ConfigError {
         /// Its value in the second.
         other: Box<str>,
     },
-    /// A model that a format has no words for.
+    /// A model that a format cannot express.
     #[error(
-        "{format} cannot hold this model: `{field}` is {found}, which there could only be {instead}; {}",
+        "{format} cannot express this model: `{field}` is {found}, but in that format it could only be {instead}; {}",
         advise(*alternative)
     )]
     Inexpressible {
         /// The format.
         format: &'static str,
-        /// The first field that the format cannot hold.
+        /// The first field that the format cannot express.
         field: Box<str>,
         /// Its value.
         found: Box<str>,
         /// What it would be in a file of that format.
         instead: Box<str>,
-        /// Another format that can hold the model.
+        /// Another format that can express the model.
         alternative: Option<&'static str>,
     },
 }
@@ -437,16 +437,16 @@ fn advise(alternative: Option<&str>) -> String {
     }
 }
 
-/// A key that was accepted but changes nothing here, and why.
+/// A key that was accepted but has no effect here, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
+pub struct KeyNotice {
     /// The key as written in the file.
     pub key: &'static str,
     /// Why it has no effect, or what to know about it.
     pub text: String,
 }
 
-impl fmt::Display for Notice {
+impl fmt::Display for KeyNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`: {}", self.key, self.text)
     }

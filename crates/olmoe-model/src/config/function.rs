@@ -1,12 +1,12 @@
-//! Which function a configuration stands for, and whether a file of some format can say it.
+//! The function that a configuration defines, and whether a file format can express it.
 
 use serde_json::Value;
 
 use super::error::ConfigError;
-use super::{Auxiliary, AuxiliaryDefinition, ClipOrder, Init, InitMethod, Loaded, ModelConfig};
+use super::{Auxiliary, AuxiliaryDefinition, ClipOrder, Init, InitMethod, LoadedConfig, ModelConfig};
 
-/// The configuration with everything at a fixed value that does not decide which function the model computes; the order
-/// of clamp and norm only where it is `ordered`.
+/// The configuration with fixed values in all fields that do not affect the function of the model. The order of clamp
+/// and norm is such a field unless `ordered` is set.
 fn essence(config: &ModelConfig, ordered: bool) -> ModelConfig {
     let mut essence = ModelConfig {
         vocab_size: config.embedding_size,
@@ -30,14 +30,14 @@ fn essence(config: &ModelConfig, ordered: bool) -> ModelConfig {
 }
 
 /// A field in which two functions differ, and both of its values.
-struct Difference {
+struct FieldDifference {
     field: Box<str>,
     this: Box<str>,
     other: Box<str>,
 }
 
 /// Finds the first difference below a field, in alphabetical order.
-fn difference(field: &str, this: &Value, other: &Value) -> Option<Difference> {
+fn difference(field: &str, this: &Value, other: &Value) -> Option<FieldDifference> {
     if this == other {
         return None;
     }
@@ -49,13 +49,13 @@ fn difference(field: &str, this: &Value, other: &Value) -> Option<Difference> {
             difference(&field, ours, theirs)
         });
     }
-    Some(Difference { field: field.into(), this: this.to_string().into(), other: other.to_string().into() })
+    Some(FieldDifference { field: field.into(), this: this.to_string().into(), other: other.to_string().into() })
 }
 
-fn first_difference(this: &ModelConfig, other: &ModelConfig) -> Result<Option<Difference>, ConfigError> {
-    // Without such a norm in one, that is the difference, and not the order which it has by default.
+fn first_difference(this: &ModelConfig, other: &ModelConfig) -> Result<Option<FieldDifference>, ConfigError> {
+    // Where one model has no such norm, the norm is the difference to report, and not the default order.
     let ordered = this.qk_norm.is_some() && other.qk_norm.is_some();
-    // By way of text, where an f32 is the shortest decimal and not the f64 next to it.
+    // Through JSON text, in which an f32 is its shortest decimal and not the nearest f64.
     let value = |config: &ModelConfig| -> Result<Value, ConfigError> {
         serde_json::to_string(&essence(config, ordered))
             .and_then(|text| serde_json::from_str(&text))
@@ -68,53 +68,53 @@ fn first_difference(this: &ModelConfig, other: &ModelConfig) -> Result<Option<Di
 pub(super) fn same(this: &ModelConfig, other: &ModelConfig) -> Result<(), ConfigError> {
     match first_difference(this, other)? {
         None => Ok(()),
-        Some(Difference { field, this, other }) => Err(ConfigError::OtherFunction { field, this, other }),
+        Some(FieldDifference { field, this, other }) => Err(ConfigError::OtherFunction { field, this, other }),
     }
 }
 
 /// A file format that configurations are written in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum ConfigFormat {
     HuggingFace,
     Olmo,
 }
 
-impl Format {
+impl ConfigFormat {
     fn write(self, config: &ModelConfig) -> Result<String, ConfigError> {
         match self {
-            // How its numbers are stored says nothing about the function.
-            Format::HuggingFace => super::hf::write::text(config, "float32"),
-            Format::Olmo => Ok(super::olmo::write::text(config)),
+            // The format of the stored numbers does not affect the function.
+            ConfigFormat::HuggingFace => super::hf::write::text(config, "float32"),
+            ConfigFormat::Olmo => Ok(super::olmo::write::text(config)),
         }
     }
 
-    fn read(self, text: &str) -> Result<Loaded, ConfigError> {
+    fn read(self, text: &str) -> Result<LoadedConfig, ConfigError> {
         match self {
-            Format::HuggingFace => super::hf::read(text),
-            Format::Olmo => ModelConfig::from_olmo_yaml(text),
+            ConfigFormat::HuggingFace => super::hf::read(text),
+            ConfigFormat::Olmo => ModelConfig::from_olmo_yaml(text),
         }
     }
 
-    /// What the configuration would be written as.
+    /// The name of the format in errors, for this configuration.
     fn name(self, config: &ModelConfig) -> &'static str {
         match (self, config.moe()) {
-            (Format::HuggingFace, Some(_)) => "Hugging Face's olmoe",
-            (Format::HuggingFace, None) => "Hugging Face's llama",
-            (Format::Olmo, _) => "OLMo",
+            (ConfigFormat::HuggingFace, Some(_)) => "Hugging Face's olmoe",
+            (ConfigFormat::HuggingFace, None) => "Hugging Face's llama",
+            (ConfigFormat::Olmo, _) => "OLMo",
         }
     }
 
-    /// The first field that does not survive being written and read.
-    fn lost(self, config: &ModelConfig, text: &str) -> Result<Option<Difference>, ConfigError> {
+    /// The first field that differs after writing and reading.
+    fn lost(self, config: &ModelConfig, text: &str) -> Result<Option<FieldDifference>, ConfigError> {
         first_difference(config, &self.read(text)?.config)
     }
 
-    /// Fails if reading `text`, which was written for `config`, gives another function.
+    /// Returns an error if reading `text`, which was written for `config`, gives another function.
     pub(super) fn check(self, config: &ModelConfig, text: &str) -> Result<(), ConfigError> {
-        let Some(Difference { field, this, other }) = self.lost(config, text)? else { return Ok(()) };
+        let Some(FieldDifference { field, this, other }) = self.lost(config, text)? else { return Ok(()) };
         let alternative = match self {
-            Format::HuggingFace => Format::Olmo,
-            Format::Olmo => Format::HuggingFace,
+            ConfigFormat::HuggingFace => ConfigFormat::Olmo,
+            ConfigFormat::Olmo => ConfigFormat::HuggingFace,
         };
         let written = alternative.write(config);
         let possible = written.is_ok_and(|text| alternative.lost(config, &text).is_ok_and(|lost| lost.is_none()));
@@ -142,7 +142,7 @@ mod tests {
         other.auxiliary.definition = AuxiliaryDefinition::Megatron;
         (other.pad_token_id, other.bos_token_id, other.eos_token_id) = (None, Some(3), None);
         release.same_function(&other).unwrap();
-        // The order of norm and clamp is one of two only where there is a norm.
+        // The order of norm and clamp matters only where there is a norm.
         let clip = |order| Some(ClipQkv { limit: 8.0, order });
         let mut clipped = ModelConfig { clip_qkv: clip(ClipOrder::AfterNorm), ..release };
         let mut other = ModelConfig { clip_qkv: clip(ClipOrder::BeforeNorm), ..clipped.clone() };
@@ -163,9 +163,9 @@ mod tests {
             FeedForward::Moe(moe) => change(moe),
             FeedForward::Dense(_) => panic!("the release model has experts"),
         };
-        type Case<'a> = (&'a dyn Fn(&mut ModelConfig), &'a str);
+        type FunctionCase<'a> = (&'a dyn Fn(&mut ModelConfig), &'a str);
         #[rustfmt::skip]
-        let cases: [Case<'_>; 9] = [
+        let cases: [FunctionCase<'_>; 9] = [
             (&|c| c.d_model = 4096, "`d_model` is 2048 in one model and 4096 in the other"),
             (&|c| c.max_sequence_length = 8192, "`max_sequence_length` is 4096 in one model and 8192"),
             (&|c| c.norm.eps = 0.5, "`norm.eps` is"),

@@ -1,19 +1,19 @@
-//! Hugging Face `config.json` with `model_type: olmoe`, and `llama` for dense models. Keys and defaults: `OlmoeConfig` and
-//! `LlamaConfig` of transformers 4.57 and 5.
+//! Hugging Face `config.json` with `model_type: olmoe`, and `llama` for dense models. Keys and defaults: `OlmoeConfig`
+//! and `LlamaConfig` of transformers 4.57 and 5.
 //!
-//! The class default of olmoe's `intermediate_size` is 2048; the released models have 1024 and say so.
+//! The class default of olmoe's `intermediate_size` is 2048; the released models set it to 1024.
 
 mod others;
 pub(super) mod write;
 
 use serde_json::Value;
 
-use super::error::{ConfigError, Notice};
+use super::error::{ConfigError, KeyNotice};
 use super::names;
 use super::section::{Section, describe, shorten, wrong_type};
 use super::validate;
 use super::{
-    Activation, Auxiliary, AuxiliaryDefinition, ClipOrder, ClipQkv, FeedForward, Init, InitMethod, Loaded, Mlp,
+    Activation, Auxiliary, AuxiliaryDefinition, ClipOrder, ClipQkv, FeedForward, Init, InitMethod, LoadedConfig, Mlp,
     ModelConfig, Moe, Norm, NormKind, Rope,
 };
 
@@ -46,7 +46,7 @@ const KEYS: &[&str] = &[
     "eom_token_id",
 ];
 
-/// What sets a model class apart: its own keys and its defaults.
+/// The keys and defaults of one model class.
 struct Family {
     keys: &'static [&'static str],
     d_model: usize,
@@ -99,9 +99,9 @@ const LLAMA: Family = Family {
     eos_token_id: Some(2),
 };
 
-/// Keys that every transformers configuration may carry and that say nothing about the function of the model: where it
-/// came from, how a process held it, what a caller wants returned, and generation settings of old files. Keys that
-/// begin with an underscore are of this kind too.
+/// Keys that every transformers configuration may have and that do not affect the function of the model: its origin,
+/// how a process loaded it, which outputs a caller wants, and generation settings in old files. Keys that begin with an
+/// underscore are also of this kind.
 const WITHOUT_MEANING: &[&str] = &[
     "architectures",
     "attn_implementation",
@@ -164,7 +164,7 @@ const WITHOUT_MEANING: &[&str] = &[
 ];
 
 /// Parses and validates a `config.json`.
-pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
+pub(super) fn read(text: &str) -> Result<LoadedConfig, ConfigError> {
     validate::length(text)?;
     let value: Value = serde_json::from_str(text)
         .map_err(|error| ConfigError::Syntax { format: "JSON", message: error.to_string() })?;
@@ -183,12 +183,12 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
     reject_unsupported(&section)?;
     if !is_dense && !section.has("intermediate_size") {
         let text = "left out, so it has the class default 2048; OLMoE-1B-7B has 1024".to_owned();
-        notices.push(Notice { key: "intermediate_size", text });
+        notices.push(KeyNotice { key: "intermediate_size", text });
     }
     for key in ["quantization_config", "quantization", "compression_config"] {
         if section.get(key).is_some() {
             let text = "ignored here; whether the weights can be read depends on the files that hold them".to_owned();
-            notices.push(Notice { key, text });
+            notices.push(KeyNotice { key, text });
         }
     }
 
@@ -197,7 +197,7 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
     let rows = section.size("vocab_size", family.rows)?;
     let eps = section.number("rms_norm_eps", family.eps)? as f32;
     let norm = Norm { kind: NormKind::Rms, affine: true, bias: false, eps };
-    // Keys of the other family are unknown here, so they have their defaults, with which nothing happens.
+    // Keys of the other family are unknown here, so they have their defaults, which have no effect.
     let clip_qkv = section
         .optional_number("clip_qkv", None)?
         .map(|limit| ClipQkv { limit: limit as f32, order: ClipOrder::AfterNorm });
@@ -209,7 +209,7 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
         n_kv_heads: section.optional_size("num_key_value_heads", None)?.unwrap_or(n_heads),
         head_dim: match section.optional_size("head_dim", None)? {
             Some(head_dim) => head_dim,
-            // With no heads, validation stops before it looks at this.
+            // With no heads, validation fails before it reads this value.
             None => d_model.checked_div(n_heads).unwrap_or(0),
         },
         vocab_size: rows,
@@ -248,7 +248,7 @@ pub(super) fn read(text: &str) -> Result<Loaded, ConfigError> {
         eos_token_id: token(&section, "eos_token_id", family.eos_token_id, rows, &mut notices)?,
     };
     validate::check(&config, &names::HF)?;
-    Ok(Loaded { config, notices })
+    Ok(LoadedConfig { config, notices })
 }
 
 fn mixture(section: &Section<'_>, expert: Mlp) -> Result<Moe, ConfigError> {
@@ -290,7 +290,7 @@ fn rope_theta(section: &Section<'_>) -> Result<f64, ConfigError> {
     let mut theta = section.optional_number("rope_theta", None)?;
     for key in ["rope_parameters", "rope_scaling"] {
         let Some(value) = section.get(key) else { continue };
-        // Some files have one set for each kind of layer, and there is one kind.
+        // Some files have one set for each kind of layer; here there is only one kind.
         let rope = Section::new(value.get("full_attention").unwrap_or(value), key)?;
         let scaled = |found: String| ConfigError::RopeScaling { key, found };
         for name in rope.keys() {
@@ -314,46 +314,48 @@ fn rope_theta(section: &Section<'_>) -> Result<f64, ConfigError> {
     Ok(theta.unwrap_or(10_000.0))
 }
 
-/// A special token. The class keeps its default ids whatever the vocabulary, so an id without a row means none.
+/// A special token. The class keeps its default ids for every vocabulary, so an id without a row means that there is
+/// none.
 fn token(
     section: &Section<'_>,
     key: &'static str,
     default: Option<usize>,
     rows: usize,
-    notices: &mut Vec<Notice>,
+    notices: &mut Vec<KeyNotice>,
 ) -> Result<Option<u32>, ConfigError> {
     let id = match section.get(key) {
         Some(Value::Array(ids)) => {
             let Some(first) = ids.first() else { return Ok(None) };
             let Some(id) = first.as_u64() else { return Err(wrong_type(key, "a list of token ids", first)) };
-            // All ends of a text are read where texts are made; the model has one.
+            // Generation reads all end-of-text ids with the tokenizer; the model has one.
             if ids.len() > 1 && key != "eos_token_id" {
-                let text = format!("lists {} ids; the first, {id}, is the one kept", ids.len());
-                notices.push(Notice { key, text });
+                let text = format!("lists {} ids; only the first, {id}, is used", ids.len());
+                notices.push(KeyNotice { key, text });
             }
-            // An id that does not fit is beyond every vocabulary.
+            // An id that does not fit `usize` is outside every vocabulary.
             Some(usize::try_from(id).unwrap_or(usize::MAX))
         }
-        // Old files write -1 for none.
+        // Old files write -1 for no token.
         Some(value) if value.as_i64() == Some(-1) => None,
         _ => section.optional_size(key, default)?,
     };
     Ok(in_vocabulary(key, id, rows, notices))
 }
 
-/// The id if the embedding has a row for it, otherwise none and a notice.
+/// The id if the embedding has a row for it, otherwise `None` and a notice.
 pub(super) fn in_vocabulary(
     key: &'static str,
     id: Option<usize>,
     rows: usize,
-    notices: &mut Vec<Notice>,
+    notices: &mut Vec<KeyNotice>,
 ) -> Option<u32> {
     let id = id?;
     match u32::try_from(id) {
         Ok(narrow) if id < rows => Some(narrow),
         _ => {
-            let text = format!("{id} is beyond the {rows} rows of the embedding, so the model is taken to have none");
-            notices.push(Notice { key, text });
+            let text =
+                format!("{id} is beyond the {rows} rows of the embedding; the model is read as having no such token");
+            notices.push(KeyNotice { key, text });
             None
         }
     }
@@ -374,8 +376,8 @@ mod tests {
         "torch_dtype": "bfloat16", "transformers_version": "4.43.0.dev0", "use_cache": true, "vocab_size": 50304
     }"#;
 
-    /// The released file with some keys replaced, added, or (given null by `remove`) taken out.
-    fn with(changes: Value) -> Result<Loaded, ConfigError> {
+    /// The released file with some keys replaced, added, or, where `remove` gives null, removed.
+    fn with(changes: Value) -> Result<LoadedConfig, ConfigError> {
         let mut value: Value = serde_json::from_str(RELEASE).unwrap();
         value.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         read(&value.to_string())
@@ -389,7 +391,7 @@ mod tests {
     fn the_released_file_is_the_release_model() {
         let loaded = read(RELEASE).unwrap();
         let mut expected = ModelConfig::release();
-        // What the format cannot say, or says otherwise.
+        // Fields that the format cannot express, or expresses otherwise.
         expected.vocab_size = 50304;
         expected.init.cutoff_factor = None;
         expected.auxiliary.definition = AuxiliaryDefinition::HuggingFace;
@@ -455,7 +457,7 @@ mod tests {
         let linear = serde_json::json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
         assert!(rejected(linear).contains("`rope_scaling` asks for"));
         let yarn = serde_json::json!({"rope_parameters": {"rope_type": "yarn"}});
-        assert!(rejected(yarn).contains("asks for `yarn`"));
+        assert!(rejected(yarn).contains("is `yarn`"));
         assert!(rejected(serde_json::json!({"rope_scaling": 2})).contains("must be a mapping"));
         assert!(rejected(serde_json::json!({"rope_theta": 0.5})).contains("1 or greater"));
     }
@@ -478,7 +480,7 @@ mod tests {
     fn token_ids() {
         let loaded = with(serde_json::json!({"eos_token_id": [50279, 0], "bos_token_id": -1})).unwrap();
         assert_eq!((loaded.config.eos_token_id, loaded.config.bos_token_id), (Some(50279), None));
-        // Every end of a text is read with the tokenizer; of other tokens there is one.
+        // All end-of-text ids are read with the tokenizer; of each other token there is one.
         assert!(loaded.notices.is_empty(), "{:?}", loaded.notices);
         let loaded = with(serde_json::json!({"pad_token_id": [3, 4]})).unwrap();
         assert!(loaded.config.pad_token_id == Some(3) && loaded.notices[0].to_string().contains("the first, 3"));
@@ -534,7 +536,7 @@ mod tests {
             let loaded = with(json!({key: value})).unwrap();
             assert_eq!(loaded.config, read(RELEASE).unwrap().config, "{key}");
             let notice = loaded.notices[0].to_string();
-            assert!(notice.contains(&format!("passed over: `{key}`")), "{notice}");
+            assert!(notice.contains(&format!("are ignored: `{key}`")), "{notice}");
         }
         for (key, value, expected) in [
             ("layer_types", json!(["full_attention", "sliding_attention"]), "attend to all tokens"),
@@ -542,7 +544,7 @@ mod tests {
             ("final_logit_softcapping", json!(30.0), "capped"),
             ("routed_scaling_factor", json!(2.5), "scaled activations"),
             ("mlp_only_layers", json!([3]), "all layers are alike"),
-            ("no_rope_layers", json!([1, 1, 0]), "turns its queries and keys"),
+            ("no_rope_layers", json!([1, 1, 0]), "rotates its queries and keys"),
             ("partial_rotary_factor", json!(0.5), "every element of a head"),
             ("scoring_func", json!("sigmoid"), "only the softmax"),
             ("hidden_activation", json!("gelu_pytorch_tanh"), "only silu"),

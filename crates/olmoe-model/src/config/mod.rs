@@ -1,9 +1,10 @@
 //! The validated model configuration and the formats it is read from and written to.
 //!
-//! [`ModelConfig`] says what the model *is*, in one vocabulary for every source. Each file format has its own file
-//! here that maps its keys onto these fields: `hf` for a Hugging Face `config.json`, `olmo` for the `model:` section of
-//! an OLMo training YAML. What they cannot map is an error; what is accepted but changes nothing here is a [`Notice`].
-//! What they write is read again, and refused if it would stand for another [function](ModelConfig::same_function).
+//! [`ModelConfig`] describes the model with one set of fields for every source. Each file format has its own file here
+//! that maps its keys to these fields: `hf` for a Hugging Face `config.json`, `olmo` for the `model:` section of an
+//! OLMo training YAML. A key that cannot be mapped is an error; a key that is accepted without effect gives a
+//! [`KeyNotice`]. A written file is read again, and refused if it would define another
+//! [function](ModelConfig::same_function).
 
 pub(crate) mod architecture;
 pub(crate) mod error;
@@ -18,7 +19,7 @@ pub use architecture::{
     Activation, Auxiliary, AuxiliaryDefinition, ClipOrder, ClipQkv, FeedForward, Init, InitMethod, Mlp, ModelConfig,
     Moe, Norm, NormKind, Rope,
 };
-pub use error::{ConfigError, Notice};
+pub use error::{ConfigError, KeyNotice};
 pub use section::{closest, describe, shorten};
 pub use validate::{
     MAX_CONFIG_BYTES, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_SEQUENCE_LENGTH, MAX_VOCABULARY, MAX_WIDTH,
@@ -30,21 +31,23 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use function::Format;
+use function::ConfigFormat;
 
-/// A configuration together with what its file said that has no effect here.
+/// A configuration, and the notices about keys of its file that have no effect here.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The validated configuration.
     pub config: ModelConfig,
-    /// One entry per key that was accepted without effect, in the order of the format's table; show them once.
-    pub notices: Vec<Notice>,
+    /// One entry for each key that was accepted without effect, in the order of the table of the format; show them
+    /// once.
+    pub notices: Vec<KeyNotice>,
 }
 
 impl ModelConfig {
     /// OLMoE-1B-7B (0924 and 0125): 16 layers of 64 experts, 8 per token; 6,919,161,856 parameters.
     ///
-    /// As in the training file, except that `eos_token_id` is the id that ends documents in its data (50279).
+    /// As in the training file, except that `eos_token_id` is the id that ends the documents of the training data
+    /// (50279).
     pub fn release() -> Self {
         let norm = Norm { kind: NormKind::Rms, affine: true, bias: false, eps: 1e-5 };
         Self {
@@ -99,44 +102,45 @@ impl ModelConfig {
     ///
     /// # Errors
     /// Bad JSON, unknown or mistyped keys, and every setting that no model of this crate can honour.
-    pub fn from_hf_json(text: &str) -> Result<Loaded, ConfigError> {
+    pub fn from_hf_json(text: &str) -> Result<LoadedConfig, ConfigError> {
         hf::read(text)
     }
 
-    /// Writes a Hugging Face `config.json` that transformers 4 and 5 read: `olmoe` for a mixture, `llama` for a dense
-    /// model. `dtype`, how the weights beside it are stored, is `bfloat16`, `float16` or `float32`.
+    /// Writes a Hugging Face `config.json` that transformers 4 and 5 read: `olmoe` for a mixture of experts, `llama`
+    /// for a dense model. `dtype` is the format in which the weights are stored: `bfloat16`, `float16` or `float32`.
     ///
-    /// Of the initialisation only the standard deviation is kept, of the auxiliary losses only the load-balancing weight,
-    /// and `vocab_size` becomes the rows of the embedding.
+    /// Of the initialisation only the standard deviation is kept, of the auxiliary losses only the load-balancing
+    /// weight, and `vocab_size` becomes the rows of the embedding.
     ///
     /// # Errors
     /// A configuration that is not valid, another `dtype`, and [`ConfigError::Inexpressible`] for a function that the
-    /// format cannot hold.
+    /// format cannot express.
     pub fn to_hf_json(&self, dtype: &str) -> Result<String, ConfigError> {
         self.validate()?;
         let text = hf::write::text(self, dtype)?;
-        Format::HuggingFace.check(self, &text)?;
+        ConfigFormat::HuggingFace.check(self, &text)?;
         Ok(text)
     }
 
     /// Writes the `config.yaml` of an unsharded OLMo checkpoint, which is a `model:` section.
     ///
-    /// The definition of the auxiliary losses and the id that begins a sequence are not kept: OLMo has one of the former
-    /// and none of the latter.
+    /// The definition of the auxiliary losses and the id of the begin-of-sequence token are not kept: OLMo has one
+    /// definition and no such token.
     ///
     /// # Errors
-    /// A configuration that is not valid, and [`ConfigError::Inexpressible`] for a function that the format cannot hold.
+    /// A configuration that is not valid, and [`ConfigError::Inexpressible`] for a function that the format cannot
+    /// express.
     pub fn to_olmo_yaml(&self) -> Result<String, ConfigError> {
         self.validate()?;
         let text = olmo::write::text(self);
-        Format::Olmo.check(self, &text)?;
+        ConfigFormat::Olmo.check(self, &text)?;
         Ok(text)
     }
 
-    /// Checks that two configurations stand for the same function: given the same parameters, the same logits.
+    /// Checks that two configurations define the same function: with the same parameters they give the same logits.
     ///
-    /// Everything counts but the initialisation, the auxiliary losses, the special tokens, `vocab_size` (only the rows of
-    /// the embedding count), and the order of clamp and norm where queries and keys are not normalised.
+    /// All fields are compared except the initialisation, the auxiliary losses, the special tokens, `vocab_size` (only
+    /// the rows of the embedding count), and the order of clamp and norm where queries and keys are not normalised.
     ///
     /// # Errors
     /// [`ConfigError::OtherFunction`] with the first field that differs, in alphabetical order, and both values.
@@ -144,24 +148,24 @@ impl ModelConfig {
         function::same(self, other)
     }
 
-    /// Reads an OLMo training YAML (its `model:` section; the other sections are not looked at) or that section alone.
-    /// Omitted keys take OLMo's defaults, which are GPT-2's and not OLMoE's.
+    /// Reads the `model:` section of an OLMo training YAML, whose other sections are ignored, or a file with that
+    /// section alone. Omitted keys take OLMo's defaults, which are GPT-2's and not OLMoE's.
     ///
     /// # Errors
     /// Bad YAML, unknown or mistyped keys, and every setting that no model of this crate can honour.
-    pub fn from_olmo_yaml(text: &str) -> Result<Loaded, ConfigError> {
+    pub fn from_olmo_yaml(text: &str) -> Result<LoadedConfig, ConfigError> {
         olmo::read(&olmo::parse(text)?)
     }
 
-    /// As [`from_olmo_yaml`](Self::from_olmo_yaml), of a file that was parsed by [`parse_yaml`].
+    /// As [`from_olmo_yaml`](Self::from_olmo_yaml), for a file parsed by [`parse_yaml`].
     ///
     /// # Errors
     /// Unknown or mistyped keys, and every setting that no model of this crate can honour.
-    pub fn from_olmo_value(file: &Value) -> Result<Loaded, ConfigError> {
+    pub fn from_olmo_value(file: &Value) -> Result<LoadedConfig, ConfigError> {
         olmo::read(file)
     }
 
-    /// Reads the JSON that serialising a `ModelConfig` gives (own checkpoints).
+    /// Reads the JSON that serialising a `ModelConfig` gives, which is the format of this project's checkpoints.
     ///
     /// # Errors
     /// Bad JSON, unknown, missing or mistyped fields, and values that [`validate`](Self::validate) rejects.
@@ -175,12 +179,13 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Reads a configuration file in any of the three formats. A `.yml` or `.yaml` file is OLMo's; otherwise JSON is
-    /// told by its content (`model_type` marks Hugging Face, `feed_forward` this crate), and the rest is YAML.
+    /// Reads a configuration file in any of the three formats. A `.yml` or `.yaml` file is OLMo's. Otherwise a JSON
+    /// file with `feed_forward` is this crate's, any other JSON file is Hugging Face's, and what is not JSON is read as
+    /// YAML.
     ///
     /// # Errors
     /// As the reader of each format, and failures to read the file; every error names the file.
-    pub fn read(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
+    pub fn read(path: impl AsRef<Path>) -> Result<LoadedConfig, ConfigError> {
         let path = path.as_ref();
         let in_file = |source| ConfigError::InFile { path: path.into(), source: Box::new(source) };
         let text = &read_text(path)?;
@@ -189,26 +194,26 @@ impl ModelConfig {
         if is_yaml || !text.trim_start().starts_with('{') {
             return Self::from_olmo_yaml(text).map_err(in_file);
         }
-        // An own configuration always has this key and the other format never has.
+        // A configuration of this crate always has this key, and a Hugging Face configuration never has it.
         let is_own = serde_json::from_str::<Value>(text)
             .is_ok_and(|value| value.get("feed_forward").is_some() && value.get("model_type").is_none());
         let loaded = match is_own {
-            true => Self::from_json(text).map(|config| Loaded { config, notices: Vec::new() }),
+            true => Self::from_json(text).map(|config| LoadedConfig { config, notices: Vec::new() }),
             false => Self::from_hf_json(text),
         };
         loaded.map_err(in_file)
     }
 
-    /// Checks every rule that a model must satisfy to be built; the readers here have already done so.
+    /// Checks every rule that a model must satisfy to be built; the readers here have already checked them.
     ///
     /// # Errors
-    /// The first rule that does not hold, with the field and what to set it to.
+    /// The first rule that is violated, with the field and the values that it may have.
     pub fn validate(&self) -> Result<(), ConfigError> {
         validate::check(self, &names::OWN)
     }
 }
 
-/// Parses a YAML of at most [`MAX_CONFIG_BYTES`] into the tree that JSON has, too. What is no finite number is a text.
+/// Parses a YAML text of at most [`MAX_CONFIG_BYTES`] into a tree of JSON values. NaN and infinity become texts.
 ///
 /// # Errors
 /// [`ConfigError::TooLong`], [`ConfigError::Syntax`].
@@ -224,7 +229,7 @@ pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     let in_file = |source| ConfigError::InFile { path: path.into(), source: Box::new(source) };
     let unreadable = |source| ConfigError::Unreadable { path: path.into(), source };
     let mut bytes = Vec::new();
-    // A pipe or a device would never end.
+    // Reading a pipe or a device could go on for ever.
     let metadata = std::fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(unreadable(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
@@ -237,7 +242,7 @@ pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     if bytes.len() > MAX_CONFIG_BYTES {
         return Err(in_file(ConfigError::TooLong { limit: MAX_CONFIG_BYTES }));
     }
-    // The byte-order mark that some editors write is no part of the text.
+    // The byte-order mark that some editors write is not part of the text.
     if bytes.starts_with("\u{feff}".as_bytes()) {
         bytes.drain(.."\u{feff}".len());
     }

@@ -1,4 +1,4 @@
-//! What each format calls the same field, so that an error names the key that its reader wrote.
+//! The key of each field in each format, so that an error names the key in the user's file.
 
 /// Key of each validated field in one format.
 pub(super) struct Names {
@@ -26,7 +26,7 @@ pub(super) struct Names {
     pub(super) z_weight: &'static str,
 }
 
-/// The fields of [`ModelConfig`](super::ModelConfig) itself.
+/// The fields of [`ModelConfig`](super::ModelConfig).
 pub(super) const OWN: Names = Names {
     d_model: "d_model",
     n_layers: "n_layers",
@@ -52,7 +52,8 @@ pub(super) const OWN: Names = Names {
     z_weight: "auxiliary.z_weight",
 };
 
-/// Hugging Face `config.json`. Fields it lacks keep the own name; its reader sets them to valid values.
+/// Hugging Face `config.json`. A field that the format lacks keeps the name of the field; the reader gives it a valid
+/// value.
 pub(super) const HF: Names = Names {
     d_model: "hidden_size",
     n_layers: "num_hidden_layers",

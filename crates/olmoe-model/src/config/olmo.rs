@@ -1,24 +1,25 @@
 //! The `model:` section of an OLMo training YAML. Keys and defaults: `ModelConfig` of OLMo's mixture-of-experts branch,
 //! plus the keys of the branch for shared layers, which must be off.
 //!
-//! The defaults are GPT-2's (dropout 0.1, biases, tied head, no RoPE): a section that leaves them out is no OLMoE.
+//! The defaults are GPT-2's (dropout 0.1, biases, tied head, no RoPE): a section that leaves them out is not an OLMoE
+//! model.
 
 pub(super) mod write;
 
 use serde_json::Value;
 use serde_saphyr::options::NonFiniteFloatPolicy;
 
-use super::error::{ConfigError, Notice};
+use super::error::{ConfigError, KeyNotice};
 use super::hf::in_vocabulary;
 use super::names;
 use super::section::Section;
 use super::validate;
 use super::{
-    Activation, Auxiliary, AuxiliaryDefinition, ClipOrder, ClipQkv, FeedForward, Init, InitMethod, Loaded, Mlp,
+    Activation, Auxiliary, AuxiliaryDefinition, ClipOrder, ClipQkv, FeedForward, Init, InitMethod, LoadedConfig, Mlp,
     ModelConfig, Moe, Norm, NormKind, Rope,
 };
 
-/// Keys of the section, in the order of OLMo's class, those of the branch for shared layers last.
+/// Keys of the section, in the order of OLMo's class, followed by those of the branch for shared layers.
 const KEYS: &[&str] = &[
     "d_model",
     "n_heads",
@@ -84,7 +85,7 @@ const KEYS: &[&str] = &[
     "moe_expert_choice_grouped",
 ];
 
-/// Keys that only choose how OLMo computes, with what happens here instead.
+/// Keys that choose how OLMo computes and have no effect here, with the notice for each.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("init_device", "no effect; parameters are created where they are used"),
     ("flash_attention", "no effect; attention always runs without materialising the scores of a whole sequence"),
@@ -111,24 +112,24 @@ const SHARED_LAYERS_BRANCH: &[&str] = &[
 
 /// The block implementations; `Llama` differs from `Sequential` only in how it stores q, k and v.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Block {
+enum BlockType {
     Sequential,
     Llama,
     Moe,
 }
 
-/// Most values that aliases of a YAML stand for together.
+/// Most values that all aliases of a YAML file may expand to.
 const MAX_REPLAYED: usize = 10_000;
 
-/// Parses a YAML into the tree that JSON has, too.
+/// Parses a YAML text into a tree of JSON values.
 pub(super) fn parse(text: &str) -> Result<Value, ConfigError> {
     validate::length(text)?;
-    // `.inf` is no size and no number anywhere. Aliases of aliases must not grow a small file into a large one.
+    // No key takes `.inf`. Aliases of aliases must not expand a small file to a large one.
     let options = serde_saphyr::options! {
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
-        // A run called `n` is not called `false`.
+        // A run with the name `n` must not get the name `false`.
         strict_booleans: true,
-        // Lists of data have thousands.
+        // Lists of data files may have thousands of comments.
         emit_comments: false,
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPLAYED },
     };
@@ -137,7 +138,7 @@ pub(super) fn parse(text: &str) -> Result<Value, ConfigError> {
 }
 
 /// Reads and validates the model section of a parsed training YAML, or that section alone.
-pub(super) fn read(file: &Value) -> Result<Loaded, ConfigError> {
+pub(super) fn read(file: &Value) -> Result<LoadedConfig, ConfigError> {
     let top = Section::new(file, "the YAML")?;
     let section = match file.get("model") {
         Some(model) => Section::new(model, "the `model` section")?,
@@ -147,27 +148,27 @@ pub(super) fn read(file: &Value) -> Result<Loaded, ConfigError> {
     section.reject_unknown(KEYS, |key| KEYS.contains(&key))?;
     let block = section.name(
         "block_type",
-        Block::Sequential,
-        &[("sequential", Block::Sequential), ("llama", Block::Llama), ("moe", Block::Moe)],
+        BlockType::Sequential,
+        &[("sequential", BlockType::Sequential), ("llama", BlockType::Llama), ("moe", BlockType::Moe)],
         "sequential, llama, moe",
     )?;
     let mut notices = notices(&section, block)?;
     let config = config(&section, block, &mut notices)?;
-    // Once every value has its type: what the values mean.
+    // Every value has its type now; the following checks are about meaning.
     reject_unsupported(&section)?;
     validate::check(&config, &names::OLMO)?;
-    Ok(Loaded { config, notices })
+    Ok(LoadedConfig { config, notices })
 }
 
-fn config(section: &Section<'_>, block: Block, notices: &mut Vec<Notice>) -> Result<ModelConfig, ConfigError> {
+fn config(section: &Section<'_>, block: BlockType, notices: &mut Vec<KeyNotice>) -> Result<ModelConfig, ConfigError> {
     let d_model = section.size("d_model", 768)?;
-    // Now rather than with the rest, because widths are multiples of it.
+    // Checked before the other sizes, because widths are multiples of it.
     validate::size(names::OLMO.d_model, d_model, validate::MAX_WIDTH)?;
     let n_heads = section.size("n_heads", 12)?;
     let include_bias = section.flag("include_bias", true)?;
     let tie_embeddings = section.flag("weight_tying", true)?;
     let norm_after = section.flag("norm_after", false)?;
-    if norm_after && block == Block::Llama {
+    if norm_after && block == BlockType::Llama {
         return Err(ConfigError::NormAfterInLlamaBlock);
     }
     let vocab_size = section.size("vocab_size", 50257)?;
@@ -188,17 +189,17 @@ fn config(section: &Section<'_>, block: Block, notices: &mut Vec<Notice>) -> Res
     let mlp = mlp(section, d_model)?;
     let eos_token_id = section.size("eos_token_id", 50256)?;
     if eos_token_id == 0 && vocab_size == 50280 {
-        let text = "0 is how OLMoE's training files say it, but their data ends documents with 50279; set 50279 \
+        let text = "0 is the value in OLMoE's training files, but their data ends documents with 50279; set 50279 \
                     unless the tokenizer is the older gpt-neox-20b-pii-special"
             .to_owned();
-        notices.push(Notice { key: "eos_token_id", text });
+        notices.push(KeyNotice { key: "eos_token_id", text });
     }
     Ok(ModelConfig {
         d_model,
         n_layers: section.size("n_layers", 12)?,
         n_heads,
         n_kv_heads: key_value_heads(section, n_heads)?,
-        // With no heads, validation stops before it looks at this.
+        // With no heads, validation fails before it reads this value.
         head_dim: d_model.checked_div(n_heads).unwrap_or(0),
         vocab_size,
         embedding_size,
@@ -250,7 +251,7 @@ fn key_value_heads(section: &Section<'_>, n_heads: usize) -> Result<usize, Confi
     }
 }
 
-/// The MLP of a dense block and, but for its gate where there is a capacity, of an expert.
+/// The MLP of a dense block, and of an expert, except that an expert with a capacity has no gate.
 fn mlp(section: &Section<'_>, d_model: usize) -> Result<Mlp, ConfigError> {
     let activation = section.name(
         "activation_type",
@@ -260,7 +261,7 @@ fn mlp(section: &Section<'_>, d_model: usize) -> Result<Mlp, ConfigError> {
     )?;
     let ratio = section.size("mlp_ratio", 4)?;
     let hidden = section.optional_size("mlp_hidden_size", None)?.unwrap_or(ratio.saturating_mul(d_model));
-    // Before halving, because a product that saturates says nothing about odd or even.
+    // Checked before halving, because a saturated product may be odd or even.
     let limit = 2 * validate::MAX_WIDTH;
     if hidden > limit {
         return Err(ConfigError::TooLarge { key: names::OLMO.mlp_width, found: hidden, limit });
@@ -275,8 +276,8 @@ fn mlp(section: &Section<'_>, d_model: usize) -> Result<Mlp, ConfigError> {
     Ok(Mlp { width, activation })
 }
 
-fn feed_forward(section: &Section<'_>, block: Block, mlp: Mlp) -> Result<FeedForward, ConfigError> {
-    if block != Block::Moe {
+fn feed_forward(section: &Section<'_>, block: BlockType, mlp: Mlp) -> Result<FeedForward, ConfigError> {
+    if block != BlockType::Moe {
         return Ok(FeedForward::Dense(mlp));
     }
     let moe_size = |key: &'static str, default| {
@@ -286,7 +287,7 @@ fn feed_forward(section: &Section<'_>, block: Block, mlp: Mlp) -> Result<FeedFor
     // A null counts as false, as in OLMo.
     let dropless = section.optional_flag("moe_dropless", Some(true))?.unwrap_or(false);
     let expert = match mlp.activation {
-        // Experts with a capacity have no gate, whatever the activation: swiglu leaves its silu.
+        // Experts with a capacity have no gate: with swiglu they apply silu alone.
         Activation::SwiGlu if !dropless => Mlp { activation: Activation::Silu, ..mlp },
         _ => mlp,
     };
@@ -359,10 +360,10 @@ fn reject_unsupported(section: &Section<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Keys that are set but change nothing, or not what their writer may expect.
-fn notices(section: &Section<'_>, block: Block) -> Result<Vec<Notice>, ConfigError> {
+/// Keys that are set but have no effect, or another effect than may be expected.
+fn notices(section: &Section<'_>, block: BlockType) -> Result<Vec<KeyNotice>, ConfigError> {
     let mut notices = Vec::new();
-    let mut note = |key: &'static str, text: &str| notices.push(Notice { key, text: text.to_owned() });
+    let mut note = |key: &'static str, text: &str| notices.push(KeyNotice { key, text: text.to_owned() });
     for (key, text) in WITHOUT_EFFECT {
         if section.get(key).is_some() {
             note(key, text);
@@ -378,7 +379,7 @@ fn notices(section: &Section<'_>, block: Block) -> Result<Vec<Notice>, ConfigErr
     if section.flag("scale_emb_init", false)? && (!full_megatron || section.get("emb_init_std").is_some()) {
         note("scale_emb_init", "no effect; it needs `init_fn: full_megatron` and no `emb_init_std`");
     }
-    if block != Block::Moe {
+    if block != BlockType::Moe {
         let architectural = ["moe_num_experts", "moe_top_k", "moe_dropless", "moe_shared_expert"];
         for key in architectural.into_iter().filter(|key| section.get(key).is_some()) {
             note(key, "no effect, because `block_type` is not `moe`");
@@ -403,14 +404,14 @@ fn notices(section: &Section<'_>, block: Block) -> Result<Vec<Notice>, ConfigErr
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Loaded, ConfigError> {
+    fn read(text: &str) -> Result<LoadedConfig, ConfigError> {
         super::read(&parse(text)?)
     }
 
-    /// The least that OLMo's defaults need to become a model this crate has.
+    /// The fewest keys that turn OLMo's defaults into a model that this crate implements.
     const PLAIN: &str = "rope: true\nattention_dropout: 0.0\nresidual_dropout: 0\nembedding_dropout: 0.0\n";
 
-    fn plain(lines: &str) -> Result<Loaded, ConfigError> {
+    fn plain(lines: &str) -> Result<LoadedConfig, ConfigError> {
         read(&format!("{PLAIN}{lines}\n"))
     }
 
@@ -543,7 +544,7 @@ mod tests {
             assert!(rejected(&format!("{key}: true")).contains(&format!("`{key}: true` is not implemented")));
         }
         assert!(rejected("share_load_balance_across_layers: true").contains("per layer"));
-        assert!(rejected("init_dense_router: true").contains("no implementation in OLMo"));
+        assert!(rejected("init_dense_router: true").contains("neither here nor in OLMo"));
         assert!(rejected("block_type: llama\nnorm_after: true").contains("llama"));
         assert!(plain("norm_after: true").unwrap().config.norm_after);
         let off = plain("block_type: moe\nmoe_interleave: false\nshare_experts: null").unwrap();

@@ -1,4 +1,4 @@
-//! Typed access to the keys of one parsed mapping. JSON and YAML both arrive here as the same value tree.
+//! Typed access to the keys of one parsed mapping. JSON and YAML are both parsed into the same tree of values.
 
 use serde_json::{Map, Value};
 
@@ -14,7 +14,7 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// Wraps `value`, which is called `what` in the error if it is not a mapping.
+    /// Wraps `value`; if it is not a mapping, the error names it `what`.
     pub(super) fn new(value: &'a Value, what: &'static str) -> Result<Self, ConfigError> {
         match value {
             Value::Object(map) => Ok(Self { map }),
@@ -37,7 +37,7 @@ impl<'a> Section<'a> {
         self.map.contains_key(key)
     }
 
-    /// Fails at the first key that `is_known` does not accept, with the closest of `known`.
+    /// Returns an error for the first key that `is_known` does not accept, with the closest of `known`.
     pub(super) fn reject_unknown(
         &self,
         known: &[&'static str],
@@ -133,13 +133,13 @@ pub(super) fn wrong_type(key: &str, expected: &'static str, found: &Value) -> Co
 
 /// A whole number, also when written as `4e3` or `4096.0`.
 fn as_size(value: &Value) -> Option<usize> {
-    /// Above this a double no longer holds every whole number.
+    /// Above this number, not every integer is an f64.
     const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
     let whole = match value.as_u64() {
         Some(whole) => whole,
         None => {
             let number = value.as_f64()?;
-            // The range and the fraction are checked, so the cast is exact.
+            // Range and fraction are checked, so the cast is exact.
             if number.fract() != 0.0 || !(0.0..=MAX_EXACT).contains(&number) {
                 return None;
             }
@@ -170,7 +170,7 @@ pub fn shorten(text: &str) -> String {
     short
 }
 
-/// The known key with the fewest edits, if they are at most a third of the key: what may have been meant.
+/// The known key with the least edit distance, if that is at most a third of the length of the key.
 pub fn closest(key: &str, known: &[&'static str]) -> Option<&'static str> {
     let key: Vec<char> = key.chars().take(MAX_QUOTED + 1).collect();
     let limit = (key.len() / 3).max(1);

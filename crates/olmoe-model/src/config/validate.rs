@@ -1,5 +1,5 @@
-//! The rules that every configuration satisfies, whatever it was read from. Order: sizes against named limits, then
-//! how sizes fit together, then numbers, then the parameter count.
+//! The rules that every configuration satisfies, in any format. Order: sizes against named limits, then how sizes fit
+//! together, then numbers, then the parameter count.
 
 use super::error::ConfigError;
 use super::names::Names;
@@ -29,7 +29,7 @@ pub(super) fn length(text: &str) -> Result<(), ConfigError> {
     }
 }
 
-/// Checks all rules; errors use the key names of the format the configuration came from.
+/// Checks all rules; errors use the key names of the format that the configuration was read from.
 pub(super) fn check(config: &ModelConfig, names: &Names) -> Result<(), ConfigError> {
     sizes(config, names)?;
     heads(config, names)?;
@@ -132,7 +132,7 @@ fn mixture(moe: &Moe, names: &Names) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Layers of two kinds are a mixture's, and there is at least one of each.
+/// Only a model with experts has layers of two kinds, and it has at least one layer of each kind.
 fn interleave(config: &ModelConfig, names: &Names) -> Result<(), ConfigError> {
     let key = names.even_layers;
     match (config.even_layers, &config.feed_forward) {
@@ -171,10 +171,10 @@ fn numbers(config: &ModelConfig, names: &Names) -> Result<(), ConfigError> {
     }
     not_negative(names.init_std, config.init.std)?;
     if let Some(factor) = config.init.cutoff_factor {
-        positive(names.init_cutoff, factor, Some(", or null for the method's own"))?;
+        positive(names.init_cutoff, factor, Some(", or null for that of the method"))?;
     }
     if let Some(std) = config.init.embedding_std {
-        positive(names.embedding_std, std, Some(", or null for the method's own"))?;
+        positive(names.embedding_std, std, Some(", or null for that of the method"))?;
     }
     not_negative(names.load_balancing_weight, config.auxiliary.load_balancing_weight)?;
     not_negative(names.z_weight, config.auxiliary.z_weight)
@@ -221,7 +221,10 @@ mod tests {
         let error = config.validate().unwrap_err();
         // Deserialising must apply the same rules.
         let json = serde_json::to_string(&config).unwrap();
-        assert!(serde_json::from_str::<ModelConfig>(&json).is_err(), "{error} was not found again in {json}");
+        assert!(
+            serde_json::from_str::<ModelConfig>(&json).is_err(),
+            "deserialising {json} did not give the error {error}"
+        );
         error.to_string()
     }
 
@@ -270,7 +273,7 @@ mod tests {
     #[test]
     fn numbers_are_finite_and_in_range() {
         for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-            // JSON has no such numbers, so these are only checked directly.
+            // JSON has no NaN and no infinity, so these are checked only directly.
             let check = |change: &dyn Fn(&mut ModelConfig)| {
                 let mut config = ModelConfig::release();
                 change(&mut config);

@@ -1,4 +1,4 @@
-//! What a forward pass leaves behind.
+//! The results of a forward pass.
 
 use olmoe_tensor::ops::norm;
 use olmoe_tensor::ops::router::Assignment;
@@ -7,23 +7,24 @@ use olmoe_tensor::tensor::Tensor;
 use super::block::{Keep, KeptBlock};
 use crate::routing::RoutingRecord;
 
-/// What a forward pass leaves. Reuse one over the steps: its lists are then allocated once.
+/// The results of a forward pass, and what it keeps for the backward pass. Reuse one value for all steps, so that its
+/// lists are allocated once.
 pub struct Activations {
     pub(super) keep: Keep,
-    /// The embedding's rows before their norm, if there is one.
-    pub(super) embedding: Option<(Tensor, norm::Saved)>,
+    /// The rows of the embedding before their norm, if there is one.
+    pub(super) embedding: Option<(Tensor, norm::NormSaved)>,
     /// From the first block to the last.
     pub(super) blocks: Vec<KeptBlock>,
     /// The residual stream before the final norm.
-    pub(super) last: Option<(Tensor, norm::Saved)>,
+    pub(super) last: Option<(Tensor, norm::NormSaved)>,
     pub(super) hidden: Option<Tensor>,
     pub(super) dense: Option<Assignment>,
-    /// The routing of every mixture.
+    /// The routing of every mixture-of-experts layer.
     pub routing: RoutingRecord,
 }
 
 impl Activations {
-    /// For passes that keep so much.
+    /// Activations for forward passes that keep `keep`.
     pub fn new(keep: Keep) -> Activations {
         let routing = RoutingRecord::default();
         Activations { keep, embedding: None, blocks: Vec::new(), last: None, hidden: None, dense: None, routing }
@@ -34,10 +35,10 @@ impl Activations {
     /// # Panics
     /// Before a forward pass.
     pub fn hidden(&self) -> &Tensor {
-        self.hidden.as_ref().expect("a forward pass leaves hidden states")
+        self.hidden.as_ref().expect("a forward pass sets the hidden states")
     }
 
-    /// Makes ready for a pass over so many tokens.
+    /// Prepares for a pass over `tokens` tokens.
     pub(super) fn begin(&mut self, tokens: usize) {
         self.embedding = None;
         self.blocks.clear();

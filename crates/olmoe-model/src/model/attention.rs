@@ -2,7 +2,7 @@
 
 use olmoe_tensor::gemm::{Right, Store};
 use olmoe_tensor::ops::attention;
-use olmoe_tensor::ops::linear::{self, Input, pack_saved};
+use olmoe_tensor::ops::linear::{self, LinearInput, pack_saved};
 use olmoe_tensor::ops::norm;
 use olmoe_tensor::ops::{add, clip};
 use olmoe_tensor::tensor::Tensor;
@@ -15,34 +15,35 @@ use crate::batch::Batch;
 use crate::config::ClipOrder;
 use crate::modules::{AttentionModule, Linear, NormModule};
 
-/// A projection's norm: what it read and what it saved.
+/// The norm of a projection: its input, and what it saved.
 struct Normed {
     x: Tensor,
-    saved: norm::Saved,
+    saved: norm::NormSaved,
 }
 
-/// What the projections leave behind for the backward pass.
+/// What the backward pass needs of the projections.
 struct Projected {
     q_norm: Option<Normed>,
     k_norm: Option<Normed>,
-    /// Queries and keys right after the clip, when there is one: it cut those that are at its limit.
+    /// Queries and keys right after they were clipped, if they are clipped before their norm; the numbers at the limit
+    /// were clipped.
     clipped: Option<[Tensor; 2]>,
 }
 
-/// What the backward pass needs beside the input.
-pub(super) struct Saved {
+/// What the backward pass needs in addition to the input.
+pub(super) struct SelfAttentionSaved {
     projected: Projected,
-    /// As attention reads them.
+    /// Queries, keys and values as attention reads them.
     q: Tensor,
     k: Tensor,
     v: Tensor,
     o: Tensor,
-    attention: attention::Saved,
+    attention: attention::AttentionSaved,
 }
 
-/// The projections of `x`, all at once.
+/// Several projections of `x`, computed at once.
 fn project<const N: usize>(weights: &Weights, x: &Tensor, linears: [Linear; N]) -> [Tensor; N] {
-    let mut all = Input::new(x).times_each(linears.map(|linear| weights.weight(linear.weight)));
+    let mut all = LinearInput::new(x).times_each(linears.map(|linear| weights.weight(linear.weight)));
     for (y, linear) in all.iter_mut().zip(linears) {
         if let Some(bias) = weights.optional(linear.bias) {
             add::add_bias(y, bias);
@@ -51,7 +52,7 @@ fn project<const N: usize>(weights: &Weights, x: &Tensor, linears: [Linear; N]) 
     all
 }
 
-/// The clip of this order, if the model has one.
+/// The limit of the clip, if the model clips in this order.
 fn clip_limit(weights: &Weights, order: ClipOrder) -> Option<f32> {
     weights.config.clip_qkv.filter(|clip| clip.order == order).map(|clip| clip.limit)
 }
@@ -66,7 +67,7 @@ fn normed(weights: &Weights, module: Option<NormModule>, x: Tensor) -> (Tensor, 
     }
 }
 
-/// Clips queries, keys and values if this is the place for it; keeps what the backward pass needs to know.
+/// Clips queries, keys and values if the model clips in this order; returns what the backward pass needs.
 fn clip_all(weights: &Weights, order: ClipOrder, [q, k, v]: [&mut Tensor; 3]) -> Option<[Tensor; 2]> {
     let limit = clip_limit(weights, order)?;
     clip::forward(q, limit);
@@ -93,15 +94,20 @@ fn output(weights: &Weights, module: &AttentionModule, o_td: &Tensor) -> Tensor 
 }
 
 /// `y [T, D]` of `x [T, D]`.
-pub(super) fn forward(weights: &Weights, module: &AttentionModule, x_td: &Tensor, batch: &Batch) -> (Tensor, Saved) {
+pub(super) fn forward(
+    weights: &Weights,
+    module: &AttentionModule,
+    x_td: &Tensor,
+    batch: &Batch,
+) -> (Tensor, SelfAttentionSaved) {
     let ([q, k, v], projected) = qkv(weights, module, x_td, batch);
     let operand = weights.precision.operand();
     let (o, attention) = attention::forward(&q, &k, &v, heads(&weights.config), &batch.segments, operand);
     let y_td = output(weights, module, &o);
-    (y_td, Saved { projected, q, k, v, o, attention })
+    (y_td, SelfAttentionSaved { projected, q, k, v, o, attention })
 }
 
-/// The same for tokens that continue the sequences in `caches`, one cache a sequence of the batch.
+/// The same for tokens that continue the sequences in `caches`, with one cache for each sequence of the batch.
 pub(super) fn forward_cached(
     weights: &Weights,
     module: &AttentionModule,
@@ -123,7 +129,8 @@ pub(super) fn forward_cached(
     output(weights, module, &o)
 }
 
-/// Gradients of one linear layer's parameters, as far as it is trained; `x` is what it read, packed if the weight is.
+/// Accumulates the gradients of the trained parameters of one linear layer; `x` is its packed input, which is present
+/// if the weight is trained.
 fn linear_gradients(dy: &Tensor, x: Option<&Right>, linear: &Linear, gradients: &mut Gradients) {
     if let (Some(x), Some(dw)) = (x, gradients.get_mut(linear.weight)) {
         linear::backward_weight(dy, x, dw);
@@ -133,19 +140,19 @@ fn linear_gradients(dy: &Tensor, x: Option<&Right>, linear: &Linear, gradients: 
     }
 }
 
-/// The gradient of `x`, if the `input` has one.
+/// Accumulates the gradients of the parameters; with `input`, returns the gradient of `x`.
 pub(super) fn backward(
     weights: &Weights,
     module: &AttentionModule,
     x_td: &Tensor,
-    saved: Saved,
+    saved: SelfAttentionSaved,
     dy_td: &Tensor,
     batch: &Batch,
     input: bool,
     gradients: &mut Gradients,
 ) -> Option<Tensor> {
     let operand = weights.precision.operand();
-    let Saved { projected, q, k, v, o, attention } = saved;
+    let SelfAttentionSaved { projected, q, k, v, o, attention } = saved;
     let Projected { q_norm, k_norm, clipped } = projected;
     let read = gradients.wants_any([Some(module.o.weight)]).then(|| pack_saved(&o, operand));
     linear_gradients(dy_td, read.as_ref(), &module.o, gradients);
@@ -183,7 +190,7 @@ pub(super) fn backward(
     let mut dk = norm_back(k_norm, module.k_norm, dk);
     clip_back(ClipOrder::BeforeNorm, [&mut dq, &mut dk, &mut dv]);
 
-    // Packed once for all of them that are trained.
+    // Packed once for all projections that are trained.
     let trained = gradients.wants_any(projections.map(|linear| Some(linear.weight)));
     let x = trained.then(|| pack_saved(x_td, operand));
     let mut dx_td = input.then(|| Tensor::scratch(x_td.shape()));

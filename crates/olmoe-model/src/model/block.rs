@@ -1,4 +1,5 @@
-//! One block on the residual stream: attention, then the feed-forward layer; forward, again, and back.
+//! One block on the residual stream, attention and then the feed-forward layer: the forward pass, its recomputation,
+//! and the backward pass.
 
 use olmoe_tensor::ops::router::Assignment;
 use olmoe_tensor::tensor::Tensor;
@@ -14,29 +15,30 @@ use crate::batch::Batch;
 use crate::modules::BlockModule;
 use crate::routing::LayerRouting;
 
-/// What a forward pass keeps for a backward pass; what is not kept is computed again, to the same bits.
+/// What a forward pass keeps for the backward pass (activation checkpointing). What is not kept is recomputed with the
+/// same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// Nothing: no backward pass follows.
     Nothing,
-    /// All intermediate results: the fastest.
+    /// All intermediate results; the fastest choice.
     Everything,
-    /// The experts' results; norms and attention are computed again (OLMo's `fine_grained`).
+    /// The results of the experts; norms and attention are recomputed (OLMo's `fine_grained`).
     FeedForward,
-    /// The input of each block; the rest is computed again (OLMo's `whole_layer`): the smallest.
+    /// The input of each block; the rest is recomputed (OLMo's `whole_layer`). The choice with the least memory.
     BlockInputs,
 }
 
-/// What attention saves; nothing where the tokens continue caches.
-type AttentionSaved = residual::Saved<Option<attention::Saved>>;
+/// What the attention half of a block saves; `None` inside where the tokens continue caches.
+type AttentionHalf = residual::ResidualSaved<Option<attention::SelfAttentionSaved>>;
 
-/// What one block keeps.
+/// What one block keeps for the backward pass.
 pub(super) struct KeptBlock {
     h_td: Tensor,
-    attention: Option<AttentionSaved>,
+    attention: Option<AttentionHalf>,
     /// The residual stream between attention and the feed-forward layer.
     middle: Option<Tensor>,
-    feed_forward: Option<residual::Kept<feed_forward::Saved>>,
+    feed_forward: Option<residual::ResidualKept<feed_forward::FeedForwardSaved>>,
 }
 
 /// A block and the tokens that pass through it.
@@ -46,13 +48,13 @@ pub(super) struct BlockPass<'a> {
     pub(super) module: &'a BlockModule,
     pub(super) layer: usize,
     pub(super) batch: &'a Batch,
-    /// Every token to one expert: what a dense MLP takes for a routing.
+    /// The assignment of every token to one expert, which stands for the routing of a dense MLP.
     pub(super) dense: &'a Assignment,
 }
 
 impl BlockPass<'_> {
-    /// The residual stream after the block, and what is kept of it. The tokens continue the sequences in `caches` if there
-    /// are any; nothing is kept then. The routing of a mixture is added to `record`.
+    /// The residual stream after the block, and what the block keeps. With `caches`, the tokens continue the sequences
+    /// in them and nothing is kept. The routing of a mixture-of-experts layer is added to `record`.
     pub(super) fn forward(
         self,
         h_td: Tensor,
@@ -60,15 +62,15 @@ impl BlockPass<'_> {
         keep: Keep,
         record: &mut Vec<LayerRouting>,
     ) -> (Tensor, Option<KeptBlock>) {
-        // Where no gradient comes to, nothing has to be kept for it.
+        // Where no gradient reaches the block, nothing has to be kept.
         let reached = self.weights.reaches(Stage::feed_forward(self.layer));
         let keep = if reached && caches.is_none() { keep } else { Keep::Nothing };
         let (middle, attention) = self.attend(&h_td, caches);
-        // What is not kept goes back to the pool before the experts ask for room.
+        // What is not kept returns to the pool before the experts allocate.
         let attended = keep == Keep::Everything && self.weights.reaches(Stage::attention(self.layer));
         let attention = attended.then_some(attention);
         let kept = matches!(keep, Keep::Everything | Keep::FeedForward);
-        let (out, feed_forward) = self.feed(&middle, Routed::Anew(record), kept);
+        let (out, feed_forward) = self.feed(&middle, Routed::New(record), kept);
         let (middle, feed_forward) = match keep {
             Keep::Nothing => return (out, None),
             Keep::BlockInputs => (None, None),
@@ -78,8 +80,8 @@ impl BlockPass<'_> {
         (out, Some(KeptBlock { h_td, attention, middle, feed_forward }))
     }
 
-    /// The stream after attention.
-    fn attend(self, h_td: &Tensor, caches: Option<&mut [KvCache]>) -> (Tensor, AttentionSaved) {
+    /// The residual stream after attention.
+    fn attend(self, h_td: &Tensor, caches: Option<&mut [KvCache]>) -> (Tensor, AttentionHalf) {
         let BlockPass { weights, module, layer, batch, .. } = self;
         residual::forward(weights, &module.attention_norm, h_td, |x| match caches {
             None => {
@@ -90,21 +92,21 @@ impl BlockPass<'_> {
         })
     }
 
-    /// The stream after the feed-forward layer.
+    /// The residual stream after the feed-forward layer.
     fn feed(
         self,
         middle_td: &Tensor,
         routed: Routed<'_>,
         keep: bool,
-    ) -> (Tensor, residual::Saved<feed_forward::Saved>) {
+    ) -> (Tensor, residual::ResidualSaved<feed_forward::FeedForwardSaved>) {
         let BlockPass { weights, module, layer, dense, .. } = self;
         residual::forward(weights, &module.mlp_norm, middle_td, |x| {
             feed_forward::forward(weights, layer, &module.feed_forward, x, dense, routed, keep)
         })
     }
 
-    /// `dh`, the gradient of the block's output, becomes that of its input, if anything below the block is trained. `known` is
-    /// the routing of the forward pass.
+    /// Turns `dh`, the gradient of the output of the block, into the gradient of its input, if a parameter below the
+    /// block is trained. `known` is the routing of the forward pass.
     pub(super) fn backward(
         self,
         kept: KeptBlock,
@@ -124,7 +126,7 @@ impl BlockPass<'_> {
         };
         let saved = match feed_forward {
             Some(kept) => kept.restore(weights, &module.mlp_norm, &middle),
-            None => self.feed(&middle, Routed::Before(known), true).1,
+            None => self.feed(&middle, Routed::Known(known), true).1,
         };
         let input = weights.passes(Stage::feed_forward(layer));
         let back = |x: &Tensor, saved, dy: &Tensor, input, gradients: &mut Gradients| {
@@ -135,9 +137,13 @@ impl BlockPass<'_> {
         if !weights.reaches(Stage::attention(layer)) {
             return;
         }
-        let saved = attention.expect("what attention saves is kept where a gradient comes to it");
+        let saved = attention.expect("what attention saves is kept where a gradient reaches it");
         let input = weights.passes(Stage::attention(layer));
-        let back = |x: &Tensor, saved: Option<attention::Saved>, dy: &Tensor, input, gradients: &mut Gradients| {
+        let back = |x: &Tensor,
+                    saved: Option<attention::SelfAttentionSaved>,
+                    dy: &Tensor,
+                    input,
+                    gradients: &mut Gradients| {
             let saved = saved.expect("a backward pass follows a forward pass without caches");
             attention::backward(weights, &module.attention, x, saved, dy, batch, input, gradients)
         };

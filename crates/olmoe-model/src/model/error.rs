@@ -1,26 +1,28 @@
-//! What a model refuses.
+//! The errors of a model.
 
 use crate::config::ConfigError;
 
-/// Why a model cannot be made or used as asked.
+/// Why a model cannot be made, or a pass cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// Bad configuration.
+    /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// No such precision.
+    /// A name that is not the name of a precision.
     #[error("precision: found {found:?}, expected fp32 or amp_bf16")]
     UnknownPrecision {
-        /// What was given.
+        /// The name given.
         found: String,
     },
-    /// No such parameter.
-    #[error("parameter {name:?}: this model has none of that name; its names are those of `parameters(config)`")]
+    /// A name that is not the name of a parameter.
+    #[error(
+        "parameter {name:?}: this model has no parameter of that name; the names are those of `parameters(config)`"
+    )]
     UnknownParameter {
-        /// What was given.
+        /// The name given.
         name: String,
     },
-    /// Not one purpose for each parameter.
+    /// The number of purposes is not the number of parameters.
     #[error("found {found} purposes, expected {expected}, one for each parameter in the order of `parameters(config)`")]
     HeldCount {
         /// Purposes given.
@@ -28,14 +30,14 @@ pub enum ModelError {
         /// Parameters of the model.
         expected: usize,
     },
-    /// A gradient cannot come to where it is wanted.
+    /// A gradient would have to pass through a parameter that is held for inference.
     #[error(
-        "parameter {name} is held for inference, but the gradient of {trained} passes through it; hold it frozen, or take what `Held::for_training` finds"
+        "parameter {name} is held for inference, but the gradient of {trained} passes through it; hold it frozen, or use the purposes that `Held::for_training` returns"
     )]
     NoWayBack {
         /// The parameter in the way.
         name: String,
-        /// The lowest trained one.
+        /// The lowest trained parameter.
         trained: String,
     },
     /// A tensor does not fit its parameter.
@@ -58,15 +60,15 @@ pub enum ModelError {
         /// Rows of the embedding.
         rows: usize,
     },
-    /// A row that a pass has not.
+    /// A row outside the pass.
     #[error("row {row}: the pass had {tokens} tokens; rows are counted from 0, over all sequences of the batch")]
     Row {
-        /// The row asked for.
+        /// The row given.
         row: u32,
         /// Tokens of the pass.
         tokens: usize,
     },
-    /// Not one cache for each sequence.
+    /// The number of caches is not the number of sequences.
     #[error("caches: found {found}, expected {expected}, one for each sequence of the batch")]
     CacheCount {
         /// Caches given.
@@ -74,7 +76,7 @@ pub enum ModelError {
         /// Sequences of the batch.
         expected: usize,
     },
-    /// The tokens do not follow those in the cache.
+    /// The tokens of a sequence do not continue its cache.
     #[error(
         "sequence {sequence}: its first token is at position {found}, but its cache holds {held} tokens; give its batch that number in `continued_from`"
     )]
@@ -86,19 +88,19 @@ pub enum ModelError {
         /// Tokens in the cache.
         held: usize,
     },
-    /// No room in the cache.
+    /// The tokens do not fit the cache.
     #[error(
         "sequence {sequence}: {length} tokens do not fit its cache of {capacity}; make the cache larger or truncate it"
     )]
     CacheFull {
         /// Index of the sequence in the batch.
         sequence: usize,
-        /// Tokens it would hold.
+        /// Tokens that the cache would have.
         length: usize,
-        /// Tokens it has room for.
+        /// Tokens that the cache has room for.
         capacity: usize,
     },
-    /// A sequence longer than the rotary tables.
+    /// A sequence longer than the tables of the rotary embedding.
     #[error("sequence of {length} tokens: the model's max_sequence_length is {limit}; shorten it or raise the limit")]
     TooLong {
         /// Tokens, those in the cache included.

@@ -3,19 +3,19 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The failure of the task with the least number so far. Tasks are begun in the order of their numbers, so all before a
-/// failed one have begun, and those end: which failure remains depends on the tasks alone.
-pub(super) struct Failure<E> {
+/// The failure of the task with the lowest number so far. Tasks are begun in the order of their numbers, so all tasks
+/// before a failed one have begun and will end. Which failure remains therefore does not depend on the threads.
+pub(super) struct FirstFailure<E> {
     first: AtomicUsize,
     error: Mutex<Option<E>>,
 }
 
-impl<E> Failure<E> {
-    pub(super) fn new() -> Failure<E> {
-        Failure { first: AtomicUsize::new(usize::MAX), error: Mutex::new(None) }
+impl<E> FirstFailure<E> {
+    pub(super) fn new() -> FirstFailure<E> {
+        FirstFailure { first: AtomicUsize::new(usize::MAX), error: Mutex::new(None) }
     }
 
-    /// Runs the task of a number unless one before it has failed.
+    /// Runs the task with a number, unless a task with a lower number has failed.
     pub(super) fn note(&self, number: usize, run: impl FnOnce() -> Result<(), E>) {
         if number > self.first.load(Ordering::Relaxed) {
             return;

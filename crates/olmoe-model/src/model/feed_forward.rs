@@ -1,8 +1,8 @@
-//! The feed-forward layer: one MLP, or a router, its experts and perhaps a shared one.
+//! The feed-forward layer: one MLP, or a mixture of experts with a router and, in some models, a shared expert.
 
 use olmoe_tensor::gemm::{Operand, Store};
 use olmoe_tensor::memory::Buffer;
-use olmoe_tensor::ops::linear::{self, Input, pack_saved};
+use olmoe_tensor::ops::linear::{self, LinearInput, pack_saved};
 use olmoe_tensor::ops::router::{self, Assignment, DROPPED};
 use olmoe_tensor::ops::{add, mlp};
 use olmoe_tensor::tensor::Tensor;
@@ -13,38 +13,38 @@ use crate::config::Moe;
 use crate::modules::{FeedForwardModule, MlpModule, MoeModule, ParameterId};
 use crate::routing::LayerRouting;
 
-/// What the backward pass needs beside the input and the routing.
-pub(super) struct Saved {
-    /// Which slots the experts computed; none for a dense layer.
+/// What the backward pass needs in addition to the input and the routing.
+pub(super) struct FeedForwardSaved {
+    /// The slots that the experts computed; `None` for a dense layer.
     assignment: Option<Assignment>,
-    /// Of the experts, or of the dense layer; none where it was not to be kept.
-    mlp: Option<mlp::Saved>,
-    shared_expert: Option<mlp::Saved>,
+    /// What the experts or the dense layer saved; `None` where it was not kept.
+    mlp: Option<mlp::MlpSaved>,
+    shared_expert: Option<mlp::MlpSaved>,
 }
 
-/// How the auxiliary losses reach a layer's router, as [`router::backward`] takes it.
+/// The gradients of the auxiliary losses for the router of a layer, as arguments of [`router::backward`].
 #[derive(Clone, Copy)]
 pub(super) struct RouterGradients<'a> {
     pub(super) dprobs: Option<(&'a [f32], &'a [u32])>,
     pub(super) z: f32,
 }
 
-/// The tokens an expert may take in a batch of so many; none when there is no limit.
+/// The most choices that an expert takes in a batch of `tokens` tokens; `None` when there is no limit.
 fn capacity(moe: &Moe, tokens: usize) -> Option<usize> {
     let share = (moe.top_k * tokens) as f64 / moe.num_experts as f64;
     let limit = (f64::from(moe.capacity_factor?) * share) as usize;
     (limit > 0).then_some(limit)
 }
 
-/// Where the routing of a mixture comes from.
+/// Where the routing of a mixture-of-experts layer comes from.
 pub(super) enum Routed<'a> {
-    /// The router decides, and the record has it from then on.
-    Anew(&'a mut Vec<LayerRouting>),
-    /// The router has decided: this repeats a pass whose results were dropped.
-    Before(Option<&'a LayerRouting>),
+    /// The router is run, and its routing is added to the record.
+    New(&'a mut Vec<LayerRouting>),
+    /// The routing of a previous pass is used, of which this pass recomputes the results.
+    Known(Option<&'a LayerRouting>),
 }
 
-/// `y [T, D]` of `x [T, D]`, and what the backward pass needs if it is to `keep` that.
+/// `y [T, D]` of `x [T, D]`, and with `keep` what the backward pass needs.
 pub(super) fn forward(
     weights: &Weights,
     layer: usize,
@@ -53,22 +53,22 @@ pub(super) fn forward(
     dense: &Assignment,
     routed: Routed<'_>,
     keep: bool,
-) -> (Tensor, Saved) {
+) -> (Tensor, FeedForwardSaved) {
     match module {
         FeedForwardModule::Dense(module) => {
             let (y_td, mlp) = mlp_forward(weights, module, x_td, dense, keep);
-            (y_td, Saved { assignment: None, mlp, shared_expert: None })
+            (y_td, FeedForwardSaved { assignment: None, mlp, shared_expert: None })
         }
         FeedForwardModule::Moe(module) => {
-            let moe = weights.config.moe().expect("a mixture module comes from a mixture configuration");
+            let moe = weights.config.moe().expect("a module with experts comes from a configuration with experts");
             let capacity = capacity(moe, x_td.rows());
             let assignment = match routed {
-                Routed::Before(known) => {
-                    let known = known.expect("a forward pass records the routing of every mixture layer");
+                Routed::Known(known) => {
+                    let known = known.expect("a forward pass records the routing of every mixture-of-experts layer");
                     router::assign(&known.routing, capacity)
                 }
-                Routed::Anew(record) => {
-                    let logits_te = Input::new(x_td).times(weights.weight(module.router));
+                Routed::New(record) => {
+                    let logits_te = LinearInput::new(x_td).times(weights.weight(module.router));
                     let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
                     let assignment = router::assign(&routing, capacity);
                     record.push(LayerRouting { layer, routing, load_e: assignment.load_e.clone() });
@@ -87,7 +87,7 @@ fn experts(
     dense: &Assignment,
     assignment: Assignment,
     keep: bool,
-) -> (Tensor, Saved) {
+) -> (Tensor, FeedForwardSaved) {
     let (mut y_td, mlp) = mlp_forward(weights, &module.experts, x_td, &assignment, keep);
     if let Some(bias) = weights.optional(module.bias) {
         add::add_bias(&mut y_td, bias);
@@ -97,7 +97,7 @@ fn experts(
         add::add_assign(&mut y_td, &shared_td);
         saved
     });
-    (y_td, Saved { assignment: Some(assignment), mlp, shared_expert })
+    (y_td, FeedForwardSaved { assignment: Some(assignment), mlp, shared_expert })
 }
 
 fn mlp_forward(
@@ -106,7 +106,7 @@ fn mlp_forward(
     x_td: &Tensor,
     assignment: &Assignment,
     keep: bool,
-) -> (Tensor, Option<mlp::Saved>) {
+) -> (Tensor, Option<mlp::MlpSaved>) {
     let (out_sd, saved) = mlp::experts(mlp::dispatch(x_td, assignment), &weights.mlp(module), keep);
     (mlp::combine(out_sd, assignment), saved)
 }
@@ -118,13 +118,14 @@ fn parameters(module: &MlpModule) -> [Option<ParameterId>; 6] {
     [gate.map(|linear| linear.weight), Some(up.weight), Some(down.weight), gate_bias, up.bias, down.bias]
 }
 
-/// The gradients of `x`, if the `input` has one, and of the slots' weights.
+/// Accumulates the gradients of the parameters; returns the gradients of `x`, with `input`, and of the weights of the
+/// slots.
 fn mlp_backward(
     weights: &Weights,
     module: &MlpModule,
     x_td: &Tensor,
     assignment: &Assignment,
-    saved: Option<&mlp::Saved>,
+    saved: Option<&mlp::MlpSaved>,
     dy_td: &Tensor,
     input: bool,
     gradients: &mut Gradients,
@@ -132,20 +133,20 @@ fn mlp_backward(
     let saved = saved.expect("a backward pass follows a forward pass that keeps something");
     let [gate, up, down, gate_bias, up_bias, down_bias] = gradients.several(parameters(module));
     let biases = mlp::Biases { gate: gate_bias, up: up_bias, down: down_bias };
-    let into = mlp::Gradients { gate, up, down, biases };
+    let into = mlp::MlpGradients { gate, up, down, biases };
     let output = mlp::combine_backward(dy_td, assignment);
     let slots = mlp::dispatch(x_td, assignment);
     let (dx_sd, dweight_s) = mlp::experts_backward(slots, &weights.mlp(module), saved, output, into, input);
     (dx_sd.map(|dx_sd| mlp::dispatch_backward(dx_sd, assignment)), dweight_s)
 }
 
-/// The gradient of `x`, if the `input` has one.
+/// Accumulates the gradients of the parameters; with `input`, returns the gradient of `x`.
 pub(super) fn backward(
     weights: &Weights,
     module: &FeedForwardModule,
     x_td: &Tensor,
     dense: &Assignment,
-    saved: Saved,
+    saved: FeedForwardSaved,
     known: Option<&LayerRouting>,
     auxiliary: RouterGradients<'_>,
     dy_td: &Tensor,
@@ -171,7 +172,7 @@ pub(super) fn backward(
                 mlp_backward(weights, &module.experts, x_td, &assignment, mlp, dy_td, input, gradients);
             shared_backward(weights, module, x_td, dense, &saved.shared_expert, dy_td, dx_td.as_mut(), gradients);
             if routed {
-                let known = known.expect("a forward pass records the routing of every mixture layer");
+                let known = known.expect("a forward pass records the routing of every mixture-of-experts layer");
                 let dlogits_te = router_backward(weights, known, &assignment, &dweight_s, auxiliary);
                 if let Some(dw) = gradients.get_mut(module.router) {
                     linear::backward_weight(&dlogits_te, &pack_saved(x_td, Operand::F32), dw);
@@ -183,17 +184,17 @@ pub(super) fn backward(
             }
             dx_td
         }
-        (FeedForwardModule::Moe(_), None) => unreachable!("a mixture saves its assignment"),
+        (FeedForwardModule::Moe(_), None) => unreachable!("a mixture-of-experts layer saves its assignment"),
     }
 }
 
-/// Backward of the shared expert, if there is one; adds to the gradient of `x`, if the input has one.
+/// Backward of the shared expert, if there is one; adds to the gradient of `x`, if it is computed.
 fn shared_backward(
     weights: &Weights,
     module: &MoeModule,
     x_td: &Tensor,
     dense: &Assignment,
-    saved: &Option<mlp::Saved>,
+    saved: &Option<mlp::MlpSaved>,
     dy_td: &Tensor,
     dx_td: Option<&mut Tensor>,
     gradients: &mut Gradients,
@@ -209,7 +210,7 @@ fn shared_backward(
     }
 }
 
-/// The gradient of the router's logits from those of the slots' weights.
+/// The gradient of the logits of the router, from the gradients of the weights of the slots.
 fn router_backward(
     weights: &Weights,
     known: &LayerRouting,

@@ -1,4 +1,4 @@
-//! The memory that inference needs beside the weights, known before anything is loaded.
+//! The memory that inference needs in addition to the weights, computed before anything is loaded.
 
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::threads::num_threads;
@@ -9,33 +9,35 @@ use crate::config::{Activation, FeedForward, Mlp, ModelConfig};
 
 /// Bytes of an f32, and of an id.
 const F32: u64 = size_of::<f32>() as u64;
-/// When experts are gone through block by block, as [`olmoe_tensor::ops::mlp`] decides it: rows of an expert on the mean,
-/// rows of a block, and blocks for each thread.
+/// The conditions under which [`olmoe_tensor::ops::mlp`] computes a layer block by block: the mean number of rows of an
+/// expert, the rows of a block, and the blocks for each thread.
 const MANY_ROWS: u64 = 32;
 const BLOCK_ROWS: u64 = 96;
 const BLOCKS_PER_THREAD: u64 = 4;
 
 impl ModelConfig {
-    /// Bytes of the caches, kept as `kind`, of sequences with room for so many tokens each.
+    /// Bytes of key/value caches of type `kind` for sequences with the given capacities in tokens.
     pub fn cache_bytes(&self, kind: CacheType, sequences: &[usize]) -> u64 {
         let bytes = sequences.iter().map(|tokens| KvCache::bytes_of(self, *tokens, kind));
         bytes.fold(0, u64::saturating_add)
     }
 
-    /// Bytes that a cached pass over `tokens` tokens needs at its widest place, or the logits of `rows` of them after it, with
-    /// weights of this precision, or `quantized` ones.
+    /// The peak bytes of a cached pass over `tokens` tokens, or of the logits of `rows` of them after the pass,
+    /// whichever is larger, with weights of this precision or with `quantized` weights.
     ///
-    /// A pass is attention and feed-forward by turns, each beside the residual stream before it and the norm that it reads.
+    /// A pass alternates attention and feed-forward layers; during each, the residual stream before it and the output
+    /// of its norm are also in memory.
     pub fn pass_bytes(&self, tokens: usize, rows: usize, precision: Precision, quantized: bool) -> u64 {
-        let pass = Pass { tokens: tokens as u64, precision, quantized };
+        let pass = PassSize { tokens: tokens as u64, precision, quantized };
         let (d, v) = (self.d_model as u64, self.embedding_size as u64);
         let (q, kv) = (self.query_width() as u64, (self.n_kv_heads * self.head_dim) as u64);
-        // Stream, norm, result; queries, keys, values and what attention makes of them, once more as a factor.
+        // Residual stream, norm and result; queries, keys, values and the output of attention, which is also packed as
+        // a factor.
         let attention = F32 * (3 * d + 2 * q + 2 * kv) + pass.factor(q);
         // Layers are of two kinds at most.
         let feed_forward = [0, 1].map(|layer| pass.feed_forward(d, &self.feed_forward_of(layer)));
         let widest = pass.of_all(attention).max(feed_forward[0]).max(feed_forward[1]);
-        // What the routing of every mixture leaves; ids, positions, and the slots of a dense layer.
+        // The routing of every mixture-of-experts layer; ids, positions, and the slots of a dense layer.
         let mixtures = self.mixture_layers().count() as u64;
         let routing = self.moe().map_or(0, |moe| mixtures.saturating_mul((moe.num_experts + 2 * moe.top_k + 1) as u64));
         let beside = pass.of_all(F32.saturating_mul(routing.saturating_add(5)));
@@ -45,20 +47,20 @@ impl ModelConfig {
     }
 }
 
-/// A pass as far as its memory depends on it.
-struct Pass {
+/// The properties of a pass that its memory depends on.
+struct PassSize {
     tokens: u64,
     precision: Precision,
     quantized: bool,
 }
 
-impl Pass {
-    /// Bytes of all tokens.
+impl PassSize {
+    /// Bytes of all tokens, `bytes` for each.
     fn of_all(&self, bytes: u64) -> u64 {
         self.tokens.saturating_mul(bytes)
     }
 
-    /// Bytes of so many numbers as a factor of a product.
+    /// Bytes of `numbers` numbers packed as a factor of a product.
     fn factor(&self, numbers: u64) -> u64 {
         match self.precision {
             // Eight bits, with a scale and sums for every block.
@@ -67,7 +69,7 @@ impl Pass {
         }
     }
 
-    /// Bytes of a feed-forward layer with the stream around it.
+    /// Peak bytes of a feed-forward layer, the residual stream included.
     fn feed_forward(&self, d: u64, layer: &FeedForward) -> u64 {
         let stream = F32 * 3 * d;
         match layer {
@@ -90,7 +92,7 @@ impl Pass {
         }
     }
 
-    /// Bytes that an MLP needs for its slots, and those that are left when it is done.
+    /// Bytes that an MLP needs for its slots, and bytes of its result.
     fn mlp(&self, d: u64, mlp: &Mlp, choices: u64, experts: u64) -> MlpBytes {
         let slots = self.tokens.saturating_mul(choices);
         let (width, threads) = (mlp.width as u64, num_threads() as u64);
@@ -98,7 +100,7 @@ impl Pass {
         let many = slots >= MANY_ROWS * experts;
         let wanted = BLOCKS_PER_THREAD * threads;
         if many && (slots.div_ceil(BLOCK_ROWS) >= wanted || experts >= wanted) {
-            // A block's factors, its activation and the inputs of that.
+            // The factors of a block, its activation, and the inputs of the activation function.
             let block = self.factor(d) + F32 * (width + inner) + self.factor(width);
             let left = slots.saturating_mul(F32 * d);
             let x = if self.quantized { self.of_all(self.factor(d)) } else { 0 };

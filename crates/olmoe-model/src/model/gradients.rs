@@ -6,15 +6,15 @@ use super::held::Held;
 use crate::modules::ParameterId;
 use crate::parameters::ParameterSpec;
 
-/// One f32 tensor for each trained parameter. Backward passes add to them; clearing is the caller's. `Model::gradients` makes
-/// them.
+/// One f32 tensor for each trained parameter, made by `Model::gradients`. Backward passes accumulate; the caller
+/// clears.
 pub struct Gradients {
-    /// In canonical order; none for what is not trained.
+    /// In canonical order; `None` for a parameter that is not trained.
     values: Vec<Option<Tensor>>,
 }
 
 impl Gradients {
-    /// Zeros.
+    /// Zeros for all trained parameters.
     pub(super) fn zeros(specs: &[ParameterSpec], held: &[Held]) -> Gradients {
         let zeros =
             |(spec, held): (&ParameterSpec, &Held)| (*held == Held::Trained).then(|| Tensor::zeros(&spec.shape));
@@ -36,32 +36,33 @@ impl Gradients {
         self.values[id].as_mut()
     }
 
-    /// All of them, in canonical order.
+    /// All gradients, in canonical order.
     pub fn iter(&self) -> impl Iterator<Item = (ParameterId, &Tensor)> {
         self.values.iter().enumerate().filter_map(|(id, g)| Some((id, g.as_ref()?)))
     }
 
-    /// All of them, to write.
+    /// All gradients, in canonical order, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (ParameterId, &mut Tensor)> {
         self.values.iter_mut().enumerate().filter_map(|(id, g)| Some((id, g.as_mut()?)))
     }
 
-    /// Bytes held.
+    /// Bytes of all gradients.
     pub fn bytes(&self) -> usize {
         self.values.iter().flatten().map(|g| size_of_val(&g[..])).sum()
     }
 
-    /// Parameters of the model, trained or not.
+    /// The number of parameters of the model, trained or not.
     pub(super) fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// Whether one of these is trained.
+    /// Whether one of these parameters is trained.
     pub(super) fn wants_any<const N: usize>(&self, ids: [Option<ParameterId>; N]) -> bool {
         ids.into_iter().flatten().any(|id| self.values[id].is_some())
     }
 
-    /// Several at once; those not asked for or not trained are none. The ids are of different parameters.
+    /// The gradients of several different parameters at once; `None` where there is no id or the parameter is not
+    /// trained.
     pub(super) fn several<const N: usize>(&mut self, ids: [Option<ParameterId>; N]) -> [Option<&mut [f32]>; N] {
         let mut found = [const { None }; N];
         for (id, value) in self.values.iter_mut().enumerate() {

@@ -1,27 +1,27 @@
-//! What each parameter is held for, and how far down a backward pass has to go.
+//! The purpose for which each parameter is held, and the stage at which a backward pass ends.
 //!
-//! A gradient comes down from the head through *stages*: the final norm and the head, then of each layer, from the last to
-//! the first, the feed-forward layer and attention, each with its norm, and at the bottom the embedding. It goes no further
-//! than the lowest stage that has a trained parameter.
+//! A gradient passes through *stages* from the head downwards: the final norm and the head; then for each layer, from
+//! the last to the first, the feed-forward layer and attention, each with its norm; and at the bottom the embedding.
+//! The backward pass ends at the lowest stage with a trained parameter.
 
 use crate::config::ModelConfig;
-use crate::parameters::{ParameterKind, ParameterSpec, Part, parameters};
+use crate::parameters::{ModulePart, ParameterKind, ParameterSpec, parameters};
 
-/// What a parameter is held for.
+/// The purpose for which a parameter is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
-    /// Forward passes alone: a matrix in one packed form or in the blocks of a file.
+    /// Only forward passes: a matrix is packed once, from numbers or from quantised blocks.
     Inference,
-    /// Gradients pass through it, and it has none of its own: a matrix is packed for the way back as well, and blocks are made
-    /// numbers again on the way.
+    /// Gradients pass through the parameter, but it has no gradient of its own: a matrix is also packed for the
+    /// backward product, or its quantised blocks are dequantised in the backward pass.
     Frozen,
-    /// It has a gradient and is updated: it is held as f32 numbers besides.
+    /// The parameter has a gradient and is updated: it is also held as f32 numbers.
     Trained,
 }
 
 impl Held {
-    /// For training those parameters for which `trained` is true, with as little as that needs: what lies above them is
-    /// frozen, and what lies below them is for inference. In canonical order.
+    /// The purposes for training the parameters for which `trained` is true, in canonical order, with the least memory:
+    /// other parameters are frozen where a gradient passes through them, and for inference below.
     pub fn for_training(config: &ModelConfig, trained: impl Fn(&ParameterSpec) -> bool) -> Vec<Held> {
         let specs = parameters(config);
         let trained: Vec<bool> = specs.iter().map(trained).collect();
@@ -37,7 +37,7 @@ impl Held {
     }
 }
 
-/// A place that a gradient passes on its way down; the higher, the earlier.
+/// A place in the model that a gradient passes; higher stages are passed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Stage(usize);
 
@@ -58,17 +58,19 @@ impl Stage {
         Stage(1 + 2 * config.n_layers)
     }
 
-    /// Where a parameter takes part, the lowest if there are two such places.
+    /// The lowest stage in which a parameter takes part.
     pub(super) fn of(spec: &ParameterSpec, config: &ModelConfig) -> Stage {
         match (spec.module.part, spec.module.layer) {
-            (Part::FinalNorm | Part::Head, _) => Stage::head(config),
+            (ModulePart::FinalNorm | ModulePart::Head, _) => Stage::head(config),
             (_, None) => Stage::EMBEDDING,
-            (Part::MlpNorm | Part::Router | Part::Mixture | Part::Mlp(..), Some(layer)) => Stage::feed_forward(layer),
+            (ModulePart::MlpNorm | ModulePart::Router | ModulePart::Mixture | ModulePart::Mlp(..), Some(layer)) => {
+                Stage::feed_forward(layer)
+            }
             (_, Some(layer)) => Stage::attention(layer),
         }
     }
 
-    /// The highest place where it takes part: a tied embedding is the head, too.
+    /// The highest stage in which a parameter takes part: a tied embedding is also the head.
     pub(super) fn highest(spec: &ParameterSpec, config: &ModelConfig) -> Stage {
         match spec.kind {
             ParameterKind::Embedding if config.tie_embeddings => Stage::head(config),

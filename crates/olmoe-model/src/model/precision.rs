@@ -9,7 +9,7 @@ use super::error::ModelError;
 pub enum Precision {
     /// f32 throughout.
     Fp32,
-    /// bf16 operands, f32 sums; norms, softmax, router and losses in f32, and so are the parameters and gradients.
+    /// bf16 operands and f32 sums; norms, softmax, router, losses, parameters and gradients are in f32.
     AmpBf16,
 }
 
@@ -22,7 +22,7 @@ impl Precision {
         }
     }
 
-    /// The precision of that name.
+    /// The precision with that name.
     ///
     /// # Errors
     /// [`ModelError::UnknownPrecision`].

@@ -1,4 +1,4 @@
-//! One step of the residual stream, around attention and around the feed-forward layer alike.
+//! One step of the residual stream, around attention or around the feed-forward layer.
 //!
 //! `h + f(norm(h))`, or with `norm_after` `h + norm(f(h))`.
 
@@ -10,41 +10,41 @@ use super::gradients::Gradients;
 use super::weights::Weights;
 use crate::modules::NormModule;
 
-/// What the backward pass needs beside the input `h`.
-pub(super) struct Saved<S> {
-    norm: norm::Saved,
-    /// The norm's output, which `f` reads; with `norm_after` the norm's input, which `f` wrote.
+/// What the backward pass needs in addition to the input `h`.
+pub(super) struct ResidualSaved<S> {
+    norm: norm::NormSaved,
+    /// The output of the norm, which `f` reads; with `norm_after` the input of the norm, which `f` wrote.
     between: Tensor,
     inner: S,
 }
 
-/// What is left of a [`Saved`] between the passes.
-pub(super) struct Kept<S> {
-    norm: Option<(norm::Saved, Tensor)>,
+/// What is kept of a [`ResidualSaved`] between the forward and the backward pass.
+pub(super) struct ResidualKept<S> {
+    norm: Option<(norm::NormSaved, Tensor)>,
     inner: S,
 }
 
-impl<S> Saved<S> {
+impl<S> ResidualSaved<S> {
     /// Keeps all of it.
-    pub(super) fn keep_all(self) -> Kept<S> {
-        Kept { norm: Some((self.norm, self.between)), inner: self.inner }
+    pub(super) fn keep_all(self) -> ResidualKept<S> {
+        ResidualKept { norm: Some((self.norm, self.between)), inner: self.inner }
     }
 
-    /// Keeps what `f` saved; of the norm only what cannot be had again without `f`.
-    pub(super) fn keep_inner(self, weights: &Weights) -> Kept<S> {
+    /// Keeps what `f` saved, and of the norm only what cannot be recomputed without `f`.
+    pub(super) fn keep_inner(self, weights: &Weights) -> ResidualKept<S> {
         let norm = weights.config.norm_after.then_some((self.norm, self.between));
-        Kept { norm, inner: self.inner }
+        ResidualKept { norm, inner: self.inner }
     }
 }
 
-impl<S> Kept<S> {
-    /// All of it again, the norm computed anew where it was not kept.
-    pub(super) fn restore(self, weights: &Weights, module: &NormModule, h_td: &Tensor) -> Saved<S> {
+impl<S> ResidualKept<S> {
+    /// Restores all of it; the norm is recomputed where it was not kept.
+    pub(super) fn restore(self, weights: &Weights, module: &NormModule, h_td: &Tensor) -> ResidualSaved<S> {
         let (norm, between) = self.norm.unwrap_or_else(|| {
             let (between, norm) = norm::forward(h_td, &weights.norm(module));
             (norm, between)
         });
-        Saved { norm, between, inner: self.inner }
+        ResidualSaved { norm, between, inner: self.inner }
     }
 }
 
@@ -54,32 +54,32 @@ pub(super) fn forward<S>(
     module: &NormModule,
     h_td: &Tensor,
     f: impl FnOnce(&Tensor) -> (Tensor, S),
-) -> (Tensor, Saved<S>) {
+) -> (Tensor, ResidualSaved<S>) {
     let parameters = weights.norm(module);
     if weights.config.norm_after {
         let (between, inner) = f(h_td);
         let (y_td, norm) = norm::forward(&between, &parameters);
-        (add(h_td, &y_td), Saved { norm, between, inner })
+        (add(h_td, &y_td), ResidualSaved { norm, between, inner })
     } else {
         let (between, norm) = norm::forward(h_td, &parameters);
         let (y_td, inner) = f(&between);
-        (add(h_td, &y_td), Saved { norm, between, inner })
+        (add(h_td, &y_td), ResidualSaved { norm, between, inner })
     }
 }
 
-/// The gradient of the input, if the `input` has one: `dh` becomes it. `f_backward(x, saved, dy, input, gradients)` gives the
-/// gradient of `x` if its `input` has one.
+/// Accumulates the gradients of the parameters; with `input`, turns `dh` into the gradient of the input.
+/// `f_backward(x, saved, dy, input, gradients)` returns the gradient of `x` with its `input`.
 pub(super) fn backward<S>(
     weights: &Weights,
     module: &NormModule,
     h_td: &Tensor,
-    saved: Saved<S>,
+    saved: ResidualSaved<S>,
     dh_td: &mut Tensor,
     input: bool,
     gradients: &mut Gradients,
     f_backward: impl FnOnce(&Tensor, S, &Tensor, bool, &mut Gradients) -> Option<Tensor>,
 ) {
-    let Saved { norm, between, inner } = saved;
+    let ResidualSaved { norm, between, inner } = saved;
     let dx_td = if weights.config.norm_after {
         let dbetween = norm_backward(weights, module, &between, &norm, dh_td, gradients);
         f_backward(h_td, inner, &dbetween, input, gradients)
@@ -93,12 +93,12 @@ pub(super) fn backward<S>(
     }
 }
 
-/// Backward of a norm with the gradients of its parameters.
+/// Backward of a norm; accumulates the gradients of its parameters.
 pub(super) fn norm_backward(
     weights: &Weights,
     module: &NormModule,
     x_td: &Tensor,
-    saved: &norm::Saved,
+    saved: &norm::NormSaved,
     dy_td: &Tensor,
     gradients: &mut Gradients,
 ) -> Tensor {

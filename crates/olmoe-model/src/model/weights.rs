@@ -1,4 +1,4 @@
-//! The store of a model's parameters, in the forms that its passes read: numbers, rows of a file, factors of products.
+//! The store of the parameters of a model, in the forms that its passes read: numbers, encoded rows, packed factors.
 
 use std::ops::Range;
 
@@ -6,16 +6,16 @@ use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::activation;
 use olmoe_tensor::ops::cross_entropy::Head;
-use olmoe_tensor::ops::embedding::{Rows, Table};
+use olmoe_tensor::ops::embedding::{EmbeddingTable, EncodedRows};
 use olmoe_tensor::ops::linear::Weight;
 use olmoe_tensor::ops::mlp;
-use olmoe_tensor::ops::norm::{Norm, NormKind};
-use olmoe_tensor::ops::rope::Rope;
+use olmoe_tensor::ops::norm::{NormFormula, NormParameters};
+use olmoe_tensor::ops::rope::RopeTables;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::{Shared, parallel};
 
-use super::failure::Failure;
-use super::forms::{Factor, Form, strips};
+use super::failure::FirstFailure;
+use super::forms::{ParameterFactor, ParameterForms, strips};
 use super::held::{Held, Stage};
 use super::precision::Precision;
 use crate::config::{self, ModelConfig};
@@ -23,11 +23,12 @@ use crate::init::{CHUNK, initialize_chunk};
 use crate::modules::{Linear, MlpModule, NormModule, ParameterId};
 use crate::parameters::{ParameterKind, ParameterSpec};
 
-/// Numbers drawn at once by [`Weights::initialize`]: enough chunks for every thread, and little beside a model.
+/// Numbers that [`Weights::initialize`] draws at once: enough chunks for every thread, and little memory compared with
+/// a model.
 const DRAWN_AT_ONCE: usize = 64 * CHUNK;
 
-/// The parameters of a model in canonical order, each in the forms that it takes part in passes with, and what else a pass
-/// reads: the configuration, and the tables of the rotary embedding.
+/// The parameters of a model in canonical order, each in the forms that the passes need. A pass also reads the
+/// configuration and the tables of the rotary embedding.
 pub(super) struct Weights {
     pub(super) config: ModelConfig,
     pub(super) precision: Precision,
@@ -36,16 +37,16 @@ pub(super) struct Weights {
     /// The lowest stage that has a trained parameter.
     lowest: Option<Stage>,
     values: Vec<Option<Tensor>>,
-    factors: Vec<Option<Factor>>,
-    /// Which parameter is the embedding.
+    factors: Vec<Option<ParameterFactor>>,
+    /// The parameter that is the embedding.
     embedding: ParameterId,
-    /// The embedding as rows of a file.
-    rows: Option<Rows>,
-    pub(super) rope: Rope,
+    /// The embedding in the encoding of a file.
+    rows: Option<EncodedRows>,
+    pub(super) rope: RopeTables,
 }
 
 impl Weights {
-    /// Room for the parameters, whose numbers are arbitrary.
+    /// Parameters with arbitrary values.
     pub(super) fn new(
         config: ModelConfig,
         precision: Precision,
@@ -54,18 +55,18 @@ impl Weights {
         held: Vec<Held>,
         encodings: &[Option<Encoding>],
     ) -> Weights {
-        let forms = Form::all(&specs, &config, precision, &held, encodings);
+        let forms = ParameterForms::all(&specs, &config, precision, &held, encodings);
         let factors = specs.iter().zip(&forms).map(|(spec, form)| form.factor(spec)).collect();
         let values = specs.iter().zip(&forms).map(|(spec, form)| form.numbers.then(|| Tensor::zeros(&spec.shape)));
         let values = values.collect();
         let rows = specs.iter().zip(&forms).find_map(|(spec, form)| form.rows(spec));
-        let rope = Rope::new(config.head_dim, config.rope.theta, config.max_sequence_length);
+        let rope = RopeTables::new(config.head_dim, config.rope.theta, config.max_sequence_length);
         let trained = specs.iter().zip(&held).filter(|(_, held)| **held == Held::Trained);
         let lowest = trained.map(|(spec, _)| Stage::of(spec, &config)).min();
         Weights { config, precision, specs, held, lowest, values, factors, embedding, rows, rope }
     }
 
-    /// The f32 numbers of one parameter, if it is held as such.
+    /// The f32 numbers of one parameter, if it has that form.
     pub(super) fn value(&self, id: ParameterId) -> Option<&Tensor> {
         self.values[id].as_ref()
     }
@@ -76,7 +77,7 @@ impl Weights {
         id: ParameterId,
         read: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let failure = Failure::new();
+        let failure = FirstFailure::new();
         self.change(id, 0..strips(&self.specs[id]).count(), |range, out| {
             failure.note(range.start, || read(range, out));
         });
@@ -87,18 +88,18 @@ impl Weights {
     pub(super) fn encoding(&self, id: ParameterId) -> Option<Encoding> {
         match (self.rows_of(id), &self.factors[id]) {
             (Some(rows), _) => Some(rows.encoding()),
-            (None, Some(Factor::Quantized(weight, _))) => Some(Encoding::Blocks(weight.format())),
+            (None, Some(ParameterFactor::Quantized(weight, _))) => Some(Encoding::Blocks(weight.format())),
             _ => None,
         }
     }
 
     /// As `Model::takes_numbers`.
     pub(super) fn takes_numbers(&self, id: ParameterId) -> bool {
-        self.values[id].is_some() || matches!(self.factors[id], Some(Factor::Packed(_)))
+        self.values[id].is_some() || matches!(self.factors[id], Some(ParameterFactor::Packed(_)))
     }
 
-    /// The embedding's rows, if it is this parameter.
-    fn rows_of(&self, id: ParameterId) -> Option<&Rows> {
+    /// The encoded rows of the embedding, if it is this parameter.
+    fn rows_of(&self, id: ParameterId) -> Option<&EncodedRows> {
         self.rows.as_ref().filter(|_| id == self.embedding)
     }
 
@@ -108,13 +109,13 @@ impl Weights {
         id: ParameterId,
         read: impl Fn(Range<usize>, &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        assert!(self.encoding(id).is_some(), "`Model::encoding` tells which parameters are held encoded");
-        let failure = Failure::new();
+        assert!(self.encoding(id).is_some(), "`Model::encoding` returns which parameters are held encoded");
+        let failure = FirstFailure::new();
         let read = |range: Range<usize>, out: &mut [u8]| failure.note(range.start, || read(range, out));
         if let Some(rows) = self.rows.as_mut().filter(|_| id == self.embedding) {
             rows.update(read);
         }
-        if let Some(Factor::Quantized(weight, _)) = &mut self.factors[id] {
+        if let Some(ParameterFactor::Quantized(weight, _)) = &mut self.factors[id] {
             weight.update(read);
         }
         failure.result()
@@ -123,8 +124,8 @@ impl Weights {
     /// As `Model::held_mut`.
     pub(super) fn held_mut(&mut self, id: ParameterId) -> impl Iterator<Item = &mut [u8]> {
         let numbers = self.values[id].as_deref_mut().map(bytemuck::cast_slice_mut);
-        let rows = self.rows.as_mut().filter(|_| id == self.embedding).map(Rows::data_mut);
-        let factor = self.factors[id].as_mut().map(Factor::packed_mut);
+        let rows = self.rows.as_mut().filter(|_| id == self.embedding).map(EncodedRows::data_mut);
+        let factor = self.factors[id].as_mut().map(ParameterFactor::packed_mut);
         [numbers, rows, factor].into_iter().flatten()
     }
 
@@ -140,7 +141,7 @@ impl Weights {
         }
     }
 
-    /// Draws some strips of a parameter, with the chunks that they begin and end in.
+    /// Draws some strips of a parameter, from the chunks that contain them.
     fn draw(&mut self, id: ParameterId, some: Range<usize>, seed: u64) {
         let (spec, shape) = (&self.specs[id], strips(&self.specs[id]));
         let first = shape.numbers(some.start).start / CHUNK;
@@ -162,14 +163,14 @@ impl Weights {
         self.change(id, 0..strips(&self.specs[id]).count(), change);
     }
 
-    /// Changes some strips of a parameter and packs them anew. The numbers of a parameter held only packed arrive
-    /// arbitrary.
+    /// Changes some strips of a parameter and packs them again. Where a parameter is held only packed, `change` gets
+    /// arbitrary numbers.
     fn change(&mut self, id: ParameterId, some: Range<usize>, change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
         let strips = strips(&self.specs[id]);
         let value = self.values[id].as_deref_mut();
         match (&mut self.factors[id], value) {
-            (Some(Factor::Packed(packed)), value) => packed.update(value, some, change),
-            (None | Some(Factor::Quantized(..)), Some(value)) => {
+            (Some(ParameterFactor::Packed(packed)), value) => packed.update(value, some, change),
+            (None | Some(ParameterFactor::Quantized(..)), Some(value)) => {
                 let shared = Shared::new(value);
                 parallel(some.len(), |task| {
                     let range = strips.numbers(some.start + task);
@@ -177,23 +178,23 @@ impl Weights {
                     change(range.clone(), unsafe { shared.range(range) });
                 });
             }
-            (None | Some(Factor::Quantized(..)), None) => {
-                panic!("what is held encoded is filled by `Model::fill_encoded`")
+            (None | Some(ParameterFactor::Quantized(..)), None) => {
+                panic!("`Model::fill_encoded` fills a parameter that is held encoded")
             }
         }
     }
 
     /// As `Model::bytes`.
     pub(super) fn bytes(&self) -> usize {
-        let packed: usize = self.factors.iter().flatten().map(Factor::bytes).sum();
-        let rope = Rope::table_bytes(self.config.head_dim, self.config.max_sequence_length) as usize;
+        let packed: usize = self.factors.iter().flatten().map(ParameterFactor::bytes).sum();
+        let rope = RopeTables::table_bytes(self.config.head_dim, self.config.max_sequence_length) as usize;
         let rows = self.rows.as_ref().map_or(0, |rows| rows.data().len());
         rope + rows + packed + self.values.iter().flatten().map(|value| size_of_val(&value[..])).sum::<usize>()
     }
 
     /// As `Model::bytes_read`.
     pub(super) fn bytes_read(&self, experts: impl Fn(usize) -> usize) -> u64 {
-        let read = |(spec, factor): (&ParameterSpec, &Option<Factor>)| {
+        let read = |(spec, factor): (&ParameterSpec, &Option<ParameterFactor>)| {
             let bytes = factor.as_ref().map_or(0, |factor| factor.bytes() as u64);
             match (spec.kind, spec.module.layer, self.config.moe()) {
                 (ParameterKind::Expert, Some(layer), Some(moe)) => {
@@ -205,45 +206,49 @@ impl Weights {
         self.specs.iter().zip(&self.factors).map(read).sum()
     }
 
-    /// Whether a gradient has to come down to a stage.
+    /// Whether a gradient has to reach a stage.
     pub(super) fn reaches(&self, stage: Stage) -> bool {
         self.lowest.is_some_and(|lowest| lowest <= stage)
     }
 
-    /// Whether it has to come out of a stage, to those below.
+    /// Whether a gradient has to pass a stage to those below it.
     pub(super) fn passes(&self, stage: Stage) -> bool {
         self.lowest.is_some_and(|lowest| lowest < stage)
     }
 
     pub(super) fn weight(&self, id: ParameterId) -> Weight<'_> {
         let factor = self.factors[id].as_ref();
-        factor.expect("every matrix that takes part in a product was given a form").weight()
+        factor.expect("every matrix that takes part in a product has a packed form").weight()
     }
 
     pub(super) fn optional(&self, id: Option<ParameterId>) -> Option<&[f32]> {
         id.map(|id| self.numbers(id))
     }
 
-    /// A parameter that takes part as numbers: a vector, or the embedding.
+    /// The numbers of a vector or of the embedding.
     fn numbers(&self, id: ParameterId) -> &[f32] {
-        self.values[id].as_ref().expect("`Form::of` keeps the numbers of what is not only a factor of products")
+        self.values[id]
+            .as_ref()
+            .expect("`ParameterForms::of` keeps the numbers of every parameter that is not only a factor of products")
     }
 
-    pub(super) fn embedding(&self) -> Table<'_> {
+    pub(super) fn embedding(&self) -> EmbeddingTable<'_> {
         match &self.rows {
-            Some(rows) => Table::Rows(rows),
+            Some(rows) => EmbeddingTable::Encoded(rows),
             None => {
                 let value = self.values[self.embedding].as_ref();
-                Table::Numbers(value.expect("`Form::of` keeps the numbers of an embedding that has no rows"))
+                EmbeddingTable::Numbers(
+                    value.expect("`ParameterForms::of` keeps the numbers of an embedding without encoded rows"),
+                )
             }
         }
     }
 
-    pub(super) fn norm(&self, module: &NormModule) -> Norm<'_> {
-        Norm {
+    pub(super) fn norm(&self, module: &NormModule) -> NormParameters<'_> {
+        NormParameters {
             kind: match module.config.kind {
-                config::NormKind::Rms => NormKind::Rms,
-                config::NormKind::LayerNorm => NormKind::LayerNorm,
+                config::NormKind::Rms => NormFormula::Rms,
+                config::NormKind::LayerNorm => NormFormula::LayerNorm,
             },
             weight: self.optional(module.weight),
             bias: self.optional(module.bias),
@@ -251,16 +256,16 @@ impl Weights {
         }
     }
 
-    pub(super) fn mlp(&self, module: &MlpModule) -> mlp::Mlp<'_> {
+    pub(super) fn mlp(&self, module: &MlpModule) -> mlp::MlpWeights<'_> {
         let bias = |linear: Option<Linear>| linear.and_then(|linear| self.optional(linear.bias));
-        mlp::Mlp {
+        mlp::MlpWeights {
             gate: module.gate.map(|gate| self.weight(gate.weight)),
             up: self.weight(module.up.weight),
             down: self.weight(module.down.weight),
             activation: match module.config.activation {
-                config::Activation::SwiGlu | config::Activation::Silu => activation::Activation::Silu,
-                config::Activation::Gelu => activation::Activation::Gelu,
-                config::Activation::Relu => activation::Activation::Relu,
+                config::Activation::SwiGlu | config::Activation::Silu => activation::Nonlinearity::Silu,
+                config::Activation::Gelu => activation::Nonlinearity::Gelu,
+                config::Activation::Relu => activation::Nonlinearity::Relu,
             },
             biases: mlp::Biases { gate: bias(module.gate), up: bias(Some(module.up)), down: bias(Some(module.down)) },
         }

@@ -10,8 +10,8 @@
 //! | `dx = dy·W` | rows of `dy` | columns of `W` |
 //! | `dW += dyᵀ·x` | columns of `dy` | columns of `x` |
 //!
-//! A number of C is always summed in the order of the contraction, in one chain; neither the number of rows, nor the
-//! blocks, nor the threads change its bits.
+//! Each element of C is one chain of sums in the order of the contraction; its bits depend neither on the number of
+//! rows, nor on the division into panels and sections, nor on the number of threads.
 
 pub(crate) mod micro;
 pub(crate) mod pack;
@@ -26,25 +26,26 @@ pub(crate) use pack::{Panels, pack_columns, pack_rows, panel_count, panel_start}
 use crate::memory::Buffer;
 use crate::simd::Isa;
 use crate::threads::Shared;
-use crate::work::{Piece, Work};
+use crate::work::{GroupedWork, WorkPiece};
 use micro::Ahead;
 
-/// Most rows of a left panel: 12 × 2 sums, 2 vectors of B and one of A fit the 32 registers of AVX-512, and half of that the
-/// 16 of AVX2.
+/// Most rows of a left panel: 12 × 2 sums, 2 vectors of B and one of A fit the 32 registers of AVX-512, and half of
+/// that the 16 of AVX2.
 pub const PANEL_ROWS: usize = 12;
 /// Rows of a right panel: two vectors.
 pub const PANEL_COLS: usize = 32;
 
-/// Units of the contraction that a block runs through before the next panel, at most. Long runs write C seldom; the
-/// panels then stream through the second-level cache, each fetched while the one before it is used.
-const BLOCK_UNITS: usize = 2048;
-/// The same where a right panel of bf16 pairs is widened to f32 once for all left panels: 64 KiB, near the first-level cache.
+/// Most units of a section: so many units of one panel are multiplied before the next panel. With long sections C is
+/// written seldom, and the panels stream through the second-level cache, each fetched while the one before it is used.
+const SECTION_UNITS: usize = 2048;
+/// The same where a right panel of bf16 pairs is widened to f32 once for all left panels: 64 KiB, near the first-level
+/// cache.
 const WIDENED_UNITS: usize = 256;
-/// Left panels from which on that pays.
+/// The least number of left panels for which widening is faster.
 const WIDEN_FROM: usize = 5;
-/// Left panels in a piece of the work, at most: 108 rows, so that a right panel is used often enough once it is there.
+/// Most left panels of a piece: 108 rows, so that a right panel is used often enough once it is in the cache.
 const PIECE_LEFT: usize = 9;
-/// Right panels in a piece, where there are rows for several.
+/// Most right panels of a piece with more than one left panel.
 const PIECE_RIGHT: usize = 8;
 
 /// The precision of the factors of a product; sums are always f32.
@@ -57,7 +58,7 @@ pub enum Operand {
 }
 
 impl Operand {
-    /// 32-bit units in a contraction of length `k`.
+    /// Units in a contraction of length `k`, of 32 bits each.
     pub fn units(self, k: usize) -> usize {
         match self {
             Operand::F32 => k,
@@ -65,7 +66,7 @@ impl Operand {
         }
     }
 
-    /// Bytes of a number of a left factor; they depend on the instruction set.
+    /// Bytes of a number of a packed left factor; they depend on the instruction set.
     pub fn left_bytes(self) -> usize {
         match self.left() {
             Form::F32 | Form::Bf16Halves => 4,
@@ -73,7 +74,7 @@ impl Operand {
         }
     }
 
-    /// How left panels hold the factors.
+    /// The form of left panels.
     pub(crate) fn left(self) -> Form {
         match self {
             Operand::F32 => Form::F32,
@@ -82,7 +83,7 @@ impl Operand {
         }
     }
 
-    /// How right panels hold the factors, on every instruction set.
+    /// The form of right panels, the same on every instruction set.
     pub(crate) fn right(self) -> Form {
         match self {
             Operand::F32 => Form::F32,
@@ -91,15 +92,15 @@ impl Operand {
     }
 }
 
-/// How a panel holds the factors of its rows.
+/// How a panel holds the numbers of its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// One f32 for each step of the contraction.
     F32,
     /// One word for two steps: a pair of bf16, the even one in the low half.
     Bf16Pairs,
-    /// One f32 for each step, rounded to bf16, of two steps the odd one first; an even number of steps, the last filled up
-    /// with zeros.
+    /// One f32, rounded to bf16, for each step of the contraction; of two steps the odd one comes first. An odd number
+    /// of steps is padded with a zero.
     Bf16Halves,
 }
 
@@ -114,7 +115,7 @@ impl Form {
     }
 
     /// Words of a unit of the contraction.
-    pub(crate) fn unit(self) -> usize {
+    pub(crate) fn unit_words(self) -> usize {
         match self {
             Form::F32 | Form::Bf16Pairs => 1,
             Form::Bf16Halves => 2,
@@ -122,18 +123,18 @@ impl Form {
     }
 }
 
-/// What becomes of C's old contents.
+/// What happens to the previous contents of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// They are replaced.
+    /// The product replaces them.
     Overwrite,
     /// The product is added to them, from the first term on.
     Accumulate,
 }
 
-/// A right factor of a product, one matrix for each group of rows, and where the product goes.
-pub struct Factor<'a> {
-    /// As many groups as the rows have.
+/// A right factor of a product, one matrix for each group of rows, and where the product is written.
+pub struct RightFactor<'a> {
+    /// One matrix for each group of rows.
     pub weight: &'a Right,
     /// `[rows, out]`
     pub y: &'a mut [f32],
@@ -141,17 +142,17 @@ pub struct Factor<'a> {
 
 /// `C (+)= A·Bᵀ` on all threads; `c` is row-major `[A.rows, B.rows]`.
 pub fn gemm(a: &Left, b: &Right, c: &mut [f32], into: Store) {
-    products(a, &[0, a.rows() as u32], [Factor { weight: b, y: c }], into);
+    products(a, &[0, a.rows() as u32], [RightFactor { weight: b, y: c }], into);
 }
 
-/// `y_s (+)= W_e·x_s` for the rows `s` of every group `e` and each of some factors, on all threads; `x` was packed with
-/// the same offsets.
+/// `y_s (+)= W_e·x_s` for the rows `s` of every group `e` and for each of the factors, on all threads; `x` was packed
+/// with the same offsets.
 ///
-/// The work of a single row is divided among the threads as that of many is.
+/// All threads take part even where there is a single row.
 ///
 /// # Panics
-/// Unless shapes, groups, rows and operands fit each other.
-pub fn products<const N: usize>(x: &Left, offsets: &[u32], factors: [Factor<'_>; N], into: Store) {
+/// When shapes, groups, rows or operands do not fit each other.
+pub fn products<const N: usize>(x: &Left, offsets: &[u32], factors: [RightFactor<'_>; N], into: Store) {
     let groups = offsets.len().saturating_sub(1);
     assert!(offsets.is_sorted() && offsets.last() == Some(&(x.rows() as u32)), "groups cover the rows");
     let panels = factors.each_ref().map(|factor| factor.weight.rows().div_ceil(PANEL_COLS));
@@ -161,9 +162,14 @@ pub fn products<const N: usize>(x: &Left, offsets: &[u32], factors: [Factor<'_>;
         assert_eq!(factor.y.len(), x.rows() * out, "y is [{}, {out}]", x.rows());
         (factor.weight, out, Shared::new(factor.y))
     });
-    let work =
-        Work { offsets, panels: &panels, tiles: panel_count, piece_tiles: PIECE_LEFT, piece_panels: PIECE_RIGHT };
-    work.run(|Piece { factor, group, tiles, panels }| {
+    let work = GroupedWork {
+        offsets,
+        panels: &panels,
+        tiles: panel_count,
+        piece_tiles: PIECE_LEFT,
+        piece_panels: PIECE_RIGHT,
+    };
+    work.run(|WorkPiece { factor, group, tiles, panels }| {
         let (weight, out, y) = &factors[factor];
         let rows = offsets[group] as usize..offsets[group + 1] as usize;
         let y = y.pointer(rows.start * out, rows.len() * out);
@@ -172,7 +178,7 @@ pub fn products<const N: usize>(x: &Left, offsets: &[u32], factors: [Factor<'_>;
     });
 }
 
-/// `C (+)= A·Bᵀ` on this thread; `c` is row-major `[A.rows, B.rows]`.
+/// `C (+)= A·Bᵀ` on the calling thread; `c` is row-major `[A.rows, B.rows]`.
 pub(crate) fn gemm_here(a: Panels<'_>, b: Panels<'_>, c: &mut [f32], into: Store) {
     assert_eq!(c.len(), a.rows * b.rows, "C is [{}, {}]", a.rows, b.rows);
     let (panels_a, panels_b) = (panel_count(a.rows), b.rows.div_ceil(PANEL_COLS));
@@ -180,10 +186,11 @@ pub(crate) fn gemm_here(a: Panels<'_>, b: Panels<'_>, c: &mut [f32], into: Store
     unsafe { block(a, 0..panels_a, b, 0..panels_b, c.as_mut_ptr(), b.rows, into) }
 }
 
-/// The product of some panels of A with some of B, on this thread.
+/// The product of some panels of A with some of B, on the calling thread.
 ///
 /// # Safety
-/// `c` is `[a.rows, ldc]` with at least `b.rows` columns, and nobody else touches the tile.
+/// `c` is `[a.rows, ldc]` with at least `b.rows` columns, and no other task touches the rows and columns of these
+/// panels.
 pub(crate) unsafe fn block(
     a: Panels<'_>,
     panels_a: Range<usize>,
@@ -194,7 +201,7 @@ pub(crate) unsafe fn block(
     into: Store,
 ) {
     assert_eq!((a.k, a.operand), (b.k, b.operand), "contraction and operands of both factors");
-    // Then the factors are those of a product of f32 with two steps for each unit.
+    // The widened factors are those of an f32 product with two steps for each unit.
     let widen = a.form == Form::Bf16Halves && panels_a.len() >= WIDEN_FROM && micro::widening_pays();
     let kernels = micro::kernels(if widen { Form::F32 } else { a.form });
     let mut widened = Buffer::<f32>::scratch(if widen { 2 * WIDENED_UNITS * PANEL_COLS } else { 0 });
@@ -202,18 +209,18 @@ pub(crate) unsafe fn block(
     let units = a.operand.units(a.k);
     let count = panel_count(a.rows);
     // Words of a row of a left panel: one or two for each unit.
-    let a_pitch = a.pitch * a.form.unit();
+    let a_pitch = a.pitch * a.form.unit_words();
     assert!(a.data.len() >= a.rows * a_pitch && b.data.len() >= b.rows.next_multiple_of(PANEL_COLS) * b.pitch);
     assert!(a.first + units <= a.pitch && b.first + units <= b.pitch);
     let (a_data, b_data) = (a.data.as_ptr().cast::<u32>(), b.data.as_ptr().cast::<u32>());
     let most = match panels_a.len() {
         _ if widen => WIDENED_UNITS,
-        // A single left panel is read again for every right one whatever the block, and runs through each to its end.
+        // A single left panel is read again for every right one in any case, so it runs through each to its end.
         1 => units,
-        _ => BLOCK_UNITS,
+        _ => SECTION_UNITS,
     };
     let mut start = 0;
-    // At least once, so that an empty contraction gives zeros.
+    // At least one iteration, so that an empty contraction gives zeros.
     loop {
         let length = most.min(units - start);
         let accumulate = start > 0 || into == Store::Accumulate;
@@ -221,7 +228,7 @@ pub(crate) unsafe fn block(
             let cols = PANEL_COLS.min(b.rows - j * PANEL_COLS);
             let from = (j * b.pitch + b.first + start) * PANEL_COLS;
             let mut right = b_data.wrapping_add(from);
-            // After the last panel the first one again, further on.
+            // After the last panel comes the next section of the first one.
             let next_right = if j + 1 < panels_b.end {
                 right.wrapping_add(b.pitch * PANEL_COLS)
             } else {
@@ -236,10 +243,10 @@ pub(crate) unsafe fn block(
                 let rows = panel_start(a.rows, count, i + 1) - row;
                 // SAFETY: panel `i` has `rows` rows from unit `row * pitch` on, panel `j` 32; the tile is the caller's.
                 unsafe {
-                    let left = a_data.add(row * a_pitch + (a.first + start) * a.form.unit() * rows);
+                    let left = a_data.add(row * a_pitch + (a.first + start) * a.form.unit_words() * rows);
                     let tile = c.add(row * ldc + j * PANEL_COLS);
-                    // What comes next arrives while this is computed: the next right panel, in the first round the next
-                    // left one too, and the next tile of C. Past the last one that fetches in vain.
+                    // What is needed next is fetched during this product: the next right panel, the next tile of C and,
+                    // in the first round, the next left panel. After the last panel the fetch has no effect.
                     let next = left.wrapping_add(a_pitch * rows);
                     let mut ahead = if panels_a.len() == 1 {
                         Ahead::within(right)
@@ -247,7 +254,7 @@ pub(crate) unsafe fn block(
                         Ahead::right(next_right, length, steps, i - panels_a.start, panels_a.len())
                     };
                     if j == panels_b.start && panels_a.len() > 1 {
-                        ahead = ahead.and_left(next, rows * a.form.unit() / steps);
+                        ahead = ahead.and_left(next, rows * a.form.unit_words() / steps);
                     }
                     if accumulate {
                         micro::fetch_tile(tile.wrapping_add(rows * ldc), rows, ldc);

@@ -1,20 +1,20 @@
-//! Matrices laid out for the kernels.
+//! The layout of matrices for the kernels.
 //!
-//! A packed matrix is a sequence of panels; a panel holds, for one unit of the contraction after the other, the numbers of
-//! its rows side by side. A left panel has up to 12 rows, a right one 32 (the last filled up with zeros). With f32
-//! operands a unit is one step of the contraction, with bf16 it is two, and the packing is where numbers are rounded. How
-//! the two steps of a bf16 unit lie in a panel is its [`Form`].
+//! A packed matrix is a sequence of panels. A panel holds, unit after unit of the contraction, the numbers of its rows
+//! side by side. A left panel has up to 12 rows, a right one has 32 (the last one is padded with zeros). With f32
+//! operands a unit is one step of the contraction; with bf16 operands it is two, and packing rounds the numbers. The
+//! [`Form`] of a panel says how the two steps of a bf16 unit lie in it.
 
 use std::ops::Range;
 
 use crate::memory::Buffer;
 use crate::simd::{LANES, Simd, fetch, kernel};
 use crate::threads::{Shared, parallel_ranges};
-use crate::work::Work;
+use crate::work::GroupedWork;
 
 use super::{Form, Operand, PANEL_COLS, PANEL_ROWS};
 
-/// How many numbers before their use the rows of a source are fetched: a few cache lines.
+/// The prefetch distance in the rows of a source, in numbers: a few cache lines.
 const FETCH_AHEAD: usize = 128;
 
 /// Where the rows of a packed matrix come from: a row-major source read by rows or by columns.
@@ -81,7 +81,7 @@ kernel! {
             for u in (0..words).step_by(LANES) {
                 let mut block = [s.zero(); LANES];
                 for (i, vector) in block[..count].iter_mut().enumerate() {
-                    // A dozen rows at once are more streams than the hardware follows.
+                    // A dozen rows at once are more streams than the hardware prefetcher follows.
                     fetch(source.row(first + i, 0..k).as_ptr().wrapping_add(u * (k / words.max(1)) + FETCH_AHEAD).cast());
                     *vector = match form {
                         Form::F32 if u + LANES <= k => s.load(source.row(first + i, u..k)),
@@ -185,8 +185,8 @@ pub(crate) fn panel_count(rows: usize) -> usize {
     rows.next_multiple_of(2).div_ceil(PANEL_ROWS)
 }
 
-/// Where panel `p` of `count` panels over `rows` rows begins: always at an even row, so that pairs of bf16 numbers down a
-/// column never straddle panels.
+/// Where panel `p` of `count` panels over `rows` rows begins: always at an even row, so that pairs of bf16 numbers down
+/// a column never straddle panels.
 pub(crate) fn panel_start(rows: usize, count: usize, p: usize) -> usize {
     (rows.next_multiple_of(2) * p / count.max(1) / 2 * 2).min(rows)
 }
@@ -218,7 +218,7 @@ pub(crate) struct Panels<'a> {
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) operand: Operand,
-    /// How the factors lie in it.
+    /// The form of the panels.
     pub(super) form: Form,
     /// Units of the whole contraction, as laid out, and the first of this part.
     pub(super) pitch: usize,
@@ -231,8 +231,8 @@ impl<'a> Panels<'a> {
         Panels { data, rows, k, operand, form, pitch: operand.units(k), first: 0 }
     }
 
-    /// The part `range` of the contraction, which begins at an even place and ends at one or at the end.
-    pub(crate) fn span(self, range: Range<usize>) -> Panels<'a> {
+    /// The section `range` of the contraction. It begins at an even index, and ends at one or at the end.
+    pub(crate) fn section(self, range: Range<usize>) -> Panels<'a> {
         debug_assert!(range.end <= self.k && range.start.is_multiple_of(2));
         debug_assert!(range.end == self.k || range.end.is_multiple_of(2));
         Panels { k: range.len(), first: self.first + self.operand.units(range.start), ..self }
@@ -240,13 +240,14 @@ impl<'a> Panels<'a> {
 }
 
 impl Left {
-    /// Room for `rows × k`, contents arbitrary.
+    /// A factor of `rows × k` numbers with arbitrary contents.
     pub(crate) fn scratch(rows: usize, k: usize, operand: Operand) -> Left {
         let form = operand.left();
         Left { data: Buffer::scratch(rows * form.words(k)), rows, k, operand, form }
     }
 
-    /// Room for `rows × k` out of a buffer for `most` rows: tasks of different sizes then share one size class.
+    /// A factor of `rows × k` numbers with arbitrary contents in a buffer for `most` rows, so that tasks of different
+    /// sizes share one size class of the pool.
     pub(crate) fn scratch_of(most: usize, rows: usize, k: usize, operand: Operand) -> Left {
         assert!(rows <= most, "{rows} rows in room for {most}");
         Left { rows, ..Left::scratch(most, k, operand) }
@@ -257,8 +258,8 @@ impl Left {
         Left::from_groups(source, &[0, rows as u32], k, operand)
     }
 
-    /// Packs rows of a source on all threads; each group of rows, which begins at one of the offsets and ends at the next,
-    /// has panels of its own.
+    /// Packs rows of a source on all threads. Each group of rows begins at one of the `offsets` and ends at the next,
+    /// and has panels of its own.
     pub fn from_groups(source: Source<'_>, offsets: &[u32], k: usize, operand: Operand) -> Left {
         let rows = offsets.last().map_or(0, |rows| *rows as usize);
         let mut packed = Left::scratch(rows, k, operand);
@@ -282,7 +283,7 @@ impl Left {
         self.rows
     }
 
-    /// How the factors lie in the panels.
+    /// The form of the panels.
     pub(crate) fn form(&self) -> Form {
         self.form
     }
@@ -292,13 +293,14 @@ impl Left {
         self.group(0..self.rows)
     }
 
-    /// The panels of the group that has these rows.
+    /// The panels of the group with the rows `rows`.
     pub(crate) fn group(&self, rows: Range<usize>) -> Panels<'_> {
         let words = self.form.words(self.k);
         Panels::new(&self.data[rows.start * words..rows.end * words], rows.len(), self.k, self.operand, self.form)
     }
 
-    /// Packs rows `0..rows` of a source on this thread, in place of the old contents; `rows` and `k` as made.
+    /// Packs rows `0..rows` of a source on the calling thread, in place of the old contents; `rows` and `k` are
+    /// unchanged.
     pub(crate) fn repack_rows(&mut self, source: Source<'_>) {
         let (rows, form) = (self.rows, self.form);
         let words = form.words(self.k);
@@ -310,7 +312,7 @@ impl Left {
         }
     }
 
-    /// The packed numbers, to be written piece by piece.
+    /// The packed numbers, for tasks that each write a range of them.
     pub(crate) fn data_mut(&mut self) -> &mut [f32] {
         &mut self.data
     }
@@ -318,7 +320,7 @@ impl Left {
     fn fill(&mut self, offsets: &[u32], pack: impl Fn(&mut [f32], Range<usize>) + Sync) {
         let words = self.form.words(self.k);
         let data = Shared::new(&mut self.data);
-        let work = Work { offsets, panels: &[1], tiles: panel_count, piece_tiles: 1, piece_panels: 1 };
+        let work = GroupedWork { offsets, panels: &[1], tiles: panel_count, piece_tiles: 1, piece_panels: 1 };
         work.run(|piece| {
             let (first, end) = (offsets[piece.group] as usize, offsets[piece.group + 1] as usize);
             let count = panel_count(end - first);
@@ -333,7 +335,7 @@ impl Left {
 }
 
 impl Right {
-    /// Room for `groups` factors `rows × k`, contents arbitrary.
+    /// `groups` factors of `rows × k` numbers with arbitrary contents.
     pub fn scratch(groups: usize, rows: usize, k: usize, operand: Operand) -> Right {
         let len = groups * rows.next_multiple_of(PANEL_COLS) * operand.units(k);
         Right { data: Buffer::scratch(len), groups, rows, k, operand }
@@ -365,7 +367,7 @@ impl Right {
         self.fill(|panel, range| pack_columns(source, range, k, operand.right(), PANEL_COLS, None, panel));
     }
 
-    /// The packed numbers, for tasks that write them piece by piece with [`RightShape`].
+    /// The packed numbers, for tasks that each write some panels with [`RightShape`].
     pub(crate) fn shared(&mut self) -> (Shared<'_, f32>, RightShape) {
         let shape = RightShape { rows: self.rows, k: self.k, operand: self.operand };
         (Shared::new(&mut self.data), shape)

@@ -122,8 +122,10 @@ fn groups_at_once_are_groups_alone() {
             let got = on_every_isa_and_threads(|| {
                 let [mut first, mut second] = outs.map(|out| vec![f32::NAN; rows * out]);
                 let left = Left::from_groups(Source::gather(&source, k, &index), offsets, k, operand);
-                let factors =
-                    [Factor { weight: &together[0], y: &mut first }, Factor { weight: &together[1], y: &mut second }];
+                let factors = [
+                    RightFactor { weight: &together[0], y: &mut first },
+                    RightFactor { weight: &together[1], y: &mut second },
+                ];
                 products(&left, offsets, factors, Store::Overwrite);
                 [first, second].concat()
             });

@@ -1,22 +1,22 @@
-//! Activations, number by number, on slices of one length.
+//! Activation functions, elementwise, on slices of the same length.
 //!
 //! - SiLU: `x·σ(x)`, `σ(x) = 1/(1 + e^−x)` (Hendrycks and Gimpel, arXiv 1606.08415).
 //! - GELU: `x·Φ(x)`, `Φ(x) = (1 + erf(x/√2))/2`: the exact form, `torch.nn.GELU(approximate='none')`.
 //! - ReLU: `max(x, 0)`; its derivative at 0 is 0.
 //! - SwiGLU: `silu(gate)·up` (Shazeer, arXiv 2002.05202).
 //!
-//! Short slices (up to 16 Ki numbers) stay on the calling thread, so these can be called inside the tasks of other
-//! operations; longer ones use all threads.
+//! Slices of up to 16 Ki numbers are computed on the calling thread, so that tasks of other operations can call these
+//! functions; longer slices use all threads.
 //!
 //! # Panics
-//! All functions, when the lengths of their slices differ.
+//! All functions panic when the lengths of their slices differ.
 
 use super::lanes::{lanes, same_length, split_numbers};
 use crate::simd::{Simd, exp, kernel, silu_parts};
 
-/// An activation of one argument.
+/// An activation function of one argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
+pub enum Nonlinearity {
     /// `x·σ(x)`
     Silu,
     /// `x·Φ(x)`
@@ -27,8 +27,9 @@ pub enum Activation {
 
 /// The error function, within 1e-7.
 ///
-/// Below 1 `x + x·p(x²)`, above `1 − e^q(|x|)`; `p` and `q` of degree 6 are minimax fits of `erf(x)/x − 1` and of `ln erfc(x)` on 1..4,
-/// the latter weighted with `erfc`, by Lawson's iteration (least squares, reweighted with the error) in f64.
+/// Below 1 `x + x·p(x²)`, above `1 − e^q(|x|)`; `p` and `q` of degree 6 are minimax fits of `erf(x)/x − 1` and of `ln
+/// erfc(x)` on 1..4, the latter weighted with `erfc`, by Lawson's iteration (least squares, reweighted with the error)
+/// in f64.
 #[inline(always)]
 fn erf<S: Simd>(s: S, x: S::V) -> S::V {
     const NEAR: [f32; 7] =
@@ -67,33 +68,33 @@ fn silu_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
 }
 
 kernel! {
-    fn forward[s: S](kind: Activation, x: &[f32], y: &mut [f32]) {
+    fn forward[s: S](kind: Nonlinearity, x: &[f32], y: &mut [f32]) {
         match kind {
-            Activation::Silu => lanes!(s; read [x]; update []; write [y]; { [silu_parts(s, x).1] }),
-            Activation::Gelu => lanes!(s; read [x]; update []; write [y]; { [s.mul(x, normal_parts(s, x).0)] }),
-            // In this order a NaN stays one.
-            Activation::Relu => lanes!(s; read [x]; update []; write [y]; { [s.select_lt(x, s.zero(), s.zero(), x)] }),
+            Nonlinearity::Silu => lanes!(s; read [x]; update []; write [y]; { [silu_parts(s, x).1] }),
+            Nonlinearity::Gelu => lanes!(s; read [x]; update []; write [y]; { [s.mul(x, normal_parts(s, x).0)] }),
+            // In this order a NaN stays NaN.
+            Nonlinearity::Relu => lanes!(s; read [x]; update []; write [y]; { [s.select_lt(x, s.zero(), s.zero(), x)] }),
         }
     }
 }
 
 /// `y = f(x)`
-pub fn activate(kind: Activation, x: &[f32], y: &mut [f32]) {
+pub fn activate(kind: Nonlinearity, x: &[f32], y: &mut [f32]) {
     same_length([x.len(), y.len()]);
     split_numbers([y], |range, [y]| forward(kind, &x[range], y));
 }
 
 kernel! {
-    fn backward[s: S](kind: Activation, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    fn backward[s: S](kind: Nonlinearity, x: &[f32], dy: &[f32], dx: &mut [f32]) {
         match kind {
-            Activation::Silu => {
+            Nonlinearity::Silu => {
                 lanes!(s; read [x, dy]; update []; write [dx]; { [s.mul(dy, silu_and_slope(s, x).1)] });
             }
-            Activation::Gelu => lanes!(s; read [x, dy]; update []; write [dx]; {
+            Nonlinearity::Gelu => lanes!(s; read [x, dy]; update []; write [dx]; {
                 let (cumulative, density) = normal_parts(s, x);
                 [s.mul(dy, s.fma(x, density, cumulative))]
             }),
-            Activation::Relu => {
+            Nonlinearity::Relu => {
                 lanes!(s; read [x, dy]; update []; write [dx]; { [s.select_lt(s.zero(), x, dy, s.zero())] });
             }
         }
@@ -101,7 +102,7 @@ kernel! {
 }
 
 /// `dx = dy·f′(x)`
-pub fn activate_backward(kind: Activation, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+pub fn activate_backward(kind: Nonlinearity, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     same_length([x.len(), dy.len(), dx.len()]);
     split_numbers([dx], |range, [dx]| backward(kind, &x[range.clone()], &dy[range], dx));
 }
@@ -119,9 +120,9 @@ pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
 }
 
 kernel! {
-    /// Backward of [`swiglu`] where the activation was multiplied by `scale` (a token's weight for an expert, else 1): writes
-    /// the gradients for `scale·dact` and, again, the activation `act = silu(gate)·up`; returns `Σ dact·act`, the gradient of
-    /// `scale`. On the calling thread.
+    /// Backward of [`swiglu`] where the activation was multiplied by `scale` (the weight of a token for an expert, or
+    /// 1). Writes the gradients for `scale·dact` and, recomputed, the activation `act = silu(gate)·up`. Returns `Σ
+    /// dact·act`, the gradient of `scale`. Runs on the calling thread.
     pub fn swiglu_backward[s: S](
         gate: &[f32],
         up: &[f32],
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
     use crate::testing::{finite_differences, numbers, on_every_isa, on_every_isa_and_threads, relative_error, wide};
 
-    const KINDS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::Relu];
+    const KINDS: [Nonlinearity; 3] = [Nonlinearity::Silu, Nonlinearity::Gelu, Nonlinearity::Relu];
 
     /// The error function by its Maclaurin series, or the continued fraction of erfc where that converges fast.
     fn erf_f64(x: f64) -> f64 {
@@ -170,15 +171,15 @@ mod tests {
         (1.0 - (-t * t).exp() / fraction / std::f64::consts::PI.sqrt()).copysign(x)
     }
 
-    fn naive(kind: Activation, x: f64) -> f64 {
+    fn naive(kind: Nonlinearity, x: f64) -> f64 {
         match kind {
-            Activation::Silu => x / (1.0 + (-x).exp()),
-            Activation::Gelu => x * 0.5 * (1.0 + erf_f64(x / std::f64::consts::SQRT_2)),
-            Activation::Relu => x.max(0.0),
+            Nonlinearity::Silu => x / (1.0 + (-x).exp()),
+            Nonlinearity::Gelu => x * 0.5 * (1.0 + erf_f64(x / std::f64::consts::SQRT_2)),
+            Nonlinearity::Relu => x.max(0.0),
         }
     }
 
-    /// Numbers in −8..8, none where ReLU has no derivative.
+    /// Numbers in −8..8 without 0, where ReLU has no derivative.
     fn inputs(seed: usize, n: usize) -> Vec<f32> {
         numbers(seed, n).iter().map(|x| x * 8.0).map(|x| if x.abs() < 0.01 { 0.5 } else { x }).collect()
     }
@@ -241,7 +242,7 @@ mod tests {
             swiglu_backward(&gate, &up, &dy, 1.0, dgate, dup, act_plain);
             let dot = swiglu_backward(&gate, &up, &dy, scale, dgate_scaled, dup_scaled, act);
             let f = |gate: &[f64], up: &[f64]| -> Vec<f64> {
-                gate.iter().zip(up).map(|(g, u)| naive(Activation::Silu, *g) * u).collect()
+                gate.iter().zip(up).map(|(g, u)| naive(Nonlinearity::Silu, *g) * u).collect()
             };
             let loss = |y: &[f64]| y.iter().zip(&dy).map(|(y, dy)| y * f64::from(*dy)).sum::<f64>();
             let (gate, up) = (wide(&gate), wide(&up));

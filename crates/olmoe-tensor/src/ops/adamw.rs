@@ -16,19 +16,19 @@ use crate::simd::{Simd, kernel};
 pub struct AdamW {
     /// Learning rate of this step.
     pub lr: f64,
-    /// Decay of the mean gradient.
+    /// Decay of the running mean of the gradient.
     pub beta1: f64,
-    /// Decay of the mean squared gradient.
+    /// Decay of the running mean of the squared gradient.
     pub beta2: f64,
     /// ε, added to the root of the mean squared gradient.
     pub eps: f64,
-    /// Decoupled weight decay, times the learning rate.
+    /// Decoupled weight decay; multiplied by the learning rate.
     pub weight_decay: f64,
-    /// Where the gradient is 0, parameter and state stay as they are (OLMo's `selective_updates`).
+    /// Where the gradient is 0, parameter and state are not changed (OLMo's `selective_updates`).
     pub selective: bool,
 }
 
-/// What a step leaves in the place of the gradient.
+/// What a step writes to the buffer of the gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
     /// Zeros, for the next step to add to.
@@ -37,7 +37,7 @@ pub enum Leave {
     Update,
 }
 
-/// Lanes where `g` is not 0 take from the first, the others from the second.
+/// The first vector in lanes where `g` is not 0, the second in the others.
 #[inline(always)]
 pub(super) fn moved<S: Simd, const N: usize>(s: S, g: S::V, new: [S::V; N], old: [S::V; N]) -> [S::V; N] {
     let size = s.max(g, s.sub(s.zero(), g));
@@ -50,10 +50,11 @@ pub(super) fn moved<S: Simd, const N: usize>(s: S, g: S::V, new: [S::V; N], old:
 
 /// The scalars of a step.
 #[derive(Clone, Copy)]
-struct Scalars {
+struct AdamWScalars {
     grad_scale: f32,
     decay: f32,
-    /// Towards which the first moment moves from the other: the nearer one is where the sum begins.
+    /// Whether the first moment is computed from the gradient rather than from the old moment: from the one with the
+    /// larger weight, as torch does.
     from_gradient: bool,
     lerp: f32,
     beta2: f32,
@@ -65,9 +66,9 @@ struct Scalars {
     leave: Leave,
 }
 
-/// Sixteen parameters: new p, what is left of g, new m, v.
+/// A step of sixteen parameters: the new p, what is written to g, the new m and v.
 #[inline(always)]
-fn update<S: Simd>(s: S, c: &Scalars, p: S::V, g: S::V, m: S::V, v: S::V) -> [S::V; 4] {
+fn update<S: Simd>(s: S, c: &AdamWScalars, p: S::V, g: S::V, m: S::V, v: S::V) -> [S::V; 4] {
     let old = [p, s.zero(), m, v];
     let g = s.mul(g, s.splat(c.grad_scale));
     let p = s.mul(p, s.splat(c.decay));
@@ -81,15 +82,15 @@ fn update<S: Simd>(s: S, c: &Scalars, p: S::V, g: S::V, m: S::V, v: S::V) -> [S:
 }
 
 kernel! {
-    fn step[s: S](c: &Scalars, p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+    fn step[s: S](c: &AdamWScalars, p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32]) {
         lanes!(s; read []; update [p, g, m, v]; write []; { update(s, c, p, g, m, v) });
     }
 }
 
 impl AdamW {
-    /// Step `step` (the first is 1) of the parameters `p` with gradients `g`, which count `grad_scale` times (the clipping
-    /// coefficient), and state `m` and `v`, zeros before the first step. One pass on the calling thread; `leave` says what is
-    /// in `g` afterwards.
+    /// Step `step` (the first is 1) of the parameters `p` with gradients `g`, which are multiplied by `grad_scale` (the
+    /// clipping coefficient), and state `m` and `v`, zeros before the first step. One pass on the calling thread;
+    /// `leave` says what is in `g` afterwards.
     ///
     /// # Panics
     /// When the lengths differ.
@@ -107,7 +108,7 @@ impl AdamW {
         let bc2 = 1.0 - power(self.beta2, step);
         let weight = (1.0 - self.beta1) as f32;
         let from_gradient = weight >= 0.5;
-        let scalars = Scalars {
+        let scalars = AdamWScalars {
             grad_scale,
             decay: (1.0 - self.lr * self.weight_decay) as f32,
             from_gradient,
@@ -167,8 +168,8 @@ mod tests {
         }
     }
 
-    /// The state has the bits of torch 2.15.0 on the CPU; the parameters cannot, because torch's square root (of MKL) is not
-    /// correctly rounded.
+    /// The state has the bits of torch 2.15.0 on the CPU; the parameters cannot, because torch's square root (of MKL)
+    /// is not correctly rounded.
     /// ```text
     /// p = torch.nn.Parameter(torch.tensor([0.5, -1.25, 2.0, 1e-3]))
     /// o = torch.optim.AdamW([p], lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False, fused=False)

@@ -7,11 +7,12 @@ use crate::memory::Buffer;
 use crate::simd::kernel;
 use crate::tensor::Tensor;
 
-/// Rows whose gradients are summed before the sums are: fixed, so that the threads do not show.
-pub(super) const BLOCK: usize = 32;
+/// Rows whose gradients are summed first; the sums are then added in order. The number is fixed, so that the result
+/// does not depend on the number of threads.
+pub(super) const SUMMED_ROWS: usize = 32;
 
 kernel! {
-    /// `y += x`, on this thread.
+    /// `y += x`, on the calling thread.
     pub(super) fn add_slice[s: S](y: &mut [f32], x: &[f32]) {
         lanes!(s; read [x]; update [y]; write []; { [s.add(y, x)] })
     }
@@ -40,7 +41,8 @@ kernel! {
 }
 
 kernel! {
-    /// `y_d += Σ_r x_rd`, the rows in order; `x` begins at the first of the columns and has `stride` numbers a row.
+    /// `y_d += Σ_r x_rd`, the rows in order; `x` begins at the first of the columns, and its rows are `stride` numbers
+    /// apart.
     fn add_rows[s: S](x: &[f32], stride: usize, y: &mut [f32]) {
         for x in x.chunks(stride) {
             let x = &x[..y.len()];
@@ -52,7 +54,7 @@ kernel! {
 /// `y += x`
 ///
 /// # Panics
-/// When the lengths differ, as everywhere in this file.
+/// When the lengths differ, as all functions of this file do.
 pub fn add_assign(y: &mut [f32], x: &[f32]) {
     same_length([y.len(), x.len()]);
     split_numbers([y], |range, [y]| add_slice(y, &x[range]));
@@ -87,11 +89,11 @@ pub fn bias_backward(dy: &Tensor, dbias: &mut [f32]) {
     if width == 0 {
         return;
     }
-    let blocks = rows.div_ceil(BLOCK);
+    let blocks = rows.div_ceil(SUMMED_ROWS);
     let mut sums_bd = Buffer::<f32>::zeroed(blocks * width);
     split(blocks, 1, [(&mut sums_bd, width)], |range, [sums]| {
         for (block, sum) in range.zip(sums.chunks_exact_mut(width)) {
-            add_rows(dy.row_range(block * BLOCK..(block * BLOCK + BLOCK).min(rows)), width, sum);
+            add_rows(dy.row_range(block * SUMMED_ROWS..(block * SUMMED_ROWS + SUMMED_ROWS).min(rows)), width, sum);
         }
     });
     accumulate_rows(&mut sums_bd, dbias);
@@ -104,7 +106,7 @@ pub(super) fn accumulate_rows(x: &mut [f32], y: &mut [f32]) {
         return;
     }
     let (first, rest) = x.split_at_mut(width);
-    // Columns a piece: whole vectors, and enough numbers in all.
+    // Columns of a task: whole vectors, and enough numbers in all.
     let columns = (GRAIN * width / (rest.len() + width)).next_multiple_of(64);
     split(width, columns, [(first, 1), (y, 1)], |range, [sum, y]| {
         if !rest.is_empty() {
@@ -135,7 +137,7 @@ mod tests {
 
     #[test]
     fn biases() {
-        for (rows, width) in [(0, 3), (1, 1), (3, 0), (5, 33), (1, 700), (2 * BLOCK + 1, 1000), (1000, 64)] {
+        for (rows, width) in [(0, 3), (1, 1), (3, 0), (5, 33), (1, 700), (2 * SUMMED_ROWS + 1, 1000), (1000, 64)] {
             let (y, dy, bias) = (numbers(3, rows * width), numbers(4, rows * width), numbers(5, width));
             let run = || {
                 let mut y = Tensor::new(&y, &[rows, width]);

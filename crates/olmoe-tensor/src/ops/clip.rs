@@ -1,6 +1,7 @@
 //! `y = min(max(x, −limit), limit)`, in place.
 //!
-//! Backward: `dx = dy` where `|x| < limit`, else 0. The output tells which those are, so nothing else is kept.
+//! Backward: `dx = dy` where `|x| < limit`, else 0. The output shows which numbers were clipped, so nothing else is
+//! kept.
 
 use super::lanes::{lanes, split_numbers};
 use crate::simd::kernel;
@@ -8,7 +9,7 @@ use crate::simd::kernel;
 kernel! {
     fn clip[s: S](x: &mut [f32], limit: f32) {
         let (low, high) = (s.splat(-limit), s.splat(limit));
-        // In this order a NaN stays one.
+        // In this order a NaN stays NaN.
         lanes!(s; read []; update [x]; write []; { [s.max(low, s.min(high, x))] });
     }
 }
@@ -28,7 +29,7 @@ pub fn forward(x: &mut [f32], limit: f32) {
     split_numbers([x], |_, [x]| clip(x, limit));
 }
 
-/// `dy` of the clipped `y` becomes `dx`.
+/// Turns `dy` of the clipped `y` into `dx`, in place.
 pub fn backward(y: &[f32], limit: f32, d: &mut [f32]) {
     assert_eq!(y.len(), d.len());
     split_numbers([d], |range, [d]| mask(&y[range], limit, d));

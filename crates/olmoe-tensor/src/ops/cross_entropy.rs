@@ -1,15 +1,16 @@
-//! Log-probabilities of given tokens, fused with the head, and their gradient.
+//! Log-probabilities of given tokens, fused with the output layer (the head), and their gradient.
 //!
 //! Shapes: `x [T, D]` (after the final norm), head `W [V, D]`, logits `l = c·(x·Wᵀ + b)` with a constant `c`, `[T, V]`;
-//! `logp_t = l_t[target_t] − lse_t`, `lse_t = log Σ_v exp l_tv`. Given `g_t = ∂L/∂logp_t` and `h_t = ∂L/∂lse_t` beside it,
-//! `∂L/∂l_tv = g_t·[v = target_t] + (h_t − g_t)·exp(l_tv − lse_t)`. Cross-entropy over `N` targets is `g_t = −1/N`.
+//! `logp_t = l_t[target_t] − lse_t`, `lse_t = log Σ_v exp l_tv`. Given `g_t = ∂L/∂logp_t` and `h_t = ∂L/∂lse_t` beside
+//! it, `∂L/∂l_tv = g_t·[v = target_t] + (h_t − g_t)·exp(l_tv − lse_t)`. Cross-entropy over `N` targets is `g_t = −1/N`.
 //!
-//! Tokens without a target cost nothing: the rows of the others are gathered before the head.
+//! Tokens without a target cost nothing: the rows of the other tokens are gathered before the head.
 //!
-//! The logits exist only for a chunk of tokens at a time ([`CHUNK_BYTES`]). The forward pass makes them tile by tile and
-//! takes each tile's largest number and sum of exponentials while it is in the cache; the backward pass turns them, tile
-//! by tile again, into the packed factors of `dx = dl·W` and `dW += dlᵀ·x` and multiplies at once. So the logits are
-//! written and read once, and their gradient never leaves the cache.
+//! The logits exist only for a chunk of tokens at a time ([`CHUNK_BYTES`]). The forward pass computes them piece by
+//! piece, and for each piece the largest logit and the sum of exponentials while the piece is in the cache. The
+//! backward pass computes the gradient of the logits in blocks of tokens and words, packs each block as a factor of `dx
+//! = dl·W` and of `dW += dlᵀ·x`, and multiplies at once. So the logits are written and read once, and their gradient
+//! stays in the cache.
 
 use std::ops::Range;
 
@@ -30,26 +31,28 @@ use crate::threads::{Shared, parallel, parallel_ranges};
 /// The target of a token that has none: its log-probability is 0 and it adds no gradient.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Bytes of logits in a chunk, at most. Larger chunks read and write `dW` less often, smaller ones hold less memory; at
-/// this size that traffic is a few percent of the products' time.
+/// Most bytes of logits in a chunk. Larger chunks read and write `dW` less often, smaller ones take less memory; with
+/// this size that traffic takes a few percent of the time of the products.
 pub const CHUNK_BYTES: usize = 128 << 20;
 
-/// Tokens and right panels of words in a tile of the forward pass: 96 × 896 logits are 336 KiB, in the second-level cache.
-const TILE_TOKENS: usize = 8 * PANEL_ROWS;
-const TILE_PANELS: usize = 28;
-const TILE_WORDS: usize = TILE_PANELS * PANEL_COLS;
+/// Tokens and right panels of words in a piece of the forward pass: 96 × 896 logits are 336 KiB, in the second-level
+/// cache.
+const PIECE_TOKENS: usize = 8 * PANEL_ROWS;
+const PIECE_PANELS: usize = 28;
+const PIECE_WORDS: usize = PIECE_PANELS * PANEL_COLS;
 
-/// Tokens, and words, in a block of the backward pass of a model of width `d`. The words' rows of `dW` share the
-/// second-level cache with the block's factors; once they are too many for it, larger blocks read and write them less
-/// often. The sums of `dx` are divided at these blocks, so their size is part of the result.
+/// Tokens, and words of the vocabulary, in a block of the backward pass of a model of width `d`. The rows of `dW` of
+/// these words share the second-level cache with the factors of the block. Where they do not fit, larger blocks read
+/// and write them less often. The sums of `dx` are divided at these blocks, so their size affects the bits of the
+/// result.
 fn block_size(d: usize) -> usize {
     if d <= 512 { 224 } else { 448 }
 }
 
-/// Tokens whose gradients are made at once: 48 × 224 numbers are 42 KiB.
-const STRIP_TOKENS: usize = 4 * PANEL_ROWS;
-/// Parts of the vocabulary that are summed into a `dx` of their own and then added in order: a fixed number, so that the
-/// sums do not depend on the threads.
+/// Tokens of a band, whose gradients of the logits are computed at once: 48 × 224 numbers are 42 KiB.
+const BAND_TOKENS: usize = 4 * PANEL_ROWS;
+/// Parts of the vocabulary that each sum into a `dx` of their own; these are then added in order. The number is fixed,
+/// so that the sums do not depend on the number of threads.
 const SLABS: usize = 16;
 
 /// The output layer: `c·(x·Wᵀ + b)`.
@@ -63,26 +66,26 @@ pub struct Head<'a> {
     pub scale: f32,
 }
 
-/// What the forward pass gives for each token.
+/// The results of the forward pass for each token.
 #[derive(Clone, Debug)]
 pub struct LogProbs {
-    /// Natural log-probability of the target, `[T]`; 0 where there is none.
+    /// Natural log-probability of the target, `[T]`; 0 where there is no target.
     pub logp_t: Buffer<f32>,
     /// `log Σ_v exp l_tv`, `[T]`; 0 where there is no target.
     pub lse_t: Buffer<f32>,
 }
 
-/// Where the gradients go and what they come from.
-pub struct Gradients<'a> {
+/// The gradients of the objective by the log-probabilities, and where the gradients of the head are accumulated.
+pub struct HeadGradients<'a> {
     /// `∂L/∂logp_t`, `[T]`.
     pub dlogp_t: &'a [f32],
-    /// `∂L/∂lse_t = z · lse_t` beside that through `logp`: a z-loss on the logits; 0 for none.
+    /// The coefficient of a z-loss on the logits, which adds `∂L/∂lse_t = z · lse_t`; 0 for none.
     pub z: f32,
-    /// `[V, D]`, added to; none for a frozen head.
+    /// `[V, D]`, accumulated; `None` for a frozen head.
     pub dweight: Option<&'a mut [f32]>,
-    /// `[V]`, added to.
+    /// `[V]`, accumulated; `None` for a head that is frozen or has no bias.
     pub dbias: Option<&'a mut [f32]>,
-    /// Whether `x` gets a gradient.
+    /// Whether the gradient of `x` is computed.
     pub input: bool,
 }
 
@@ -95,7 +98,7 @@ impl Head<'_> {
 /// All logits `[T, V]`: for generation, and for tests.
 pub fn logits(x_td: &Tensor, head: Head<'_>) -> Tensor {
     let mut logits_tv = Tensor::scratch(&[x_td.rows(), head.words()]);
-    forward_tiles(x_td, head, &mut logits_tv, false);
+    forward_pieces(x_td, head, &mut logits_tv, false);
     logits_tv
 }
 
@@ -107,28 +110,28 @@ pub fn forward(x_td: &Tensor, head: Head<'_>, targets: &[u32]) -> LogProbs {
     scatter(&found, &rows, targets)
 }
 
-/// Log-probabilities of `targets [R]` after the tokens `rows [R]` of `x`, without gradients: those of the other tokens are
-/// never computed. A row may stand there more than once.
+/// Log-probabilities of `targets [R]` after the tokens `rows [R]` of `x`, without gradients. Nothing is computed for
+/// the other tokens. A row may occur more than once.
 ///
 /// # Panics
-/// When a row is none of `x`, a target is no word of the head, or there is not a target a row.
+/// When a row is not below T, a target is not below V, or `rows` and `targets` differ in length.
 pub fn forward_at(x_td: &Tensor, rows: &[u32], head: Head<'_>, targets: &[u32]) -> LogProbs {
     run(x_td, rows, head, targets, None).0
 }
 
-/// Log-probabilities of `targets [T]` and, in the same pass, the gradients; returns `dx [T, D]` if that is asked for.
+/// Log-probabilities of `targets [T]` and, in the same pass, the gradients; returns `dx [T, D]` if `into.input` is set.
 pub fn forward_backward(
     x_td: &Tensor,
     head: Head<'_>,
     targets: &[u32],
-    gradients: Gradients<'_>,
+    gradients: HeadGradients<'_>,
 ) -> (LogProbs, Option<Tensor>) {
     assert_eq!(targets.len(), x_td.rows(), "a target a token");
-    // Tokens leave in pairs: factors of bf16 are summed two at a time, and those two stay together. So the gradients have
-    // the bits that they would have with the ignored tokens.
+    // Tokens are left out in pairs: bf16 factors are summed two at a time, and those two stay together. So the
+    // gradients have the bits that they would have with the ignored tokens.
     let rows = selected(targets, |t| targets[t] != IGNORE || targets.get(t ^ 1).is_some_and(|other| *other != IGNORE));
     let dlogp_r = gather(gradients.dlogp_t, &rows);
-    let own = Gradients { dlogp_t: &dlogp_r, ..gradients };
+    let own = HeadGradients { dlogp_t: &dlogp_r, ..gradients };
     let (found, dx_td) = run(x_td, &rows, head, &gather(targets, &rows), Some(own));
     (scatter(&found, &rows, targets), dx_td)
 }
@@ -151,7 +154,7 @@ fn gather<T: bytemuck::Pod>(all: &[T], rows: &[u32]) -> Buffer<T> {
     some
 }
 
-/// What was found for some tokens, at their places among all.
+/// Scatters the results of some tokens to their places among all tokens.
 fn scatter(found: &LogProbs, rows: &[u32], targets: &[u32]) -> LogProbs {
     let mut all = LogProbs { logp_t: Buffer::zeroed(targets.len()), lse_t: Buffer::zeroed(targets.len()) };
     for (i, t) in rows.iter().map(|row| *row as usize).enumerate() {
@@ -162,14 +165,14 @@ fn scatter(found: &LogProbs, rows: &[u32], targets: &[u32]) -> LogProbs {
     all
 }
 
-/// The pass over some rows of `x`, with a target, a result and a gradient by log-probability for each of them; `dx` has a
-/// row for every row of `x`.
+/// The pass over some rows of `x`, each with a target, a result and a gradient by its log-probability; `dx` has one row
+/// for every row of `x`.
 fn run(
     x_td: &Tensor,
     rows: &[u32],
     head: Head<'_>,
     targets: &[u32],
-    mut gradients: Option<Gradients<'_>>,
+    mut gradients: Option<HeadGradients<'_>>,
 ) -> (LogProbs, Option<Tensor>) {
     let (tokens, d, v) = (rows.len(), x_td.cols(), head.words());
     assert_eq!(targets.len(), tokens, "a target a token");
@@ -181,7 +184,7 @@ fn run(
         true => Tensor::scratch(x_td.shape()),
         false => Tensor::zeros(x_td.shape()),
     });
-    // Even chunks, none larger than asked for.
+    // Even chunks, none larger than `CHUNK_BYTES`.
     let most = (CHUNK_BYTES / size_of::<f32>() / v.max(1)).max(block_size(d));
     let chunk = tokens.div_ceil(tokens.div_ceil(most).max(1)).next_multiple_of(2);
     let mut logits = Tensor::scratch(&[chunk.min(tokens), v]);
@@ -191,9 +194,9 @@ fn run(
         let mut x = Tensor::scratch(&[rows.len(), d]);
         rows.iter().enumerate().for_each(|(i, row)| x.row_mut(i).copy_from_slice(x_td.row(*row as usize)));
         let logits = &mut logits[..rows.len() * v];
-        let tiles = forward_tiles(&x, head, logits, true);
+        let pieces = forward_pieces(&x, head, logits, true);
         let targets = &targets[some.clone()];
-        finish(&tiles, logits, v, targets, &mut out.logp_t[some.clone()], &mut out.lse_t[some.clone()]);
+        finish(&pieces, logits, v, targets, &mut out.logp_t[some.clone()], &mut out.lse_t[some.clone()]);
         if let Some(gradients) = &mut gradients {
             let (lse, dlogp) = (&out.lse_t[some.clone()], &gradients.dlogp_t[some]);
             let chunk = Chunk { logits, x: &x, head, rows, targets, lse, dlogp, z: gradients.z };
@@ -204,14 +207,14 @@ fn run(
     (out, dx_td)
 }
 
-/// The largest logit and the sum of exponentials against it of each token and tile of words, `[T, tiles]` each.
-struct Tiles {
+/// The largest logit and the sum of exponentials against it of each token and piece of words, `[T, pieces]` each.
+struct PieceStatistics {
     largest: Tensor,
     sum: Tensor,
 }
 
-/// Logits `[T, V]`, and what their tiles say if there is to be `statistics`.
-fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32], statistics: bool) -> Tiles {
+/// Logits `[T, V]` and, with `statistics`, those of their pieces.
+fn forward_pieces(x_td: &Tensor, head: Head<'_>, logits: &mut [f32], statistics: bool) -> PieceStatistics {
     let (tokens, v) = (x_td.rows(), head.words());
     let packed = match head.weight {
         Weight::Packed(weight) => Some((pack_input(x_td, weight.operand()), weight.forward().group(0))),
@@ -221,22 +224,22 @@ fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32], statistics: 
         }
     };
     let panels = panel_count(tokens);
-    let (token_tiles, word_tiles) = (tokens.div_ceil(TILE_TOKENS), v.div_ceil(TILE_WORDS));
-    let room = || Tensor::scratch(&[if statistics { tokens } else { 0 }, word_tiles]);
-    let mut tiles = Tiles { largest: room(), sum: room() };
-    let (largest, sum) = (Shared::new(&mut tiles.largest), Shared::new(&mut tiles.sum));
+    let (token_pieces, word_pieces) = (tokens.div_ceil(PIECE_TOKENS), v.div_ceil(PIECE_WORDS));
+    let room = || Tensor::scratch(&[if statistics { tokens } else { 0 }, word_pieces]);
+    let mut pieces = PieceStatistics { largest: room(), sum: room() };
+    let (largest, sum) = (Shared::new(&mut pieces.largest), Shared::new(&mut pieces.sum));
     let logits = Shared::new(logits);
-    parallel(token_tiles * word_tiles, |task| {
-        // Neighbouring tasks share the words, the larger factor.
-        let (i, j) = (task % token_tiles, task / token_tiles);
-        let own = panels * i / token_tiles..panels * (i + 1) / token_tiles;
+    parallel(token_pieces * word_pieces, |task| {
+        // Neighbouring tasks share the words, whose factor is the larger one.
+        let (i, j) = (task % token_pieces, task / token_pieces);
+        let own = panels * i / token_pieces..panels * (i + 1) / token_pieces;
         let rows = panel_start(tokens, panels, own.start)..panel_start(tokens, panels, own.end);
-        let words = j * TILE_WORDS..((j + 1) * TILE_WORDS).min(v);
-        // SAFETY: each task writes another tile.
+        let words = j * PIECE_WORDS..((j + 1) * PIECE_WORDS).min(v);
+        // SAFETY: each task writes another piece.
         unsafe {
             if let Some((left, right)) = &packed {
                 let c = logits.range(0..tokens * v).as_mut_ptr();
-                let columns = j * TILE_PANELS..words.end.div_ceil(PANEL_COLS);
+                let columns = j * PIECE_PANELS..words.end.div_ceil(PANEL_COLS);
                 block(left.panels(), own, *right, columns, c, v, Store::Overwrite);
             }
             for t in rows {
@@ -248,13 +251,13 @@ fn forward_tiles(x_td: &Tensor, head: Head<'_>, logits: &mut [f32], statistics: 
                     scale(row, head.scale);
                 }
                 if statistics {
-                    let at = t * word_tiles + j;
+                    let at = t * word_pieces + j;
                     (largest.range(at..at + 1)[0], sum.range(at..at + 1)[0]) = largest_and_sum(row);
                 }
             }
         }
     });
-    tiles
+    pieces
 }
 
 kernel! {
@@ -266,7 +269,7 @@ kernel! {
         let rest = s.load(&rest);
         let mut most = rest;
         for v in vectors.clone() {
-            // In this order a NaN of `most` would be lost; the sum keeps it.
+            // In this order a NaN in `most` would be lost; the sum keeps it.
             most = s.max(most, s.load(v));
         }
         let largest = s.reduce_max(most);
@@ -279,12 +282,12 @@ kernel! {
     }
 }
 
-/// Log-sum-exp and target log-probability of each token, from its tiles in order.
-fn finish(tiles: &Tiles, logits: &[f32], v: usize, targets: &[u32], logp: &mut [f32], lse: &mut [f32]) {
+/// Log-sum-exp and target log-probability of each token, from its pieces in order.
+fn finish(pieces: &PieceStatistics, logits: &[f32], v: usize, targets: &[u32], logp: &mut [f32], lse: &mut [f32]) {
     let (logp, lse) = (Shared::new(logp), Shared::new(lse));
     parallel_ranges(targets.len(), 16, |range| {
         for t in range {
-            let (largest, sums) = (tiles.largest.row(t), tiles.sum.row(t));
+            let (largest, sums) = (pieces.largest.row(t), pieces.sum.row(t));
             let most = largest.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
             let sum: f64 = largest.iter().zip(sums).map(|(m, sum)| exp64(f64::from(m - most)) * f64::from(*sum)).sum();
             // SAFETY: each token is another place.
@@ -303,12 +306,12 @@ kernel! {
     }
 }
 
-/// A chunk of tokens on its way back.
+/// A chunk of tokens in the backward pass.
 struct Chunk<'a> {
     logits: &'a [f32],
     x: &'a Tensor,
     head: Head<'a>,
-    /// Where the tokens' gradients go.
+    /// The rows of `dx` of these tokens.
     rows: &'a [u32],
     targets: &'a [u32],
     lse: &'a [f32],
@@ -316,7 +319,7 @@ struct Chunk<'a> {
     z: f32,
 }
 
-/// The outputs of the backward pass, each task with ranges of its own.
+/// The outputs of the backward pass; each task writes ranges of its own.
 struct Outputs<'a> {
     /// `[slabs, T, D]`
     dx: Option<Shared<'a, f32>>,
@@ -357,7 +360,7 @@ impl Chunk<'_> {
         }
     }
 
-    /// One block of tokens and words: its gradient, packed both ways, and its two products.
+    /// One block of tokens and words: the gradient of its logits, packed as both factors, and its two products.
     ///
     /// # Safety
     /// No other task works on these words or this slab.
@@ -374,14 +377,14 @@ impl Chunk<'_> {
             (self.targets.len(), self.x.cols(), self.head.words(), self.head.weight.operand());
         let mut by_token = outputs.dx.as_ref().map(|_| Left::scratch(rows.len(), words.len(), operand));
         let mut by_word = x.map(|_| Left::scratch(words.len(), rows.len(), operand));
-        let mut strip = Buffer::<f32>::scratch(STRIP_TOKENS.min(rows.len()) * words.len());
+        let mut band = Buffer::<f32>::scratch(BAND_TOKENS.min(rows.len()) * words.len());
         let panels = panel_count(rows.len());
-        let panels_in_strip = STRIP_TOKENS / PANEL_ROWS;
-        for first in (0..panels).step_by(panels_in_strip) {
-            let own = first..(first + panels_in_strip).min(panels);
+        let panels_in_band = BAND_TOKENS / PANEL_ROWS;
+        for first in (0..panels).step_by(panels_in_band) {
+            let own = first..(first + panels_in_band).min(panels);
             let at = |p: usize| panel_start(rows.len(), panels, p);
             let local = at(own.start)..at(own.end);
-            let dl = &mut strip[..local.len() * words.len()];
+            let dl = &mut band[..local.len() * words.len()];
             for (t, row) in local.clone().zip(dl.chunks_exact_mut(words.len())) {
                 self.logit_gradient(rows.start + t, &words, v, row);
             }
@@ -396,7 +399,7 @@ impl Chunk<'_> {
                 }
             }
             if let Some(by_word) = &mut by_word {
-                pack_strip(dl, local.clone(), words.len(), rows.len(), by_word);
+                pack_band(dl, local.clone(), words.len(), rows.len(), by_word);
             }
             if let Some(dbias) = &outputs.dbias {
                 // SAFETY: by the caller's promise.
@@ -413,7 +416,7 @@ impl Chunk<'_> {
         if let (Some(by_word), Some(x), Some(dweight)) = (&by_word, x, &outputs.dweight) {
             // SAFETY: by the caller's promise.
             let dweight = unsafe { dweight.range(words.start * d..words.end * d) };
-            gemm_here(by_word.panels(), x.group(0).span(rows), dweight, Store::Accumulate);
+            gemm_here(by_word.panels(), x.group(0).section(rows), dweight, Store::Accumulate);
         }
     }
 
@@ -433,8 +436,8 @@ impl Chunk<'_> {
     }
 }
 
-/// Packs a strip of tokens down the columns: its part of the contraction of `by_word`, which runs over `tokens`.
-fn pack_strip(dl: &[f32], local: Range<usize>, words: usize, tokens: usize, by_word: &mut Left) {
+/// Packs a band of tokens down the columns as its section of `by_word`, whose contraction runs over `tokens`.
+fn pack_band(dl: &[f32], local: Range<usize>, words: usize, tokens: usize, by_word: &mut Left) {
     let form = by_word.form();
     let (row, first, some) = (form.words(tokens), form.words(local.start), form.words(local.len()));
     let count = panel_count(words);
@@ -446,7 +449,7 @@ fn pack_strip(dl: &[f32], local: Range<usize>, words: usize, tokens: usize, by_w
     }
 }
 
-/// `dx = Σ_slabs`, in order, for the tokens' rows.
+/// `dx = Σ_slabs`, in order, for the rows of the tokens.
 fn sum_slabs(partial: &Tensor, rows: &[u32], dx_td: &mut Tensor) {
     let d = dx_td.cols();
     let out = Shared::new(dx_td);
@@ -500,7 +503,8 @@ mod tests {
                 let head = Head { weight: Weight::Packed(&weight), bias: Some(&b), scale: c };
                 let (mut dw, mut db) = (vec![0.0; v * d], vec![0.0; v]);
                 let x = Tensor::new(&x, &[t, d]);
-                let gradients = Gradients { dlogp_t: &g, z, dweight: Some(&mut dw), dbias: Some(&mut db), input: true };
+                let gradients =
+                    HeadGradients { dlogp_t: &g, z, dweight: Some(&mut dw), dbias: Some(&mut db), input: true };
                 let (log_probs, dx) = forward_backward(&x, head, &targets, gradients);
                 assert_eq!(forward(&x, head, &targets).logp_t[..], log_probs.logp_t[..]);
                 let dx = dx.expect("asked for");
@@ -543,8 +547,13 @@ mod tests {
             let run = |range: Range<usize>| {
                 let mut dw = vec![0.0; v * d];
                 let x = Tensor::new(&x[range.start * d..range.end * d], &[range.len(), d]);
-                let gradients =
-                    Gradients { dlogp_t: &g[range.clone()], z: 0.0, dweight: Some(&mut dw), dbias: None, input: true };
+                let gradients = HeadGradients {
+                    dlogp_t: &g[range.clone()],
+                    z: 0.0,
+                    dweight: Some(&mut dw),
+                    dbias: None,
+                    input: true,
+                };
                 let (log_probs, dx) = forward_backward(&x, head, &targets[range], gradients);
                 (log_probs.logp_t.to_vec(), dx.expect("asked for").to_vec(), dw)
             };
@@ -573,7 +582,7 @@ mod tests {
         weight.pack(&w);
         let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0 };
         let mut dw = vec![0.0; v * d];
-        let gradients = Gradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, input: true };
+        let gradients = HeadGradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, input: true };
         let (_, dx) = forward_backward(&Tensor::new(&x, &[t, d]), head, &targets, gradients);
         let dx = dx.expect("asked for");
         let (x, w) = (wide(&x), wide(&w));
@@ -595,7 +604,7 @@ mod tests {
         assert!(relative_error(&dw, &expected_dw) < 1e-6);
     }
 
-    /// Most tokens of an instruction or of a question are none to learn from.
+    /// In fine-tuning on instructions or on questions, most tokens have no target.
     #[test]
     fn ignored_tokens_leave_no_trace() {
         let (t, d, v) = (61, 40, 230);
@@ -612,7 +621,8 @@ mod tests {
             let zeroed: Vec<f32> = targets.iter().zip(&g).map(|(t, g)| if *t == IGNORE { 0.0 } else { *g }).collect();
             let run = |targets: &[u32], g: &[f32]| {
                 let (mut dw, mut db) = (vec![0.0; v * d], vec![0.0; v]);
-                let into = Gradients { dlogp_t: g, z: 0.0, dweight: Some(&mut dw), dbias: Some(&mut db), input: true };
+                let into =
+                    HeadGradients { dlogp_t: g, z: 0.0, dweight: Some(&mut dw), dbias: Some(&mut db), input: true };
                 let (log_probs, dx) = forward_backward(&x, head, targets, into);
                 (log_probs, [&dx.expect("asked for")[..], &dw, &db].concat())
             };
@@ -630,18 +640,18 @@ mod tests {
             }
             assert!((0..t).all(|t| targets[t] != IGNORE || (some.logp_t[t], some.lse_t[t]) == (0.0, 0.0)));
 
-            // What is frozen is not asked for, and changes nothing else.
+            // Leaving out the gradient of a frozen head changes no other result.
             let mut dw = vec![0.0; v * d];
-            let into = Gradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, input: false };
+            let into = HeadGradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, input: false };
             assert!(forward_backward(&x, head, &targets, into).1.is_none());
             assert_eq!(dw, expected[t * d..t * d + v * d]);
-            let into = Gradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, input: true };
+            let into = HeadGradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, input: true };
             let (_, dx) = forward_backward(&x, head, &targets, into);
             assert_eq!(dx.expect("asked for")[..], expected[..t * d]);
         }
     }
 
-    /// More words than a slab has in a block, and the last strip not full.
+    /// More words than a slab has in a block, and the last band not full.
     #[test]
     fn the_way_back_through_quantised_words_is_that_of_their_numbers() {
         let (t, d, v) = (9, 64, 1000);
@@ -658,10 +668,10 @@ mod tests {
         packed.pack(&w);
         let [ours, dense] = [Weight::Quantized(&quantized, Operand::F32), Weight::Packed(&packed)].map(|weight| {
             let head = Head { weight, bias: None, scale: 1.0 };
-            let into = Gradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, input: true };
+            let into = HeadGradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, input: true };
             forward_backward(&x, head, &targets, into).1.expect("asked for")
         });
-        // The logits differ by what the activations lose when they are rounded to eight bits.
+        // The logits differ by the rounding of the activations to eight bits.
         let error = relative_error(&ours, &wide(&dense));
         assert!((1e-6..3e-2).contains(&error), "{error}");
     }

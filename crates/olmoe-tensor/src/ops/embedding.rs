@@ -1,7 +1,7 @@
-//! Rows of a table by number: `y_td = w_{ids_t}d`, and `dw_{ids_t}d += dy_td`.
+//! Look-up of rows in a table: `y_td = w_{ids_t}d`, and `dw_{ids_t}d += dy_td`.
 //!
-//! T tokens, V vocabulary, D width. (`torch.nn.Embedding`, whose gradient on several threads adds in no certain order; here
-//! the tokens' is the order, and the threads share the columns.)
+//! T tokens, V vocabulary, D width. As `torch.nn.Embedding`, except that its gradient on several threads has no fixed
+//! order of additions; here the order is that of the tokens, and the columns are divided among the threads.
 
 use std::ops::Range;
 
@@ -12,33 +12,33 @@ use crate::memory::Buffer;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
 
-/// Columns that a thread takes at least, in the backward pass: four cache lines of each row.
+/// The least number of columns of a thread in the backward pass: four cache lines of each row.
 const COLUMNS: usize = 64;
 /// Bytes of rows that a thread reads at once.
 const AT_ONCE: usize = 256 << 10;
 
-/// Rows as they lie in a file, decoded when they are looked up: no look-up reads more than its own rows, so the table need
-/// not be larger than the file has it.
-pub struct Rows {
+/// Rows in the encoding of a file, decoded when they are looked up: a look-up reads its own rows alone, so the table
+/// can stay as small as in the file.
+pub struct EncodedRows {
     data: Buffer<u8>,
     encoding: Encoding,
     shape: [usize; 2],
     row_bytes: usize,
 }
 
-impl Rows {
-    /// Room for rows of a shape `[V, D]`; [`Rows::update`] fills it.
+impl EncodedRows {
+    /// Rows of a table `[V, D]`, to be filled by [`EncodedRows::update`].
     ///
     /// # Panics
-    /// Unless a row is whole units of the encoding.
-    pub fn new(encoding: Encoding, shape: [usize; 2]) -> Rows {
-        let row_bytes = encoding.bytes(shape[1]).expect("a row is whole units of its encoding");
+    /// When a row is not made of whole blocks of the encoding.
+    pub fn new(encoding: Encoding, shape: [usize; 2]) -> EncodedRows {
+        let row_bytes = encoding.bytes(shape[1]).expect("a row is made of whole blocks of its encoding");
         let bytes = shape[0].checked_mul(row_bytes).expect("a table fits the address space");
-        Rows { data: Buffer::scratch(bytes), encoding, shape, row_bytes }
+        EncodedRows { data: Buffer::scratch(bytes), encoding, shape, row_bytes }
     }
 
-    /// Reads all rows anew, on all threads. `read` gets a range of the table's numbers, whole rows, and room for their bytes,
-    /// which it has to overwrite; the ranges cover all of them, and no two run over each other.
+    /// Overwrites all rows, on all threads. `read` is called with a range of the numbers of the table, whole rows, and
+    /// a buffer for their bytes, which it has to overwrite; the ranges cover all numbers and are disjoint.
     pub fn update(&mut self, read: impl Fn(Range<usize>, &mut [u8]) + Sync) {
         let ([rows, width], row_bytes) = (self.shape, self.row_bytes);
         let at_once = (AT_ONCE / row_bytes.max(1)).max(1);
@@ -56,47 +56,49 @@ impl Rows {
         self.encoding
     }
 
-    /// All bytes.
+    /// The bytes of all rows.
     pub fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// All bytes, to be put back as they were.
+    /// The bytes of all rows, which can be stored and later written back.
     pub fn data_mut(&mut self) -> &mut [u8] {
         &mut self.data
     }
 }
 
-/// A table of rows.
+/// A table of rows to look up.
 #[derive(Clone, Copy)]
-pub enum Table<'a> {
-    /// As numbers `[V, D]`.
+pub enum EmbeddingTable<'a> {
+    /// f32 numbers `[V, D]`.
     Numbers(&'a Tensor),
-    /// As bytes.
-    Rows(&'a Rows),
+    /// Rows in the encoding of a file.
+    Encoded(&'a EncodedRows),
 }
 
-impl Table<'_> {
+impl EmbeddingTable<'_> {
     fn width(self) -> usize {
         match self {
-            Table::Numbers(weight) => weight.cols(),
-            Table::Rows(rows) => rows.shape[1],
+            EmbeddingTable::Numbers(weight) => weight.cols(),
+            EmbeddingTable::Encoded(rows) => rows.shape[1],
         }
     }
 
     fn read(self, id: usize, y: &mut [f32]) {
         match self {
-            Table::Numbers(weight) => y.copy_from_slice(weight.row(id)),
-            Table::Rows(rows) => rows.encoding.decode(&rows.data[id * rows.row_bytes..][..rows.row_bytes], y),
+            EmbeddingTable::Numbers(weight) => y.copy_from_slice(weight.row(id)),
+            EmbeddingTable::Encoded(rows) => {
+                rows.encoding.decode(&rows.data[id * rows.row_bytes..][..rows.row_bytes], y)
+            }
         }
     }
 }
 
-/// weight_vd and T ids to y_td.
+/// `y_td` of `weight_vd` and T ids.
 ///
 /// # Panics
 /// When an id is not below V: callers check ids where they enter.
-pub fn forward(weight: Table<'_>, ids: &[u32]) -> Tensor {
+pub fn forward(weight: EmbeddingTable<'_>, ids: &[u32]) -> Tensor {
     let width = weight.width();
     let mut y = Tensor::scratch(&[ids.len(), width]);
     if width > 0 {
@@ -109,7 +111,7 @@ pub fn forward(weight: Table<'_>, ids: &[u32]) -> Tensor {
     y
 }
 
-/// dy_td and T ids: adds to dweight_vd.
+/// Accumulates `dweight_vd` from `dy_td` and T ids.
 ///
 /// # Panics
 /// When the shapes do not belong together, or an id is not below V.
@@ -120,8 +122,8 @@ pub fn backward(dy: &Tensor, ids: &[u32], dweight: &mut Tensor) {
     parallel_ranges(width, COLUMNS, |columns| {
         for (row, id) in ids.iter().enumerate() {
             let at = *id as usize * width;
-            // SAFETY: the tasks have disjoint columns, this one holds one range at a time, and the slice is borrowed until
-            // the loop ends.
+            // SAFETY: the tasks have disjoint columns, this one holds one range at a time, and the slice is borrowed
+            // until the loop ends.
             let dweight = unsafe { dweight.range(at + columns.start..at + columns.end) };
             add_slice(dweight, &dy.row(row)[columns.clone()]);
         }
@@ -140,7 +142,7 @@ mod tests {
         let (w, dy) = (numbers(1, rows * width), numbers(2, ids.len() * width));
         let naive =
             |w: &[f64]| -> Vec<f64> { ids.iter().flat_map(|id| w[*id as usize * width..][..width].to_vec()).collect() };
-        let y = forward(Table::Numbers(&Tensor::new(&w, &[rows, width])), &ids);
+        let y = forward(EmbeddingTable::Numbers(&Tensor::new(&w, &[rows, width])), &ids);
         assert_eq!(wide(&y), naive(&wide(&w)));
         let mut dw = Tensor::new(&vec![1.0; rows * width], &[rows, width]);
         backward(&Tensor::new(&dy, &[ids.len(), width]), &ids, &mut dw);
@@ -156,7 +158,7 @@ mod tests {
             let ids: Vec<u32> = (0..tokens).map(|t| (t * t % rows) as u32).collect();
             let run = || {
                 let w = Tensor::new(&numbers(1, rows * width), &[rows, width]);
-                let y = forward(Table::Numbers(&w), &ids);
+                let y = forward(EmbeddingTable::Numbers(&w), &ids);
                 let mut dw = Tensor::zeros(&[rows, width]);
                 backward(&Tensor::new(&numbers(2, tokens * width), &[tokens, width]), &ids, &mut dw);
                 [&y[..], &dw[..]].concat()
@@ -168,13 +170,13 @@ mod tests {
     #[test]
     #[should_panic]
     fn ids_beyond_the_table_panic() {
-        forward(Table::Numbers(&Tensor::zeros(&[3, 4])), &[3]);
+        forward(EmbeddingTable::Numbers(&Tensor::zeros(&[3, 4])), &[3]);
     }
 
     #[test]
     #[should_panic]
     fn ids_beyond_the_bytes_of_a_table_panic() {
-        forward(Table::Rows(&Rows::new(Encoding::BF16, [3, 4])), &[3]);
+        forward(EmbeddingTable::Encoded(&EncodedRows::new(Encoding::BF16, [3, 4])), &[3]);
     }
 
     #[test]
@@ -188,15 +190,15 @@ mod tests {
             encoding.encode(&w, &mut bytes);
             let mut decoded = vec![0.0; w.len()];
             encoding.decode(&bytes, &mut decoded);
-            let mut table = Rows::new(encoding, [rows, width]);
-            let byte = |number: usize| number / encoding.unit() * encoding.unit_bytes();
+            let mut table = EncodedRows::new(encoding, [rows, width]);
+            let byte = |number: usize| number / encoding.block_len() * encoding.block_bytes();
             table.update(|range, out| out.copy_from_slice(&bytes[byte(range.start)..byte(range.end)]));
             assert_eq!(table.data(), bytes);
             let ids = [0, 7, 1199, 600, 7];
             let expected: Vec<f32> =
                 ids.iter().flat_map(|id| &decoded[*id as usize * width..][..width]).copied().collect();
             assert_eq!(
-                on_every_isa_and_threads(|| forward(Table::Rows(&table), &ids).to_vec()),
+                on_every_isa_and_threads(|| forward(EmbeddingTable::Encoded(&table), &ids).to_vec()),
                 expected,
                 "{encoding}"
             );

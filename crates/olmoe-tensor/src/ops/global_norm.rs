@@ -1,7 +1,9 @@
-//! `Σ x²`, the square of a gradient's norm: the sum over all parameters' gradients, its root, clips them.
+//! `Σ x²`, the squared norm of a gradient. The root of the sum over all parameters is the global norm, by which
+//! gradients are clipped.
 //!
-//! Fixed pieces, so that the threads do not show: f32 lanes over 1,024 numbers, those sums in f64, in order. A square beyond the
-//! range of f32 counts as infinite (as in torch, whose norm is f32), one below as 0.
+//! Squares are summed in f32 lanes over 1,024 numbers, and these sums in f64, in order: a fixed division, so that the
+//! result does not depend on the number of threads. A square above the range of f32 counts as infinite, as in torch,
+//! whose norm is f32; one below the range counts as 0.
 
 use super::lanes;
 use crate::memory::Buffer;
@@ -9,7 +11,7 @@ use crate::simd::kernel;
 use crate::threads::{Shared, parallel};
 
 /// Numbers of a task.
-const BLOCK: usize = 64 << 10;
+const TASK_NUMBERS: usize = 64 << 10;
 /// Numbers that are summed in f32.
 const RUN: usize = 1024;
 
@@ -25,15 +27,15 @@ kernel! {
 
 /// `Σ x²`, on all threads. It is finite only if every number is: this is also the check for NaN and infinity.
 pub fn sum_of_squares(x: &[f32]) -> f64 {
-    if x.len() <= BLOCK {
+    if x.len() <= TASK_NUMBERS {
         return block(x);
     }
-    let mut sums = Buffer::<f64>::scratch(x.len().div_ceil(BLOCK));
+    let mut sums = Buffer::<f64>::scratch(x.len().div_ceil(TASK_NUMBERS));
     let shared = Shared::new(&mut sums);
-    parallel(x.len().div_ceil(BLOCK), |i| {
+    parallel(x.len().div_ceil(TASK_NUMBERS), |i| {
         // SAFETY: each task has its own place, and the buffer outlives the loop.
         let sum = unsafe { shared.range(i..i + 1) };
-        sum[0] = block(&x[i * BLOCK..(i * BLOCK + BLOCK).min(x.len())]);
+        sum[0] = block(&x[i * TASK_NUMBERS..(i * TASK_NUMBERS + TASK_NUMBERS).min(x.len())]);
     });
     sums.iter().sum()
 }
@@ -46,7 +48,7 @@ mod tests {
 
     #[test]
     fn agrees_with_f64_on_every_instruction_set_and_number_of_threads() {
-        for n in [0, 1, 79, 1025, 3 * BLOCK + 77] {
+        for n in [0, 1, 79, 1025, 3 * TASK_NUMBERS + 77] {
             let x = numbers(1, n);
             let expected: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
             let got = sum_of_squares(&x);
@@ -64,8 +66,8 @@ mod tests {
     #[test]
     fn what_is_not_finite_shows() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for at in [0, 5, BLOCK, 2 * BLOCK + 2] {
-                let mut x = numbers(1, 2 * BLOCK + 3);
+            for at in [0, 5, TASK_NUMBERS, 2 * TASK_NUMBERS + 2] {
+                let mut x = numbers(1, 2 * TASK_NUMBERS + 3);
                 x[at] = bad;
                 assert!(!sum_of_squares(&x).is_finite());
             }

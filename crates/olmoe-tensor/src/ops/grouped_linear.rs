@@ -1,36 +1,36 @@
 //! `y_s = W_e·x_s` for rows that are sorted by group: each group `e` has a weight of its own.
 //!
-//! Shapes: `x [S, in]`, `W [E, out, in]`, `y [S, out]`; `offsets_e [E + 1]` says where the rows of each group begin; a group
-//! may be empty. Backward: `dx_s = W_eᵀ·dy_s`, `dW_e += Σ_s dy_s ⊗ x_s` over the group's rows in order.
-//! The experts of a mixture run through [`mlp`](super::mlp), which does more with a block while it is in the cache; this is
-//! the product alone.
+//! Shapes: `x [S, in]`, `W [E, out, in]`, `y [S, out]`; `offsets_e [E + 1]` says where the rows of each group begin; a
+//! group may be empty. Backward: `dx_s = W_eᵀ·dy_s`, `dW_e += Σ_s dy_s ⊗ x_s` over the rows of the group in order. The
+//! experts of a mixture-of-experts layer run through [`mlp`](super::mlp), which does more with a block of rows while
+//! the block is in the cache; this file has the product alone.
 
 use std::ops::Range;
 
 use crate::gemm::{
-    Factor, Form, Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, Source, Store, block, pack_columns, panel_count,
+    Form, Left, Operand, PANEL_COLS, PANEL_ROWS, Panels, RightFactor, Source, Store, block, pack_columns, panel_count,
     panel_start, products,
 };
 use crate::memory::Buffer;
-use crate::ops::linear::{Input, Weight};
+use crate::ops::linear::{LinearInput, Weight};
 use crate::quant::product;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, num_threads, parallel};
 
-/// Left panels and rows in a block, at most.
+/// Most left panels, and most rows, of a block of rows.
 const BLOCK_PANELS: usize = 8;
 pub(super) const BLOCK_ROWS: usize = BLOCK_PANELS * PANEL_ROWS;
 
 /// Consecutive rows of one group.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C)]
-pub(super) struct Block {
+pub(super) struct RowBlock {
     group: u32,
     start: u32,
     end: u32,
 }
 
-impl Block {
+impl RowBlock {
     pub(super) fn group(&self) -> usize {
         self.group as usize
     }
@@ -40,18 +40,19 @@ impl Block {
     }
 }
 
-/// Cuts each group's rows into even blocks; each begins an even number of rows after its group.
-pub(super) fn blocks(offsets_e: &[u32]) -> Buffer<Block> {
+/// Divides the rows of each group into even blocks; each block begins an even number of rows after the start of its
+/// group.
+pub(super) fn blocks(offsets_e: &[u32]) -> Buffer<RowBlock> {
     let rows = offsets_e.last().map_or(0, |rows| *rows as usize);
-    // Room for the worst distribution of the rows, so that the size does not change with it.
-    let mut all = Buffer::<Block>::scratch(rows / BLOCK_ROWS + 2 * offsets_e.len());
+    // Room for the worst distribution of the rows, so that the size of the buffer does not depend on the distribution.
+    let mut all = Buffer::<RowBlock>::scratch(rows / BLOCK_ROWS + 2 * offsets_e.len());
     let mut next = 0;
     for (group, pair) in offsets_e.windows(2).enumerate() {
         let (start, len) = (pair[0] as usize, (pair[1] - pair[0]) as usize);
         let count = panel_count(len).div_ceil(BLOCK_PANELS);
         for b in 0..count {
             let at = |b| (start + panel_start(len, count, b)) as u32;
-            all[next] = Block { group: group as u32, start: at(b), end: at(b + 1) };
+            all[next] = RowBlock { group: group as u32, start: at(b), end: at(b + 1) };
             next += 1;
         }
     }
@@ -67,7 +68,7 @@ fn check(x_si: &Tensor, offsets_e: &[u32]) {
 /// `y [S, out]` of `x [S, in]`.
 pub fn forward(x_si: &Tensor, offsets_e: &[u32], w: Weight<'_>) -> Tensor {
     check(x_si, offsets_e);
-    Input::grouped(x_si, None, offsets_e).times(w)
+    LinearInput::grouped(x_si, None, offsets_e).times(w)
 }
 
 /// `dx [S, in]` of `dy [S, out]`.
@@ -77,32 +78,32 @@ pub fn backward_input(dy_so: &Tensor, offsets_e: &[u32], w: Weight<'_>) -> Tenso
     let left = Left::from_groups(Source::new(dy_so, dy_so.cols()), offsets_e, dy_so.cols(), w.operand());
     match w {
         Weight::Packed(w) => {
-            products(&left, offsets_e, [Factor { weight: w.backward(), y: &mut dx_si }], Store::Overwrite);
+            products(&left, offsets_e, [RightFactor { weight: w.backward(), y: &mut dx_si }], Store::Overwrite);
         }
         Weight::Quantized(w, _) => product::backward::backward(&left, offsets_e, w, &mut dx_si, Store::Overwrite),
     }
     dx_si
 }
 
-/// Left factors `[rows, group]` over the rows of every group, packed block by block.
+/// Left factors `[rows, group]`, whose contraction runs over the rows of a group, packed block by block.
 pub(super) struct LeftFactors {
     data: Buffer<f32>,
     rows: usize,
 }
 
-/// Right factors, likewise.
+/// Right factors, packed in the same way.
 pub(super) struct RightFactors {
     data: Buffer<f32>,
     rows: usize,
 }
 
-/// How the groups' rows lie in the contraction of [`LeftFactors`] and [`RightFactors`].
+/// How the rows of the groups lie in the contraction of [`LeftFactors`] and [`RightFactors`].
 pub(super) struct Contraction<'a> {
     offsets_e: &'a [u32],
     /// Units before each group.
     units_e: Buffer<u32>,
     operand: Operand,
-    /// How left factors lie.
+    /// The form of left factors.
     left: Form,
 }
 
@@ -115,13 +116,13 @@ impl<'a> Contraction<'a> {
         Contraction { offsets_e, units_e, operand, left: operand.left() }
     }
 
-    /// Units of all groups at most, however the rows are distributed over them.
+    /// The most units that all groups can have together, for any distribution of the rows.
     fn units(&self) -> usize {
         self.operand.units(self.offsets_e.last().map_or(0, |rows| *rows as usize)) + self.offsets_e.len()
     }
 
     pub(super) fn left(&self, rows: usize) -> LeftFactors {
-        LeftFactors { data: Buffer::scratch(rows * self.units() * self.left.unit()), rows }
+        LeftFactors { data: Buffer::scratch(rows * self.units() * self.left.unit_words()), rows }
     }
 
     pub(super) fn right(&self, rows: usize) -> RightFactors {
@@ -129,19 +130,19 @@ impl<'a> Contraction<'a> {
     }
 
     /// Units before the group, of the group, of the group before the block, and of the block.
-    fn place(&self, at: &Block) -> (usize, usize, usize, usize) {
+    fn place(&self, at: &RowBlock) -> (usize, usize, usize, usize) {
         let (before, end) = (self.units_e[at.group()] as usize, self.units_e[at.group() + 1] as usize);
         let first = self.operand.units(at.rows().start - self.offsets_e[at.group()] as usize);
         (before, end - before, first, self.operand.units(at.rows().len()))
     }
 
-    /// Packs the columns of a block's source as its part of left factors.
+    /// Packs the columns of the source of a block as its section of left factors.
     ///
     /// # Safety
     /// No other task packs this block.
-    pub(super) unsafe fn pack_left(&self, out: &Shared<'_, f32>, rows: usize, source: Source<'_>, at: &Block) {
+    pub(super) unsafe fn pack_left(&self, out: &Shared<'_, f32>, rows: usize, source: Source<'_>, at: &RowBlock) {
         let (before, units, first, some) = self.place(at);
-        let (count, unit) = (panel_count(rows), self.left.unit());
+        let (count, unit) = (panel_count(rows), self.left.unit_words());
         for p in 0..count {
             let panel = panel_start(rows, count, p)..panel_start(rows, count, p + 1);
             let from = (rows * before + panel.start * units + first * panel.len()) * unit;
@@ -151,7 +152,7 @@ impl<'a> Contraction<'a> {
         }
     }
 
-    /// Packs the columns of a block's source, row `i` times `scale[i]`, as its part of right factors.
+    /// Packs the columns of the source of a block, row `i` times `scale[i]`, as its section of right factors.
     ///
     /// # Safety
     /// No other task packs this block.
@@ -161,7 +162,7 @@ impl<'a> Contraction<'a> {
         rows: usize,
         source: Source<'_>,
         scale: Option<&[f32]>,
-        at: &Block,
+        at: &RowBlock,
     ) {
         let (before, units, first, some) = self.place(at);
         for p in 0..rows.div_ceil(PANEL_COLS) {
@@ -173,15 +174,15 @@ impl<'a> Contraction<'a> {
         }
     }
 
-    /// `dW_e += left_e·right_eᵀ` for each group that has rows, for several weights at once, or for those of them that are
-    /// there.
-    pub(super) fn accumulate(&self, products: &[Option<Product<'_>>]) {
+    /// `dW_e += left_e·right_eᵀ` for each group that has rows, for several weights at once; those that are `None` are
+    /// left out.
+    pub(super) fn accumulate(&self, products: &[Option<WeightGradient<'_>>]) {
         let groups = self.offsets_e.len() - 1;
-        // A few tasks a thread even when there are few groups.
+        // A few tasks for each thread even when there are few groups.
         let parts = (4 * num_threads()).div_ceil((groups * products.len()).max(1));
         parallel(groups * products.len() * parts, |task| {
             let (e, part) = (task / parts / products.len(), task % parts);
-            let Some(Product { left, right, dw }) = &products[task / parts % products.len()] else { return };
+            let Some(WeightGradient { left, right, dw }) = &products[task / parts % products.len()] else { return };
             let k = (self.offsets_e[e + 1] - self.offsets_e[e]) as usize;
             if k == 0 {
                 return;
@@ -190,7 +191,7 @@ impl<'a> Contraction<'a> {
             let padded = cols.next_multiple_of(PANEL_COLS);
             let units = self.units_e[e] as usize..self.units_e[e + 1] as usize;
             let panels = panel_count(rows);
-            let unit = self.left.unit();
+            let unit = self.left.unit_words();
             let a = &left.data[rows * units.start * unit..rows * units.end * unit];
             let a = Panels::new(a, rows, k, self.operand, self.left);
             let b = &right.data[padded * units.start..padded * units.end];
@@ -205,8 +206,8 @@ impl<'a> Contraction<'a> {
     }
 }
 
-/// One weight's gradient: its factors and where it is added.
-pub(super) struct Product<'a> {
+/// The gradient of one weight: its factors, and where it is accumulated.
+pub(super) struct WeightGradient<'a> {
     pub(super) left: &'a LeftFactors,
     pub(super) right: &'a RightFactors,
     pub(super) dw: Shared<'a, f32>,
@@ -244,7 +245,7 @@ pub fn backward_weight(dy_so: &Tensor, x_si: &Tensor, offsets_e: &[u32], operand
             }
         });
     }
-    contraction.accumulate(&[Some(Product { left: &left, right: &right, dw: Shared::new(dw_eoi) })]);
+    contraction.accumulate(&[Some(WeightGradient { left: &left, right: &right, dw: Shared::new(dw_eoi) })]);
 }
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
-//! The loops that operations share: over the lanes of slices, and over pieces of outputs on all threads.
+//! The loops that operations share: over the lanes of slices, and over ranges of outputs on all threads.
 
 use std::ops::Range;
 
 use crate::simd::Simd;
 use crate::threads::{Shared, parallel_ranges};
 
-/// Numbers in a piece of work: enough to be worth the waking of a thread.
+/// The least number of elements of a task, for which it is worth waking a thread.
 pub(super) const GRAIN: usize = 16 << 10;
 
-/// Runs a body over slices of one length, sixteen numbers at a time and then the rest, which is filled up with zeros.
+/// Runs a body over slices of the same length, sixteen numbers at a time, the last ones padded with zeros.
 ///
-/// Inside the body the name of a slice is its vector. Slices are `read`, `update`d or only written (`write`); the body ends
-/// in the array of new vectors: the updated ones, then the written ones.
+/// Inside the body the name of a slice stands for its vector. Slices are `read`, `update`d or only written (`write`);
+/// the body ends in the array of new vectors: the updated ones, then the written ones.
 macro_rules! lanes {
     ($s:ident; read [$($r:ident),*]; $body:block) => {{
         $(let $r = $r.as_chunks::<{ $crate::simd::LANES }>();)*
@@ -56,21 +56,21 @@ macro_rules! lanes {
 }
 pub(super) use lanes;
 
-/// The number of vectors and the rest that all slices have.
+/// The number of whole vectors and of remaining numbers, which is the same for all slices.
 #[inline(always)]
 pub(super) fn common<const N: usize>(sizes: [(usize, usize); N]) -> (usize, usize) {
     for size in &sizes[1..] {
-        assert_eq!(*size, sizes[0], "slices of one operation have one length");
+        assert_eq!(*size, sizes[0], "slices of one operation have the same length");
     }
     sizes[0]
 }
 
-/// Panics unless all slices of an operation have one length.
+/// Panics unless all slices of an operation have the same length.
 pub(super) fn same_length<const N: usize>(lengths: [usize; N]) {
-    assert!(lengths.iter().all(|n| *n == lengths[0]), "slices of one operation have one length, not {lengths:?}");
+    assert!(lengths.iter().all(|n| *n == lengths[0]), "slices of one operation have the same length, not {lengths:?}");
 }
 
-/// `Σ x²`: four sums in flight, added in a fixed order.
+/// `Σ x²`: four independent sums, added in a fixed order.
 #[inline(always)]
 pub(super) fn sum_of_squares<S: Simd>(s: S, x: &[f32]) -> f32 {
     let (blocks, rest) = x.as_chunks::<64>();
@@ -86,12 +86,12 @@ pub(super) fn sum_of_squares<S: Simd>(s: S, x: &[f32]) -> f32 {
     s.reduce_add(total)
 }
 
-/// Runs `run` over ranges that together are `0..len`, on all threads, each with its part of the outputs: of an output with
-/// width `w` the range `a..b` owns the numbers from `a · w` to `b · w`; only the last piece may have fewer. Ranges are
-/// multiples of `grain`, but for the last.
+/// Runs `run` over disjoint ranges that cover `0..len`, on all threads, each with its part of the outputs: in an output
+/// of width `w` the range `a..b` has the numbers from `a · w` to `b · w`; only the last range may have fewer. The
+/// lengths of the ranges are multiples of `grain`, except the last.
 ///
 /// # Panics
-/// When an output has another length.
+/// When an output has not `len` times its width numbers.
 pub(super) fn split<const N: usize>(
     len: usize,
     grain: usize,
@@ -100,7 +100,7 @@ pub(super) fn split<const N: usize>(
 ) {
     let outputs = outputs.map(|(y, width)| {
         let numbers = y.len();
-        assert_eq!(numbers.div_ceil(width.max(1)), if width > 0 { len } else { 0 }, "{len} pieces of {width} numbers");
+        assert_eq!(numbers.div_ceil(width.max(1)), if width > 0 { len } else { 0 }, "{len} ranges of {width} numbers");
         (Shared::new(y), width, numbers)
     });
     parallel_ranges(len, grain, |range| {
@@ -112,7 +112,7 @@ pub(super) fn split<const N: usize>(
     });
 }
 
-/// [`split`] for an operation on single numbers; few of them stay on this thread.
+/// [`split`] for an elementwise operation; up to [`GRAIN`] numbers stay on the calling thread.
 pub(super) fn split_numbers<const N: usize>(
     outputs: [&mut [f32]; N],
     run: impl Fn(Range<usize>, [&mut [f32]; N]) + Sync,

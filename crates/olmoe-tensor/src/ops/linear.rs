@@ -1,20 +1,20 @@
-//! `y = x·Wᵀ + b`, dense and for groups of weights.
+//! `y = x·Wᵀ + b`, for one weight and for groups of rows with a weight each.
 //!
 //! Shapes: `x [T, in]`, `W [out, in]`, `b [out]`, `y [T, out]`. Backward: `dx = dy·W`, `dW += dyᵀ·x`, `db += Σ_t dy`.
-//! The factors arrive packed, because one packed `x` serves several weights (query, key, value), and one packed weight
-//! serves every call until the next update.
+//! The factors are packed by the caller, because one packed `x` serves several weights (query, key, value), and a
+//! packed weight serves every call until the next update.
 
 use std::cell::OnceCell;
 use std::ops::Range;
 
 use crate::gemm::{self, Left, Operand, PANEL_COLS, Panels, Right, Source, Store, gemm, gemm_here};
 use crate::memory::Buffer;
-use crate::quant::product::{self, QuantizedInput, QuantizedWeight, Rows};
+use crate::quant::product::{self, GroupedRows, QuantizedInput, QuantizedWeight};
 pub use crate::strips::Strips;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel};
 
-/// One weight `[out, in]`, or `groups` of them (the experts), packed for the products it takes part in.
+/// One weight `[out, in]`, or one for each of `groups` (the experts), packed for the products that it takes part in.
 pub struct PackedWeight {
     shape: Strips,
     forward: Right,
@@ -22,8 +22,8 @@ pub struct PackedWeight {
 }
 
 impl PackedWeight {
-    /// Room for `groups` weights `[out, in]`; those with a way back are packed for `dx = dy·W` too. [`PackedWeight::pack`]
-    /// or [`PackedWeight::update`] fills it.
+    /// `groups` weights `[out, in]` with arbitrary contents, to be filled by [`PackedWeight::pack`] or
+    /// [`PackedWeight::update`]. With `way_back` they are packed for the backward product `dx = dy·W` too.
     pub fn new(groups: usize, out: usize, input: usize, operand: Operand, way_back: bool) -> PackedWeight {
         PackedWeight {
             shape: Strips { groups, out, input },
@@ -32,15 +32,16 @@ impl PackedWeight {
         }
     }
 
-    /// Packs the weights `[groups · out, in]`, in place of what was there.
+    /// Packs the weights `[groups · out, in]`, in place of the previous ones.
     pub fn pack(&mut self, w: &[f32]) {
         self.check(w);
         self.pack_strips(0..self.shape.count(), |range, pack| pack(&w[range]));
     }
 
-    /// Changes the strips `some` of the weights and packs them, so that each number is read once. `change` gets a range
-    /// of `[groups, out, in]` and the numbers there: those of `w`, all of the weights as numbers, or where there are none
-    /// scratch of one strip with arbitrary contents, which it has to overwrite.
+    /// Changes the strips `some` of the weights and packs them, so that each number is read once. `change` is called
+    /// with a range of `[groups, out, in]` and the numbers there. They are those of `w`, all of the weights as f32
+    /// numbers, if it is given; otherwise they are a scratch buffer with arbitrary contents, which `change` has to
+    /// overwrite.
     pub fn update(
         &mut self,
         w: Option<&mut [f32]>,
@@ -69,7 +70,7 @@ impl PackedWeight {
         assert_eq!(w.len(), groups * out * input, "a weight is [groups, out, in]");
     }
 
-    /// Packs strips on all threads. `with` gets the range of each strip and passes its numbers on.
+    /// Packs strips on all threads. `with` is called with the range of each strip and passes its numbers on.
     fn pack_strips(&mut self, some: Range<usize>, with: impl Fn(Range<usize>, &dyn Fn(&[f32])) + Sync) {
         let shape = self.shape;
         assert!(some.end <= shape.count(), "strips {some:?} of {}", shape.count());
@@ -90,15 +91,15 @@ impl PackedWeight {
         });
     }
 
-    /// All that is held for `y = x·Wᵀ`, to be kept as it is and put back.
+    /// The packed bytes for `y = x·Wᵀ`, which can be stored and later written back to a weight of the same shape.
     pub fn packed_mut(&mut self) -> &mut [u8] {
         let len = self.forward.bytes() / size_of::<f32>();
         let (data, _) = self.forward.shared();
-        // SAFETY: all of its numbers, borrowed as long as this weight is.
+        // SAFETY: the range is all of the packed numbers, borrowed as long as this weight is.
         bytemuck::cast_slice_mut(unsafe { std::slice::from_raw_parts_mut(data.pointer(0, len), len) })
     }
 
-    /// The shape of the weights, in strips.
+    /// The shape of the weights, cut into strips.
     pub fn strips(&self) -> Strips {
         self.shape
     }
@@ -111,9 +112,9 @@ impl PackedWeight {
     /// Panels for `dx = dy·W`.
     ///
     /// # Panics
-    /// When the weight was made without a way back.
+    /// When the weight was made without `way_back`.
     pub fn backward(&self) -> &Right {
-        self.backward.as_ref().expect("a backward pass runs only over weights that were made with a way back")
+        self.backward.as_ref().expect("a backward pass runs only over weights that were made with `way_back`")
     }
 
     /// The precision of the packed numbers.
@@ -127,18 +128,18 @@ impl PackedWeight {
     }
 }
 
-/// The weights of a product: packed numbers, or quantised blocks.
+/// The weights of a product: packed f32 or bf16 numbers, or quantised blocks.
 #[derive(Clone, Copy)]
 pub enum Weight<'a> {
     /// f32 or bf16.
     Packed(&'a PackedWeight),
-    /// Blocks; the other factor is rounded to eight bits. On the way back, both factors of `dx = dy·W` are of this
-    /// precision.
+    /// Quantised blocks; the other factor is quantised to eight bits. In the backward product `dx = dy·W`, both factors
+    /// have the precision of the operand.
     Quantized(&'a QuantizedWeight, Operand),
 }
 
 impl<'a> Weight<'a> {
-    /// The shape of the weights, in strips.
+    /// The shape of the weights, cut into strips.
     pub fn strips(self) -> Strips {
         match self {
             Weight::Packed(weight) => weight.strips(),
@@ -149,23 +150,23 @@ impl<'a> Weight<'a> {
     /// The packed weights.
     ///
     /// # Panics
-    /// When they are quantised.
+    /// When the weights are quantised.
     pub fn packed(self) -> &'a PackedWeight {
         match self {
             Weight::Packed(weight) => weight,
-            Weight::Quantized(..) => panic!("weights of one product are of one kind"),
+            Weight::Quantized(..) => panic!("the weights of one product are all packed or all quantised"),
         }
     }
 
     /// The blocks.
     pub(super) fn quantized(self) -> &'a QuantizedWeight {
         match self {
-            Weight::Packed(_) => panic!("weights of one product are of one kind"),
+            Weight::Packed(_) => panic!("the weights of one product are all packed or all quantised"),
             Weight::Quantized(weight, _) => weight,
         }
     }
 
-    /// The precision of the factors on the way back.
+    /// The precision of the factors of the backward product.
     pub(super) fn operand(self) -> Operand {
         match self {
             Weight::Packed(weight) => weight.operand(),
@@ -173,20 +174,20 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// `dx (+)= dy·W` with the rows `rows` of weight `group`, on this thread: the contraction of `dy` is those rows, the
-    /// first of them the first of a strip.
+    /// `dx (+)= dy·W` with the rows `rows` of weight `group`, on the calling thread. The contraction of `dy` runs over
+    /// those rows, the first of which is the first of a strip.
     pub(super) fn backward_here(self, dy: Panels<'_>, group: usize, rows: Range<usize>, dx: &mut [f32], store: Store) {
         match self {
-            Weight::Packed(weight) => gemm_here(dy, weight.backward().group(group).span(rows), dx, store),
+            Weight::Packed(weight) => gemm_here(dy, weight.backward().group(group).section(rows), dx, store),
             Weight::Quantized(weight, _) => product::backward::backward_here(dy, weight, group, rows, dx, store),
         }
     }
 }
 
-/// The input of several products, packed once for each kind of weight that asks.
-pub struct Input<'x> {
+/// The input of several products, packed once for each kind of weight when it is first needed.
+pub struct LinearInput<'x> {
     x: &'x Tensor,
-    /// Row `index[s]` of `x` takes the place of row `s`.
+    /// Where present, row `s` of the input is row `index[s]` of `x`.
     index: Option<&'x [u32]>,
     groups: Option<&'x [u32]>,
     /// The offsets of a single group.
@@ -195,17 +196,18 @@ pub struct Input<'x> {
     quantized: [OnceCell<QuantizedInput>; 2],
 }
 
-impl<'x> Input<'x> {
-    /// Of `x [T, in]`.
-    pub fn new(x: &'x Tensor) -> Input<'x> {
+impl<'x> LinearInput<'x> {
+    /// The input `x [T, in]`.
+    pub fn new(x: &'x Tensor) -> LinearInput<'x> {
         let all = [0, x.rows() as u32];
-        Input { x, index: None, groups: None, all, packed: Default::default(), quantized: Default::default() }
+        LinearInput { x, index: None, groups: None, all, packed: Default::default(), quantized: Default::default() }
     }
 
-    /// Of rows of `x [T, in]` sorted by group, each group with weights of its own: row `index[s]` in place of row `s`, where
-    /// there is an index; `offsets` says where the rows of each group begin, and where the last ends.
-    pub fn grouped(x: &'x Tensor, index: Option<&'x [u32]>, offsets: &'x [u32]) -> Input<'x> {
-        Input { index, groups: Some(offsets), ..Input::new(x) }
+    /// Rows of `x [T, in]` in groups, each of which is multiplied with a weight of its own. Row `s` is row `index[s]`
+    /// of `x`, or row `s` without an index; `offsets` says where the rows of each group begin, and where the last group
+    /// ends.
+    pub fn grouped(x: &'x Tensor, index: Option<&'x [u32]>, offsets: &'x [u32]) -> LinearInput<'x> {
+        LinearInput { index, groups: Some(offsets), ..LinearInput::new(x) }
     }
 
     /// `y [S, out]`, `y_s = W_e·x_s`, for the rows `s` of each group `e`.
@@ -214,7 +216,7 @@ impl<'x> Input<'x> {
         y
     }
 
-    /// The same for several weights, at once if they are of one kind.
+    /// The same for several weights, at once if they are all packed with the same operand or all quantised alike.
     pub fn times_each<const N: usize>(&self, weights: [Weight<'_>; N]) -> [Tensor; N] {
         let offsets = self.groups.unwrap_or(&self.all);
         let rows = offsets.last().map_or(0, |rows| *rows as usize);
@@ -233,7 +235,7 @@ impl<'x> Input<'x> {
         all
     }
 
-    /// The products with weights of one kind.
+    /// The products with weights of the same kind.
     fn multiply<const N: usize>(&self, offsets: &[u32], factors: [(Weight<'_>, &mut Tensor); N]) {
         match factors.first() {
             None => {}
@@ -242,14 +244,14 @@ impl<'x> Input<'x> {
                 let source = Source { index: self.index, ..Source::new(self.x, k) };
                 let x = self.packed[usize::from(operand == Operand::Bf16)]
                     .get_or_init(|| Left::from_groups(source, offsets, k, operand));
-                let factors = factors.map(|(weight, y)| gemm::Factor { weight: weight.packed().forward(), y });
+                let factors = factors.map(|(weight, y)| gemm::RightFactor { weight: weight.packed().forward(), y });
                 gemm::products(x, offsets, factors, Store::Overwrite);
             }
             Some((Weight::Quantized(first, _), _)) => {
                 let x = self.quantized[usize::from(first.format().block_len() > 32)]
                     .get_or_init(|| QuantizedInput::pack(self.x, self.x.cols(), first.format()));
-                let factors = factors.map(|(weight, y)| product::Factor { weight: weight.quantized(), y });
-                product::products(x, Rows { index: self.index, offsets, first: 0 }, factors, Store::Overwrite);
+                let factors = factors.map(|(weight, y)| product::QuantizedFactor { weight: weight.quantized(), y });
+                product::products(x, GroupedRows { index: self.index, offsets, first: 0 }, factors, Store::Overwrite);
             }
         }
     }
@@ -298,7 +300,7 @@ mod tests {
                 let mut packed = PackedWeight::new(1, o, i, Operand::F32, true);
                 packed.pack(&w);
                 let (x, dy) = (Tensor::new(&x, &[t, i]), Tensor::new(&dy, &[t, o]));
-                let y = Input::new(&x).times(Weight::Packed(&packed));
+                let y = LinearInput::new(&x).times(Weight::Packed(&packed));
                 let mut dx = Tensor::scratch(&[t, i]);
                 backward_input(&dy, Weight::Packed(&packed), &mut dx, Store::Overwrite);
                 let mut dw = vec![0.0; o * i];
@@ -315,7 +317,7 @@ mod tests {
         }
     }
 
-    /// Weights of one kind and of several, at once and one by one.
+    /// Weights of the same kind and of several kinds, at once and one by one.
     #[test]
     fn several_products_of_an_input_are_each_its_own() {
         let (t, i) = (3, 64);
@@ -330,7 +332,7 @@ mod tests {
         blocks.pack(0..1, &[0x11; 32 * 2 * 34]);
         let all =
             [Weight::Packed(&a), Weight::Packed(&b), Weight::Packed(&c), Weight::Quantized(&blocks, Operand::F32)];
-        let input = Input::new(&x);
+        let input = LinearInput::new(&x);
         for (y, weight) in input.times_each(all).iter().zip(all) {
             assert_eq!(y.shape(), [t, weight.strips().out]);
             assert_eq!(**y, *input.times(weight));
@@ -340,7 +342,8 @@ mod tests {
         assert!(input.times_each([]).is_empty());
     }
 
-    /// Packing at once, by changing numbers, strip by strip through scratch, and in two parts: all give the same panels.
+    /// Packing at once, by changing numbers, strip by strip through scratch, and in two parts: all give the same
+    /// panels.
     #[test]
     fn every_way_of_filling_packs_the_same() {
         for (groups, out, input) in [(1, 1, 1), (3, 37, 5), (2, 64, 6), (1, 0, 4), (0, 4, 4)] {

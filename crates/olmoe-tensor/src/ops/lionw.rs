@@ -16,19 +16,19 @@ use crate::simd::{Simd, kernel};
 pub struct LionW {
     /// Learning rate of this step.
     pub lr: f64,
-    /// Share of the mean gradient in the update.
+    /// Weight of the running mean of the gradient in the update.
     pub beta1: f64,
-    /// Decay of the mean gradient.
+    /// Decay of the running mean of the gradient.
     pub beta2: f64,
-    /// Decoupled weight decay, times the learning rate.
+    /// Decoupled weight decay; multiplied by the learning rate.
     pub weight_decay: f64,
-    /// Where the gradient is 0, parameter and state stay as they are.
+    /// Where the gradient is 0, parameter and state are not changed.
     pub selective: bool,
 }
 
 /// The scalars of a step.
 #[derive(Clone, Copy)]
-struct Scalars {
+struct LionWScalars {
     grad_scale: f32,
     decay: f32,
     beta1: f32,
@@ -40,9 +40,9 @@ struct Scalars {
     leave: Leave,
 }
 
-/// Sixteen parameters: new p, what is left of g, new m.
+/// A step of sixteen parameters: the new p, what is written to g, the new m.
 #[inline(always)]
-fn update<S: Simd>(s: S, c: &Scalars, p: S::V, g: S::V, m: S::V) -> [S::V; 3] {
+fn update<S: Simd>(s: S, c: &LionWScalars, p: S::V, g: S::V, m: S::V) -> [S::V; 3] {
     let g = s.mul(g, s.splat(c.grad_scale));
     let u = s.add(s.mul(m, s.splat(c.beta1)), s.mul(g, s.splat(c.one_minus_beta1)));
     // 0 has the sign 0, which is not that of IEEE 754.
@@ -58,20 +58,20 @@ fn update<S: Simd>(s: S, c: &Scalars, p: S::V, g: S::V, m: S::V) -> [S::V; 3] {
 }
 
 kernel! {
-    fn step[s: S](c: &Scalars, p: &mut [f32], g: &mut [f32], m: &mut [f32]) {
+    fn step[s: S](c: &LionWScalars, p: &mut [f32], g: &mut [f32], m: &mut [f32]) {
         lanes!(s; read []; update [p, g, m]; write []; { update(s, c, p, g, m) });
     }
 }
 
 impl LionW {
-    /// A step of the parameters `p` with gradients `g`, which count `grad_scale` times (the clipping coefficient), and state
-    /// `m`, zeros before the first step. One pass on the calling thread; `leave` says what is in `g` afterwards, and the
-    /// update it can be is `u`, before the sign is taken.
+    /// A step of the parameters `p` with gradients `g`, which are multiplied by `grad_scale` (the clipping
+    /// coefficient), and state `m`, zeros before the first step. One pass on the calling thread; `leave` says what is
+    /// in `g` afterwards. The update that [`Leave::Update`] writes is `u`, before the sign is taken.
     ///
     /// # Panics
     /// When the lengths differ.
     pub fn step(&self, grad_scale: f32, p: &mut [f32], g: &mut [f32], m: &mut [f32], leave: Leave) {
-        let scalars = Scalars {
+        let scalars = LionWScalars {
             grad_scale,
             decay: (1.0 - self.lr * self.weight_decay) as f32,
             beta1: self.beta1 as f32,

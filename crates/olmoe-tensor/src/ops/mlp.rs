@@ -3,50 +3,52 @@
 //! T tokens, S slots (token–expert pairs sorted by expert, see [`Assignment`]), D model width, I expert width. For the
 //! slot `s` of token `t` on expert `e` with weight `w_s`:
 //!
-//! `g = Wg_e·x_t`, `u = Wu_e·x_t`, `a = silu(g) ⊙ u`, `o_s = Wd_e·a`, and `y_t = Σ_s w_s·o_s` in the order of the choices;
-//! without a gate `a = f(u)`. Backward, with `a' = Wdᵀ·dy_t`: `dw_s = a'·a`, `da = w_s·a'`, so no output is kept;
-//! `dWd += dy_t ⊗ w_s·a`, `dWg += dg ⊗ x_t`, `dWu += du ⊗ x_t`, `dx_t = Σ_s (Wgᵀ·dg + Wuᵀ·du)`.
+//! `g = Wg_e·x_t`, `u = Wu_e·x_t`, `a = silu(g) ⊙ u`, `o_s = Wd_e·a`, and `y_t = Σ_s w_s·o_s` in the order of the
+//! choices; without a gate `a = f(u)`. Backward, with `a' = Wdᵀ·dy_t`: `dw_s = a'·a`, `da = w_s·a'`, so no output is
+//! kept; `dWd += dy_t ⊗ w_s·a`, `dWg += dg ⊗ x_t`, `dWu += du ⊗ x_t`, `dx_t = Σ_s (Wgᵀ·dg + Wuᵀ·du)`.
 //!
-//! In three steps, so that the experts may be elsewhere: [`dispatch`] says which rows of `x` the slots read, [`experts`] makes
-//! an output of each slot, whose rows may as well be copies, and [`combine`] sums the outputs of a token. The way back takes
-//! the same steps: [`combine_backward`], [`experts_backward`], [`dispatch_backward`].
+//! The layer has three steps, so that the experts may be on another rank: [`dispatch`] names the rows of `x` that the
+//! slots read, [`experts`] computes the output of each slot from these rows or from copies of them, and [`combine`]
+//! sums the outputs of each token. The backward pass has the same steps: [`combine_backward`], [`experts_backward`],
+//! [`dispatch_backward`].
 //!
-//! Where experts have many rows, a task takes a block of one expert's slots through all of it while the block is in the
-//! cache; where they have few, each product takes all experts at once, so that weights stream and a single token keeps all
-//! threads busy. A dense layer is the case of one expert that takes every token with weight one.
+//! Where experts have many rows, a task takes a block of slots of one expert through the whole layer while the block is
+//! in the cache. Where they have few, each product runs over all experts at once, so that weights stream from memory
+//! and even a single token keeps all threads busy. A dense layer is the case of one expert that takes every token with
+//! weight one.
 
 use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
-use crate::ops::activation::{Activation, activate, activate_backward, swiglu, swiglu_backward};
+use crate::ops::activation::{Nonlinearity, activate, activate_backward, swiglu, swiglu_backward};
 use crate::ops::add::{add_assign, scale};
-use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, LeftFactors, Product, RightFactors, blocks};
+use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, LeftFactors, RightFactors, WeightGradient, blocks};
 use crate::ops::lanes::lanes;
-use crate::ops::linear::{Input, Weight};
+use crate::ops::linear::{LinearInput, Weight};
 use crate::ops::router::{Assignment, DROPPED};
-use crate::quant::product::{self, Factor, QuantizedInput, Rows};
+use crate::quant::product::{self, GroupedRows, QuantizedFactor, QuantizedInput};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, num_threads, parallel, parallel_ranges};
 
-/// The weights of the layer, one of each for every expert.
+/// The weights of a feed-forward layer, one of each kind for every expert.
 #[derive(Clone, Copy)]
-pub struct Mlp<'a> {
-    /// `[E, I, D]`; none for a layer without a gate.
+pub struct MlpWeights<'a> {
+    /// `[E, I, D]`; `None` for a layer without a gate.
     pub gate: Option<Weight<'a>>,
     /// `[E, I, D]`
     pub up: Weight<'a>,
     /// `[E, D, I]`
     pub down: Weight<'a>,
-    /// The function `f`; SiLU on the gate when there is one.
-    pub activation: Activation,
+    /// The activation function `f`; always SiLU in a layer with a gate.
+    pub activation: Nonlinearity,
     /// Biases of a dense layer.
     pub biases: Biases<&'a [f32]>,
 }
 
-/// Something for each bias that the layer has.
+/// One value for each bias of the layer; `None` for a bias that it does not have.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Biases<T> {
     /// `[I]`
@@ -57,14 +59,14 @@ pub struct Biases<T> {
     pub down: Option<T>,
 }
 
-/// The rows of the slots: those of each expert one after the other.
+/// The rows that the slots read, expert after expert.
 #[derive(Clone, Copy)]
 pub struct Slots<'a> {
     /// `[N, D]`
     pub rows: &'a Tensor,
-    /// Which row is that of each slot, `[S]`; without, row `s` is that of slot `s`.
+    /// The row that each slot reads, `[S]`; without an index, slot `s` reads row `s`.
     pub index: Option<&'a [u32]>,
-    /// Where each expert's slots begin, and where the last one's end, `[E + 1]`.
+    /// Where the slots of each expert begin, and where those of the last one end, `[E + 1]`.
     pub offsets_e: &'a [u32],
 }
 
@@ -82,17 +84,17 @@ impl<'a> Slots<'a> {
     }
 }
 
-/// The gradient of the slots' outputs: of each that of its token, times its weight.
+/// The gradients of the outputs of the slots: for each slot the gradient of its token, times the weight of the slot.
 #[derive(Clone, Copy)]
 pub struct OutputGradients<'a> {
     /// The gradients of the tokens.
     pub dy: Slots<'a>,
-    /// `[S]`
+    /// The weights of the slots, `[S]`.
     pub weight_s: &'a [f32],
 }
 
-/// Where the weights' gradients are added; those of frozen weights are not asked for.
-pub struct Gradients<'a> {
+/// Where the gradients of the weights are accumulated; `None` for frozen weights.
+pub struct MlpGradients<'a> {
     /// `[E, I, D]`
     pub gate: Option<&'a mut [f32]>,
     /// `[E, I, D]`
@@ -103,27 +105,28 @@ pub struct Gradients<'a> {
     pub biases: Biases<&'a mut [f32]>,
 }
 
-/// What the backward pass needs: the inputs of the activation.
-pub struct Saved {
+/// What the backward pass needs: the inputs of the activation function.
+pub struct MlpSaved {
     gate_si: Option<Tensor>,
     up_si: Tensor,
 }
 
-impl Saved {
-    fn scratch(slots: usize, mlp: &Mlp<'_>) -> Saved {
+impl MlpSaved {
+    fn scratch(slots: usize, mlp: &MlpWeights<'_>) -> MlpSaved {
         let room = || Tensor::scratch(&[slots, mlp.up.strips().out]);
-        Saved { gate_si: mlp.gate.map(|_| room()), up_si: room() }
+        MlpSaved { gate_si: mlp.gate.map(|_| room()), up_si: room() }
     }
 
-    /// Both for tasks that fill them: the gate's, where there is one, and the other's.
+    /// Both inputs for tasks that fill them: that of the gate, where there is one, and the other.
     fn shared(&mut self) -> (Option<Shared<'_, f32>>, Shared<'_, f32>) {
         (self.gate_si.as_deref_mut().map(Shared::new), Shared::new(&mut self.up_si))
     }
 }
 
-/// Rows of a chosen expert, on the mean, from which on the layer goes block by block.
+/// The least mean number of rows of a chosen expert for which the layer is computed block by block.
 const MANY_ROWS: usize = 32;
-/// Blocks for each thread, at least, for the same: a slow thread then keeps nobody waiting for long.
+/// The least number of blocks for each thread for which the layer is computed block by block: with fewer, the other
+/// threads would wait for the slowest one.
 const BLOCKS_PER_THREAD: usize = 4;
 
 fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
@@ -132,20 +135,20 @@ fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
     }
 }
 
-/// Room for `len` numbers of a block's rows, `width` in each.
+/// A scratch buffer for `len` numbers of the rows of a block, each of `width` numbers.
 fn block_scratch(len: usize, width: usize) -> Buffer<f32> {
     let mut scratch = Buffer::scratch(BLOCK_ROWS * width);
     scratch.truncate(len);
     scratch
 }
 
-/// Which rows of `x [T, D]` the slots read. Nothing is copied.
+/// Names the rows of `x [T, D]` that the slots read. Nothing is copied.
 pub fn dispatch<'a>(x_td: &'a Tensor, assignment: &'a Assignment) -> Slots<'a> {
     Slots { rows: x_td, index: Some(&assignment.token_s), offsets_e: &assignment.offsets_e }
 }
 
-/// The slots' outputs `[S, D]`, and what the backward pass needs if it is to `keep` that.
-pub fn experts(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Saved>) {
+/// The outputs of the slots, `[S, D]`, and with `keep` what the backward pass needs.
+pub fn experts(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Option<MlpSaved>) {
     match mlp.up {
         Weight::Packed(_) if fills_blocks(slots.offsets_e) => by_blocks(slots, mlp, keep),
         Weight::Quantized(..) if fills_blocks(slots.offsets_e) => quantized_by_blocks(slots, mlp, keep),
@@ -153,13 +156,13 @@ pub fn experts(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<S
     }
 }
 
-/// `y [T, D]`: the weighted sum of each token's slots, from the slots' outputs.
+/// `y [T, D]`: for each token the weighted sum of the outputs of its slots.
 pub fn combine(out_sd: Tensor, assignment: &Assignment) -> Tensor {
     sum_slots(out_sd, assignment, Some(&assignment.weight_s))
 }
 
-/// Whether experts have so many rows that multiplying takes longer than reading the weights, and all threads a few blocks.
-/// The results do not depend on it.
+/// Whether the layer is computed block by block: whether experts have so many rows that multiplying takes longer than
+/// reading the weights, and there are a few blocks for each thread. The results do not depend on this choice.
 fn fills_blocks(offsets_e: &[u32]) -> bool {
     let (mut chosen, mut count) = (0, 0);
     for pair in offsets_e.windows(2) {
@@ -171,10 +174,11 @@ fn fills_blocks(offsets_e: &[u32]) -> bool {
     rows >= MANY_ROWS * chosen && count >= BLOCKS_PER_THREAD * num_threads()
 }
 
-/// Where a block writes inputs of the activation: to what is kept, or else to room of its own.
+/// Where a block writes the inputs of the activation function: to `range` of what is kept, or else to a buffer of its
+/// own.
 ///
 /// # Safety
-/// The range of what is kept is this block's.
+/// No other block uses this range.
 unsafe fn place<'a>(
     kept: Option<&'a Shared<'_, f32>>,
     range: Range<usize>,
@@ -191,14 +195,14 @@ unsafe fn place<'a>(
     }
 }
 
-/// The slots' outputs, block by block: what lies between the products stays in the cache.
-fn by_blocks(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Saved>) {
+/// The outputs of the slots, block by block: intermediate results stay in the cache.
+fn by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Option<MlpSaved>) {
     let (d, width) = (slots.rows.cols(), mlp.up.strips().out);
     let operand = mlp.up.operand();
-    let mut saved = keep.then(|| Saved::scratch(slots.count(), mlp));
+    let mut saved = keep.then(|| MlpSaved::scratch(slots.count(), mlp));
     let mut out_sd = Tensor::scratch(&[slots.count(), d]);
     {
-        let (kept_gate, kept_up) = saved.as_mut().map(Saved::shared).unzip();
+        let (kept_gate, kept_up) = saved.as_mut().map(MlpSaved::shared).unzip();
         let kept_gate = kept_gate.flatten();
         let out_sd = Shared::new(&mut out_sd);
         for_blocks(slots.offsets_e, |e, some| {
@@ -232,9 +236,10 @@ fn by_blocks(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Sav
     (out_sd, saved)
 }
 
-/// The slots' outputs, each product of all experts at once: weights stream, and a single token keeps all threads busy.
-fn by_products(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Saved>) {
-    let x = Input::grouped(slots.rows, slots.index, slots.offsets_e);
+/// The outputs of the slots, each product for all experts at once: weights stream from memory, and even a single token
+/// keeps all threads busy.
+fn by_products(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Option<MlpSaved>) {
+    let x = LinearInput::grouped(slots.rows, slots.index, slots.offsets_e);
     let (mut gate_si, mut up_si) = match mlp.gate {
         Some(gate) => {
             let [gate_si, up_si] = x.times_each([gate, mlp.up]);
@@ -251,23 +256,23 @@ fn by_products(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<S
         }
         None => each_slot(&mut act_si, |range, act| activate(mlp.activation, &up_si[range], act)),
     }
-    let mut out_sd = Input::grouped(&act_si, None, slots.offsets_e).times(mlp.down);
+    let mut out_sd = LinearInput::grouped(&act_si, None, slots.offsets_e).times(mlp.down);
     add_bias(&mut out_sd, mlp.biases.down);
-    (out_sd, keep.then_some(Saved { gate_si, up_si }))
+    (out_sd, keep.then_some(MlpSaved { gate_si, up_si }))
 }
 
 /// [`by_blocks`] with quantised weights.
-fn quantized_by_blocks(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, Option<Saved>) {
+fn quantized_by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Option<MlpSaved>) {
     let (d, width) = (slots.rows.cols(), mlp.up.strips().out);
     let (up, down) = (mlp.up.quantized(), mlp.down.quantized());
     let gate = mlp.gate.map(Weight::quantized);
     let x = QuantizedInput::pack(slots.rows, d, up.format());
     let other = gate.filter(|gate| gate.format().block_len() != up.format().block_len());
     let x_gate = other.map(|gate| QuantizedInput::pack(slots.rows, d, gate.format()));
-    let mut saved = keep.then(|| Saved::scratch(slots.count(), mlp));
+    let mut saved = keep.then(|| MlpSaved::scratch(slots.count(), mlp));
     let mut out_sd = Tensor::scratch(&[slots.count(), d]);
     {
-        let (kept_gate, kept_up) = saved.as_mut().map(Saved::shared).unzip();
+        let (kept_gate, kept_up) = saved.as_mut().map(MlpSaved::shared).unzip();
         let kept_gate = kept_gate.flatten();
         let out_shared = Shared::new(&mut out_sd);
         for_blocks(slots.offsets_e, |e, some| {
@@ -283,19 +288,19 @@ fn quantized_by_blocks(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, 
                 }
             };
             let offsets = [0, count as u32];
-            let rows = Rows { index: Some(index), offsets: &offsets, first: e };
+            let rows = GroupedRows { index: Some(index), offsets: &offsets, first: e };
             let inner = some.start * width..some.end * width;
             let [mut own_gate, mut own_up] = [(); 2].map(|()| Buffer::scratch(0));
             let mut act_si = block_scratch(inner.len(), width);
             // SAFETY: each block is another range of slots.
             let up_si = unsafe { place(kept_up.as_ref(), inner.clone(), width, &mut own_up) };
-            product::products(&x, rows, [Factor { weight: up, y: &mut *up_si }], Store::Overwrite);
+            product::products(&x, rows, [QuantizedFactor { weight: up, y: &mut *up_si }], Store::Overwrite);
             add_bias(up_si, mlp.biases.up);
             match gate {
                 Some(gate) => {
                     // SAFETY: as above.
                     let gate_si = unsafe { place(kept_gate.as_ref(), inner, width, &mut own_gate) };
-                    let factor = Factor { weight: gate, y: &mut *gate_si };
+                    let factor = QuantizedFactor { weight: gate, y: &mut *gate_si };
                     product::products(x_gate.as_ref().unwrap_or(&x), rows, [factor], Store::Overwrite);
                     add_bias(gate_si, mlp.biases.gate);
                     swiglu(gate_si, up_si, &mut act_si);
@@ -305,22 +310,22 @@ fn quantized_by_blocks(slots: Slots<'_>, mlp: &Mlp<'_>, keep: bool) -> (Tensor, 
             let act = QuantizedInput::pack(&act_si, width, down.format());
             // SAFETY: as above.
             let out = unsafe { out_shared.range(some.start * d..some.end * d) };
-            let rows = Rows { index: None, offsets: &offsets, first: e };
-            product::products(&act, rows, [Factor { weight: down, y: &mut *out }], Store::Overwrite);
+            let rows = GroupedRows { index: None, offsets: &offsets, first: e };
+            product::products(&act, rows, [QuantizedFactor { weight: down, y: &mut *out }], Store::Overwrite);
             add_bias(out, mlp.biases.down);
         });
     }
     (out_sd, saved)
 }
 
-/// Runs over the blocks (expert, slots) on all threads, the largest first, so that nobody waits long for the last one.
+/// Runs over the blocks (expert, slots) on all threads, the largest ones first, so that the last one is short.
 fn for_blocks(offsets_e: &[u32], run: impl Fn(usize, Range<usize>) + Sync) {
     let mut blocks = blocks(offsets_e);
     blocks.sort_unstable_by_key(|block| Reverse(block.rows().len()));
     parallel(blocks.len(), |b| run(blocks[b].group(), blocks[b].rows()));
 }
 
-/// Runs over the rows of `y` on all threads, with the range of its numbers.
+/// Runs over ranges of rows of `y` on all threads; `run` gets the rows and their numbers.
 fn each_slot(y: &mut Tensor, run: impl Fn(Range<usize>, &mut [f32]) + Sync) {
     let (rows, width) = (y.rows(), y.cols());
     let shared = Shared::new(y);
@@ -331,7 +336,7 @@ fn each_slot(y: &mut Tensor, run: impl Fn(Range<usize>, &mut [f32]) + Sync) {
     });
 }
 
-/// `y_t = Σ_k w_s·out_s` over the slots `s` of token `t` in the order of its choices; without weights, their sum.
+/// `y_t = Σ_k w_s·out_s` over the slots `s` of token `t` in the order of its choices; the plain sum without weights.
 fn sum_slots(out_sd: Tensor, assignment: &Assignment, weight_s: Option<&[f32]>) -> Tensor {
     let (tokens, d, choices) = (assignment.slot_tk.rows(), out_sd.cols(), assignment.slot_tk.cols());
     if choices == 1 && assignment.experts() == 1 {
@@ -371,37 +376,38 @@ kernel! {
     }
 }
 
-/// The product that gives a weight's gradient, if that is asked for.
+/// The gradient of a weight as a product, if there is a buffer for it.
 fn weight_product<'a>(
     left: &'a Option<LeftFactors>,
     right: &'a Option<RightFactors>,
     dw: Option<&'a mut [f32]>,
-) -> Option<Product<'a>> {
-    Some(Product { left: left.as_ref()?, right: right.as_ref()?, dw: Shared::new(dw?) })
+) -> Option<WeightGradient<'a>> {
+    Some(WeightGradient { left: left.as_ref()?, right: right.as_ref()?, dw: Shared::new(dw?) })
 }
 
-/// What the slots' outputs get of `dy [T, D]`. Nothing is copied.
+/// The gradients of the outputs of the slots, from `dy [T, D]`. Nothing is copied.
 pub fn combine_backward<'a>(dy_td: &'a Tensor, assignment: &'a Assignment) -> OutputGradients<'a> {
     OutputGradients { dy: dispatch(dy_td, assignment), weight_s: &assignment.weight_s }
 }
 
-/// `dx [T, D]`: the sum over each token's slots, from the gradients of the slots' rows.
+/// `dx [T, D]`: for each token the sum of the gradients of the rows of its slots.
 pub fn dispatch_backward(dx_sd: Tensor, assignment: &Assignment) -> Tensor {
     sum_slots(dx_sd, assignment, None)
 }
 
-/// Gradients of the slots' rows, `[S, D]`, if the `input` has one, and of the slots' weights, `[S]`.
+/// The gradients of the rows of the slots, `[S, D]`, with `input`, and of the weights of the slots, `[S]`. Accumulates
+/// the gradients of the layer's weights.
 pub fn experts_backward(
     slots: Slots<'_>,
-    mlp: &Mlp<'_>,
-    saved: &Saved,
+    mlp: &MlpWeights<'_>,
+    saved: &MlpSaved,
     output: OutputGradients<'_>,
-    gradients: Gradients<'_>,
+    gradients: MlpGradients<'_>,
     input: bool,
 ) -> (Option<Tensor>, Buffer<f32>) {
     let (d, width, operand) = (slots.rows.cols(), mlp.up.strips().out, mlp.up.operand());
     let OutputGradients { dy, weight_s } = output;
-    // The factors of the weights' gradients, packed block by block.
+    // The factors of the gradients of the weights, packed block by block.
     let contraction = Contraction::new(slots.offsets_e, operand);
     let mut dgate_factors = gradients.gate.is_some().then(|| contraction.left(width));
     let mut dup_factors = gradients.up.is_some().then(|| contraction.left(width));
@@ -411,7 +417,7 @@ pub fn experts_backward(
     let mut dx_sd = input.then(|| Tensor::scratch(&[slots.count(), d]));
     let mut dweight_s = Buffer::scratch(slots.count());
     let blocks = blocks(slots.offsets_e);
-    // Column sums of a dense layer's blocks, for its biases.
+    // Column sums of the blocks of a dense layer, for the gradients of its biases.
     let summed = gradients.biases.gate.is_some() || gradients.biases.up.is_some();
     let mut sums = Tensor::zeros(&[blocks.len() * usize::from(summed), 2 * width]);
     {

@@ -5,8 +5,8 @@
 //!
 //! T tokens, H heads, P positions, h half a head: x_t(H·2h), in place; tables cos_ph, sin_ph.
 //!
-//! Angles are made as transformers' `OlmoeRotaryEmbedding` makes them: exponent, frequency and angle each rounded to f32.
-//! Cosine and sine of the rounded angle are then those of f64, rounded.
+//! Angles are computed as in transformers' `OlmoeRotaryEmbedding`: exponent, frequency and angle are each rounded to
+//! f32. Cosine and sine of the rounded angle are computed in f64 and rounded to f32.
 
 use super::lanes::{lanes, row_grain, split};
 use crate::elementary::{exp, ln, sin_cos};
@@ -15,13 +15,13 @@ use crate::tensor::Tensor;
 
 /// The cosines and sines of every position.
 #[derive(Clone, Debug)]
-pub struct Rope {
+pub struct RopeTables {
     cos_ph: Tensor,
     sin_ph: Tensor,
 }
 
 kernel! {
-    /// Turns every head of a row; `back` by the negative angle.
+    /// Rotates every head of a row; with `back`, by the negative angle.
     fn turn[s: S](x: &mut [f32], cos: &[f32], sin: &[f32], back: bool) {
         let sign = s.splat(if back { -1.0 } else { 1.0 });
         for head in x.chunks_exact_mut(2 * cos.len()) {
@@ -35,8 +35,8 @@ kernel! {
     }
 }
 
-impl Rope {
-    /// Bytes that the tables of [`Rope::new`] take.
+impl RopeTables {
+    /// Bytes that the tables of [`RopeTables::new`] take.
     pub fn table_bytes(head_dim: usize, max_positions: usize) -> u64 {
         (max_positions as u64).saturating_mul(head_dim as u64).saturating_mul(size_of::<f32>() as u64)
     }
@@ -45,7 +45,7 @@ impl Rope {
     ///
     /// # Panics
     /// When `head_dim` is odd or 0.
-    pub fn new(head_dim: usize, theta: f32, max_positions: usize) -> Rope {
+    pub fn new(head_dim: usize, theta: f32, max_positions: usize) -> RopeTables {
         assert!(head_dim > 0 && head_dim.is_multiple_of(2), "rotary heads have an even width, not {head_dim}");
         let half = head_dim / 2;
         let [mut cos_ph, mut sin_ph] = [(); 2].map(|_| Tensor::scratch(&[max_positions, half]));
@@ -65,7 +65,7 @@ impl Rope {
                 }
             }
         });
-        Rope { cos_ph, sin_ph }
+        RopeTables { cos_ph, sin_ph }
     }
 
     /// Positions in the tables.
@@ -73,19 +73,19 @@ impl Rope {
         self.cos_ph.rows()
     }
 
-    /// Turns each row of x_t(H·2h), which holds `heads` heads, by the angles of its position.
+    /// Rotates each row of x_t(H·2h), which holds `heads` heads, by the angles of its position.
     ///
     /// # Panics
-    /// When the shapes do not belong together, or a position is not below [`Rope::max_positions`]: callers check lengths
+    /// When the shapes do not fit, or a position is not below [`RopeTables::max_positions`]: callers check lengths
     /// where they enter.
     pub fn apply(&self, x: &mut Tensor, heads: usize, positions: &[u32]) {
         self.turn(x, heads, positions, false);
     }
 
-    /// Turns by the negative angles: dy to dx, in place.
+    /// Rotates by the negative angles: turns dy into dx, in place.
     ///
     /// # Panics
-    /// As [`Rope::apply`].
+    /// As [`RopeTables::apply`].
     pub fn apply_inverse(&self, x: &mut Tensor, heads: usize, positions: &[u32]) {
         self.turn(x, heads, positions, true);
     }
@@ -133,7 +133,7 @@ mod tests {
         let (heads, head_dim, positions) = (3, 22, [0, 1, 5, 1]);
         let n = positions.len() * heads * head_dim;
         let (x, dy) = (numbers(1, n), numbers(2, n));
-        let rope = Rope::new(head_dim, 10000.0, 6);
+        let rope = RopeTables::new(head_dim, 10000.0, 6);
         let shape = [positions.len(), heads * head_dim];
         let mut y = Tensor::new(&x, &shape);
         rope.apply(&mut y, heads, &positions);
@@ -150,7 +150,7 @@ mod tests {
         let (heads, head_dim) = (16, 128);
         let positions: Vec<u32> = (0..40).map(|t| t * 97 % 4096).collect();
         let x = numbers(1, 40 * heads * head_dim);
-        let rope = Rope::new(head_dim, 10000.0, 4096);
+        let rope = RopeTables::new(head_dim, 10000.0, 4096);
         let mut y = Tensor::new(&x, &[40, heads * head_dim]);
         rope.apply(&mut y, heads, &positions);
         // The f32 angle of a far position is off by up to 4096·2⁻²⁴, as in transformers.
@@ -163,7 +163,7 @@ mod tests {
     /// `inv = 1/(10000.0**(torch.arange(0,128,2,dtype=torch.int64).float()/128)); (inv*4095).cos()` and `.sin()`.
     #[test]
     fn tables_are_those_of_transformers() {
-        let rope = Rope::new(128, 10000.0, 4096);
+        let rope = RopeTables::new(128, 10000.0, 4096);
         let torch: [(usize, f32, f32); 7] = [
             (0, -0.065_975_994, -0.997_821_2),
             (1, -0.742_445_7, 0.669_906_2),
@@ -184,7 +184,7 @@ mod tests {
     fn same_bits_on_every_instruction_set_and_number_of_threads() {
         for (rows, heads, head_dim) in [(0, 2, 4), (1, 1, 2), (3, 5, 34), (50, 16, 128)] {
             let run = || {
-                let rope = Rope::new(head_dim, 10000.0, 64);
+                let rope = RopeTables::new(head_dim, 10000.0, 64);
                 let positions: Vec<u32> = (0..rows as u32).rev().collect();
                 let mut x = Tensor::new(&numbers(1, rows * heads * head_dim), &[rows, heads * head_dim]);
                 rope.apply(&mut x, heads, &positions);
@@ -200,6 +200,6 @@ mod tests {
     #[test]
     #[should_panic]
     fn positions_beyond_the_tables_panic() {
-        Rope::new(4, 10000.0, 8).apply(&mut Tensor::zeros(&[1, 4]), 1, &[8]);
+        RopeTables::new(4, 10000.0, 8).apply(&mut Tensor::zeros(&[1, 4]), 1, &[8]);
     }
 }

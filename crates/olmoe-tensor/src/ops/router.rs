@@ -1,9 +1,10 @@
 //! The router: softmax over all experts, then the top k.
 //!
-//! T tokens, E experts, K choices. `r = x·Wgᵀ [T, E]` (the caller's product, in f32 at every precision), `p = softmax(r)`
-//! over **all** experts, the `K` largest probabilities in falling order (of equal ones the lower index first), and their
-//! weights: the probabilities themselves, so that they sum to less than one, or divided by their sum when `normalize` is
-//! set. `lse = log Σ exp r` is kept for the z-loss.
+//! T tokens, E experts, K choices. The caller computes the logits `r = x·Wgᵀ [T, E]` in f32 at every precision. The
+//! router computes `p = softmax(r)` over **all** experts and chooses the `K` largest probabilities in descending order;
+//! of equal ones the lower index comes first. The weights of the chosen experts are their probabilities, which sum to
+//! less than one, or with `normalize` the probabilities divided by their sum. `lse = log Σ exp r` is kept for the
+//! z-loss.
 
 use crate::elementary::ln;
 use crate::memory::Buffer;
@@ -12,12 +13,12 @@ use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel_ranges};
 
-/// What the router decided, and what its backward pass needs.
+/// The choices of the router, and what its backward pass needs.
 #[derive(Clone, Debug)]
 pub struct Routing {
     /// Probabilities of all experts, `[T, E]`.
     pub probs_te: Tensor,
-    /// Chosen experts in falling order of probability, `[T, K]`.
+    /// Chosen experts in descending order of probability, `[T, K]`.
     pub ids_tk: Tensor<u32>,
     /// Weights of the chosen experts' outputs, `[T, K]`.
     pub weights_tk: Tensor,
@@ -33,7 +34,7 @@ kernel! {
     pub(crate) fn softmax_row[s: S](row: &mut [f32]) -> f32 {
         let mut largest = f32::NEG_INFINITY;
         for x in row.iter() {
-            // A NaN must show in the result, not vanish in a comparison.
+            // A NaN has to reach the result, but comparisons would drop it.
             largest = if *x > largest || x.is_nan() { *x } else { largest };
         }
         let mut sum = s.zero();
@@ -41,7 +42,7 @@ kernel! {
         for piece in row.chunks_mut(LANES) {
             let e = exp(s, s.sub(s.load_partial(piece), shift));
             s.store_partial(e, piece);
-            // Reloaded, so that lanes past the end count zero.
+            // Loaded again, so that lanes past the end are zero.
             sum = s.add(sum, s.load_partial(piece));
         }
         let sum = s.reduce_add(sum);
@@ -54,7 +55,7 @@ kernel! {
     }
 }
 
-/// Routes from the logits `r [T, E]`, which become the probabilities.
+/// Routes by the logits `r [T, E]`, whose buffer receives the probabilities.
 pub fn forward(logits_te: Tensor, top_k: usize, normalize: bool) -> Routing {
     let (tokens, experts) = (logits_te.rows(), logits_te.cols());
     assert!(top_k >= 1 && top_k <= experts, "top {top_k} of {experts} experts");
@@ -90,7 +91,7 @@ pub fn forward(logits_te: Tensor, top_k: usize, normalize: bool) -> Routing {
     routing
 }
 
-/// The largest of `p` by insertion: falling, of equal ones the lower index first.
+/// The largest of `p` by insertion, in descending order; of equal ones the lower index comes first.
 fn choose(p: &[f32], ids: &mut [u32], best: &mut [f32]) {
     let mut found = 0;
     for (e, &x) in p.iter().enumerate() {
@@ -113,8 +114,9 @@ fn choose(p: &[f32], ids: &mut [u32], best: &mut [f32]) {
 /// The gradient of the router's logits, `[T, E]`.
 ///
 /// - `dweights_tk`: gradient of the weights;
-/// - `dprobs`: gradient that every token of a group adds to its probabilities: a row of E numbers a group, and where the
-///   groups begin, then T (auxiliary losses, in which the probabilities enter as means); or none;
+/// - `dprobs`: gradient that is added to the probabilities of every token of a group, for auxiliary losses, into which
+///   the probabilities enter as means: a row of E numbers for each group, and the tokens at which the groups begin,
+///   followed by T; or `None`;
 /// - `z`: the z-loss adds `z · lse_t · p_te`, twice its weight over its count.
 pub fn backward(
     routing: &Routing,
@@ -167,9 +169,9 @@ kernel! {
     }
 }
 
-/// The experts' share of the work: which (token, choice) pairs each expert computes, in what order.
+/// Which (token, choice) pairs each expert computes, in what order.
 ///
-/// *Slots* are those pairs sorted by expert, and inside an expert by token; an expert's slots are contiguous.
+/// *Slots* are these pairs sorted by expert, and those of an expert by token; the slots of an expert are contiguous.
 #[derive(Debug)]
 pub struct Assignment {
     /// Where each expert's slots begin, `[E + 1]`.
@@ -180,19 +182,20 @@ pub struct Assignment {
     pub weight_s: Buffer<f32>,
     /// The slot of each (token, choice), `[T, K]`; [`DROPPED`] where the expert was full.
     pub slot_tk: Tensor<u32>,
-    /// (token, choice) pairs that each expert was chosen for, dropped ones included, `[E]`.
+    /// The number of (token, choice) pairs for which each expert was chosen, including the dropped ones, `[E]`.
     pub load_e: Buffer<u32>,
 }
 
-/// No slot: the expert's capacity was used up by earlier tokens.
+/// Marks a choice without a slot, because earlier tokens used up the capacity of the expert.
 pub const DROPPED: u32 = u32::MAX;
 
-/// `slots` numbered by 32 bits, of which the last number is [`DROPPED`].
+/// Checks that `slots` slots can be numbered by 32 bits; the last number is [`DROPPED`].
 fn check_slots(slots: usize) {
     assert!(slots < DROPPED as usize, "{slots} slots do not fit 32 bits; route fewer tokens at once");
 }
 
-/// Sorts the choices by expert. With a `capacity`, an expert takes that many in token order and drops the others.
+/// Sorts the choices by expert. With a `capacity`, an expert takes the first `capacity` choices in token order and
+/// drops the others.
 ///
 /// # Panics
 /// With 2³² − 1 choices or more.
@@ -231,7 +234,7 @@ pub fn assign(routing: &Routing, capacity: Option<usize>) -> Assignment {
 }
 
 impl Assignment {
-    /// All `tokens` on one expert, each with weight one: a dense layer.
+    /// Assigns all `tokens` to one expert, each with weight one: a dense layer.
     ///
     /// # Panics
     /// With 2³² − 1 tokens or more.

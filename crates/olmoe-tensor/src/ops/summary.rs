@@ -1,6 +1,7 @@
-//! What a log says of a tensor: sums, sizes and extremes, in one pass.
+//! Statistics of a tensor for a log: sums, norms and extremes, in one pass.
 //!
-//! As in [`global_norm`](super::global_norm) the pieces are fixed: f32 lanes over 1,024 numbers, those sums in f64, in order.
+//! The sums are divided as in [`global_norm`](super::global_norm): f32 lanes over 1,024 numbers, and these sums in f64,
+//! in order.
 
 use super::lanes::lanes;
 use crate::memory::Buffer;
@@ -8,14 +9,14 @@ use crate::simd::kernel;
 use crate::threads::{Shared, parallel};
 
 /// Numbers of a task.
-const BLOCK: usize = 64 << 10;
+const TASK_NUMBERS: usize = 64 << 10;
 /// Numbers that are summed in f32.
 const RUN: usize = 1024;
 
-/// What is said of a tensor.
+/// Statistics of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
-    /// Numbers.
+    /// How many numbers there are.
     pub count: usize,
     /// `Σ x`
     pub sum: f64,
@@ -23,7 +24,7 @@ pub struct Summary {
     pub sum_abs: f64,
     /// `Σ x²`
     pub squares: f64,
-    /// Numbers that are not 0.
+    /// How many numbers are not 0.
     pub nonzero: f64,
     /// The smallest `|x|`; infinite if there are no numbers.
     pub min_abs: f32,
@@ -41,7 +42,7 @@ impl Summary {
         self.squares.sqrt()
     }
 
-    /// `Σ x / n`; not a number if there are none.
+    /// `Σ x / n`; NaN if there are no numbers.
     pub fn mean(&self) -> f64 {
         self.sum / self.count as f64
     }
@@ -69,7 +70,7 @@ kernel! {
                 sums = [s.add(sums[0], x), s.add(sums[1], size), s.fma(x, x, sums[2]), s.add(sums[3], one)];
                 largest = s.max(size, largest);
             });
-            // The zeros that fill up the rest would be the smallest.
+            // The zeros that pad the rest would be the smallest numbers.
             let (whole, rest) = x.as_chunks::<16>();
             let mut minus_smallest = s.splat(f32::NEG_INFINITY);
             for x in whole {
@@ -91,14 +92,14 @@ kernel! {
 
 /// The summary of `x`, on all threads.
 pub fn summary(x: &[f32]) -> Summary {
-    if x.len() <= BLOCK {
+    if x.len() <= TASK_NUMBERS {
         return block(x);
     }
-    let tasks = x.len().div_ceil(BLOCK);
+    let tasks = x.len().div_ceil(TASK_NUMBERS);
     let mut parts = Buffer::<[f64; 6]>::scratch(tasks);
     let shared = Shared::new(&mut parts);
     parallel(tasks, |i| {
-        let part = block(&x[i * BLOCK..(i * BLOCK + BLOCK).min(x.len())]);
+        let part = block(&x[i * TASK_NUMBERS..(i * TASK_NUMBERS + TASK_NUMBERS).min(x.len())]);
         let Summary { count: _, sum, sum_abs, squares, nonzero, min_abs, max_abs } = part;
         // SAFETY: each task has its own place, and the buffer outlives the loop.
         let place = unsafe { shared.range(i..i + 1) };
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn agrees_with_f64_on_every_instruction_set_and_number_of_threads() {
-        for n in [0, 1, 15, 16, 79, 1025, 3 * BLOCK + 77] {
+        for n in [0, 1, 15, 16, 79, 1025, 3 * TASK_NUMBERS + 77] {
             let mut x = numbers(1, n);
             x.iter_mut().skip(1).step_by(7).for_each(|x| *x = 0.0);
             x.iter_mut().step_by(16).for_each(|x| *x += 2.0);

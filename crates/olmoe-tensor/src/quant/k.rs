@@ -1,4 +1,4 @@
-//! Blocks of 256 numbers in parts, each with a small whole scale (and minimum) of its own.
+//! Blocks of 256 numbers in parts, each with a small integer as its scale, and in some formats another as its minimum.
 //!
 //! Bytes of a block:
 //!
@@ -8,19 +8,19 @@
 //! | Q5_K | 0..2 | 2..4 | 4..16 | 16..48 | 48..176 | `d·scale·q − dmin·minimum` |
 //! | Q6_K | 208..210 | | 192..208 | | 0..128 low, 128..192 high | `d·scale·(q − 32)` |
 //!
-//! Q4_K and Q5_K have eight parts of 32 numbers with scales and minima of six bits. Part `j < 4` has its scale in the low
-//! six bits of byte `j` of the scales and its minimum in those of byte `4 + j`; part `4 + j` has the low four bits of both
-//! in byte `8 + j`, the scale in the low half, and their two high bits at the top of bytes `j` and `4 + j`. Quants: of the
-//! 64 numbers of parts `2g` and `2g + 1`, byte `32·g + i` holds number `i` in the low half and `i + 32` in the high half.
-//! Fifth bits: bit `j` of byte `i` belongs to number `i` of part `j`.
+//! Q4_K and Q5_K have eight parts of 32 numbers with scales and minima of six bits. Part `j < 4` has its scale in the
+//! low six bits of byte `j` of the scales and its minimum in those of byte `4 + j`; part `4 + j` has the low four bits
+//! of both in byte `8 + j`, the scale in the low half, and their two high bits at the top of bytes `j` and `4 + j`.
+//! Quants: of the 64 numbers of parts `2g` and `2g + 1`, byte `32·g + i` holds number `i` in the low half and `i + 32`
+//! in the high half. Fifth bits: bit `j` of byte `i` belongs to number `i` of part `j`.
 //!
-//! Q6_K has sixteen parts of 16 numbers with scales of eight bits and a sign. Of the 128 numbers of each half of the block,
-//! low byte `64·h + i` holds the four low bits of numbers `i` and `i + 64` for `i < 64`, and high byte `32·h + i` the two
-//! high bits of `i`, `i + 32`, `i + 64` and `i + 96` for `i < 32`, from the lowest bit on.
+//! Q6_K has sixteen parts of 16 numbers with scales of eight bits and a sign. Of the 128 numbers of each half of the
+//! block, low byte `64·h + i` holds the four low bits of numbers `i` and `i + 64` for `i < 64`, and high byte `32·h +
+//! i` the two high bits of `i`, `i + 32`, `i + 64` and `i + 96` for `i < 32`, from the lowest bit on.
 
-use super::search::{ABREAST, Column, Fit, Grid, Levels, Minimum, Search};
+use super::search::{ABREAST, Column, Fit, FitSearch, Grid, Levels, Minimum};
 use super::search::{
-    abs, columns, errors, extent, lanes_of, moments, peak, peak_starts, round_scale, span_starts, write_quants,
+    abs, columns, errors, extent, extent_starts, lanes_of, moments, peak, peak_starts, round_scale, write_quants,
 };
 use super::{BlockFormat, half_at, put_half};
 use crate::simd::{LANES, Simd};
@@ -127,17 +127,17 @@ pub(super) fn read_q6(block: &[u8; Q6_BYTES], out: &mut [f32; LEN]) {
     }
 }
 
-/// How the scales of a format's parts are looked for.
-struct Plan<'a> {
+/// How the scales of the parts of a format are searched for.
+struct KPlan<'a> {
     /// The lowest and highest quant.
     levels: (f32, f32),
     /// The lowest and highest scale of a part.
     scales: (f32, f32),
     /// The highest minimum of a part, 0 where there are none.
     minimum: f32,
-    /// What the greatest scale of the parts may become.
+    /// The values that are tried for the greatest scale of the parts.
     tops: &'a [f32],
-    /// Starts of each part's own fit.
+    /// The starts of the fit of each part.
     starts: &'a [(f32, f32)],
     /// Steps of scale and minimum around the rounded ones that are tried, first and later.
     around: [&'a [(f32, f32)]; 2],
@@ -145,42 +145,42 @@ struct Plan<'a> {
     rounds: usize,
 }
 
-/// A block's scales: what is stored of it but for the quants.
+/// The scales of a block: all that is stored of it except the quants.
 #[derive(Clone, Copy)]
 struct Scales<V, const J: usize> {
     d: V,
     dmin: V,
-    parts: [Part<V>; J],
+    parts: [PartScales<V>; J],
     error: V,
 }
 
-/// Whole numbers.
+/// The scale and the minimum of a part, both integers.
 #[derive(Clone, Copy)]
-struct Part<V> {
+struct PartScales<V> {
     scale: V,
     minimum: V,
 }
 
-impl<V: Copy> Part<V> {
+impl<V: Copy> PartScales<V> {
     #[inline(always)]
     fn grid<S: Simd<V = V>>(self, s: S, d: V, dmin: V) -> Grid<V> {
         Grid::new(s, s.mul(d, self.scale), s.sub(s.zero(), s.mul(dmin, self.minimum)))
     }
 }
 
-/// `a / b`, 0 where b is.
+/// `a / b`; 0 where `b` is 0.
 #[inline(always)]
 fn ratio<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
     s.select_lt(s.zero(), abs(s, b), s.div(a, b), s.zero())
 }
 
-/// The nearest whole number within limits.
+/// The nearest integer within limits.
 #[inline(always)]
 fn whole<S: Simd>(s: S, x: S::V, lo: f32, hi: f32) -> S::V {
     s.round(s.min(s.max(x, s.splat(lo)), s.splat(hi)))
 }
 
-impl Plan<'_> {
+impl KPlan<'_> {
     #[inline(always)]
     fn levels<S: Simd>(&self, s: S) -> Levels<S::V> {
         Levels { lo: s.splat(self.levels.0), hi: s.splat(self.levels.1) }
@@ -191,34 +191,34 @@ impl Plan<'_> {
     fn fit<S: Simd, const J: usize>(&self, s: S, x: &[Column; LEN]) -> Scales<S::V, J> {
         let affine = self.minimum > 0.0;
         let minimum = if affine { Minimum::NotAboveZero } else { Minimum::Zero };
-        let search = Search { levels: self.levels(s), half_scale: false, minimum, solve: true };
-        // Each part by itself, its scale and its minimum as exact as can be.
+        let search = FitSearch { levels: self.levels(s), half_scale: false, minimum, solve: true };
+        // Each part by itself, with scale and minimum in f32.
         let mut fits = [Fit { d: s.zero(), m: s.zero(), error: s.zero() }; J];
         for (fit, x) in fits.iter_mut().zip(x.chunks_exact(LEN / J)) {
-            let (span, origin) = if affine {
+            let (width, origin) = if affine {
                 let (least, greatest) = extent(s, x);
                 let origin = s.min(least, s.zero());
                 (s.sub(greatest, origin), origin)
             } else {
                 (peak(s, x), s.zero())
             };
-            *fit = search.fit(s, x, span, origin, self.starts, 1);
+            *fit = search.fit(s, x, width, origin, self.starts, 1);
         }
         let (mut greatest, mut least) = (s.zero(), s.zero());
         for fit in &fits {
             greatest = s.select_lt(abs(s, greatest), abs(s, fit.d), fit.d, greatest);
             least = s.min(fit.m, least);
         }
-        // Then as whole multiples of what the block can store.
+        // Then as integer multiples of the scales that the block stores.
         let dmin = if affine { round_scale(s, s.mul(least, s.splat(-1.0 / self.minimum))) } else { s.zero() };
-        let zero = Part { scale: s.zero(), minimum: s.zero() };
+        let zero = PartScales { scale: s.zero(), minimum: s.zero() };
         let worst = s.splat(f32::INFINITY);
         let mut best = Scales { d: s.zero(), dmin: s.zero(), parts: [zero; J], error: worst };
         for top in self.tops {
             let d = round_scale(s, s.mul(greatest, s.splat(1.0 / top)));
             let mut parts = [zero; J];
             for (part, fit) in parts.iter_mut().zip(&fits) {
-                *part = Part { scale: ratio(s, fit.d, d), minimum: ratio(s, s.sub(s.zero(), fit.m), dmin) };
+                *part = PartScales { scale: ratio(s, fit.d, d), minimum: ratio(s, s.sub(s.zero(), fit.m), dmin) };
             }
             best = better(s, best, self.choose(s, x, d, dmin, &parts, self.around[0]));
         }
@@ -229,7 +229,7 @@ impl Plan<'_> {
         best
     }
 
-    /// The best whole scales and minima of the parts around those given, which need not be whole.
+    /// The best integer scales and minima of the parts around the given ones, which need not be integers.
     #[inline(always)]
     fn choose<S: Simd, const J: usize>(
         &self,
@@ -237,7 +237,7 @@ impl Plan<'_> {
         x: &[Column; LEN],
         d: S::V,
         dmin: S::V,
-        parts: &[Part<S::V>; J],
+        parts: &[PartScales<S::V>; J],
         around: &[(f32, f32)],
     ) -> Scales<S::V, J> {
         let mut chosen = Scales { d, dmin, parts: *parts, error: s.zero() };
@@ -264,10 +264,10 @@ impl Plan<'_> {
         chosen
     }
 
-    /// The d and dmin that suit the parts' scales and the quants best, as they are stored.
+    /// The d and dmin with the least squared error for the scales of the parts and the quants, rounded to f16.
     #[inline(always)]
     fn refit<S: Simd, const J: usize>(&self, s: S, x: &[Column; LEN], scales: &Scales<S::V, J>) -> (S::V, S::V) {
-        // With a = scale·q and b = minimum of each number, and r what is left of it: sums of products.
+        // Sums of products of a = scale·q, b = minimum and the residual r of each number.
         let (mut ra, mut rb, mut aa, mut ab, mut bb) = (s.zero(), s.zero(), s.zero(), s.zero(), s.zero());
         for (part, x) in scales.parts.iter().zip(x.chunks_exact(LEN / J)) {
             let [sums] = moments(s, x, &[part.grid(s, scales.d, scales.dmin)], self.levels(s));
@@ -277,7 +277,7 @@ impl Plan<'_> {
             ab = s.fma(s.mul(part.scale, part.minimum), sums.q, ab);
             bb = s.fma(s.mul(part.minimum, part.minimum), s.splat(x.len() as f32), bb);
         }
-        // x = d·a − dmin·b: dmin first, rounded, then d beside it.
+        // x = d·a − dmin·b: dmin first, rounded; then d with that dmin.
         let determinant = s.sub(s.mul(aa, bb), s.mul(ab, ab));
         let change = s.div(s.sub(s.mul(ab, ra), s.mul(aa, rb)), determinant);
         let change = s.select_lt(s.zero(), determinant, change, s.zero());
@@ -288,7 +288,7 @@ impl Plan<'_> {
     }
 }
 
-/// For each block the scales with the smaller error, the first where they are equal.
+/// For each block the scales with the smaller error; the first ones where the errors are equal.
 #[inline(always)]
 fn better<S: Simd, const J: usize>(s: S, a: Scales<S::V, J>, b: Scales<S::V, J>) -> Scales<S::V, J> {
     let mut best = a;
@@ -302,18 +302,18 @@ fn better<S: Simd, const J: usize>(s: S, a: Scales<S::V, J>, b: Scales<S::V, J>)
     best
 }
 
-/// Sixteen blocks as they are stored.
-struct Written<const J: usize> {
+/// The integers of sixteen blocks as they are stored.
+struct StoredBlocks<const J: usize> {
     d: Column,
     dmin: Column,
     scales: [Column; J],
     minima: [Column; J],
-    /// From zero on.
+    /// The quants, counted from zero.
     q: [[u8; LEN]; LANES],
 }
 
 #[inline(always)]
-fn written<S: Simd, const J: usize>(s: S, x: &[[f32; LEN]], plan: &Plan) -> Written<J> {
+fn written<S: Simd, const J: usize>(s: S, x: &[[f32; LEN]], plan: &KPlan) -> StoredBlocks<J> {
     let mut at = [[0.0; LANES]; LEN];
     columns(s, x, &mut at);
     let best = plan.fit::<S, J>(s, &at);
@@ -324,10 +324,10 @@ fn written<S: Simd, const J: usize>(s: S, x: &[[f32; LEN]], plan: &Plan) -> Writ
         (scales[j], minima[j]) = (lanes_of(s, part.scale), lanes_of(s, part.minimum));
         write_quants(s, x, &grid, plan.levels(s), -plan.levels.0, j * LEN / J, &mut q);
     }
-    Written { d: lanes_of(s, best.d), dmin: lanes_of(s, best.dmin), scales, minima, q }
+    StoredBlocks { d: lanes_of(s, best.d), dmin: lanes_of(s, best.dmin), scales, minima, q }
 }
 
-/// All pairs of steps up to `scale` and `minimum` in either direction, and the middle to fill up an odd number.
+/// All pairs of steps up to `scale` and `minimum` in either direction; an odd number is padded with the middle.
 const fn steps<const N: usize>(scale: usize, minimum: usize) -> [(f32, f32); N] {
     let mut all = [(0.0, 0.0); N];
     let minima = 2 * minimum + 1;
@@ -341,8 +341,8 @@ const fn steps<const N: usize>(scale: usize, minimum: usize) -> [(f32, f32); N] 
     all
 }
 
-const Q4_STARTS: [(f32, f32); 16] = span_starts(15.0, 4, 0.75);
-const Q5_STARTS: [(f32, f32); 16] = span_starts(31.0, 4, 0.75);
+const Q4_STARTS: [(f32, f32); 16] = extent_starts(15.0, 4, 0.75);
+const Q5_STARTS: [(f32, f32); 16] = extent_starts(31.0, 4, 0.75);
 const Q6_STARTS: [(f32, f32); 20] = peak_starts(&[(1, -32.0, 0.0), (9, -28.5, -1.0), (10, 28.0, 1.0)]);
 const AFFINE_AROUND: [&[(f32, f32)]; 2] = [&steps::<10>(1, 1), &steps::<36>(3, 2)];
 const Q6_AROUND: [&[(f32, f32)]; 2] = [&steps::<10>(4, 0), &steps::<26>(12, 0)];
@@ -352,7 +352,7 @@ const Q6_AROUND: [&[(f32, f32)]; 2] = [&steps::<10>(4, 0), &steps::<26>(12, 0)];
 pub(super) fn write_affine<S: Simd>(s: S, format: BlockFormat, x: &[f32], blocks: &mut [u8]) {
     let five_bits = format == BlockFormat::Q5K;
     let (bytes, highest, starts) = if five_bits { (Q5_BYTES, 31.0, &Q5_STARTS) } else { (Q4_BYTES, 15.0, &Q4_STARTS) };
-    let plan = Plan {
+    let plan = KPlan {
         levels: (0.0, highest),
         scales: (0.0, 63.0),
         minimum: 63.0,
@@ -390,7 +390,7 @@ pub(super) fn write_affine<S: Simd>(s: S, format: BlockFormat, x: &[f32], blocks
 /// Blocks of Q6_K.
 #[inline(always)]
 pub(super) fn write_q6<S: Simd>(s: S, x: &[f32], blocks: &mut [u8]) {
-    let plan = Plan {
+    let plan = KPlan {
         levels: (-32.0, 31.0),
         scales: (-128.0, 127.0),
         minimum: 0.0,

@@ -10,11 +10,11 @@
 //! | Q5_1 | 0..2 | 2..4 | 4..8 | 8..24 | `d·q + m` |
 //! | Q8_0 | 0..2 | | | 2..34 | `d·q` |
 //!
-//! Quants of four bits: byte `i` holds number `i` in its low half and number `i + 16` in its high half. Fifth bits: bit `i`
-//! of a little-endian u32 belongs to number `i`. Quants of eight bits: byte `i` is number `i`, with a sign.
+//! Quants of four bits: byte `i` holds number `i` in its low half and number `i + 16` in its high half. Fifth bits: bit
+//! `i` of a little-endian u32 belongs to number `i`. Quants of eight bits: byte `i` is number `i`, with a sign.
 
-use super::search::{Grid, Levels, Minimum, Search};
-use super::search::{columns, extent, lanes_of, peak, peak_starts, round_f16, span_starts, write_quants};
+use super::search::{FitSearch, Grid, Levels, Minimum};
+use super::search::{columns, extent, extent_starts, lanes_of, peak, peak_starts, round_f16, write_quants};
 use super::{BlockFormat, half_at, put_half};
 use crate::simd::{LANES, Simd};
 
@@ -88,18 +88,18 @@ pub(super) fn read_q8_0(block: &[u8; Q8_0_BYTES], out: &mut [f32; LEN]) {
     }
 }
 
-// The whole numbers from half the highest quant on are among all of these, so that numbers that came from a block are found
-// again: where a block uses less than half its range, another with half the scale and twice the quants reads the same. (In
-// the formats with a minimum that holds where the least number is an f16.)
+// Each list of starts holds the integers from half the highest quant on, so that quantising dequantised numbers gives
+// the same numbers again: a block that uses less than half its range equals one with half the scale and twice the
+// quants. (In the formats with a minimum that holds where the least number is an f16.)
 const Q4_0_STARTS: [(f32, f32); 32] = peak_starts(&[(17, -4.0, -0.5), (15, 4.0, 0.5)]);
-const Q4_1_STARTS: [(f32, f32); 26] = span_starts(15.0, 6, 0.75);
+const Q4_1_STARTS: [(f32, f32); 26] = extent_starts(15.0, 6, 0.75);
 const Q5_0_STARTS: [(f32, f32); 36] =
     peak_starts(&[(4, -8.0, -1.0), (15, -12.0, -0.5), (4, 8.0, 1.0), (13, 12.0, 0.5)]);
-const Q5_1_STARTS: [(f32, f32); 34] = span_starts(31.0, 6, 0.75);
+const Q5_1_STARTS: [(f32, f32); 34] = extent_starts(31.0, 6, 0.75);
 const Q8_0_STARTS: [(f32, f32); 112] = peak_starts(&[(48, 64.0, 1.0), (64, 112.0, 0.25)]);
 
-/// How a format is written.
-struct Plan {
+/// How the blocks of a format are quantised.
+struct LegacyPlan {
     bytes: usize,
     /// The lowest and the highest quant.
     levels: (f32, f32),
@@ -108,39 +108,40 @@ struct Plan {
     solve: bool,
 }
 
-const fn plan(format: BlockFormat) -> Plan {
+const fn plan(format: BlockFormat) -> LegacyPlan {
     let (bytes, lo, hi, starts): (usize, f32, f32, &[(f32, f32)]) = match format {
         BlockFormat::Q4_0 => (Q4_0_BYTES, -8.0, 7.0, &Q4_0_STARTS),
         BlockFormat::Q4_1 => (Q4_1_BYTES, 0.0, 15.0, &Q4_1_STARTS),
         BlockFormat::Q5_0 => (Q5_0_BYTES, -16.0, 15.0, &Q5_0_STARTS),
         BlockFormat::Q5_1 => (Q5_1_BYTES, 0.0, 31.0, &Q5_1_STARTS),
-        // −128 has no opposite, and products that change signs in eight bits would go wrong with it.
+        // −128 is left out: its negative does not fit eight bits, and the kernels negate numbers in eight bits.
         _ => (Q8_0_BYTES, -127.0, 127.0, &Q8_0_STARTS),
     };
     let minimum = if lo < 0.0 { Minimum::Zero } else { Minimum::Half };
-    // With so many quants a good start matters more than what solving makes of it.
-    Plan { bytes, levels: (lo, hi), minimum, starts, solve: hi < 127.0 }
+    // With quants of eight bits, trying more starts lowers the error more than solving does.
+    LegacyPlan { bytes, levels: (lo, hi), minimum, starts, solve: hi < 127.0 }
 }
 
 /// The blocks of some numbers.
 #[inline(always)]
 pub(super) fn write<S: Simd>(s: S, format: BlockFormat, x: &[f32], blocks: &mut [u8]) {
-    let Plan { bytes, levels: (lo, hi), minimum, starts, solve } = plan(format);
+    let LegacyPlan { bytes, levels: (lo, hi), minimum, starts, solve } = plan(format);
     let levels = Levels { lo: s.splat(lo), hi: s.splat(hi) };
-    let search = Search { levels, half_scale: true, minimum, solve };
+    let search = FitSearch { levels, half_scale: true, minimum, solve };
     let mut at = [[0.0; LANES]; LEN];
     let mut quants = [[0; LEN]; LANES];
     for (x, blocks) in x.as_chunks().0.chunks(LANES).zip(blocks.chunks_mut(LANES * bytes)) {
         columns(s, x, &mut at);
-        let (span, origin) = if minimum == Minimum::Half {
-            // From the minimum as it is stored: where all numbers are equal the scale makes up for its rounding.
+        let (width, origin) = if minimum == Minimum::Half {
+            // Relative to the minimum as it is stored: where all numbers are equal, the scale corrects the rounding of
+            // the minimum.
             let (least, greatest) = extent(s, &at);
             let origin = round_f16(s, least);
             (s.sub(greatest, origin), origin)
         } else {
             (peak(s, &at), s.zero())
         };
-        let fit = search.fit(s, &at, span, origin, starts, 2);
+        let fit = search.fit(s, &at, width, origin, starts, 2);
         let offset = if format == BlockFormat::Q8_0 { 0.0 } else { -lo };
         write_quants(s, &at, &Grid::new(s, fit.d, fit.m), levels, offset, 0, &mut quants);
         let (d, m) = (lanes_of(s, fit.d), lanes_of(s, fit.m));

@@ -7,10 +7,10 @@
 //! | `search` | | the search for the scales with the least squared error |
 //! | [`product`] | all | products with activations of eight bits |
 //!
-//! Reading gives the bits that the reference implementation (gguf for Python) gives. Writing looks for the least squared
-//! error, and is the same on every instruction set. Blocks are bytes as they lie in a file: little-endian, not aligned.
-//! Each is independent of its neighbours, so threads can share the work as they like; writing takes sixteen blocks at a
-//! time, and pieces of that many lose nothing.
+//! Dequantising gives the bits of the reference implementation (gguf for Python). Quantising minimises the squared
+//! error and gives the same bits on every instruction set. Blocks are bytes as they lie in a file: little-endian, not
+//! aligned. Each block is independent of its neighbours, so the work can be divided among threads at any block;
+//! quantising is fastest with multiples of sixteen blocks, which it fits at once.
 
 mod k;
 mod legacy;
@@ -21,7 +21,7 @@ use half::f16;
 
 use crate::simd::kernel;
 
-/// A format of blocks.
+/// A quantised format: how the numbers of a block and their scales are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlockFormat {
     /// 4 bits: `d·(q − 8)`
@@ -43,7 +43,7 @@ pub enum BlockFormat {
 }
 
 impl BlockFormat {
-    /// All of them.
+    /// All formats.
     pub const ALL: [BlockFormat; 8] = [
         BlockFormat::Q4_0,
         BlockFormat::Q4_1,
@@ -69,7 +69,7 @@ impl BlockFormat {
         }
     }
 
-    /// The format of a name as [`BlockFormat::name`] gives it.
+    /// The format with a name as [`BlockFormat::name`] gives it, or `None` if there is none.
     pub fn by_name(name: &str) -> Option<BlockFormat> {
         BlockFormat::ALL.into_iter().find(|format| format.name() == name)
     }
@@ -96,7 +96,7 @@ impl BlockFormat {
         }
     }
 
-    /// Bytes of `numbers` numbers; none unless they are whole blocks and the bytes can be counted.
+    /// Bytes of `numbers` numbers; `None` unless they are whole blocks and the bytes fit `usize`.
     pub fn bytes(self, numbers: usize) -> Option<usize> {
         let blocks = numbers / self.block_len();
         numbers.is_multiple_of(self.block_len()).then(|| blocks.checked_mul(self.block_bytes())).flatten()
@@ -117,47 +117,47 @@ impl BlockFormat {
     }
 }
 
-/// The numbers of some blocks, on this thread.
+/// Dequantises blocks, on the calling thread.
 ///
-/// Where a scale is not finite the numbers are not either: [`first_invalid_block`] finds such blocks.
+/// A block whose scale is NaN or infinity gives numbers that are not finite; [`first_invalid_block`] finds such blocks.
 ///
 /// # Panics
-/// Unless `blocks` is as long as [`BlockFormat::bytes`] says for the length of `out`.
+/// When the length of `blocks` is not [`BlockFormat::bytes`] of the length of `out`.
 pub fn dequantize(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
     format.check(out.len(), blocks.len());
     read(format, blocks, out);
 }
 
-/// Numbers to blocks, on this thread.
+/// Quantises numbers to blocks, on the calling thread.
 ///
-/// Finds scales with a small squared error; none is weighted more than another. Always the same bits for the same block of
-/// numbers. They should be finite: what is not is stored as some number.
+/// Searches for the scales with the least squared error, in which all numbers have the same weight. The same numbers
+/// always give the same bits. The numbers should be finite: NaN and infinity are stored as some finite number.
 ///
 /// # Panics
-/// Unless `blocks` is as long as [`BlockFormat::bytes`] says for the length of `x`.
+/// When the length of `blocks` is not [`BlockFormat::bytes`] of the length of `x`.
 pub fn quantize(format: BlockFormat, x: &[f32], blocks: &mut [u8]) {
     format.check(x.len(), blocks.len());
     write(format, x, blocks);
 }
 
-/// The first block with a scale or a minimum that is infinite or not a number.
+/// The index of the first block with a scale or a minimum that is NaN or infinity.
 ///
 /// # Panics
-/// Unless `blocks` are whole blocks.
+/// When `blocks` are not whole blocks.
 pub fn first_invalid_block(format: BlockFormat, blocks: &[u8]) -> Option<usize> {
     first_from(format, blocks, f16::INFINITY)
 }
 
-/// The first block with a scale or a minimum that is the largest f16, or none at all: quantising makes it of numbers that are
-/// too large for the format.
+/// The index of the first block with a scale or a minimum that is the largest f16, NaN or infinity: [`quantize`] writes
+/// the largest f16 where numbers are too large for the format.
 ///
 /// # Panics
-/// Unless `blocks` are whole blocks.
+/// When `blocks` are not whole blocks.
 pub fn first_saturated_block(format: BlockFormat, blocks: &[u8]) -> Option<usize> {
     first_from(format, blocks, f16::MAX)
 }
 
-/// The first block with an f16 number of that size or more; what is not a number is more than all.
+/// The index of the first block with an f16 number of magnitude `size` or more; NaN and infinity count as more.
 fn first_from(format: BlockFormat, blocks: &[u8], size: f16) -> Option<usize> {
     assert!(blocks.len().is_multiple_of(format.block_bytes()), "whole {} blocks", format.name());
     let (halves, size) = (format.halves(), size.to_bits());
@@ -180,10 +180,10 @@ fn first<const BYTES: usize>(blocks: &[u8], halves: &[usize], size: u16) -> Opti
     let (a, b) = (halves[0], halves[halves.len() - 1]);
     let large = |block: &[u8; BYTES], at: usize| u16::from_le_bytes([block[at], block[at + 1]]) & SIZE >= size;
     let found = |block: &[u8; BYTES]| large(block, a) | large(block, b);
-    // Many at a time without a branch: loading a model looks at every block.
-    let mut pieces = blocks.as_chunks::<BYTES>().0.chunks(64).enumerate();
-    let (piece, some) = pieces.find(|(_, some)| some.iter().fold(false, |any, block| any | found(block)))?;
-    Some(64 * piece + some.iter().position(found)?)
+    // Many at a time without a branch, because loading a model examines every block.
+    let mut batches = blocks.as_chunks::<BYTES>().0.chunks(64).enumerate();
+    let (batch, some) = batches.find(|(_, some)| some.iter().fold(false, |any, block| any | found(block)))?;
+    Some(64 * batch + some.iter().position(found)?)
 }
 
 kernel! {
@@ -229,7 +229,7 @@ fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Writes a number, which is an f16, to a place of a block.
+/// Writes a number that is exactly an f16 to a place of a block.
 #[inline(always)]
 fn put_half(block: &mut [u8], at: usize, x: f32) {
     block[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());

@@ -1,23 +1,24 @@
 //! The search for the scale and the minimum with the least squared error.
 //!
-//! Numbers `x` are stored as whole `q` between two limits, and read as `d·q + m`. Sixteen blocks are fitted at a time, one
-//! a lane, so nothing here depends on a block's neighbours. From each of a list of starts: choose the quants, solve for the
-//! `d` and `m` that suit those quants best, round them as they will be stored, choose the quants again, and see the
-//! squared error that is left. The start with the least error wins and is improved a few times more in the same way.
+//! Numbers `x` are stored as integers `q` between two limits and read as `d·q + m`. Sixteen blocks are fitted at a
+//! time, one in each lane, so the result for a block does not depend on its neighbours. From each start of a list, the
+//! search chooses the quants, solves for the `d` and `m` with the least squared error for those quants, rounds both as
+//! they will be stored, chooses the quants again, and computes the squared error. The start with the least error is
+//! refined a few more times in the same way.
 //!
-//! A column is the numbers at one place of the sixteen blocks. Everything here is inlined into one kernel, and so has no
-//! closures over vectors: a closure that is not inlined is compiled without the kernel's instruction set, at a fiftieth of
-//! the speed.
+//! A column is the numbers at one place of the sixteen blocks. All functions here are inlined into one kernel and have
+//! no closures over vectors: a closure that is not inlined is compiled without the instruction set of the kernel and
+//! runs at a fiftieth of its speed.
 
 use crate::simd::{LANES, Simd};
 
 /// The numbers at one place of sixteen blocks.
 pub(super) type Column = [f32; LANES];
 
-/// Starts that are tried side by side: a sum alone would wait for itself.
+/// Starts that are tried side by side, so that their sums overlap: the additions of a single sum wait for each other.
 pub(super) const ABREAST: usize = 2;
 
-/// Beyond every number that a block can hold, and with a square that is far from infinite.
+/// Larger than every number that a block can hold, with a square that is far below infinity.
 const LARGEST: f32 = 1e10;
 
 /// The lowest and the highest quant.
@@ -44,7 +45,7 @@ pub(super) struct Moments<V> {
     pub(super) qq: V,
 }
 
-/// How the quants of a scale and a minimum are chosen.
+/// Scale, minimum and limits with which quants are chosen.
 #[derive(Clone, Copy)]
 pub(super) struct Grid<V> {
     d: V,
@@ -79,19 +80,19 @@ pub(super) fn abs<S: Simd>(s: S, x: S::V) -> S::V {
     s.max(x, s.sub(s.zero(), x))
 }
 
-/// The nearest f16; beyond the largest, the largest. What is not a number becomes one.
+/// The nearest f16; numbers beyond the largest f16 become the largest. NaN becomes a finite number.
 #[inline(always)]
 pub(super) fn round_f16<S: Simd>(s: S, x: S::V) -> S::V {
     let x = s.min(s.max(x, s.splat(-65504.0)), s.splat(65504.0));
-    // Adding and subtracting a number whose last place is the wanted one rounds to it: 2^13 + 1 times x for the 11 bits of
-    // a normal f16, and 3/4 for the subnormal ones, which are multiples of 2^-24.
+    // Adding and subtracting a number whose last place is the wanted one rounds to it: 2^13 + 1 times x for the 11 bits
+    // of a normal f16, and 3/4 for the subnormal ones, which are multiples of 2^-24.
     let high = s.mul(x, s.splat(8193.0));
     let normal = s.add(high, s.sub(x, high));
     let subnormal = s.sub(s.add(x, s.splat(0.75)), s.splat(0.75));
     s.select_lt(abs(s, x), s.splat(6.103_515_6e-5), subnormal, normal)
 }
 
-/// As [`round_f16`], but a scale that is not zero stays so: the smallest one is no worse than none.
+/// As [`round_f16`], but a scale that is not zero does not become zero: the smallest f16 has no larger error than zero.
 #[inline(always)]
 pub(super) fn round_scale<S: Simd>(s: S, x: S::V) -> S::V {
     let smallest = 2f32.powi(-24);
@@ -103,7 +104,7 @@ pub(super) fn round_scale<S: Simd>(s: S, x: S::V) -> S::V {
 /// The blocks of `LEN` numbers in `x`, at most sixteen, as columns. The lanes of missing blocks are zero.
 #[inline(always)]
 pub(super) fn columns<S: Simd, const LEN: usize>(s: S, x: &[[f32; LEN]], out: &mut [Column; LEN]) {
-    // What is infinite or not a number gets a value here, and meets no sum.
+    // NaN and infinity are replaced by finite numbers, so that no sum sees them.
     let (lowest, largest) = (s.splat(-LARGEST), s.splat(LARGEST));
     for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
         let mut rows = [s.zero(); LANES];
@@ -155,7 +156,7 @@ pub(super) fn errors<S: Simd, const N: usize>(
     sums
 }
 
-/// The sums that say how to improve several scales and minima.
+/// The sums from which several scales and minima are solved for.
 #[inline(always)]
 pub(super) fn moments<S: Simd, const N: usize>(
     s: S,
@@ -183,22 +184,22 @@ pub(super) enum Minimum {
     Zero,
     /// Any f16.
     Half,
-    /// None above zero, exact for now.
+    /// Any f32 that is not above zero.
     NotAboveZero,
 }
 
-/// What a fit is looked for with.
+/// How the scale and the minimum of a block are searched for.
 #[derive(Clone, Copy)]
-pub(super) struct Search<V> {
+pub(super) struct FitSearch<V> {
     pub(super) levels: Levels<V>,
-    /// Whether the scale is an f16, or exact for now.
+    /// Whether the scale is rounded to f16; otherwise it is f32.
     pub(super) half_scale: bool,
     pub(super) minimum: Minimum,
-    /// Whether starts are solved for, or only seen as they are.
+    /// Whether scale and minimum are solved for from each start; otherwise each start is evaluated as it is.
     pub(super) solve: bool,
 }
 
-impl<V: Copy> Search<V> {
+impl<V: Copy> FitSearch<V> {
     #[inline(always)]
     fn scale<S: Simd<V = V>>(&self, s: S, d: V) -> V {
         if self.half_scale { round_scale(s, d) } else { d }
@@ -213,13 +214,13 @@ impl<V: Copy> Search<V> {
         }
     }
 
-    /// The best scale and minimum from the starts `(steps, shift)`: `d = span / steps` and `m = origin + shift·d`.
+    /// The best scale and minimum from the starts `(steps, shift)`: `d = width / steps` and `m = origin + shift·d`.
     #[inline(always)]
     pub(super) fn fit<S: Simd<V = V>>(
         &self,
         s: S,
         x: &[Column],
-        span: V,
+        width: V,
         origin: V,
         starts: &[(f32, f32)],
         rounds: usize,
@@ -230,7 +231,7 @@ impl<V: Copy> Search<V> {
         for starts in starts.as_chunks::<ABREAST>().0 {
             let mut grids = [Grid::new(s, s.zero(), minimum); ABREAST];
             for (grid, (steps, shift)) in grids.iter_mut().zip(starts) {
-                let d = self.scale(s, s.mul(span, s.splat(1.0 / steps)));
+                let d = self.scale(s, s.mul(width, s.splat(1.0 / steps)));
                 *grid = Grid::new(s, d, self.minimum(s, s.fma(d, s.splat(*shift), origin)));
             }
             let grids = if self.solve { self.solved(s, x, &grids) } else { grids };
@@ -243,13 +244,14 @@ impl<V: Copy> Search<V> {
         best
     }
 
-    /// The scales and minima that suit the quants of `grids` best.
+    /// The scales and minima with the least squared error for the quants of `grids`.
     #[inline(always)]
     fn solved<S: Simd<V = V>, const N: usize>(&self, s: S, x: &[Column], grids: &[Grid<V>; N]) -> [Grid<V>; N] {
         let sums = moments(s, x, grids, self.levels);
         let mut next = *grids;
         for ((next, grid), sums) in next.iter_mut().zip(grids).zip(sums) {
-            // Least squares for both, of which the minimum is taken and rounded; then for the scale beside that one.
+            // Least squares for both, of which only the minimum is kept and rounded; then least squares for the scale
+            // with that minimum.
             let count = s.splat(x.len() as f32);
             let spread = s.sub(s.mul(count, sums.qq), s.mul(sums.q, sums.q));
             let both = s.div(s.sub(s.mul(sums.r, sums.qq), s.mul(sums.rq, sums.q)), spread);
@@ -262,7 +264,7 @@ impl<V: Copy> Search<V> {
         next
     }
 
-    /// Keeps what is better than the best.
+    /// Replaces the best fit where the new one has a smaller error.
     #[inline(always)]
     fn keep<S: Simd<V = V>, const N: usize>(&self, s: S, x: &[Column], grids: &[Grid<V>; N], best: &mut Fit<V>) {
         for (grid, error) in grids.iter().zip(errors(s, x, grids, self.levels)) {
@@ -273,7 +275,8 @@ impl<V: Copy> Search<V> {
     }
 }
 
-/// Starts with the greatest magnitude at a number of steps: for each `(count, first, gap)` as many from the first on.
+/// Starts that put the greatest magnitude at a number of steps: for each `(count, first, gap)`, `count` numbers of
+/// steps from `first` on, `gap` apart.
 pub(super) const fn peak_starts<const N: usize>(lists: &[(usize, f32, f32)]) -> [(f32, f32); N] {
     let mut starts = [(0.0, 0.0); N];
     let (mut list, mut n) = (0, 0);
@@ -291,9 +294,9 @@ pub(super) const fn peak_starts<const N: usize>(lists: &[(usize, f32, f32)]) -> 
     starts
 }
 
-/// Starts for a scale and a minimum: whole steps from the highest quant downwards, and `around` that number some `gap`
-/// apart, with either end of the numbers or their middle in its place.
-pub(super) const fn span_starts<const N: usize>(highest: f32, around: usize, gap: f32) -> [(f32, f32); N] {
+/// Starts for a scale and a minimum: whole steps from the highest quant downwards, and `around` numbers of steps `gap`
+/// apart, each with the least number, the greatest number or the middle of both fixed.
+pub(super) const fn extent_starts<const N: usize>(highest: f32, around: usize, gap: f32) -> [(f32, f32); N] {
     assert!(N.is_multiple_of(ABREAST));
     let mut starts = [(0.0, 0.0); N];
     let mut n = 0;
@@ -313,7 +316,7 @@ pub(super) const fn span_starts<const N: usize>(highest: f32, around: usize, gap
     starts
 }
 
-/// Writes the nearest quants plus `offset` to the blocks' bytes, negative ones in two's complement.
+/// Writes the nearest quants plus `offset` to the bytes of the blocks, negative ones in two's complement.
 #[inline(always)]
 pub(super) fn write_quants<S: Simd, const LEN: usize>(
     s: S,
@@ -324,7 +327,7 @@ pub(super) fn write_quants<S: Simd, const LEN: usize>(
     first: usize,
     quants: &mut [[u8; LEN]; LANES],
 ) {
-    // The last place of 1.5 · 2^23 is one, so the sum's lowest bits are the whole number.
+    // The last place of 1.5 · 2^23 is one, so the lowest bits of the sum are the integer.
     let whole = s.splat(12_582_912.0 + offset);
     for (i, x) in x.iter().enumerate() {
         let mut column = [0.0; LANES];

@@ -14,8 +14,8 @@
 //! tree; so a kernel gives **the same bits on every instruction set**, and the tests ask for exactly that. They have passed
 //! on AArch64 under emulation (QEMU's user mode); the speed of NEON has not been measured.
 //!
-//! A value of a `Simd` type is proof that the processor has the instructions: only [`Isa`] hands them out, through the
-//! `kernel!` macro. That makes the methods safe to call.
+//! A value of a `Simd` type proves that the processor has the instructions: only [`Isa`] creates such values, through
+//! the `kernel!` macro. The methods are therefore safe to call.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -73,8 +73,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 64 writable bytes at `p`.
     unsafe fn store_ptr(self, v: Self::V, p: *mut f32);
-    /// The same place; the compiler takes it for another one and loads from it again, where registers are too few to keep
-    /// what was loaded before.
+    /// The same address, hidden from the optimiser: the compiler loads from it again rather than keep the value in a
+    /// register, for kernels that have no register to spare.
     #[inline(always)]
     fn again(self, p: *const f32) -> *const f32 {
         p
@@ -173,8 +173,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn shift_left(self, a: Self::B, n: u32) -> Self::B;
     /// Each lane moved down by `n` bits; zeros come in.
     fn shift_right(self, a: Self::B, n: u32) -> Self::B;
-    /// Four products a lane: `sum + Σ u·a` of bytes `u` without a sign and `a` with one, `|a| < 128`. Exact: bytes `u` of
-    /// more than seven bits have to be announced as `WIDE`.
+    /// Four products a lane: `sum + Σ u·a` of bytes `u` without a sign and `a` with one, `|a| < 128`. Exact: bytes `u`
+    /// of more than seven bits have to be announced as `WIDE`.
     fn byte_dot<const WIDE: bool>(self, u: Self::B, a: Self::B, sum: Self::B) -> Self::B;
     /// Whole numbers to the nearest f32, ties to even.
     fn to_f32(self, a: Self::B) -> Self::V;

@@ -1,4 +1,4 @@
-//! Which values make no sense, alone or together; and what has to be there when training begins.
+//! Checks of values, alone and together, and of what is needed when training begins.
 
 use std::fs::File;
 
@@ -166,8 +166,8 @@ fn data(data: &DataConfig, path: &str) -> Result<(), TrainConfigError> {
 }
 
 impl TrainConfig {
-    /// Checks what only matters when training begins: that a run and a precision are named, and that all files of data can
-    /// be read.
+    /// Checks what only matters when training begins: that a run and a precision are named, and that all files of data
+    /// can be read.
     ///
     /// # Errors
     /// The first thing that is missing.

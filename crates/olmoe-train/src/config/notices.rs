@@ -1,4 +1,4 @@
-//! What keys of OLMo come to here, where that is not what they say.
+//! Notices about keys of OLMo that have no effect here, or another effect than in OLMo.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use serde_json::Value;
 use super::field::Field;
 use super::schema::{ActivationCheckpointing, OptimizerName, TrainConfig};
 
-/// A setting that was accepted and does nothing here, or not what its writer may expect.
+/// A setting that was accepted and has no effect here, or another effect than in OLMo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The key with the sections it is in.
     pub key: String,
-    /// What it comes to.
+    /// The effect of the setting here.
     pub text: String,
 }
 
@@ -23,8 +23,8 @@ impl fmt::Display for Notice {
     }
 }
 
-/// Keys that do nothing here or something else, with what happens instead. They are worth a word where they are not as OLMo
-/// has them by default.
+/// Keys that do nothing here or something else, with what happens instead. They are worth a word where they are not as
+/// OLMo has them by default.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("remote_save_folder", "nothing is uploaded; checkpoints stay in `save_folder`"),
     ("canceled_check_interval", "no effect; a signal is seen after every step"),

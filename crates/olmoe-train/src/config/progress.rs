@@ -1,9 +1,9 @@
-//! What `max_duration`, `stop_at` and the scheduler's units come to at some point of a run.
+//! The steps and tokens of `max_duration`, `stop_at` and the units of the scheduler at a point of a run.
 
 use super::duration::Duration;
 use super::schema::{SchedulerUnits, TrainConfig};
 
-/// Where a run is, as far as its end depends on it.
+/// The progress of a run on which its end depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Progress {
     /// Steps taken.
@@ -47,8 +47,8 @@ impl TrainConfig {
         self.max_steps(at).div_ceil(at.batches_per_epoch.max(1))
     }
 
-    /// The step after which training stops, if the epochs do not end before. Evaluate it once, where a run begins or goes
-    /// on. As in OLMo a duration alone lets ten more steps pass; `stop_at` and `stop_after` are exact.
+    /// The step after which training stops, if the epochs do not end before. Evaluate it once, where a run begins or
+    /// goes on. As in OLMo a duration alone lets ten more steps pass; `stop_at` and `stop_after` are exact.
     pub fn stop_step(&self, at: &Progress) -> u64 {
         let after = self.stop_after.map(|steps| at.step.saturating_add(steps));
         match (self.stop_at, after) {

@@ -1,7 +1,7 @@
 //! The sections of a training configuration: OLMo's keys, in OLMo's order, with OLMo's defaults.
 //!
-//! The mixture-of-experts branch decides; what OLMo's main branch has beside it is there too. What a key does here that it
-//! does not do in OLMo, or the other way round, is in [`notices`](TrainConfig::notices).
+//! The keys are those of OLMo's mixture-of-experts branch and the additional keys of its main branch. Keys whose effect
+//! differs from that in OLMo are listed in [`notices`](TrainConfig::notices).
 
 use std::collections::BTreeMap;
 
@@ -47,23 +47,23 @@ names! {
         Tokens = "tokens",
     }
 
-    /// At which end sequences that are too short are filled up.
+    /// The side on which sequences that are too short are padded.
     pub enum PaddingDirection {
-        /// Behind.
+        /// On the right, after the tokens.
         Right = "right",
-        /// In front.
+        /// On the left, before the tokens.
         Left = "left",
     }
 
-    /// At which end sequences that are too long are cut.
+    /// The side on which sequences that are too long are truncated.
     pub enum TruncationDirection {
-        /// Behind.
+        /// On the right, after the tokens.
         Right = "right",
-        /// In front.
+        /// On the left, before the tokens.
         Left = "left",
     }
 
-    /// How token ids lie in the files of data.
+    /// The format of token ids in the files of data.
     pub enum TokenType {
         /// One byte.
         Uint8 = "uint8",
@@ -91,7 +91,7 @@ names! {
         Fp32 = "fp32",
     }
 
-    /// What is computed again in the backward pass instead of kept.
+    /// Activation checkpointing: what is recomputed in the backward pass instead of kept.
     pub enum ActivationCheckpointing {
         /// Every block.
         WholeLayer = "whole_layer",
@@ -107,13 +107,13 @@ names! {
         TwoInThree = "two_in_three",
         /// Three blocks of four.
         ThreeInFour = "three_in_four",
-        /// What is cheap to compute.
+        /// Norms and attention of every block, which are cheap to compute.
         FineGrained = "fine_grained",
     }
 
-    /// How OLMo spreads a run over processes.
+    /// How OLMo distributes a run over processes.
     pub enum DistributedStrategy {
-        /// Copies.
+        /// Replicas of the whole model (DDP).
         Ddp = "ddp",
         /// Shards.
         Fsdp = "fsdp",
@@ -121,7 +121,7 @@ names! {
         Single = "single",
     }
 
-    /// When OLMo's copies exchange gradients.
+    /// When the replicas of OLMo exchange gradients.
     pub enum DdpGradSyncMode {
         /// After a batch.
         Batch = "batch",
@@ -129,7 +129,7 @@ names! {
         MicroBatch = "micro_batch",
     }
 
-    /// What OLMo's shards hold.
+    /// What OLMo shards.
     pub enum ShardingStrategy {
         /// Parameters, gradients and state.
         FullShard = "FULL_SHARD",
@@ -143,7 +143,7 @@ names! {
         HybridShardZero2 = "_HYBRID_SHARD_ZERO2",
     }
 
-    /// What OLMo's shards are cut from.
+    /// The modules that OLMo shards as a unit.
     pub enum FsdpWrapStrategy {
         /// Blocks.
         ByBlock = "by_block",
@@ -199,7 +199,7 @@ sections! {
         pub betas: (f64, f64) = (0.9, 0.95),
         /// Added to the root of the second moment; LionW has none.
         pub eps: f64 = 1e-5,
-        /// The older way to say both of the next two; what reads a configuration carries it over to them.
+        /// An older key for both of the next two, to which its value is copied when a configuration is read.
         pub no_decay_norm_and_bias: Option<bool> = None,
         /// Where a gradient is 0, parameter and state stay as they are.
         pub selective_updates: bool = false,
@@ -207,9 +207,9 @@ sections! {
         pub decay_norm_and_bias: bool = false,
         /// Whether the embedding decays.
         pub decay_embeddings: bool = false,
-        /// Steps from one log of the metrics of every parameter to the next; none: as `wandb.log_interval`.
+        /// Steps between logs of the metrics of every parameter; null: that of `wandb.log_interval`.
         pub metrics_log_interval: Option<u64> = None,
-        /// Whether these metrics tell of the updates, too.
+        /// Whether these metrics include those of the updates.
         pub record_update_metrics: bool = false,
     }
 
@@ -221,19 +221,19 @@ sections! {
         pub units: SchedulerUnits = SchedulerUnits::Steps,
         /// Length of the warm-up.
         pub t_warmup: Count = Count(100),
-        /// Where the schedule ends; none: where the duration is over.
+        /// Where the schedule ends; null: at the end of the duration.
         pub t_max: Option<Count> = None,
         /// The share of the learning rate at the end.
         pub alpha_f: f64 = 0.1,
-        /// Until which position gradients are clipped at another norm.
+        /// The position until which gradients are clipped at another norm.
         pub grad_clip_warmup_steps: Option<Count> = None,
-        /// How many times the norm that is then.
+        /// The factor of that norm.
         pub grad_clip_warmup_factor: Option<f64> = None,
         /// The learning rate that the warm-up starts from; none: a tenth.
         pub warmup_min_lr: Option<f64> = None,
     }
 
-    /// `instance_filter`: sequences that repeat themselves are not learned from.
+    /// `instance_filter`: sequences with many repetitions are left out of the loss.
     pub struct InstanceFilterConfig {
         /// Longest period looked for, in tokens.
         pub repetition_max_period: u64 = 13,
@@ -275,7 +275,7 @@ sections! {
         pub timeout: u64 = 0,
         /// Seed of the order; none: `seed`.
         pub seed: Option<u64> = None,
-        /// Which sequences are not learned from.
+        /// Which sequences are left out of the loss.
         pub instance_filter: Option<InstanceFilterConfig> = None,
         /// Python code that loads data.
         pub custom_dataset: Unsupported = Unsupported,
@@ -371,26 +371,26 @@ sections! {
         pub device: String = "auto".into(),
     }
 
-    /// `samples`: texts that the model writes while it is trained. Not a section of OLMo's.
+    /// `samples`: texts that the model generates during training. Not a section of OLMo's.
     pub struct SamplesConfig {
-        /// What it goes on from, each by itself; at least one.
+        /// The prompts, each continued independently; at least one.
         pub prompts: Vec<String> = Vec::new(),
         /// Steps from one time to the next. The end of the run is one, too.
         pub interval: u64 = 1000,
         /// Most tokens of a text; an end-of-text token or the end of the model's context may end it before.
         pub max_new_tokens: u64 = 64,
-        /// Divides the logits before the draw; 0 takes the likeliest token every time.
+        /// Divides the logits before the draw; 0 chooses the most likely token every time.
         pub temperature: f64 = 0.8,
-        /// Only so many likeliest tokens; 0 for all.
+        /// Draws only from this many most likely tokens; 0 for all.
         pub top_k: u64 = 40,
-        /// Only the likeliest tokens that have this probability together; 1 for all.
+        /// Draws only from the most likely tokens whose probabilities sum to this; 1 for all.
         pub top_p: f64 = 0.95,
         /// Seed of the draws; none: `seed`. The prompt at place i has this plus i, every time.
         pub seed: Option<u64> = None,
     }
 
-    /// A whole training configuration. The defaults are OLMo's, but for the model: OLMo's is a GPT-2 with dropout that no
-    /// one trains, here it is that of the release. A file has to have the section `model`.
+    /// A whole training configuration. The defaults are OLMo's, but for the model: OLMo's is a GPT-2 with dropout that
+    /// no one trains, here it is that of the release. A file has to have the section `model`.
     pub struct TrainConfig {
         /// The name of the run.
         pub run_name: Option<String> = None,
@@ -398,7 +398,7 @@ sections! {
         pub seed: u64 = 6198,
         /// The pass over the data to begin with; none: that of the checkpoint.
         pub epoch: Option<u64> = None,
-        /// Whether everything is made ready and nothing trained.
+        /// Whether the run is prepared and nothing is trained.
         pub dry_run: bool = false,
         /// The model.
         pub model: ModelConfig = ModelConfig::release(),
@@ -406,7 +406,7 @@ sections! {
         pub optimizer: OptimizerConfig = OptimizerConfig::default(),
         /// The learning rate over time.
         pub scheduler: SchedulerConfig = SchedulerConfig::default(),
-        /// What is learned from.
+        /// The training data.
         pub data: DataConfig = DataConfig::default(),
         /// Whether the data goes on where the checkpoint left off.
         pub restore_dataloader: bool = true,
@@ -444,7 +444,7 @@ sections! {
         pub load_path: Option<String> = None,
         /// The program that wrote it.
         pub load_path_sharded_checkpointer: Option<ShardedCheckpointer> = None,
-        /// Whether the newest checkpoint in the folder of the run goes before `load_path`.
+        /// Whether the newest checkpoint in the folder of the run takes precedence over `load_path`.
         pub try_load_latest_save: bool = false,
         /// Whether the optimizer begins anew.
         pub reset_optimizer_state: bool = false,
@@ -490,7 +490,7 @@ sections! {
         pub distributed_strategy: Option<DistributedStrategy> = Some(DistributedStrategy::Fsdp),
         /// Shards.
         pub fsdp: Option<FsdpConfig> = Some(FsdpConfig::default()),
-        /// Copies.
+        /// Replicas of the whole model (DDP).
         pub ddp: Option<DdpConfig> = None,
         /// One process.
         pub single: SingleGpuConfig = SingleGpuConfig::default(),
@@ -514,15 +514,15 @@ sections! {
         pub stop_at: Option<u64> = None,
         /// How many steps to train at most.
         pub stop_after: Option<u64> = None,
-        /// What is computed again instead of kept.
+        /// Activation checkpointing: what is recomputed instead of kept.
         pub activation_checkpointing: Option<ActivationCheckpointing> = None,
         /// Whether OLMo computes the loss in one kernel.
         pub fused_loss: Option<bool> = None,
-        /// Where OLMo kept its evaluation sets.
+        /// The folder of OLMo's evaluation sets.
         pub hf_datasets_cache_dir: Option<String> = None,
         /// Steps whose intermediate results OLMo writes down.
         pub module_outputs_save_steps: Option<Vec<u64>> = None,
-        /// Texts that the model writes while it is trained. The one key that is not OLMo's; it is written only when it is set.
+        /// Texts that the model generates during training. Not a key of OLMo's; it is written only when it is set.
         pub samples: Option<SamplesConfig> = None,
     }
 }

@@ -5,12 +5,13 @@
 //! ratio   that of a tensor · c,  c = min(1, r·e/(‖g‖ + 1e-6)),  e ← e + (1 − β)·(c·‖g‖ − e)    β the larger of both
 //! ```
 //!
-//! The running mean `e` of a tensor begins with its first norm. A run's first step does not count for it: OLMo begins to keep
-//! it with the second one.
+//! The running mean `e` of a tensor begins with its first norm. A run's first step does not count for it: OLMo begins
+//! to keep it with the second one.
 //!
-//! A tensor is one of OLMo's, which holds queries, keys and values together, and the gate of a dense MLP with what it gates.
+//! A tensor is one of OLMo's, which holds queries, keys and values together, and the gate of a dense MLP with what it
+//! gates.
 
-use olmoe_model::parameters::{MlpMatrix, MlpOf, ModuleId, ParameterKind, ParameterSpec, Part, Projection};
+use olmoe_model::parameters::{MlpMatrix, MlpOf, ModuleId, ModulePart, ParameterKind, ParameterSpec, Projection};
 
 /// The bound on the gradients of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,8 +42,8 @@ pub(super) struct Clipping {
 /// What tells the tensors of OLMo apart: the module of a tensor's first part, and whether it is a bias.
 fn olmo_tensor(spec: &ParameterSpec) -> (ModuleId, bool) {
     let part = match spec.module.part {
-        Part::Attention(Projection::Key | Projection::Value) => Part::Attention(Projection::Query),
-        Part::Mlp(MlpOf::Dense, MlpMatrix::Gate) => Part::Mlp(MlpOf::Dense, MlpMatrix::Up),
+        ModulePart::Attention(Projection::Key | Projection::Value) => ModulePart::Attention(Projection::Query),
+        ModulePart::Mlp(MlpOf::Dense, MlpMatrix::Gate) => ModulePart::Mlp(MlpOf::Dense, MlpMatrix::Up),
         part => part,
     };
     (ModuleId { part, ..spec.module }, spec.kind == ParameterKind::Bias)

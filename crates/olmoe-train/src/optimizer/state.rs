@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Optimizer;
 
-/// The group of tensors: `<parameter>.exp_avg`, of AdamW `<parameter>.exp_avg_sq`, and `grad_norm_exp_avg` with adaptive
-/// clipping.
+/// The group of tensors: `<parameter>.exp_avg`, of AdamW `<parameter>.exp_avg_sq`, and `grad_norm_exp_avg` with
+/// adaptive clipping.
 pub const GROUP: &str = "optimizer";
 /// The small file.
 pub const FILE: &str = "optimizer.json";
@@ -17,7 +17,7 @@ const RUNNING_MEANS: &str = "grad_norm_exp_avg";
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
+struct OptimizerStateHeader {
     name: String,
     steps: u64,
     running_means: bool,
@@ -90,7 +90,7 @@ impl Optimizer {
     ) -> Result<(), SaveError> {
         let (tensors, values): (Vec<_>, Vec<_>) = self.tensors(specs).into_iter().unzip();
         writer.numbers(GROUP, &tensors, max_shard_bytes, &values)?;
-        let header = Header {
+        let header = OptimizerStateHeader {
             name: self.config.name.name().into(),
             steps: self.steps,
             running_means: self.clipping.norms.is_some(),
@@ -100,12 +100,13 @@ impl Optimizer {
 
     /// Takes the state of a checkpoint; learning rate, decay and all other settings stay those of the configuration.
     ///
-    /// Nothing changes if the state does not fit. If a tensor that fits cannot be read, the state is of no use afterwards.
+    /// Nothing changes if the state does not fit. If a tensor that fits cannot be read, the state is of no use
+    /// afterwards.
     ///
     /// # Errors
     /// [`StateError`].
     pub fn restore(&mut self, specs: &[ParameterSpec], found: &Found) -> Result<(), StateError> {
-        let header: Header = found.json(FILE)?;
+        let header: OptimizerStateHeader = found.json(FILE)?;
         if header.name != self.config.name.name() {
             let found = olmoe_model::config::shorten(&header.name);
             return Err(StateError::OtherRule { found, expected: self.config.name.name() });

@@ -1,4 +1,4 @@
-//! What a run begins from: nothing, its own newest checkpoint, or `load_path`.
+//! The start of a run: initial weights, its own newest checkpoint, or `load_path`.
 
 use std::path::{Path, PathBuf};
 
@@ -16,19 +16,19 @@ use crate::optimizer::Optimizer;
 use crate::schedule::Schedule;
 use crate::state::TrainerState;
 
-/// What a run begins from.
+/// The start of a run.
 pub(super) struct Beginning {
     pub(super) state: TrainerState,
-    /// The weights; none are drawn.
+    /// The checkpoint with the weights; `None` for initial weights.
     weights: Option<PathBuf>,
     /// The state of the optimizer.
     optimizer: Option<Found>,
-    /// Whether the run goes on in its own folder.
+    /// Whether the run resumes in its own folder.
     pub(super) goes_on: bool,
 }
 
 impl Beginning {
-    /// Finds it.
+    /// Finds the start of a run.
     pub(super) fn find<D: Disk>(
         config: &TrainConfig,
         folder: &RunFolder<D>,
@@ -38,7 +38,7 @@ impl Beginning {
             && let Some(found) = folder.checkpoints.load_latest()?
         {
             found.notices.iter().for_each(|notice| on(Event::Notice(&notice.to_string())));
-            // It goes on as if it had never stopped: what load_path asks for was done when the run began.
+            // A resumed run ignores `load_path`, which was used when the run began.
             let state = trainer_state(&found)?;
             let weights = Some(found.path.clone());
             return Ok(Beginning { state, weights, optimizer: Some(found), goes_on: true });

@@ -1,4 +1,4 @@
-//! What a run does next: what is due, and whether it ends. Functions of what they are told, and of nothing else.
+//! The decisions of a run: what is due, and whether the run ends. They are pure functions of their arguments.
 
 use super::event::Outcome;
 use super::folder::{is_due, saves};
@@ -19,7 +19,7 @@ pub(super) enum Moment {
     Between,
 }
 
-/// What a decision depends on beside the configuration.
+/// The state of the run on which decisions depend, in addition to the configuration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Situation<'a> {
     pub(super) moment: Moment,

@@ -1,34 +1,34 @@
-//! What a run tells while it goes on, and how it ended.
+//! The events of a run, and its outcome.
 
-use olmoe_checkpoint::save::Saved;
+use olmoe_checkpoint::save::SavedCheckpoint;
 
 use super::step::StepReport;
 use crate::metrics::Sample;
 
-/// What happens in a run, as it happens.
+/// An event of a run, reported as it happens.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Something that the user should know.
+    /// A notice for the user.
     Notice(&'a str),
-    /// A step, with its metrics where they are due (`wandb.log_interval`), else none.
+    /// A step, with its metrics if they are due (`wandb.log_interval`), else without metrics.
     Step(&'a StepReport, &'a [(String, f64)]),
     /// Evaluations after a step, with their metrics.
     Evaluated(u64, &'a [(String, f64)]),
-    /// What the model made of the prompts of `samples`, in their order.
+    /// The texts that the model generated from the prompts of `samples`, in their order.
     Sampled(&'a [Sample]),
-    /// A checkpoint is on disk, and those of these steps were removed.
-    Saved(&'a Saved, &'a [u64]),
+    /// A checkpoint was saved, and those of the given steps were removed.
+    Saved(&'a SavedCheckpoint, &'a [u64]),
 }
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is over.
+    /// The run is complete.
     Finished,
-    /// It was asked to stop, and has saved if it saves at all.
+    /// The run was interrupted, and has saved a checkpoint unless saving is off.
     Interrupted,
-    /// The `time_limit` has come, and it has saved if it saves at all.
+    /// The `time_limit` was reached, and the run has saved a checkpoint unless saving is off.
     TimeLimit,
-    /// The loss has risen over `early_stopping_factor` times its smallest.
+    /// The loss has exceeded `early_stopping_factor` times its smallest value.
     EarlyStop,
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use olmoe_checkpoint::disk::{Disk, make_folders, write_whole};
 use olmoe_checkpoint::open::MODEL_GROUP;
 use olmoe_checkpoint::safetensors::{SafeType, Spec};
-use olmoe_checkpoint::save::{Checkpoints, Saved};
+use olmoe_checkpoint::save::{Checkpoints, SavedCheckpoint};
 use olmoe_model::model::Model;
 
 use super::error::TrainError;
@@ -27,7 +27,7 @@ const MAX_TOKENIZER: u64 = 256 << 20;
 
 /// Why a checkpoint is there. It follows from the configuration and the step, so that a run that goes on knows it, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum CheckpointKind {
     /// `save_interval`, or the end of a run.
     Regular,
     /// `save_interval_unsharded`.
@@ -43,7 +43,7 @@ pub(super) struct RunFolder<D: Disk> {
 }
 
 impl<D: Disk> RunFolder<D> {
-    /// Makes the folder if there is none, and locks it.
+    /// Creates the folder if it does not exist, and locks it.
     pub(super) fn open(config: &TrainConfig, disk: D) -> Result<Self, TrainError> {
         let path = Path::new(&config.save_folder);
         let checkpoints = Checkpoints::open_on(path, disk)?;
@@ -77,9 +77,9 @@ impl<D: Disk> RunFolder<D> {
         made.and_then(|()| write_whole(self.disk(), &path, fill)).map(drop).map_err(TrainError::io("write", &path))
     }
 
-    /// Sees to it that the run which begins at `state` is the only one in the folder: checkpoints of another course are
-    /// refused, or moved aside with `save_overwrite`. `goes_on` is set if the run goes on from the newest of the folder.
-    /// Returns what was moved.
+    /// Ensures that the folder has no checkpoints of another run than the one that begins at `state`: these are
+    /// refused, or moved aside with `save_overwrite`. `goes_on` is set if the run resumes from the newest checkpoint of
+    /// the folder. Returns the new paths of the moved checkpoints.
     pub(super) fn claim(
         &self,
         config: &TrainConfig,
@@ -112,19 +112,19 @@ impl<D: Disk> RunFolder<D> {
         Ok(moved)
     }
 
-    /// Checks that a checkpoint of so many bytes can be written.
+    /// Checks that the disk has room for a checkpoint of `bytes` bytes.
     pub(super) fn check_space(&self, step: u64, bytes: u64) -> Result<(), TrainError> {
         Ok(self.checkpoints.begin(step)?.require_space(bytes)?)
     }
 
-    /// Saves, then removes what is not to be kept. Returns the steps that were removed.
+    /// Saves a checkpoint, then removes those that are not kept. Returns the steps of the removed ones.
     pub(super) fn save(
         &self,
         config: &TrainConfig,
         state: &TrainerState,
         model: &Model,
         optimizer: &Optimizer,
-    ) -> Result<(Saved, Vec<u64>), TrainError> {
+    ) -> Result<(SavedCheckpoint, Vec<u64>), TrainError> {
         if let Some(place) = bad_weight(model) {
             return Err(TrainError::BadWeight { step: state.step, place });
         }
@@ -167,17 +167,17 @@ fn every(interval: Option<u64>, step: u64) -> bool {
     interval.is_some_and(|interval| step > 0 && step.is_multiple_of(interval))
 }
 
-fn kind(config: &TrainConfig, step: u64) -> Kind {
+fn kind(config: &TrainConfig, step: u64) -> CheckpointKind {
     if every(config.save_interval_unsharded, step) && config.save_num_unsharded_checkpoints_to_keep != 0 {
-        Kind::Unsharded
+        CheckpointKind::Unsharded
     } else if every(config.save_interval, step) || !every(config.save_interval_ephemeral, step) {
-        Kind::Regular
+        CheckpointKind::Regular
     } else {
-        Kind::Ephemeral
+        CheckpointKind::Ephemeral
     }
 }
 
-/// Whether anything is saved at all.
+/// Whether checkpoints are saved.
 pub(super) fn saves(config: &TrainConfig) -> bool {
     config.save_num_checkpoints_to_keep != 0
         || (config.save_interval_unsharded.is_some() && config.save_num_unsharded_checkpoints_to_keep != 0)
@@ -186,9 +186,9 @@ pub(super) fn saves(config: &TrainConfig) -> bool {
 /// Whether a checkpoint is due at a step.
 pub(super) fn is_due(config: &TrainConfig, step: u64) -> bool {
     match kind(config, step) {
-        Kind::Unsharded => true,
-        Kind::Regular => every(config.save_interval, step) && config.save_num_checkpoints_to_keep != 0,
-        Kind::Ephemeral => saves(config),
+        CheckpointKind::Unsharded => true,
+        CheckpointKind::Regular => every(config.save_interval, step) && config.save_num_checkpoints_to_keep != 0,
+        CheckpointKind::Ephemeral => saves(config),
     }
 }
 
@@ -196,9 +196,9 @@ pub(super) fn is_due(config: &TrainConfig, step: u64) -> bool {
 fn superfluous(config: &TrainConfig, steps: &[u64], saved: u64) -> Vec<u64> {
     let mut remove = Vec::new();
     for (wanted, keep) in [
-        (Kind::Regular, config.save_num_checkpoints_to_keep),
-        (Kind::Unsharded, config.save_num_unsharded_checkpoints_to_keep),
-        (Kind::Ephemeral, 0),
+        (CheckpointKind::Regular, config.save_num_checkpoints_to_keep),
+        (CheckpointKind::Unsharded, config.save_num_unsharded_checkpoints_to_keep),
+        (CheckpointKind::Ephemeral, 0),
     ] {
         let of_kind: Vec<u64> = steps.iter().copied().filter(|step| kind(config, *step) == wanted).collect();
         let keep = usize::try_from(keep).unwrap_or(usize::MAX);

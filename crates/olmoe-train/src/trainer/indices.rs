@@ -1,4 +1,4 @@
-//! Which instances each step learned from: `data-indices/rank0.tsv.gz`, as OLMo has it.
+//! The instances of each step: `data-indices/rank0.tsv.gz`, in OLMo's format.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -11,8 +11,8 @@ use olmoe_checkpoint::disk::{Disk, make_folders, write_whole};
 
 use super::error::TrainError;
 
-/// The file, with a line a step: its number and the instances, between tabs. Each line is packed by itself, so that a run
-/// which ends at any time leaves lines that can be read.
+/// The file, with a line a step: its number and the instances, between tabs. Each line is packed by itself, so that a
+/// run which ends at any time leaves lines that can be read.
 pub(super) struct Indices<D: Disk> {
     path: PathBuf,
     file: D::File,

@@ -1,4 +1,4 @@
-//! What a step is logged as: OLMo's names.
+//! The metrics of a step, with OLMo's names.
 
 use std::collections::VecDeque;
 

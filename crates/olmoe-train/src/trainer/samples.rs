@@ -1,4 +1,4 @@
-//! Texts that the model writes while it is trained: `samples`.
+//! Texts that the model generates during training: `samples`.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,7 +11,7 @@ use super::error::TrainError;
 use crate::config::TrainConfig;
 use crate::metrics::Sample;
 
-/// Texts that are written at once.
+/// Texts that are generated at once.
 const AT_ONCE: usize = 16;
 
 /// Prompts to go on from.

@@ -9,7 +9,7 @@ use crate::config::TrainConfig;
 use crate::loss::Loss;
 use crate::optimizer::{Optimizer, Step};
 
-/// What a step did.
+/// The results of a training step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
     /// Its number.
@@ -28,7 +28,7 @@ pub struct StepReport {
     pub logits_z: f64,
     /// Norm of the gradients before clipping.
     pub grad_norm: f64,
-    /// What they were multiplied by.
+    /// The factor by which the gradients were clipped.
     pub clip: f64,
     /// The learning rate.
     pub learning_rate: f64,
@@ -46,8 +46,8 @@ impl StepReport {
         self.cross_entropy + self.load_balancing + self.router_z + self.logits_z
     }
 
-    /// The largest share of an expert, over all layers, as a multiple of an even share; 1 is perfect balance. None for a
-    /// dense model.
+    /// The largest share of an expert, over all layers, as a multiple of an even share; 1 is perfect balance. None for
+    /// a dense model.
     pub fn imbalance(&self) -> Option<f64> {
         let layer = |loads: &Vec<u64>| {
             let (most, sum) = (loads.iter().max().copied().unwrap_or(0), loads.iter().sum::<u64>());
@@ -68,7 +68,8 @@ pub(super) fn passes(
 ) -> Result<(), TrainError> {
     let targets = batch.targets();
     let length = batch.sequence_length;
-    // OLMo divides by all tokens of the batch, though the last of each sequence, and those that are masked, have no target.
+    // OLMo divides by all tokens of the batch, though the last of each sequence, and those that are masked, have no
+    // target.
     let tokens = batch.ids.len() as f64;
     let logits_z = match config.softmax_auxiliary_loss {
         true => config.auxiliary_loss_multiplier.unwrap_or(0.0),
@@ -150,7 +151,7 @@ fn bad_number(numbers: &[f32]) -> Option<(usize, f32)> {
     numbers.iter().enumerate().find(|(_, x)| !x.is_finite()).map(|(at, x)| (at, *x))
 }
 
-/// The first weight that is no finite number.
+/// The first weight that is NaN or infinite.
 pub(super) fn bad_weight(model: &Model) -> Option<String> {
     model.parameters().iter().enumerate().find_map(|(id, spec)| {
         let (at, number) = bad_number(model.value(id)?)?;
@@ -158,7 +159,7 @@ pub(super) fn bad_weight(model: &Model) -> Option<String> {
     })
 }
 
-/// Where a forward pass went wrong.
+/// The first NaN or infinity of a forward pass.
 fn forward_place(model: &Model, activations: &Activations) -> String {
     if let Some(weight) = bad_weight(model) {
         return weight;

@@ -3,7 +3,7 @@
 use olmoe_tensor::gemm::Store;
 use olmoe_tensor::limits::peak_int8;
 use olmoe_tensor::quant::BlockFormat;
-use olmoe_tensor::quant::product::{Factor, QuantizedInput, QuantizedWeight, Rows, product, products};
+use olmoe_tensor::quant::product::{GroupedRows, QuantizedFactor, QuantizedInput, QuantizedWeight, product, products};
 
 use super::QuantizedArgs;
 use super::gemm::{BANDWIDTH_BYTES, EXPERTS, GROUPED, INPUT, Row, Table, WIDTH, measure, values};
@@ -98,9 +98,9 @@ fn token(layers: &[QuantizedWeight]) -> Row {
         peak_int8,
         || {
             for (weight, offsets) in layers.iter().flat_map(|layer| tokens.iter().map(move |t| (layer, t))) {
-                let rows = Rows { index: Some(&[0; CHOICES]), offsets, first: 0 };
+                let rows = GroupedRows { index: Some(&[0; CHOICES]), offsets, first: 0 };
                 let x = QuantizedInput::pack(&x, INPUT, format);
-                products(&x, rows, [Factor { weight, y: &mut y }], Store::Overwrite);
+                products(&x, rows, [QuantizedFactor { weight, y: &mut y }], Store::Overwrite);
             }
         },
     )
@@ -121,9 +121,9 @@ fn grouped(layers: &[QuantizedWeight], rows: usize) -> Row {
         peak_int8,
         || {
             for weight in layers {
-                let rows = Rows { index: Some(&index), offsets: &offsets, first: 0 };
+                let rows = GroupedRows { index: Some(&index), offsets: &offsets, first: 0 };
                 let x = QuantizedInput::pack(&x, INPUT, format);
-                products(&x, rows, [Factor { weight, y: &mut y }], Store::Overwrite);
+                products(&x, rows, [QuantizedFactor { weight, y: &mut y }], Store::Overwrite);
             }
         },
     )

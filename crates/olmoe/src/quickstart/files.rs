@@ -6,17 +6,17 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 
 /// A kind of text.
-pub(super) struct Kind {
+pub(super) struct TextKind {
     pub(super) name: &'static str,
     /// What a text of the kind begins with.
     pub(super) prompt: &'static str,
 }
 
 /// The kinds.
-pub(super) const KINDS: [Kind; 3] = [
-    Kind { name: "prose", prompt: "Once upon a time, there was a little girl named Lily." },
-    Kind { name: "code", prompt: "Write a function to find the maximum of two numbers." },
-    Kind { name: "maths", prompt: "Tom has 5 apples. He buys 3 more." },
+pub(super) const KINDS: [TextKind; 3] = [
+    TextKind { name: "prose", prompt: "Once upon a time, there was a little girl named Lily." },
+    TextKind { name: "code", prompt: "Write a function to find the maximum of two numbers." },
+    TextKind { name: "maths", prompt: "Tom has 5 apples. He buys 3 more." },
 ];
 
 const FILES: [(&str, &[u8]); 8] = [

@@ -1,19 +1,20 @@
-//! Keys of a `config.json` that the model's own class does not have: other tools wrote them, or they are another family's.
+//! Keys of a `config.json` that the class of the model does not have: other tools wrote them, or they belong to another
+//! family of models.
 //!
-//! transformers keeps them and computes what it always does. One that changes nothing is passed over with a notice; one that
-//! would change the result in the family that has it is refused, because somebody meant it.
+//! transformers stores such keys and ignores them. Here a key without effect is ignored with a notice. A key that would
+//! change the result in the family that it belongs to is refused, because whoever set it expects that effect.
 
 use serde_json::Value;
 
-use super::super::error::{ConfigError, Notice};
+use super::super::error::{ConfigError, KeyNotice};
 use super::super::section::{Section, closest, describe, shorten};
 
-/// What keys would change.
-struct Group {
+/// Keys of other families, and the effect that they would have.
+struct IgnoredKeys {
     keys: &'static [&'static str],
-    /// The numbers, or all numbers of a list, with which nothing changes.
+    /// The numbers without effect; a list has no effect if all of its numbers are among them.
     harmless: &'static [f64],
-    /// The texts, or all texts of a list, with which nothing changes.
+    /// The texts without effect; a list has no effect if all of its texts are among them.
     texts: &'static [&'static str],
     reason: &'static str,
 }
@@ -23,11 +24,11 @@ const fn group(
     harmless: &'static [f64],
     texts: &'static [&'static str],
     reason: &'static str,
-) -> Group {
-    Group { keys, harmless, texts, reason }
+) -> IgnoredKeys {
+    IgnoredKeys { keys, harmless, texts, reason }
 }
 
-const CHANGES: &[Group] = &[
+const CHANGES: &[IgnoredKeys] = &[
     group(&["layer_types"], &[], &["full_attention", "attention"], "all layers attend to all tokens before"),
     group(
         &["attention_chunk_size", "attention_window_size", "sliding_window_pattern"],
@@ -83,35 +84,40 @@ const CHANGES: &[Group] = &[
         &["softmax"],
         "only the softmax chooses experts here",
     ),
-    group(&["partial_rotary_factor", "rotary_pct"], &[1.0], &[], "every element of a head is turned here"),
-    group(&["no_rope_layers"], &[1.0], &[], "every layer turns its queries and keys here"),
-    group(&["no_rope_layer_interval"], &[0.0], &[], "every layer turns its queries and keys here"),
+    group(&["partial_rotary_factor", "rotary_pct"], &[1.0], &[], "every element of a head is rotated here"),
+    group(&["no_rope_layers"], &[1.0], &[], "every layer rotates its queries and keys here"),
+    group(&["no_rope_layer_interval"], &[0.0], &[], "every layer rotates its queries and keys here"),
     group(
         &["alibi", "rope_interleave", "rope_interleaved"],
         &[],
         &[],
-        "positions are rotary here, with halves of a head turned against each other",
+        "position embeddings are rotary here and pair the halves of a head",
     ),
-    group(&["parallel_attn", "use_parallel_residual"], &[], &[], "attention and experts come one after the other here"),
+    group(
+        &["parallel_attn", "use_parallel_residual"],
+        &[],
+        &[],
+        "attention and feed-forward are applied one after the other here",
+    ),
     group(&["kv_lora_rank", "q_lora_rank"], &[0.0], &[], "projections of low rank have no implementation here"),
     group(&["hidden_activation"], &[], &["silu", "swish"], "only silu has an implementation here"),
     group(&["swiglu_limit"], &[], &[], "no activation here is clamped"),
 ];
 
-/// Texts of tokens: what a tokenizer says counts.
+/// Texts of special tokens, which are read from the files of the tokenizer.
 const TOKENS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
 
-/// Looks at every key that is not among those that are `known`; `others` belong to the other family read here.
+/// Checks every key that is not `known`; `others` are the keys of the other family that is read here.
 pub(super) fn check(
     section: &Section<'_>,
     known: &[&'static str],
     without_meaning: impl Fn(&str) -> bool,
     others: &[&'static str],
-    notices: &mut Vec<Notice>,
+    notices: &mut Vec<KeyNotice>,
 ) -> Result<(), ConfigError> {
-    let mut passed_over = Vec::new();
+    let mut ignored = Vec::new();
     for key in section.keys().filter(|key| !known.contains(key) && !without_meaning(key)) {
-        let value = section.get(key).filter(|value| !says_nothing(value));
+        let value = section.get(key).filter(|value| !is_off(value));
         if let Some(value) = value {
             if let Some(reason) = obstacle(section, key, value) {
                 return Err(ConfigError::Unimplemented { key: shorten(key), found: shown(value), reason });
@@ -122,11 +128,11 @@ pub(super) fn check(
                 return Err(ConfigError::UnknownKey { key: shorten(key), suggestion: meant });
             }
         }
-        passed_over.push(format!("`{}`", shorten(key)));
+        ignored.push(format!("`{}`", shorten(key)));
     }
-    if !passed_over.is_empty() {
-        let text = format!("keys that change nothing are passed over: {}", passed_over.join(", "));
-        notices.push(Notice { key: "config.json", text });
+    if !ignored.is_empty() {
+        let text = format!("keys without effect are ignored: {}", ignored.join(", "));
+        notices.push(KeyNotice { key: "config.json", text });
     }
     Ok(())
 }
@@ -137,8 +143,8 @@ fn has_group(key: &str) -> bool {
     CHANGES.iter().any(|group| group.keys.contains(&key))
 }
 
-/// Whether a value is that of something that is off.
-fn says_nothing(value: &Value) -> bool {
+/// Whether a value turns a feature off.
+fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => text.is_empty(),
@@ -148,7 +154,7 @@ fn says_nothing(value: &Value) -> bool {
     }
 }
 
-/// What a key with this value would change, if it would.
+/// The effect that a key with this value would have, if it would have one.
 fn obstacle(section: &Section<'_>, key: &str, value: &Value) -> Option<&'static str> {
     if key == SLIDING_WINDOW {
         let off = section.get("use_sliding_window") == Some(&Value::Bool(false));
@@ -168,7 +174,7 @@ fn obstacle(section: &Section<'_>, key: &str, value: &Value) -> Option<&'static 
     (!all).then_some(group.reason)
 }
 
-/// A value in words; a list with its beginning.
+/// A value in words; of a list, its beginning.
 fn shown(value: &Value) -> String {
     match value {
         Value::Array(_) => shorten(&value.to_string()),

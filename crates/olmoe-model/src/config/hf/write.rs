@@ -1,4 +1,4 @@
-//! Writes a `config.json`: `olmoe` for a mixture, `llama` for a dense model.
+//! Writes a `config.json`: `olmoe` for a mixture of experts, `llama` for a dense model.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use super::super::{FeedForward, ModelConfig};
 /// The formats of numbers that a `config.json` names.
 const DTYPES: &[&str] = &["bfloat16", "float16", "float32"];
 
-/// The file that comes closest to the configuration; what the format cannot say is not in it.
+/// The file that is closest to the configuration, without what the format cannot express.
 pub(in super::super) fn text(config: &ModelConfig, dtype: &str) -> Result<String, ConfigError> {
     if !DTYPES.contains(&dtype) {
         let allowed = "bfloat16, float16, float32";
@@ -63,7 +63,7 @@ pub(in super::super) fn text(config: &ModelConfig, dtype: &str) -> Result<String
     if let (Value::Object(file), Value::Object(family)) = (&mut file, family) {
         file.extend(family);
     }
-    // Keys and numbers always have a text.
+    // Keys and numbers can always be written.
     Ok(format!("{file:#}\n"))
 }
 

@@ -7,9 +7,9 @@ use std::fmt::Display;
 use super::super::{Activation, FeedForward, InitMethod, Mlp, ModelConfig, Norm, NormKind};
 use super::KEYS;
 
-/// The file that comes closest to the configuration; what the format cannot say is not in it.
+/// The file that is closest to the configuration, without what the format cannot express.
 pub(in super::super) fn text(config: &ModelConfig) -> String {
-    let mut lines = Lines(Vec::new());
+    let mut lines = SectionLines(Vec::new());
     lines.add("d_model", config.d_model);
     lines.add("n_heads", config.n_heads);
     lines.add("n_kv_heads", config.n_kv_heads);
@@ -18,7 +18,7 @@ pub(in super::super) fn text(config: &ModelConfig) -> String {
     norms(config, &mut lines);
     lines.add("alibi", false);
     lines.add("rope", true);
-    // OLMo's key holds a whole number.
+    // OLMo's key is an integer.
     lines.add("rope_theta", config.rope.theta.round());
     lines.add("clip_qkv", optional(config.clip_qkv.map(|clip| clip.limit)));
     for key in ["attention_dropout", "residual_dropout", "embedding_dropout"] {
@@ -30,7 +30,7 @@ pub(in super::super) fn text(config: &ModelConfig) -> String {
     lines.add("max_sequence_length", config.max_sequence_length);
     lines.add("vocab_size", config.vocab_size);
     lines.add("embedding_size", config.embedding_size);
-    // These cannot be null; an id without a row is none.
+    // These keys cannot be null; an id without a row means that there is no such token.
     let token = |id: Option<u32>| id.map_or(config.embedding_size, |id| id as usize);
     lines.add("eos_token_id", token(config.eos_token_id));
     lines.add("pad_token_id", token(config.pad_token_id));
@@ -51,10 +51,10 @@ pub(in super::super) fn text(config: &ModelConfig) -> String {
     lines.0.iter().fold("model:\n".to_owned(), |text, (key, value)| text + &format!("  {key}: {value}\n"))
 }
 
-fn feed_forward(config: &ModelConfig, lines: &mut Lines) {
+fn feed_forward(config: &ModelConfig, lines: &mut SectionLines) {
     let (block, mlp) = match &config.feed_forward {
         FeedForward::Dense(mlp) => ("sequential", *mlp),
-        // Experts with a capacity have no gate, whatever the activation: swiglu leaves its silu.
+        // Experts with a capacity have no gate: with swiglu they apply silu alone.
         FeedForward::Moe(moe) if moe.capacity_factor.is_some() && moe.expert.activation == Activation::Silu => {
             ("moe", Mlp { activation: Activation::SwiGlu, ..moe.expert })
         }
@@ -81,7 +81,7 @@ fn feed_forward(config: &ModelConfig, lines: &mut Lines) {
     lines.add("moe_interleave", config.even_layers.is_some());
 }
 
-fn norms(config: &ModelConfig, lines: &mut Lines) {
+fn norms(config: &ModelConfig, lines: &mut SectionLines) {
     let kind = match config.norm.kind {
         NormKind::Rms => "rms",
         NormKind::LayerNorm => "default",
@@ -98,9 +98,9 @@ fn norms(config: &ModelConfig, lines: &mut Lines) {
 }
 
 /// The lines of the section so far.
-struct Lines(Vec<(&'static str, String)>);
+struct SectionLines(Vec<(&'static str, String)>);
 
-impl Lines {
+impl SectionLines {
     /// No key and no value needs quotes: they are names, numbers, `true`, `false` and `null`.
     fn add(&mut self, key: &'static str, value: impl Display) {
         self.0.push((key, value.to_string()));

@@ -1,13 +1,14 @@
-//! The backward pass: the weights of a block are made again from the log-sum-exps, used for all gradients and forgotten.
+//! The backward pass: the weights of a block are recomputed from the log-sum-exps and used for all gradients at once.
 //!
 //! ```text
 //! P = exp(S − L)   dP = dO·Vᵀ   dS = P∘(dP − Δ)/√D   Δ[t] = Σ_d dO[t, d] o[t, d]
 //! dV = Pᵀ·dO       dK = dSᵀ·Q   dQ = dS·K
 //! ```
 //!
-//! A number of dQ is one chain over the keys in order; one of dK or dV is one chain over the rows in order, query head
-//! after query head of the group. Whole sequences are tasks that walk the blocks once; a sequence that is alone walks
-//! them twice, by keys for dK and dV and by rows for dQ, each block column or row a task, with the same chains.
+//! A number of dQ is one chain over the keys in order; a number of dK or dV is one chain over the rows in order, query
+//! head after query head of the group. A sequence is one task, which visits its blocks once. A sequence that is run
+//! alone visits them twice, by keys for dK and dV and by rows for dQ; each column or row of blocks is a task, with the
+//! same chains.
 
 use std::ops::Range;
 
@@ -18,17 +19,17 @@ use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
 
-use super::forward::Saved;
-use super::packed::{Layout, head_rows};
+use super::forward::AttentionSaved;
+use super::packed::{PanelLayout, head_rows};
 use super::tile::{LANE, multiply};
 use super::{Heads, for_each_sequence};
 
-/// Query rows of a block: even, for pairs of bf16 lie inside it.
-const BLOCK_ROWS: usize = 8 * PANEL_ROWS;
+/// Query rows of a block: an even number, so that pairs of bf16 lie inside it.
+const BACKWARD_ROWS: usize = 8 * PANEL_ROWS;
 /// Rows of a sequence that one task packs.
 const PACK_ROWS: usize = 128;
-/// Keys of a block, whole panels.
-const BLOCK_KEYS: usize = 3 * PANEL_COLS;
+/// Keys of a block: whole panels.
+const BACKWARD_KEYS: usize = 3 * PANEL_COLS;
 
 /// The gradients `(dq, dk, dv)` of [`super::forward`] from its inputs, its results and the gradient of its output.
 ///
@@ -39,7 +40,7 @@ pub fn backward(
     k_td: &Tensor,
     v_td: &Tensor,
     o_td: &Tensor,
-    saved: &Saved,
+    saved: &AttentionSaved,
     d_o_td: &Tensor,
     heads: Heads,
     segments: &[u32],
@@ -75,7 +76,7 @@ pub fn backward(
     (dq, dk, dv)
 }
 
-/// What all sequences of a call share.
+/// The arguments that all sequences of a call share.
 struct Call<'a> {
     heads: Heads,
     operand: Operand,
@@ -88,9 +89,9 @@ struct Call<'a> {
 }
 
 /// Packed rows of a sequence for one query head and its key/value head.
-struct Packed<'a> {
-    layout: Layout,
-    /// How left panels lie.
+struct PackedHead<'a> {
+    layout: PanelLayout,
+    /// The form of left panels.
     form: Form,
     scale: f32,
     /// Rows of the sequence.
@@ -98,10 +99,10 @@ struct Packed<'a> {
     keys_by_row: &'a [f32],
     keys_by_column: &'a [f32],
     values_by_row: &'a [f32],
-    /// Left panels of the blocks' tiles.
+    /// Left panels of the tiles of all blocks.
     queries_left: &'a [f32],
     queries_by_column: &'a [f32],
-    /// The gradient of the output, like the queries.
+    /// The gradient of the output, packed as the queries are.
     d_left: &'a [f32],
     d_by_column: &'a [f32],
     lse: &'a [f32],
@@ -109,11 +110,11 @@ struct Packed<'a> {
 }
 
 impl Call<'_> {
-    /// The gradients of one sequence and one key/value head.
+    /// Computes the gradients of one sequence and one key/value head.
     fn sequence(&self, rows: Range<usize>, head: usize, alone: bool) {
         let [q, k, v, d_o] = self.inputs;
         let (n, t, dim, group) = (rows.len(), q.rows(), self.heads.dim, self.heads.group());
-        let layout = Layout::new(dim, n, self.operand);
+        let layout = PanelLayout::new(dim, n, self.operand);
         let (wide, form) = (layout.wide(), self.operand.left());
         let words = form.words(dim);
         let parts = n.div_ceil(PACK_ROWS);
@@ -146,7 +147,7 @@ impl Call<'_> {
                 }
             });
             let to = [&mut queries_left, &mut d_left].map(|x| Shared::new(x));
-            parallel(n.div_ceil(BLOCK_ROWS), |i| {
+            parallel(n.div_ceil(BACKWARD_ROWS), |i| {
                 for tile in tiles(block_rows(n, i)) {
                     for (x, to) in [q, d_o].into_iter().zip(&to) {
                         // SAFETY: each task has rows of its own.
@@ -155,7 +156,7 @@ impl Call<'_> {
                     }
                 }
             });
-            let packed = Packed {
+            let packed = PackedHead {
                 layout,
                 form,
                 scale: self.heads.scale(),
@@ -192,28 +193,28 @@ impl Call<'_> {
 
 /// The rows of block `i` of a sequence of `n`.
 fn block_rows(n: usize, i: usize) -> Range<usize> {
-    i * BLOCK_ROWS..((i + 1) * BLOCK_ROWS).min(n)
+    i * BACKWARD_ROWS..((i + 1) * BACKWARD_ROWS).min(n)
 }
 
-/// A block of rows in even tiles of at most 12.
+/// Divides a block of rows into even tiles of at most 12.
 fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let count = panel_count(rows.len());
     let at = move |i: usize| rows.start + panel_start(rows.len(), count, i);
     (0..count).map(move |i| at(i)..at(i + 1))
 }
 
-impl Packed<'_> {
-    /// Adds what this query head gives to `[dq, dk, dv]`, rows `wide` numbers long.
+impl PackedHead<'_> {
+    /// Adds the contribution of this query head to `[dq, dk, dv]`, whose rows are `wide` numbers long.
     fn walk(&self, sums: &[Shared<'_, f32>; 3], divide: bool) {
-        let row_blocks = self.n.div_ceil(BLOCK_ROWS);
-        let key_blocks = self.n.div_ceil(BLOCK_KEYS);
-        let keys = |j: usize| j * BLOCK_KEYS..((j + 1) * BLOCK_KEYS).min(self.n);
-        // The blocks of rows that see a block of keys, and the reverse.
-        let seen_by = |j: usize| keys(j).start / BLOCK_ROWS..row_blocks;
-        let seeing = |i: usize| 0..block_rows(self.n, i).end.div_ceil(BLOCK_KEYS);
+        let row_blocks = self.n.div_ceil(BACKWARD_ROWS);
+        let key_blocks = self.n.div_ceil(BACKWARD_KEYS);
+        let keys = |j: usize| j * BACKWARD_KEYS..((j + 1) * BACKWARD_KEYS).min(self.n);
+        // The blocks of rows that attend to a block of keys, and the reverse.
+        let seen_by = |j: usize| keys(j).start / BACKWARD_ROWS..row_blocks;
+        let seeing = |i: usize| 0..block_rows(self.n, i).end.div_ceil(BACKWARD_KEYS);
         let wide = self.layout.wide();
         let own = |which: usize, rows: Range<usize>| {
-            // SAFETY: the tasks below take each range of a gradient once at a time.
+            // SAFETY: no two tasks below use the same range of a gradient at the same time.
             unsafe { sums[which].range(rows.start * wide..rows.end * wide) }
         };
         if divide {
@@ -226,7 +227,7 @@ impl Packed<'_> {
                 }
             });
             parallel(row_blocks, |i| {
-                // The longest rows first.
+                // The rows with the most keys first.
                 let i = row_blocks - 1 - i;
                 let mut scratch = Scratch::new();
                 for j in seeing(i) {
@@ -251,21 +252,21 @@ impl Packed<'_> {
     /// P and dS of a block.
     fn weights(&self, scratch: &mut Scratch, rows: Range<usize>, keys: Range<usize>) {
         let (layout, form, units) = (self.layout, self.form, self.layout.units());
-        let words = units * form.unit();
+        let words = units * form.unit_words();
         let (p, ds, _) = scratch.parts();
         for tile in tiles(rows.clone()) {
             let seen = tile.end.min(keys.end).saturating_sub(keys.start);
-            let first = (tile.start - rows.start) * BLOCK_KEYS;
+            let first = (tile.start - rows.start) * BACKWARD_KEYS;
             let panel = tile.start * words..tile.end * words;
             for key in (0..seen).step_by(PANEL_COLS) {
                 let right = layout.panel_by_row(keys.start + key)..;
                 let (left, to) = (&self.queries_left[panel.clone()], &mut p[first + key..]);
-                multiply(form, units, left, tile.len(), &self.keys_by_row[right.clone()], to, BLOCK_KEYS, false);
+                multiply(form, units, left, tile.len(), &self.keys_by_row[right.clone()], to, BACKWARD_KEYS, false);
                 let (left, to) = (&self.d_left[panel.clone()], &mut ds[first + key..]);
-                multiply(form, units, left, tile.len(), &self.values_by_row[right], to, BLOCK_KEYS, false);
+                multiply(form, units, left, tile.len(), &self.values_by_row[right], to, BACKWARD_KEYS, false);
             }
         }
-        // Row `r` of the block sees `r + before - after` of its keys.
+        // Row `r` of the block attends to `r + before - after` of its keys.
         let (before, after) = (rows.start + 1, keys.start);
         let (lse, delta) = (&self.lse[rows.clone()], &self.delta[rows]);
         softmax_backward(p, ds, before, after, keys.len(), self.scale, lse, delta);
@@ -278,14 +279,14 @@ impl Packed<'_> {
         let count = panel_count(keys.len());
         for i in 0..count {
             let panel = panel_start(keys.len(), count, i)..panel_start(keys.len(), count, i + 1);
-            // Rows before the first key of the panel do not see it.
+            // Rows before the first key of the panel do not attend to it.
             let skip = (keys.start + panel.start).saturating_sub(rows.start) & !1;
             if skip >= rows.len() {
                 continue;
             }
             let length = rows.len() - skip;
             for (from, right, to) in [(&*p, self.d_by_column, &mut *dv), (&*ds, self.queries_by_column, &mut *dk)] {
-                let source = Source::new(&from[skip * BLOCK_KEYS..], BLOCK_KEYS);
+                let source = Source::new(&from[skip * BACKWARD_KEYS..], BACKWARD_KEYS);
                 pack_columns(source, panel.clone(), length, self.form, panel.len(), None, left);
                 for j in 0..wide / PANEL_COLS {
                     let right = &right[layout.panel_by_column(j, rows.start + skip)..];
@@ -306,7 +307,7 @@ impl Packed<'_> {
                 continue;
             }
             let first = tile.start - rows.start;
-            let source = Source::new(&ds[first * BLOCK_KEYS..], BLOCK_KEYS);
+            let source = Source::new(&ds[first * BACKWARD_KEYS..], BACKWARD_KEYS);
             pack_rows(source, 0..tile.len(), seen, self.form, tile.len(), left);
             for j in 0..wide / PANEL_COLS {
                 let right = &self.keys_by_column[layout.panel_by_column(j, keys.start)..];
@@ -317,29 +318,29 @@ impl Packed<'_> {
     }
 }
 
-/// P and dS of a block, `[BLOCK_ROWS, BLOCK_KEYS]` each, and room for a left panel of either direction.
+/// P and dS of a block, `[BACKWARD_ROWS, BACKWARD_KEYS]` each, and scratch for a left panel of either direction.
 struct Scratch {
     data: Buffer<f32>,
 }
 
 impl Scratch {
-    const BLOCK: usize = BLOCK_ROWS * BLOCK_KEYS;
+    const BLOCK_NUMBERS: usize = BACKWARD_ROWS * BACKWARD_KEYS;
 
     fn new() -> Scratch {
-        let longest = if BLOCK_ROWS > BLOCK_KEYS { BLOCK_ROWS } else { BLOCK_KEYS };
-        Scratch { data: Buffer::scratch(2 * Scratch::BLOCK + PANEL_ROWS * longest) }
+        let longest = if BACKWARD_ROWS > BACKWARD_KEYS { BACKWARD_ROWS } else { BACKWARD_KEYS };
+        Scratch { data: Buffer::scratch(2 * Scratch::BLOCK_NUMBERS + PANEL_ROWS * longest) }
     }
 
     fn parts(&mut self) -> (&mut [f32], &mut [f32], &mut [f32]) {
-        let (p, rest) = self.data.split_at_mut(Scratch::BLOCK);
-        let (ds, left) = rest.split_at_mut(Scratch::BLOCK);
+        let (p, rest) = self.data.split_at_mut(Scratch::BLOCK_NUMBERS);
+        let (ds, left) = rest.split_at_mut(Scratch::BLOCK_NUMBERS);
         (p, ds, left)
     }
 }
 
 kernel! {
-    /// Scores to P and dP to dS, in place, for a block of `lse.len()` rows; +0 for keys that a row does not see: it sees
-    /// `r + before − after` of them.
+    /// Scores to P and dP to dS, in place, for a block of `lse.len()` rows. Row `r` attends to the first `r + before −
+    /// after` keys; the others get +0.
     fn softmax_backward[s: S](
         p: &mut [f32], ds: &mut [f32], before: usize, after: usize, keys: usize, scale: f32, lse: &[f32], delta: &[f32],
     ) {
@@ -347,7 +348,7 @@ kernel! {
         for r in 0..lse.len() {
             let visible = (r + before).saturating_sub(after).min(keys);
             let (offset, delta) = (s.splat(-lse[r]), s.splat(delta[r]));
-            let range = r * BLOCK_KEYS..r * BLOCK_KEYS + keys.next_multiple_of(LANES);
+            let range = r * BACKWARD_KEYS..r * BACKWARD_KEYS + keys.next_multiple_of(LANES);
             let (p, ds) = (&mut p[range.clone()], &mut ds[range]);
             for (i, (p, ds)) in p.chunks_exact_mut(LANES).zip(ds.chunks_exact_mut(LANES)).enumerate() {
                 if i * LANES >= visible {

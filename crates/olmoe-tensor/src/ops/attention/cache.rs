@@ -1,4 +1,4 @@
-//! Keys and values kept between calls, and attention to them.
+//! The key/value cache, and attention to it.
 
 use std::ops::Range;
 
@@ -7,66 +7,66 @@ use crate::memory::Buffer;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel};
 
-use super::blocks::{Blocks, CacheType};
-use super::forward::{Packed, Queries, State};
+use super::blocks::{CacheType, KvLayout};
+use super::forward::{PackedKv, Queries, SoftmaxState};
 use super::packed::head_rows;
 use super::{Heads, SPAN_KEYS};
 
-/// Keys and values of one sequence in one layer, as the kernels read them: head after head, each one stream.
+/// Keys and values of one sequence in one layer, as the kernels read them: one stream for each head.
 #[derive(Debug, Clone)]
 pub struct Cache {
     heads: Heads,
-    blocks: Blocks,
+    blocks: KvLayout,
     capacity: usize,
     len: usize,
     data: Buffer<f32>,
 }
 
 impl Cache {
-    /// Memory is for a multiple of so many tokens.
+    /// The capacity is rounded up to a multiple of so many tokens.
     pub const GRAIN: usize = PANEL_COLS;
 
     /// An empty cache with room for `capacity` tokens.
     pub fn new(heads: Heads, capacity: usize, kind: CacheType) -> Cache {
         heads.check();
-        let blocks = Blocks::new(heads.dim, capacity, kind);
+        let blocks = KvLayout::new(heads.dim, capacity, kind);
         Cache { heads, blocks, capacity, len: 0, data: Buffer::scratch(heads.key_value * blocks.len()) }
     }
 
     /// Bytes of a cache with room for `capacity` tokens.
     pub fn bytes_of(heads: Heads, capacity: usize, kind: CacheType) -> usize {
-        heads.key_value * Blocks::new(heads.dim, capacity, kind).len() * size_of::<f32>()
+        heads.key_value * KvLayout::new(heads.dim, capacity, kind).len() * size_of::<f32>()
     }
 
-    /// How it keeps keys and values.
+    /// The number format of keys and values.
     pub fn kind(&self) -> CacheType {
         self.blocks.kind
     }
 
-    /// Tokens it holds.
+    /// The number of tokens in the cache.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it holds none.
+    /// Whether the cache has no tokens.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Tokens it has room for.
+    /// The number of tokens that the cache has room for.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Bytes of memory it holds.
+    /// Bytes of memory of the cache.
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<f32>()
     }
 
-    /// Adds rows `rows` of keys and values, `[T, G·D]` each.
+    /// Appends rows `rows` of keys and values, `[T, G·D]` each.
     ///
     /// # Panics
-    /// When the shapes do not fit or there is no room.
+    /// When the shapes do not fit, or the cache has no room for these tokens.
     pub fn append(&mut self, k_td: &Tensor, v_td: &Tensor, rows: Range<usize>) {
         let Heads { key_value, dim, .. } = self.heads;
         let (len, blocks, stride) = (self.len, self.blocks, key_value * dim);
@@ -89,7 +89,7 @@ impl Cache {
         self.len += rows.len();
     }
 
-    /// Forgets all tokens but the first `len`; does nothing when there are no more.
+    /// Discards all tokens but the first `len`; does nothing when there are not more.
     pub fn truncate(&mut self, len: usize) {
         if len >= self.len {
             return;
@@ -100,10 +100,10 @@ impl Cache {
         }
     }
 
-    /// A cache with room for `capacity` tokens that holds the first `len` of this one.
+    /// A cache with room for `capacity` tokens and a copy of the first `len` tokens of this one.
     ///
     /// # Panics
-    /// When this one holds fewer, or there is no room.
+    /// When this cache has fewer than `len` tokens, or `capacity` is below `len`.
     pub fn prefix(&self, len: usize, capacity: usize) -> Cache {
         assert!(len <= self.len && len <= capacity, "the first {len} of {} tokens in a cache of {capacity}", self.len);
         let mut copy = Cache::new(self.heads, capacity, self.kind());
@@ -118,19 +118,19 @@ impl Cache {
         copy
     }
 
-    /// What head `head` holds.
-    fn packed(&self, head: usize) -> Packed<'_> {
+    /// The keys and values of head `head`.
+    fn packed(&self, head: usize) -> PackedKv<'_> {
         let len = self.blocks.len();
-        Packed { blocks: self.blocks, data: &self.data[head * len..(head + 1) * len] }
+        PackedKv { blocks: self.blocks, data: &self.data[head * len..(head + 1) * len] }
     }
 }
 
-/// Attention of rows `rows` of `q_td`, the last `rows.len()` tokens of the cache, which were appended before; writes
-/// those rows of `o_td`, with the bits that [`super::forward`] gives for the whole sequence if the cache is of its operand's
-/// type.
+/// Attention of rows `rows` of `q_td`, which are the last `rows.len()` tokens of the cache: the caller has appended
+/// their keys and values. Writes those rows of `o_td`. Where the cache has the type of the operand, the bits are those
+/// that [`super::forward`] gives for the whole sequence.
 ///
 /// # Panics
-/// When the shapes do not fit or the cache holds fewer tokens.
+/// When the shapes do not fit, or the cache has fewer tokens.
 pub fn forward_cached(q_td: &Tensor, rows: Range<usize>, cache: &Cache, heads: Heads, o_td: &mut Tensor) {
     assert_eq!(heads, cache.heads, "heads of the cache");
     assert_eq!(q_td.shape(), [q_td.rows(), heads.query * heads.dim], "queries of {heads:?}");
@@ -145,14 +145,14 @@ pub fn forward_cached(q_td: &Tensor, rows: Range<usize>, cache: &Cache, heads: H
     let spans = cache.len.div_ceil(SPAN_KEYS);
     if count != 1 || spans == 1 {
         return parallel(heads.key_value * count, |task| {
-            // The longest rows of each head first.
+            // The rows of each head with the most keys first.
             let (head, i) = (task / count, count - 1 - task % count);
             queries.attend(cache.packed(head), &entries(head, i));
         });
     }
-    // Few rows and many keys: the spans are tasks, too.
+    // With few rows and many keys, the spans are tasks, too.
     let wide = cache.blocks.wide();
-    let len = State::len(n * heads.group(), wide);
+    let len = SoftmaxState::len(n * heads.group(), wide);
     let mut states = Buffer::scratch(heads.key_value * spans * len);
     let parts = Shared::new(&mut states);
     parallel(heads.key_value * spans, |task| {

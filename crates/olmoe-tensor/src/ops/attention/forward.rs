@@ -1,4 +1,4 @@
-//! The forward pass: tiles of up to 12 query rows against blocks of keys, in spans that are added up one after the other.
+//! The forward pass: tiles of up to 12 query rows against blocks of keys, in spans that are merged in order.
 
 use std::ops::Range;
 
@@ -10,17 +10,17 @@ use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel};
 
-use super::blocks::{Block, Blocks};
+use super::blocks::{KvBlock, KvLayout};
 use super::packed::head_rows;
 use super::single::{multiply_row, pack_row};
 use super::tile::{LANE, multiply};
 use super::{BLOCK_KEYS, Heads, SPAN_KEYS, for_each_sequence, q8_0};
 
-/// Query rows that share a block of keys while it is near.
-const BLOCK_ROWS: usize = 4 * PANEL_ROWS;
+/// Most entries of a block; they share a block of keys while the keys are in the cache.
+const BLOCK_ENTRIES: usize = 4 * PANEL_ROWS;
 
-/// What the backward pass needs beside the inputs and the output.
-pub struct Saved {
+/// What the backward pass needs in addition to the inputs and the output.
+pub struct AttentionSaved {
     /// The natural logarithm of `Σ_s exp S[t, s]` of each head and row, `[H, T]`.
     pub lse_ht: Tensor,
 }
@@ -39,14 +39,14 @@ pub fn forward(
     heads: Heads,
     segments: &[u32],
     operand: Operand,
-) -> (Tensor, Saved) {
+) -> (Tensor, AttentionSaved) {
     let t = heads.check_call(q_td, k_td, v_td, segments);
     let mut o_td = Tensor::scratch(&[t, heads.query * heads.dim]);
     let mut lse_ht = Tensor::scratch(&[heads.query, t]);
     let queries = Queries { heads, q: q_td, o: Shared::new(&mut o_td), lse: Some((Shared::new(&mut lse_ht), t)) };
     for_each_sequence(segments, heads.key_value, |rows, head, _| {
         let n = rows.len();
-        let blocks = Blocks::new(heads.dim, n, operand.into());
+        let blocks = KvLayout::new(heads.dim, n, operand.into());
         let mut data = Buffer::scratch(blocks.len());
         let to = Shared::new(&mut data);
         parallel(n.div_ceil(BLOCK_KEYS), |i| {
@@ -55,28 +55,29 @@ pub fn forward(
             // SAFETY: each task writes a block of its own.
             unsafe { blocks.write(&to, part.start, sources, part) }
         });
-        let packed = Packed { blocks, data: &data };
+        let packed = PackedKv { blocks, data: &data };
         let count = queries.blocks(n);
-        // The longest rows first.
+        // The rows with the most keys first.
         parallel(count, |i| {
             let some = queries.block(n, count - 1 - i);
             queries.attend(packed, &queries.entries(head, rows.start, 0, some));
         });
     });
-    (o_td, Saved { lse_ht })
+    (o_td, AttentionSaved { lse_ht })
 }
 
-/// Keys and values of one sequence and one key/value head.
+/// The packed keys and values of one sequence and one key/value head.
 #[derive(Clone, Copy)]
-pub(super) struct Packed<'a> {
-    pub(super) blocks: Blocks,
+pub(super) struct PackedKv<'a> {
+    pub(super) blocks: KvLayout,
     pub(super) data: &'a [f32],
 }
 
-/// The queries of a call and where their results go.
+/// The queries of a call, and where their results are written.
 ///
-/// The *entries* of `n` rows for one key/value head are its `group` query heads of the first row, then of the second and
-/// so on: a single row (decoding) so fills a tile with the heads that read the same keys.
+/// An *entry* is one query head of one row. The entries of `n` rows for one key/value head are the `group` query heads
+/// of the first row, then those of the second row, and so on. In decoding, a single row so fills a tile with the heads
+/// that read the same keys.
 pub(super) struct Queries<'a> {
     pub(super) heads: Heads,
     pub(super) q: &'a [f32],
@@ -89,9 +90,9 @@ pub(super) struct Queries<'a> {
 pub(super) struct Entries {
     count: usize,
     /// Rows of `q` seen as `[T·H, D]`.
-    index: [u32; BLOCK_ROWS],
-    /// Keys that each sees, more from one to the next.
-    seen: [usize; BLOCK_ROWS],
+    index: [u32; BLOCK_ENTRIES],
+    /// The number of keys that each entry attends to, in ascending order.
+    seen: [usize; BLOCK_ENTRIES],
 }
 
 impl Entries {
@@ -104,53 +105,53 @@ impl Entries {
         (0..tiles).map(move |i| (i, panel_start(n, tiles, i)..panel_start(n, tiles, i + 1)))
     }
 
-    /// Spans that the last one sees.
+    /// The number of spans that the last entry attends to.
     pub(super) fn spans(&self) -> usize {
         self.seen[self.count - 1].div_ceil(SPAN_KEYS)
     }
 }
 
-/// What is known of some entries after some keys: unfinished outputs `[n, wide]`, sums of weights `[n, 16]` and maxima,
-/// 16 for each tile.
-pub(super) struct State<'a> {
+/// The running softmax of some entries after some keys: outputs that are not yet divided by the sum of weights, `[n,
+/// wide]`, sums of weights in lanes, `[n, 16]`, and maxima of the scores, 16 for each tile.
+pub(super) struct SoftmaxState<'a> {
     out: &'a mut [f32],
     sums: &'a mut [f32],
     max: &'a mut [f32],
 }
 
 /// Places for maxima.
-const MAX_LEN: usize = LANES * (BLOCK_ROWS / PANEL_ROWS);
+const MAX_LEN: usize = LANES * (BLOCK_ENTRIES / PANEL_ROWS);
 
-impl State<'_> {
+impl SoftmaxState<'_> {
     /// Numbers of a state.
     pub(super) fn len(entries: usize, wide: usize) -> usize {
         entries * (wide + LANES) + MAX_LEN
     }
 
     /// The state that lies in `data`.
-    pub(super) fn of(data: &mut [f32], wide: usize) -> State<'_> {
+    pub(super) fn of(data: &mut [f32], wide: usize) -> SoftmaxState<'_> {
         let n = (data.len() - MAX_LEN) / (wide + LANES);
         let (max, rest) = data.split_at_mut(MAX_LEN);
         let (sums, out) = rest.split_at_mut(n * LANES);
-        State { out, sums, max }
+        SoftmaxState { out, sums, max }
     }
 }
 
 impl Queries<'_> {
     /// Blocks of entries of `n` rows.
     pub(super) fn blocks(&self, n: usize) -> usize {
-        (n * self.heads.group()).div_ceil(BLOCK_ROWS)
+        (n * self.heads.group()).div_ceil(BLOCK_ENTRIES)
     }
 
     /// The entries of block `i` of `n` rows.
     pub(super) fn block(&self, n: usize, i: usize) -> Range<usize> {
-        i * BLOCK_ROWS..((i + 1) * BLOCK_ROWS).min(n * self.heads.group())
+        i * BLOCK_ENTRIES..((i + 1) * BLOCK_ENTRIES).min(n * self.heads.group())
     }
 
-    /// Some entries; the rows they count from begin at row `first` of `q`, which sees `past + 1` keys.
+    /// Some entries, counted from row `first` of `q`, which attends to `past + 1` keys.
     pub(super) fn entries(&self, head: usize, first: usize, past: usize, some: Range<usize>) -> Entries {
         let group = self.heads.group();
-        let mut entries = Entries { count: some.len(), index: [0; BLOCK_ROWS], seen: [0; BLOCK_ROWS] };
+        let mut entries = Entries { count: some.len(), index: [0; BLOCK_ENTRIES], seen: [0; BLOCK_ENTRIES] };
         for (e, entry) in some.enumerate() {
             let (row, query) = (entry / group, head * group + entry % group);
             entries.index[e] = ((first + row) * self.heads.query + query) as u32;
@@ -159,18 +160,18 @@ impl Queries<'_> {
         entries
     }
 
-    /// Attention of some entries.
-    pub(super) fn attend(&self, packed: Packed<'_>, entries: &Entries) {
+    /// Computes the attention of some entries.
+    pub(super) fn attend(&self, packed: PackedKv<'_>, entries: &Entries) {
         let wide = packed.blocks.wide();
-        let len = State::len(entries.count, wide);
+        let len = SoftmaxState::len(entries.count, wide);
         let several = entries.spans() > 1;
         let mut data = Buffer::<f32>::scratch(len * (1 + usize::from(several)));
         let (total, part) = data.split_at_mut(len);
-        let mut total = State::of(total, wide);
-        let mut work = Work::new(self, packed, entries);
+        let mut total = SoftmaxState::of(total, wide);
+        let mut work = PackedEntries::new(self, packed, entries);
         work.span(0, &mut total);
         if several {
-            let mut part = State::of(part, wide);
+            let mut part = SoftmaxState::of(part, wide);
             for span in 1..entries.spans() {
                 work.span(span, &mut part);
                 add_span(entries, span, &mut total, &part);
@@ -179,22 +180,22 @@ impl Queries<'_> {
         self.finish(entries, &total);
     }
 
-    /// One span of it, for [`Queries::merge`].
-    pub(super) fn attend_span(&self, packed: Packed<'_>, entries: &Entries, span: usize, state: &mut [f32]) {
-        Work::new(self, packed, entries).span(span, &mut State::of(state, packed.blocks.wide()));
+    /// Computes one span of the attention of some entries, for [`Queries::merge`].
+    pub(super) fn attend_span(&self, packed: PackedKv<'_>, entries: &Entries, span: usize, state: &mut [f32]) {
+        PackedEntries::new(self, packed, entries).span(span, &mut SoftmaxState::of(state, packed.blocks.wide()));
     }
 
-    /// The results of some entries from the states of all spans, one after the other.
+    /// Merges the states of all spans of some entries, in order, and writes their results.
     pub(super) fn merge(&self, entries: &Entries, wide: usize, states: &mut [f32]) {
-        let (total, parts) = states.split_at_mut(State::len(entries.count, wide));
-        let mut total = State::of(total, wide);
-        for (i, part) in parts.chunks_exact_mut(State::len(entries.count, wide)).enumerate() {
-            add_span(entries, i + 1, &mut total, &State::of(part, wide));
+        let (total, parts) = states.split_at_mut(SoftmaxState::len(entries.count, wide));
+        let mut total = SoftmaxState::of(total, wide);
+        for (i, part) in parts.chunks_exact_mut(SoftmaxState::len(entries.count, wide)).enumerate() {
+            add_span(entries, i + 1, &mut total, &SoftmaxState::of(part, wide));
         }
         self.finish(entries, &total);
     }
 
-    fn finish(&self, entries: &Entries, state: &State<'_>) {
+    fn finish(&self, entries: &Entries, state: &SoftmaxState<'_>) {
         let dim = self.heads.dim;
         let wide = state.out.len() / entries.count;
         for (i, tile) in entries.tiles() {
@@ -214,20 +215,20 @@ impl Queries<'_> {
     }
 }
 
-/// Some entries, packed, and room to work on them.
-struct Work<'a> {
-    packed: Packed<'a>,
+/// Some entries with their packed queries, and scratch memory for their attention.
+struct PackedEntries<'a> {
+    packed: PackedKv<'a>,
     entries: &'a Entries,
     scale: f32,
-    /// How the queries and weights of tiles are packed, unless they are quantised.
+    /// The form of the packed queries and weights; `None` where they are quantised.
     form: Option<Form>,
     /// Words of a packed query.
     words: usize,
     scratch: Buffer<f32>,
 }
 
-impl<'a> Work<'a> {
-    fn new(queries: &Queries<'_>, packed: Packed<'a>, entries: &'a Entries) -> Work<'a> {
+impl<'a> PackedEntries<'a> {
+    fn new(queries: &Queries<'_>, packed: PackedKv<'a>, entries: &'a Entries) -> PackedEntries<'a> {
         let (dim, wide) = (queries.heads.dim, packed.blocks.wide());
         let form = packed.blocks.operand().map(Operand::left);
         let (words, extra) = match form {
@@ -251,12 +252,12 @@ impl<'a> Work<'a> {
             }
             None => q8_0::pack_queries(queries.q, dim, entries.index(), bytemuck::cast_slice_mut(left)),
         }
-        Work { packed, entries, scale: queries.heads.scale(), form, words, scratch }
+        PackedEntries { packed, entries, scale: queries.heads.scale(), form, words, scratch }
     }
 
-    /// What the keys of a span give.
-    fn span(&mut self, span: usize, state: &mut State<'_>) {
-        let Packed { blocks, data } = self.packed;
+    /// Computes the state after the keys of a span.
+    fn span(&mut self, span: usize, state: &mut SoftmaxState<'_>) {
+        let PackedKv { blocks, data } = self.packed;
         let (entries, words, form, wide) = (self.entries, self.words, self.form, blocks.wide());
         let (left, rest) = self.scratch.split_at_mut(entries.count * words);
         let (scores, scratch) = rest.split_at_mut(PANEL_ROWS * BLOCK_KEYS);
@@ -286,8 +287,8 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Scores of some packed queries and the first `count` keys of a block, to rows of [`BLOCK_KEYS`].
-fn score(block: &Block<'_>, form: Option<Form>, queries: &[f32], rows: usize, count: usize, scores: &mut [f32]) {
+/// Computes the scores of some packed queries and the first `count` keys of a block, in rows of [`BLOCK_KEYS`].
+fn score(block: &KvBlock<'_>, form: Option<Form>, queries: &[f32], rows: usize, count: usize, scores: &mut [f32]) {
     let Some((layout, form)) = block.layout.zip(form) else {
         let (queries, keys) = (bytemuck::cast_slice(queries), bytemuck::cast_slice(block.keys));
         return q8_0::scores(queries, block.blocks.wide(), keys, count, scores);
@@ -302,9 +303,10 @@ fn score(block: &Block<'_>, form: Option<Form>, queries: &[f32], rows: usize, co
     }
 }
 
-/// Adds the first `count` values of a block, weighted by rows of [`BLOCK_KEYS`], to `out`; puts the `first` ones there.
+/// Adds the first `count` values of a block, weighted by rows of [`BLOCK_KEYS`] weights, to `out`; overwrites `out`
+/// where the values are the `first` ones.
 fn add_values(
-    block: &Block<'_>,
+    block: &KvBlock<'_>,
     form: Option<Form>,
     weights: &[f32],
     rows: usize,
@@ -337,8 +339,8 @@ fn add_values(
     }
 }
 
-/// Adds what the keys of span `span` gave to what those before gave, for the entries that see any.
-fn add_span(entries: &Entries, span: usize, total: &mut State<'_>, part: &State<'_>) {
+/// Merges the state of span `span` into that of the spans before, for the entries that attend to any of its keys.
+fn add_span(entries: &Entries, span: usize, total: &mut SoftmaxState<'_>, part: &SoftmaxState<'_>) {
     let wide = total.out.len() / entries.count;
     for (i, tile) in entries.tiles() {
         let unseen = entries.seen[tile.clone()].iter().take_while(|seen| **seen <= span * SPAN_KEYS).count();
@@ -355,7 +357,7 @@ fn add_span(entries: &Entries, span: usize, total: &mut State<'_>, part: &State<
 }
 
 kernel! {
-    /// Brings maxima, sums and outputs of some rows up to date with those of other keys.
+    /// Merges maxima, sums and outputs of some rows with those of other keys.
     fn merge[s: S](max: &mut [f32], new: &[f32], sums: &mut [f32], new_sums: &[f32], out: &mut [f32], new_out: &[f32]) {
         if max.is_empty() {
             return;
@@ -380,8 +382,9 @@ kernel! {
 }
 
 kernel! {
-    /// Scores of a block to weights `exp(s·scale − max)`, row by row, in place; only the first `visible[r]` of row `r`
-    /// count, the others up to `count` become zero. Brings maxima, sums (16 lanes a row) and the output so far up to date.
+    /// Turns the scores of a block into weights `exp(s·scale − max)`, row by row, in place. Only the first `visible[r]`
+    /// scores of row `r` count; the weights of the others up to `count` are zero. Updates the maxima, the sums (16
+    /// lanes for each row) and the previous output.
     fn softmax[s: S](
         scores: &mut [f32], visible: &[usize], count: usize, scale: f32, max: &mut [f32], sums: &mut [f32], out: &mut [f32],
         first: bool,
@@ -434,7 +437,8 @@ kernel! {
 }
 
 kernel! {
-    /// `o = out / sum`, without negative zeros: their sign would tell masked keys from absent ones. Gives the sum.
+    /// `o = out / sum`, without negative zeros, whose sign would depend on whether a key is masked or absent. Returns
+    /// the sum.
     fn finish[s: S](out: &[f32], sums: &[f32], o: &mut [f32]) -> f32 {
         let sum = s.reduce_add(s.load(sums));
         for (part, o) in out.chunks(LANES).zip(o.chunks_mut(LANES)) {

@@ -13,11 +13,12 @@
 //! `[T, H·D]`, `k_td`, `v_td` and theirs `[T, G·D]`, heads side by side in a row.
 //!
 //! # The same bits every time
-//! A row's keys are walked in spans of [`SPAN_KEYS`], and those in blocks of [`BLOCK_KEYS`], from the start of its sequence.
-//! Inside a span every product is one chain in the order of the contraction, sums of probabilities run in sixteen fixed
-//! lanes, and a masked key weighs +0, which changes no sum; the spans are added up in their order, whoever computed them.
-//! Which rows are computed together, by how many threads, from which place in the batch, and whether the keys come from
-//! the batch or from a [`Cache`] of the same type therefore never shows (as long as the values are finite).
+//! The keys of a row are divided into spans of [`SPAN_KEYS`], and these into blocks of [`BLOCK_KEYS`], from the start
+//! of the sequence on. Inside a span every product is one chain in the order of the contraction, sums of probabilities
+//! run in sixteen fixed lanes, and a masked key has the weight +0, which changes no sum. The spans are merged in order.
+//! As long as the values are finite, the bits of a row therefore do not depend on the rows that are computed with it,
+//! on the number of threads, on its place in the batch, or on whether the keys come from the batch or from a [`Cache`]
+//! of the same type.
 
 mod backward;
 mod blocks;
@@ -33,17 +34,19 @@ mod tile;
 pub use backward::backward;
 pub use blocks::CacheType;
 pub use cache::{Cache, forward_cached};
-pub use forward::{Saved, forward};
+pub use forward::{AttentionSaved, forward};
 
 use std::ops::Range;
 
 use crate::tensor::Tensor;
 use crate::threads::{num_threads, parallel};
 
-/// Keys between two corrections of the running maximum. Part of the result's definition: another number gives other bits.
+/// Keys of a block: the running maximum is updated after each block. The number is part of the definition of the
+/// result: another number gives other bits.
 pub const BLOCK_KEYS: usize = 128;
 
-/// Keys of a span: those of a long sequence are tasks for several threads. Part of the definition, too.
+/// Keys of a span; the spans of a long sequence are divided among the threads. Part of the definition of the result,
+/// too.
 pub const SPAN_KEYS: usize = 512;
 
 /// The heads of one attention layer.
@@ -58,12 +61,12 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Query heads to a key/value head.
+    /// Query heads for each key/value head.
     fn group(self) -> usize {
         self.query / self.key_value
     }
 
-    /// The factor of the scores.
+    /// The factor of the scores, 1/√D.
     fn scale(self) -> f32 {
         (1.0 / (self.dim as f64).sqrt()) as f32
     }
@@ -73,7 +76,7 @@ impl Heads {
         assert!(whole && self.dim > 0, "{self:?}: the key/value heads divide the query heads, and none is empty");
     }
 
-    /// Asks for the shapes of a call over whole sequences; gives the number of rows.
+    /// Checks the shapes of a call over whole sequences and returns the number of rows.
     fn check_call(self, q_td: &Tensor, k_td: &Tensor, v_td: &Tensor, segments: &[u32]) -> usize {
         self.check();
         let t = q_td.rows();
@@ -89,13 +92,15 @@ impl Heads {
 
 /// Runs `one(rows, key/value head, whether alone)` for every pair of segment and key/value head.
 ///
-/// Each is a task, but a pair so large that the other threads would wait for it is run alone, to divide itself.
+/// Each pair is a task. A pair so large that the other threads would wait for it is run alone, and divides its own work
+/// among all threads.
 fn for_each_sequence(segments: &[u32], key_value: usize, one: impl Fn(Range<usize>, usize, bool) + Sync) {
     let count = segments.len().saturating_sub(1);
     let rows = |i: usize| segments[i] as usize..segments[i + 1] as usize;
     let work = |i: usize| (rows(i).len() as u64).pow(2);
     let total = (0..count).map(work).sum::<u64>() * key_value as u64;
-    // Read once: it may change meanwhile. Division costs the backward pass 7 products in place of 5.
+    // Read once, because another thread may change it. Dividing a pair costs the backward pass 7 products in place of
+    // 5.
     let threads = num_threads() as u64;
     let alone = |i: usize| 5 * work(i) * threads > 7 * total;
     for i in (0..count).filter(|i| alone(*i)) {

@@ -1,4 +1,4 @@
-//! The layout in which the kernels read the rows of one sequence and one head: right panels that can grow row by row.
+//! The layout of the rows of one sequence and one head for the kernels: right panels that can grow row by row.
 
 use std::ops::Range;
 
@@ -8,22 +8,22 @@ use crate::simd::{LANES, kernel};
 use crate::tensor::Tensor;
 use crate::threads::Shared;
 
-/// Rows of a sequence as right panels, of one of two kinds:
+/// The layout of the rows of a sequence as right panels, of one of two kinds:
 /// * *by row*: panels of 32 rows, contraction along the head (keys for the scores);
 /// * *by column*: panels of 32 numbers of the head, contraction over the rows (values for the output).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Layout {
+pub(super) struct PanelLayout {
     /// Numbers in a head.
     pub(super) dim: usize,
-    /// Rows there is room for, a multiple of 32.
+    /// The number of rows that the panels have room for, a multiple of 32.
     pub(super) capacity: usize,
     /// The precision.
     pub(super) operand: Operand,
 }
 
-impl Layout {
-    pub(super) fn new(dim: usize, rows: usize, operand: Operand) -> Layout {
-        Layout { dim, capacity: rows.next_multiple_of(PANEL_COLS), operand }
+impl PanelLayout {
+    pub(super) fn new(dim: usize, rows: usize, operand: Operand) -> PanelLayout {
+        PanelLayout { dim, capacity: rows.next_multiple_of(PANEL_COLS), operand }
     }
 
     /// Units of a row.
@@ -31,27 +31,27 @@ impl Layout {
         self.operand.units(self.dim)
     }
 
-    /// Numbers of a row of results, in whole panels.
+    /// Numbers of a row of results, padded to whole panels.
     pub(super) fn wide(self) -> usize {
         self.dim.next_multiple_of(PANEL_COLS)
     }
 
-    /// Units that a packed sequence has by row.
+    /// Units of a sequence packed by row.
     pub(super) fn len_by_row(self) -> usize {
         self.capacity * self.units()
     }
 
-    /// Units that a packed sequence has by column.
+    /// Units of a sequence packed by column.
     pub(super) fn len_by_column(self) -> usize {
         self.wide() * self.operand.units(self.capacity)
     }
 
-    /// Where the panel of `row`, a multiple of 32, begins by row.
+    /// Where the panel of `row`, a multiple of 32, begins in a sequence packed by row.
     pub(super) fn panel_by_row(self, row: usize) -> usize {
         row * self.units()
     }
 
-    /// Where `row`, an even one, is in panel `panel` by column.
+    /// Where the unit of `row`, an even number, lies in panel `panel` of a sequence packed by column.
     pub(super) fn panel_by_column(self, panel: usize, row: usize) -> usize {
         (panel * self.operand.units(self.capacity) + self.operand.units(row)) * PANEL_COLS
     }
@@ -59,7 +59,7 @@ impl Layout {
     /// Packs rows `rows` of a source by row, as rows `at…` of the sequence.
     ///
     /// # Safety
-    /// As [`Shared::range`]: nobody else touches the panels of 32 rows that are written.
+    /// As [`Shared::range`]: no other task touches the panels of 32 rows that are written.
     pub(super) unsafe fn pack_by_row(self, to: &Shared<'_, f32>, at: usize, source: Source<'_>, rows: Range<usize>) {
         let (mut at, mut row) = (at, rows.start);
         while row < rows.end {
@@ -83,7 +83,7 @@ impl Layout {
     /// Packs rows `rows` of a source by column, as rows `at…` of the sequence.
     ///
     /// # Safety
-    /// As [`Shared::range`]: nobody else touches the rows and their neighbours in a bf16 unit.
+    /// As [`Shared::range`]: no other task touches the rows, nor their neighbours in a bf16 unit.
     pub(super) unsafe fn pack_by_column(self, to: &Shared<'_, f32>, at: usize, source: Source<'_>, rows: Range<usize>) {
         let inside = self.operand == Operand::Bf16 && at % 2 == 1 && !rows.is_empty();
         for panel in 0..self.wide() / PANEL_COLS {
@@ -109,7 +109,7 @@ impl Layout {
     }
 }
 
-/// The rows of `x`, `[T, heads·dim]`, from `first` on, narrowed to one head.
+/// The columns of one head in the rows of `x`, `[T, heads·dim]`, from `first` on.
 pub(super) fn head_rows(x: &Tensor, first: usize, head: usize, dim: usize) -> Source<'_> {
     Source::new(&x[first * x.cols() + head * dim..], x.cols())
 }
@@ -134,7 +134,7 @@ kernel! {
 }
 
 kernel! {
-    /// Writes the odd row of a step of a bf16 panel by column and leaves the even one.
+    /// Writes the odd row of a unit of a bf16 panel by column and leaves the even one.
     pub(super) fn put_odd[s: S](row: &[f32], unit: &mut [f32]) {
         for half in 0..PANEL_COLS / LANES {
             let lanes = &mut unit[half * LANES..(half + 1) * LANES];

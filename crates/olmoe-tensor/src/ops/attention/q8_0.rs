@@ -1,14 +1,15 @@
-//! Keys and values in blocks of 32 numbers of a head, whole numbers in −127..=127 with an f16 scale, and products with them.
+//! Keys and values in blocks of 32 numbers of a head, integers in −127..=127 with an f16 scale, and products with them.
 //!
-//! A block is `d·a`, `a` as of activations in eight bits (`quant`), d rounded to f16: a number that is not finite, or beyond
-//! 8.3 million, gives results that are not finite. With queries `d_q·a_q` in eight bits, too,
+//! The numbers of a block are `d·a`, with `a` as for activations in eight bits (`quant`) and d rounded to f16. A number
+//! that is NaN, infinite or larger than 8.3 million gives results that are not finite. With queries `d_q·a_q` in eight
+//! bits, too,
 //!
 //! * a score is the chain of the product with Q8_0 weights: `s = fma(d_k·Σ a_k·a_q, d_q, s)` over the blocks in order;
 //! * a number of the output is the chain `o = fma(p·d_v, a_v, o)` over the tokens in order, in f32.
 //!
-//! Keys lie as packed weights do: of 32 tokens and each block first the 32 scales, then, four numbers of all tokens at a
-//! time, the quants with 128 added. Of values the scales of each block of all rows come first, for they are read first, then
-//! the quants row by row.
+//! Keys have the layout of packed weights: for each block of 32 tokens first the 32 scales, then the quants with 128
+//! added, four numbers of every token at a time. Values have first the scales of all rows, block after block, because
+//! the scales are read first, then the quants row by row.
 
 use std::ops::Range;
 
@@ -24,11 +25,11 @@ use crate::simd::{LANES, Simd, fetch, kernel};
 use super::BLOCK_KEYS;
 use super::tile::multiply;
 
-/// Numbers that share a scale; a panel of the head is as wide.
+/// Numbers of a block, which share a scale; as many as a panel of the head has columns.
 const BLOCK: usize = PANEL_COLS;
 /// Bytes of a block of 32 keys: scales, then quants.
 const KEY_BYTES: usize = PANEL_COLS * (2 + BLOCK);
-/// Rows up to which values are taken from their bytes for each row, which for more is done once.
+/// The most rows for which values are dequantised anew for each row; for more rows they are dequantised once.
 const FEW: usize = 2;
 
 /// Bytes of the keys, and of the values, of 32 tokens.
@@ -46,17 +47,17 @@ fn query_bytes(wide: usize) -> usize {
     wide / BLOCK * block_bytes(BLOCK)
 }
 
-/// Units of four bytes of a query.
+/// Words of four bytes of a query.
 pub(super) fn query_units(wide: usize) -> usize {
     query_bytes(wide) / size_of::<f32>()
 }
 
-/// Units of scratch that [`add_values`] takes.
+/// Words of scratch memory that [`add_values`] takes.
 pub(super) fn scratch_units(wide: usize) -> usize {
     (2 * PANEL_ROWS + PANEL_COLS + wide / BLOCK) * BLOCK_KEYS
 }
 
-/// A block of a row, filled up with zeros.
+/// A block of a row, padded with zeros.
 #[inline(always)]
 fn padded(x: &[f32]) -> [f32; BLOCK] {
     let mut block = [0.0; BLOCK];
@@ -80,7 +81,7 @@ kernel! {
 }
 
 kernel! {
-    /// Writes a row as quants, and the scale of block `b` to place `b·stride`.
+    /// Writes a row as quants, and the scale of its block `b` to place `b·stride`.
     fn write_value[s: S](row: &[f32], quants: &mut [u8], scales: &mut [u8], stride: usize) {
         let mut block = [0; BLOCK];
         for (i, (x, quants)) in row.chunks(BLOCK).zip(quants.as_chunks_mut::<BLOCK>().0).enumerate() {
@@ -117,7 +118,8 @@ pub(super) fn write_values(
     }
 }
 
-/// Copies the values of the first `count` tokens of one block to another; each comes with the tokens it has room for.
+/// Copies the values of the first `count` tokens of one block to another; each block is given with the number of tokens
+/// that it has room for.
 pub(super) fn copy_values(wide: usize, count: usize, (rows, values): (usize, &[u8]), (room, to): (usize, &mut [u8])) {
     let (scales, quants) = values.split_at(scale_bytes(wide, rows));
     let (to_scales, to_quants) = to.split_at_mut(scale_bytes(wide, room));
@@ -137,7 +139,8 @@ pub(super) fn pack_queries(q: &[f32], dim: usize, index: &[u32], out: &mut [u8])
     }
 }
 
-/// Scores of some queries, up to a tile, and the first `count` keys of a block, to rows of [`BLOCK_KEYS`] numbers.
+/// Computes the scores of the queries of a tile and the first `count` keys of a block, in rows of [`BLOCK_KEYS`]
+/// numbers.
 pub(super) fn scores(queries: &[u8], wide: usize, keys: &[u8], count: usize, scores: &mut [f32]) {
     let kernels = kernels(BlockFormat::Q8_0);
     let bytes = query_bytes(wide);
@@ -171,8 +174,8 @@ pub(super) fn scores(queries: &[u8], wide: usize, keys: &[u8], count: usize, sco
     }
 }
 
-/// Adds the first `count` values of a block of `rows` tokens, weighted by rows of [`BLOCK_KEYS`] weights, to the rows of
-/// `out`, or puts them there where they are the first.
+/// Adds the first `count` values of a block of `rows` tokens, weighted by rows of [`BLOCK_KEYS`] weights, to the rows
+/// of `out`; overwrites `out` where the values are the `first` ones.
 pub(super) fn add_values(
     weights: &[f32],
     values: &[u8],
@@ -207,7 +210,7 @@ pub(super) fn add_values(
 }
 
 kernel! {
-    /// Weights times scales.
+    /// `out = weights · scales`, elementwise.
     fn scale[s: S](weights: &[f32], scales: &[u8], out: &mut [f32]) {
         let parts = weights.chunks_exact(LANES).zip(scales.as_chunks::<{ 2 * LANES }>().0);
         for ((weights, scales), out) in parts.zip(out.chunks_exact_mut(LANES)) {
@@ -218,7 +221,7 @@ kernel! {
 }
 
 kernel! {
-    /// The same for `width` weights a scale.
+    /// The same with `width` weights for each scale.
     fn scale_rows[s: S](weights: &[f32], scales: &[u8], out: &mut [f32], width: usize) {
         let parts = weights.chunks(LANES * width).zip(scales.as_chunks::<{ 2 * LANES }>().0);
         for ((weights, scales), out) in parts.zip(out.chunks_mut(LANES * width)) {
@@ -233,7 +236,7 @@ kernel! {
 }
 
 kernel! {
-    /// A panel of quants, in rows `stride` apart, as numbers.
+    /// Converts a panel of quants, in rows `stride` bytes apart, to f32.
     fn unpack[s: S](quants: &[u8], stride: usize, out: &mut [f32]) {
         for (out, quants) in out.chunks_exact_mut(PANEL_COLS).zip(quants.chunks(stride)) {
             for (out, quants) in out.chunks_exact_mut(LANES).zip(quants.as_chunks::<LANES>().0) {
@@ -252,7 +255,9 @@ kernel! {
         while panel < wide / BLOCK {
             let (weights, quants) = (&weights[panel * BLOCK_KEYS..], &quants[panel * BLOCK..]);
             let out = &mut out[panel * BLOCK..];
-            // Several sums at once, as each waits for itself; of the usual heads whole rows, as they lie in memory.
+            // Several sums at once, because the additions of one sum wait for each other; with the usual sizes of
+            // heads, whole
+// rows in the order of memory.
             panel += match wide / BLOCK - panel {
                 1 => add_panels::<S, 1>(s, weights, quants, wide, count, out, first),
                 2 | 3 => add_panels::<S, 2>(s, weights, quants, wide, count, out, first),

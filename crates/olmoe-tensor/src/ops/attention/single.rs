@@ -1,7 +1,8 @@
 //! Products of a single query with keys and values, at the speed of memory.
 //!
-//! The chains are those of `gemm::micro` for one row; here what comes after is fetched meanwhile, wherever it belongs: keys and
-//! values are one stream, and the hardware's own prefetching stops at every page.
+//! The chains are those of `gemm::micro` for one row. Keys and values are one stream, so what follows in memory is
+//! fetched during the product, whether it belongs to this panel or the next; the prefetcher of the processor stops at
+//! every page.
 
 use crate::gemm::{Operand, PANEL_COLS};
 use crate::quant::product::kernel::AHEAD;
@@ -41,7 +42,7 @@ fn multiply_panel<S: Simd, const BF16: bool>(s: S, a: &[f32], panel: &[f32], c: 
 }
 
 kernel! {
-    /// Pairs of numbers, rounded, as the units of a row.
+    /// Packs pairs of numbers, rounded to bf16, as the units of a row.
     pub(super) fn pack_row[s: S](x: &[f32], units: &mut [f32]) {
         for (x, units) in x.chunks(2 * LANES).zip(units.chunks_mut(LANES)) {
             let (lo, hi) = x.split_at(x.len().min(LANES));

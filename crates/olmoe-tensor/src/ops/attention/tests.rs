@@ -106,7 +106,7 @@ fn naive_backward(q: &[f64], k: &[f64], v: &[f64], d_o: &[f64], heads: Heads, se
     [dq, dk, dv]
 }
 
-/// Everything that the two passes give, in one row.
+/// The results of both passes.
 fn both(x: &[Tensor; 4], heads: Heads, segments: &[u32], operand: Operand) -> [Vec<f32>; 5] {
     let [q, k, v, d_o] = x;
     let (o, saved) = forward(q, k, v, heads, segments, operand);
@@ -131,7 +131,8 @@ fn both_passes_agree_with_f64_on_all_sets() {
                 for (name, expected) in [("o", &o), ("lse", &lse), ("dq", &dq), ("dk", &dk), ("dv", &dv)] {
                     let (got, after) = rest.split_at(expected.len());
                     rest = after;
-                    // The weight of a single key is one whatever the scores: their gradient is zero, up to cancellation.
+                    // The weight of a single key is one whatever the scores: their gradient is zero, up to
+                    // cancellation.
                     let constant = t == 1 && ["dq", "dk"].contains(&name);
                     let error = match constant {
                         true => got.iter().map(|x| f64::from(x.abs())).fold(0.0, f64::max) / 10.0,
@@ -226,7 +227,7 @@ fn a_cache_gives_the_bits_of_the_whole_sequence() {
                 }
                 assert!(bits(&got) == bits(&o), "{heads:?}, {operand:?}, chunks of {chunk}");
             }
-            // Tokens taken back and put again, at even and odd places, with infinities between.
+            // Tokens are removed and appended again, at even and odd places, with infinities between.
             let infinite = Tensor::new(&vec![f32::INFINITY; k.len()], k.shape());
             let mut got = o.clone();
             for len in [0, 1, 31, 96, 129, 294] {
@@ -255,12 +256,12 @@ fn large_scores_and_zeros_stay_finite() {
     let t = 200;
     let [mut q, k, mut v, d_o] = inputs(t, heads);
     q.iter_mut().for_each(|x| *x *= 1e4);
-    // Tiny values, of which products with small weights underflow to zeros of either sign.
+    // Tiny values, whose products with small weights underflow to zeros of either sign.
     v.iter_mut().for_each(|x| *x *= 1e-37);
     let x = [q, k, v, d_o];
     let [q, k, v, _] = &x;
     for operand in OPERANDS {
-        // The sets may differ in subnormal numbers, so none is compared with another.
+        // Instruction sets may differ in subnormal numbers, so they are not compared with each other.
         on_every_isa(|| {
             let [o, rest @ ..] = both(&x, heads, &[0, t as u32], operand);
             assert!(o.iter().chain(rest.iter().flatten()).all(|x| x.is_finite()));
@@ -282,7 +283,7 @@ fn steady_state_asks_the_system_for_nothing() {
     let x = inputs(150, heads);
     let run = || both(&x, heads, &[0, 50, 150], Operand::Bf16);
     run();
-    // Other tests share the pool, so a run without a request is awaited.
+    // Other tests share the pool, so the test repeats until one run makes no request.
     let quiet = (0..1000).any(|_| {
         let before = crate::memory::system_requests();
         run();

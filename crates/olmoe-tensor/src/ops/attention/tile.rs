@@ -1,10 +1,10 @@
-//! The product of a tile of rows with one panel, as all parts of attention use it.
+//! The product of a tile of rows with one panel, which all of attention uses.
 
 use crate::gemm::micro::{self, Ahead};
 use crate::gemm::{Form, PANEL_COLS};
 use crate::simd::LANES;
 
-/// `C (+)= A·B` for a left panel of `rows` rows and a right panel, over `units` units, to whole panels of C.
+/// `C (+)= A·B` for a left panel of `rows` rows and a right panel, over `units` units; writes whole panels of C.
 pub(super) fn multiply(
     form: Form,
     units: usize,
@@ -15,7 +15,10 @@ pub(super) fn multiply(
     ldc: usize,
     accumulate: bool,
 ) {
-    assert!(left.len() >= units * form.unit() * rows && right.len() >= units * PANEL_COLS, "panels of {units} units");
+    assert!(
+        left.len() >= units * form.unit_words() * rows && right.len() >= units * PANEL_COLS,
+        "panels of {units} units"
+    );
     assert!(rows > 0 && c.len() >= (rows - 1) * ldc + PANEL_COLS && ldc >= PANEL_COLS, "a tile of {rows} rows");
     // SAFETY: the panels and the tile are inside their slices; a kernel exists for 1..=12 rows.
     unsafe {
@@ -25,5 +28,5 @@ pub(super) fn multiply(
     }
 }
 
-/// The lanes' own numbers.
+/// The index of each lane.
 pub(super) const LANE: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];

@@ -10,44 +10,44 @@ use crate::quant::product::QuantizedWeight;
 use crate::quant::{BlockFormat, dequantize, quantize};
 use crate::testing::{finite_differences, numbers, on_every_isa, on_every_isa_and_threads, relative_error, wide};
 
-/// The three steps at once; everything is kept.
-fn forward(x_td: &Tensor, mlp: &Mlp<'_>, assignment: &Assignment) -> (Tensor, Saved) {
+/// The three steps of the forward pass; everything is kept.
+fn forward(x_td: &Tensor, mlp: &MlpWeights<'_>, assignment: &Assignment) -> (Tensor, MlpSaved) {
     let (out_sd, saved) = experts(dispatch(x_td, assignment), mlp, true);
-    (combine(out_sd, assignment), saved.expect("it was to be kept"))
+    (combine(out_sd, assignment), saved.expect("the inputs of the activation function were kept"))
 }
 
-/// And back.
+/// The three steps of the backward pass.
 fn backward(
     x_td: &Tensor,
-    mlp: &Mlp<'_>,
+    mlp: &MlpWeights<'_>,
     assignment: &Assignment,
-    saved: &Saved,
+    saved: &MlpSaved,
     dy_td: &Tensor,
-    gradients: Gradients<'_>,
+    gradients: MlpGradients<'_>,
 ) -> (Tensor, Buffer<f32>) {
     let output = combine_backward(dy_td, assignment);
     let (dx_sd, dweight_s) = experts_backward(dispatch(x_td, assignment), mlp, saved, output, gradients, true);
     (dispatch_backward(dx_sd.expect("asked for"), assignment), dweight_s)
 }
 
-/// A layer of E experts and the numbers of its case.
-struct Case {
+/// A layer of E experts with its numbers and its routing.
+struct MlpCase {
     tokens: usize,
     d: usize,
     width: usize,
     experts: usize,
     gated: bool,
-    activation: Activation,
+    activation: Nonlinearity,
     /// Which expert each (token, choice) goes to.
     routing: router::Routing,
 }
 
-impl Case {
-    /// Tokens choose by the logits, `[T, E]`.
-    fn new(logits: &[f32], experts: usize, top_k: usize, d: usize, width: usize, gated: bool) -> Case {
+impl MlpCase {
+    /// A case in which tokens choose experts by the logits, `[T, E]`.
+    fn new(logits: &[f32], experts: usize, top_k: usize, d: usize, width: usize, gated: bool) -> MlpCase {
         let tokens = logits.len() / experts;
         let routing = router::forward(Tensor::new(logits, &[tokens, experts]), top_k, false);
-        Case { tokens, d, width, experts, gated, activation: Activation::Silu, routing }
+        MlpCase { tokens, d, width, experts, gated, activation: Nonlinearity::Silu, routing }
     }
 
     fn weights(&self) -> [Vec<f32>; 3] {
@@ -66,7 +66,7 @@ impl Case {
         };
         let (up, down) = (pack(&wu, i, d), pack(&wd, d, i));
         let gate = self.gated.then(|| pack(&wg, i, d));
-        let mlp = Mlp {
+        let mlp = MlpWeights {
             gate: gate.as_ref().map(Weight::Packed),
             up: Weight::Packed(&up),
             down: Weight::Packed(&down),
@@ -77,7 +77,7 @@ impl Case {
         let x = Tensor::new(x, &[self.tokens, d]);
         let (y, saved) = forward(&x, &mlp, &assignment);
         let (mut dg, mut du, mut dd) = (vec![0.0; wg.len()], vec![0.0; wu.len()], vec![0.0; wd.len()]);
-        let gradients = Gradients {
+        let gradients = MlpGradients {
             gate: self.gated.then_some(&mut dg[..]),
             up: Some(&mut du),
             down: Some(&mut dd),
@@ -106,7 +106,7 @@ impl Case {
                             let g = project(wg, row);
                             g * sigma(g) * u
                         }
-                        (false, Activation::Relu) => u.max(0.0),
+                        (false, Nonlinearity::Relu) => u.max(0.0),
                         (false, _) => u * sigma(u),
                     }
                 })
@@ -150,14 +150,14 @@ impl Case {
 
 #[test]
 fn gradients_match_finite_differences() {
-    // One token; an odd everything; all tokens on one expert and none on another; no token at all.
-    Case::new(&numbers(9, 4), 4, 2, 3, 5, true).check();
-    Case::new(&numbers(8, 7 * 3), 3, 2, 5, 7, true).check();
-    Case::new(&[0.0, 9.0, 1.0].repeat(19), 3, 1, 4, 3, true).check();
-    Case::new(&[], 3, 1, 4, 3, true).check();
-    let mut plain = Case::new(&numbers(7, 5 * 4), 4, 3, 4, 6, false);
+    // One token; odd sizes; all tokens on one expert and none on another; no token.
+    MlpCase::new(&numbers(9, 4), 4, 2, 3, 5, true).check();
+    MlpCase::new(&numbers(8, 7 * 3), 3, 2, 5, 7, true).check();
+    MlpCase::new(&[0.0, 9.0, 1.0].repeat(19), 3, 1, 4, 3, true).check();
+    MlpCase::new(&[], 3, 1, 4, 3, true).check();
+    let mut plain = MlpCase::new(&numbers(7, 5 * 4), 4, 3, 4, 6, false);
     plain.check();
-    plain.activation = Activation::Relu;
+    plain.activation = Nonlinearity::Relu;
     plain.check();
 }
 
@@ -169,7 +169,7 @@ fn many_slots_many_blocks_and_any_batch() {
     for operand in [Operand::F32, Operand::Bf16] {
         let run = |range: Range<usize>| {
             let logits = &logits[range.start * experts..range.end * experts];
-            let case = Case::new(logits, experts, top_k, d, width, true);
+            let case = MlpCase::new(logits, experts, top_k, d, width, true);
             case.run(&x[range.start * d..range.end * d], &dy[range.start * d..range.end * d], operand)
         };
         let all = on_every_isa(|| run(0..tokens));
@@ -182,12 +182,12 @@ fn many_slots_many_blocks_and_any_batch() {
     }
 }
 
-/// The way through the layer is chosen by the number of rows, and does not show in the bits.
+/// Whether the layer is computed block by block depends on the number of rows; the bits do not depend on it.
 #[test]
 fn both_ways_through_the_layer_give_the_same_bits() {
     let (experts, d, width, tokens) = (3, 40, 36, 260);
     for (gated, operand) in [(true, Operand::Bf16), (false, Operand::F32)] {
-        let case = Case::new(&numbers(7, tokens * experts), experts, 2, d, width, gated);
+        let case = MlpCase::new(&numbers(7, tokens * experts), experts, 2, d, width, gated);
         let [wg, wu, wd] = case.weights();
         let pack = |w: &[f32], out, input| {
             let mut packed = PackedWeight::new(experts, out, input, operand, false);
@@ -197,17 +197,17 @@ fn both_ways_through_the_layer_give_the_same_bits() {
         let (up, down) = (pack(&wu, width, d), pack(&wd, d, width));
         let gate = gated.then(|| pack(&wg, width, d));
         let bias = numbers(8, d);
-        let mlp = Mlp {
+        let mlp = MlpWeights {
             gate: gate.as_ref().map(Weight::Packed),
             up: Weight::Packed(&up),
             down: Weight::Packed(&down),
-            activation: Activation::Silu,
+            activation: Nonlinearity::Silu,
             biases: Biases { gate: None, up: Some(&bias[..width]), down: Some(&bias) },
         };
         let x = Tensor::new(&numbers(9, tokens * d), &[tokens, d]);
         let assignment = router::assign(&case.routing, None);
-        let all = |(out_sd, saved): (Tensor, Option<Saved>)| {
-            let saved = saved.expect("it was to be kept");
+        let all = |(out_sd, saved): (Tensor, Option<MlpSaved>)| {
+            let saved = saved.expect("the inputs of the activation function were kept");
             [&out_sd[..], &saved.up_si, saved.gate_si.as_deref().unwrap_or(&[])].concat()
         };
         let slots = dispatch(&x, &assignment);
@@ -216,14 +216,14 @@ fn both_ways_through_the_layer_give_the_same_bits() {
         let (out_sd, nothing) = by_blocks(slots, &mlp, false);
         assert!(nothing.is_none() && by_products.starts_with(&out_sd));
     }
-    // A token alone never goes by blocks, a thousand of one expert do.
+    // A single token is never computed block by block; a thousand tokens of one expert are.
     assert!(!fills_blocks(&[0, 1, 1, 2]) && !fills_blocks(&[0]));
     assert!(fills_blocks(&[0, (BLOCK_ROWS * BLOCKS_PER_THREAD * num_threads()) as u32]));
 }
 
 #[test]
 fn a_dropped_choice_adds_nothing() {
-    let case = Case::new(&[0.0, 5.0].repeat(4), 2, 1, 3, 4, true);
+    let case = MlpCase::new(&[0.0, 5.0].repeat(4), 2, 1, 3, 4, true);
     let [wg, wu, wd] = case.weights();
     let pack = |w: &[f32], out, input| {
         let mut packed = PackedWeight::new(2, out, input, Operand::F32, false);
@@ -232,11 +232,11 @@ fn a_dropped_choice_adds_nothing() {
     };
     let (gate, up, down) = (pack(&wg, 4, 3), pack(&wu, 4, 3), pack(&wd, 3, 4));
     let biases = Biases::default();
-    let mlp = Mlp {
+    let mlp = MlpWeights {
         gate: Some(Weight::Packed(&gate)),
         up: Weight::Packed(&up),
         down: Weight::Packed(&down),
-        activation: Activation::Silu,
+        activation: Nonlinearity::Silu,
         biases,
     };
     let x = Tensor::new(&numbers(4, 12), &[4, 3]);
@@ -246,7 +246,7 @@ fn a_dropped_choice_adds_nothing() {
     assert_eq!(some[9..], [0.0; 3]);
 }
 
-/// Many rows for each expert, so that threads take whole blocks, and few, so that they share every product: the same bits.
+/// With many rows for each expert threads take whole blocks, with few they share every product: the bits are the same.
 #[test]
 fn quantised_tokens_alone_are_tokens_together() {
     let (experts, d, width, tokens) = (12, 64, 96, 70);
@@ -264,11 +264,11 @@ fn quantised_tokens_alone_are_tokens_together() {
         let run = |tokens: Range<usize>| {
             let logits = &logits[tokens.start * experts..tokens.end * experts];
             let routing = router::forward(Tensor::new(logits, &[tokens.len(), experts]), 6, false);
-            let mlp = Mlp {
+            let mlp = MlpWeights {
                 gate: gate.map(|gate| Weight::Quantized(gate, Operand::F32)),
                 up: Weight::Quantized(&up, Operand::F32),
                 down: Weight::Quantized(&down, Operand::F32),
-                activation: Activation::Silu,
+                activation: Nonlinearity::Silu,
                 biases: Biases::default(),
             };
             let x = Tensor::new(&x[tokens.start * d..tokens.end * d], &[tokens.len(), d]);
@@ -280,14 +280,14 @@ fn quantised_tokens_alone_are_tokens_together() {
     }
 }
 
-/// Weights of four experts in a packed form, `[up or gate, …]` of some experts alone.
+/// The packed weights of some of four experts.
 fn packed_of(w: &[f32], experts: Range<usize>, out: usize, input: usize, operand: Operand) -> PackedWeight {
     let mut packed = PackedWeight::new(experts.len(), out, input, operand, true);
     packed.pack(&w[experts.start * out * input..experts.end * out * input]);
     packed
 }
 
-/// Two places that have half of the experts each get copies of the rows, and what they send back is combined.
+/// Two ranks with half of the experts each get copies of the rows, and the outputs that they return are combined.
 #[test]
 fn experts_elsewhere_give_the_same_bits() {
     let (num_experts, d, width, tokens) = (4, 40, 36, 230);
@@ -297,22 +297,23 @@ fn experts_elsewhere_give_the_same_bits() {
     let (x, dy) = (numbers(4, tokens * d), numbers(5, tokens * d));
     let (x, dy) = (Tensor::new(&x, &[tokens, d]), Tensor::new(&dy, &[tokens, d]));
     for operand in [Operand::F32, Operand::Bf16] {
-        // Outputs, gradients of rows and weights of slots, and of the matrices, by some of the experts.
+        // Outputs, and gradients of the rows, of the weights of the slots and of the matrices, from some of the
+        // experts.
         let run = |own: Range<usize>, slots: Slots<'_>, output: OutputGradients<'_>| {
             let pack = |w, out, input| packed_of(w, own.clone(), out, input, operand);
             let (gate, up, down) = (pack(&wg, width, d), pack(&wu, width, d), pack(&wd, d, width));
-            let mlp = Mlp {
+            let mlp = MlpWeights {
                 gate: Some(Weight::Packed(&gate)),
                 up: Weight::Packed(&up),
                 down: Weight::Packed(&down),
-                activation: Activation::Silu,
+                activation: Nonlinearity::Silu,
                 biases: Biases::default(),
             };
             let mut dw = [(); 3].map(|()| vec![0.0; own.len() * d * width]);
             let (out_sd, saved) = experts(slots, &mlp, true);
             let [gate, up, down] = dw.each_mut().map(|dw| Some(&mut dw[..]));
-            let gradients = Gradients { gate, up, down, biases: Biases::default() };
-            let saved = saved.expect("it was to be kept");
+            let gradients = MlpGradients { gate, up, down, biases: Biases::default() };
+            let saved = saved.expect("the inputs of the activation function were kept");
             let (dx_sd, dweight_s) = experts_backward(slots, &mlp, &saved, output, gradients, true);
             (out_sd.to_vec(), dx_sd.expect("asked for").to_vec(), dweight_s.to_vec(), dw)
         };
@@ -342,15 +343,15 @@ fn experts_elsewhere_give_the_same_bits() {
 
 #[test]
 fn what_is_not_asked_for_changes_nothing_else() {
-    let case = Case::new(&numbers(7, 150 * 3), 3, 2, 40, 36, true);
+    let case = MlpCase::new(&numbers(7, 150 * 3), 3, 2, 40, 36, true);
     let [wg, wu, wd] = case.weights();
     let (gate, up) = (packed_of(&wg, 0..3, 36, 40, Operand::Bf16), packed_of(&wu, 0..3, 36, 40, Operand::Bf16));
     let down = packed_of(&wd, 0..3, 40, 36, Operand::Bf16);
-    let mlp = Mlp {
+    let mlp = MlpWeights {
         gate: Some(Weight::Packed(&gate)),
         up: Weight::Packed(&up),
         down: Weight::Packed(&down),
-        activation: Activation::Silu,
+        activation: Nonlinearity::Silu,
         biases: Biases::default(),
     };
     let (x, dy) = (numbers(4, 150 * 40), numbers(5, 150 * 40));
@@ -361,7 +362,7 @@ fn what_is_not_asked_for_changes_nothing_else() {
         let mut dw = [(); 3].map(|()| vec![0.0; wg.len()]);
         let mut into = dw.iter_mut().zip(wanted).map(|(dw, wanted)| wanted.then_some(&mut dw[..]));
         let [gate, up, down] = [(); 3].map(|()| into.next().flatten());
-        let gradients = Gradients { gate, up, down, biases: Biases::default() };
+        let gradients = MlpGradients { gate, up, down, biases: Biases::default() };
         let output = combine_backward(&dy, &assignment);
         let (dx, dweight) = experts_backward(dispatch(&x, &assignment), &mlp, &saved, output, gradients, input);
         (dx.map(|dx| dx.to_vec()), dweight.to_vec(), dw)
@@ -378,7 +379,8 @@ fn what_is_not_asked_for_changes_nothing_else() {
     }
 }
 
-/// From the same inputs of the activation, blocks and the numbers that they stand for give the same gradients.
+/// With the same inputs of the activation function, quantised weights and their dequantised numbers give the same
+/// gradients.
 #[test]
 fn the_way_back_through_blocks_is_that_of_their_numbers() {
     let (experts, d, width, tokens) = (3, 256, 512, 60);
@@ -403,22 +405,22 @@ fn the_way_back_through_blocks_is_that_of_their_numbers() {
             let weight = |(quantized, packed)| -> Weight<'_> {
                 if blocks { Weight::Quantized(quantized, operand) } else { Weight::Packed(packed) }
             };
-            Mlp {
+            MlpWeights {
                 gate: Some(weight((&gate.0, &gate.1))),
                 up: weight((&up.0, &up.1)),
                 down: weight((&down.0, &down.1)),
-                activation: Activation::Silu,
+                activation: Nonlinearity::Silu,
                 biases: Biases::default(),
             }
         };
         let (_, saved) = forward(&x, &mlp(false), &assignment);
         let run = |blocks: bool| {
-            let gradients = Gradients { gate: None, up: None, down: None, biases: Biases::default() };
+            let gradients = MlpGradients { gate: None, up: None, down: None, biases: Biases::default() };
             let (dx, dweight) = backward(&x, &mlp(blocks), &assignment, &saved, &dy, gradients);
             [&dx[..], &dweight].concat()
         };
         assert_eq!(on_every_isa_and_threads(|| run(true)), run(false), "{}", format.name());
-        // What a pass through blocks keeps is close to that.
+        // The inputs that a forward pass with quantised weights keeps are close to these.
         let (_, kept) = forward(&x, &mlp(true), &assignment);
         let error = crate::testing::relative_error(&kept.up_si, &wide(&saved.up_si));
         assert!((1e-6..3e-2).contains(&error), "{error}");

@@ -1,9 +1,9 @@
-//! The way back through quantised weights: `dx[T, in] (+)= dy[T, out]·W[out, in]`.
+//! The backward pass through quantised weights: `dx[T, in] (+)= dy[T, out]·W[out, in]`.
 //!
-//! The numbers that the blocks stand for are made again in tiles of 32 rows and 32 columns, and each tile is packed as its
-//! part of the right factor of a dense product, whose contraction runs over the rows of `W`. A thread has a few panels over
-//! a span of rows at a time, so that no more than [`PANELS`] `·` [`SPAN`] tiles' worth of numbers exists for each. The sums
-//! run over the rows in one chain, span after span: the bits are those of the dense product with the same numbers.
+//! The blocks are dequantised in squares of 32 rows and 32 columns, and each square is packed as a section of the right
+//! factor of a dense product, whose contraction runs over the rows of `W`. A thread works on [`PANELS`] panels over a
+//! section of [`SECTION`] rows at a time, so that the dequantised numbers of a thread stay in its cache. The sums run
+//! over the rows in one chain, section after section: the bits are those of the dense product with the same numbers.
 
 use std::ops::Range;
 
@@ -15,15 +15,15 @@ use crate::quant::{BlockFormat, half_at};
 use crate::simd::kernel;
 use crate::threads::{Shared, parallel};
 
-/// Right panels that are made at once.
+/// Right panels that a thread dequantises at once.
 const PANELS: usize = 4;
-/// Rows of the weights that they are made for at once: 4 panels of 512 rows are 256 KiB, in the second-level cache.
-const SPAN: usize = 512;
+/// Rows of the weights in a section: 4 panels of 512 rows are 256 KiB, in the second-level cache.
+const SECTION: usize = 512;
 
 /// `dx_s (+)= W_eᵀ·dy_s` for the rows `s` of every group `e`, on all threads; `dy` was packed with the same offsets.
 ///
 /// # Panics
-/// Unless shapes, groups and rows fit each other.
+/// When shapes, groups or rows do not fit each other.
 pub(crate) fn backward(dy: &Left, offsets: &[u32], weight: &QuantizedWeight, dx: &mut [f32], into: Store) {
     let shape = weight.strips();
     let groups = offsets.len().saturating_sub(1);
@@ -46,8 +46,8 @@ pub(crate) fn backward(dy: &Left, offsets: &[u32], weight: &QuantizedWeight, dx:
     });
 }
 
-/// `dx (+)= dy·W` with some rows of weight `group`, on this thread. The contraction of `dy` is those rows, the first of them
-/// the first of a strip of 32.
+/// `dx (+)= dy·W` with the rows `rows` of weight `group`, on the calling thread. The contraction of `dy` runs over
+/// those rows, the first of which is the first of a strip.
 pub(crate) fn backward_here(
     dy: Panels<'_>,
     weight: &QuantizedWeight,
@@ -69,7 +69,7 @@ pub(crate) fn backward_here(
 /// The panels `panels` of columns of the product.
 ///
 /// # Safety
-/// `dx` is `[dy.rows, in]`, and nobody else touches these columns of it.
+/// `dx` is `[dy.rows, in]`, and no other task touches these columns of it.
 unsafe fn columns_of(
     dy: Panels<'_>,
     weight: &QuantizedWeight,
@@ -82,23 +82,23 @@ unsafe fn columns_of(
     let (shape, operand) = (weight.strips(), dy.operand);
     assert!(rows.start.is_multiple_of(ROWS) && rows.end <= shape.out, "rows {rows:?} of {}", shape.out);
     assert_eq!(dy.k, rows.len(), "contraction of both factors");
-    let mut right = Buffer::<f32>::scratch(panels.len() * PANEL_COLS * operand.units(SPAN));
-    let mut tile = [0.0; ROWS * PANEL_COLS];
-    for start in rows.clone().step_by(SPAN) {
-        let span = start..(start + SPAN).min(rows.end);
-        let units = operand.units(span.len());
+    let mut right = Buffer::<f32>::scratch(panels.len() * PANEL_COLS * operand.units(SECTION));
+    let mut square = [0.0; ROWS * PANEL_COLS];
+    for start in rows.clone().step_by(SECTION) {
+        let section = start..(start + SECTION).min(rows.end);
+        let units = operand.units(section.len());
         let right = &mut right[..panels.len() * PANEL_COLS * units];
         for (p, panel) in panels.clone().zip(right.chunks_exact_mut(PANEL_COLS * units)) {
-            for first in span.clone().step_by(ROWS) {
-                let count = ROWS.min(span.end - first);
-                unpack(weight.format(), weight.panel(group, first / ROWS), p, &mut tile);
-                let at = operand.units(first - span.start);
+            for first in section.clone().step_by(ROWS) {
+                let count = ROWS.min(section.end - first);
+                unpack(weight.format(), weight.panel(group, first / ROWS), p, &mut square);
+                let at = operand.units(first - section.start);
                 let part = &mut panel[at * PANEL_COLS..(at + operand.units(count)) * PANEL_COLS];
-                pack_rows(Source::new(&tile, ROWS), 0..PANEL_COLS, count, operand.right(), PANEL_COLS, part);
+                pack_rows(Source::new(&square, ROWS), 0..PANEL_COLS, count, operand.right(), PANEL_COLS, part);
             }
         }
-        let left = dy.span(span.start - rows.start..span.end - rows.start);
-        let right = Panels::new(right, panels.len() * PANEL_COLS, span.len(), operand, operand.right());
+        let left = dy.section(section.start - rows.start..section.end - rows.start);
+        let right = Panels::new(right, panels.len() * PANEL_COLS, section.len(), operand, operand.right());
         // SAFETY: by the caller's promise.
         unsafe {
             let columns = dx.add(panels.start * PANEL_COLS);
@@ -109,18 +109,18 @@ unsafe fn columns_of(
 }
 
 kernel! {
-    /// The numbers of columns `32·at ..` of a packed panel, `[32 columns, 32 rows]`.
-    fn unpack[_s: S](format: BlockFormat, panel: &[u8], at: usize, tile: &mut [f32; ROWS * PANEL_COLS]) {
-        with_layout!(format, L => columns::<L>(panel, at, tile));
+    /// The numbers of the 32 columns from `32·at` on of a packed panel, `[32 columns, 32 rows]`.
+    fn unpack[_s: S](format: BlockFormat, panel: &[u8], at: usize, square: &mut [f32; ROWS * PANEL_COLS]) {
+        with_layout!(format, L => columns::<L>(panel, at, square));
     }
 }
 
 #[inline(always)]
-fn columns<L: Layout>(panel: &[u8], at: usize, tile: &mut [f32]) {
+fn columns<L: Layout>(panel: &[u8], at: usize, square: &mut [f32]) {
     let parts = PANEL_COLS / L::PART;
     let first = at * parts;
     let block = &panel[first / L::PARTS * L::BLOCK_BYTES..][..L::BLOCK_BYTES];
-    for (i, out) in tile.chunks_exact_mut(L::PART * ROWS).enumerate() {
+    for (i, out) in square.chunks_exact_mut(L::PART * ROWS).enumerate() {
         part_numbers::<L>(block, first % L::PARTS + i, out);
     }
 }
@@ -131,7 +131,7 @@ fn part_numbers<L: Layout>(block: &[u8], part: usize, out: &mut [f32]) {
     let mut scales: [f32; ROWS] = std::array::from_fn(|row| half_at(block, 2 * row));
     let mut minima = [0.0; ROWS];
     if L::SCALES {
-        // Those of six bits have no sign and are the same either way.
+        // Scales of six bits are not negative, so they are the same with and without a sign.
         let whole = &block[L::SCALES_AT + part * ROWS..][..ROWS];
         (0..ROWS).for_each(|row| scales[row] *= f32::from(whole[row] as i8));
     }
@@ -199,13 +199,17 @@ mod tests {
         (weight, w)
     }
 
-    /// One group and several; a strip that is not full, an odd number of rows, more than a span; no row, one and many.
+    /// One group and several; a strip that is not full, an odd number of rows, more than a section; no row, one and
+    /// many.
     #[test]
     fn the_gradient_is_that_of_the_numbers_the_blocks_stand_for() {
         for format in BlockFormat::ALL {
-            for (offsets, out, input) in
-                [(&[0, 1][..], 33, 256), (&[0, 0, 5, 5, 24], 31, 512), (&[0, 130], SPAN + 70, 256), (&[0, 0], 32, 256)]
-            {
+            for (offsets, out, input) in [
+                (&[0, 1][..], 33, 256),
+                (&[0, 0, 5, 5, 24], 31, 512),
+                (&[0, 130], SECTION + 70, 256),
+                (&[0, 0], 32, 256),
+            ] {
                 let groups = offsets.len() - 1;
                 let rows = offsets[groups] as usize;
                 let (blocks, w) = weights(format, groups, out, input);
@@ -240,7 +244,7 @@ mod tests {
         }
     }
 
-    /// What is there is added to, and parts of the rows one after the other are all of them.
+    /// The previous contents are added to, and the parts of the rows one after the other give the result of all rows.
     #[test]
     fn rows_in_parts_are_one_chain() {
         let (out, input, rows) = (160, 256, 3);

@@ -1,10 +1,11 @@
-//! Activations in eight bits.
+//! Activations quantised to eight bits.
 //!
-//! A block of a row (32 numbers for weights in blocks of 32, 256 for those of 256) is `d·a`, `a` whole in −127..=127,
-//! `d = max|x| / 127` in f32: `a = round(x · (127 / max|x|))`, ties to even. Where the maximum is too small for that
-//! (below 127 · 2^−126) all are zero; where a number is not finite, d is a NaN, and so is every product with the row.
+//! A block of a row has as many numbers as a block of the weights, 32 or 256. Its numbers are `d·a` with integers `a`
+//! in −127..=127 and `d = max|x| / 127` in f32: `a = round(x · (127 / max|x|))`, ties to even. Where the maximum is
+//! below 127 · 2^−126, all `a` are zero. Where a number is NaN or infinity, d is NaN, and so is every product with the
+//! row.
 //!
-//! Bytes of a block: the `a`, then d, then what an offset of one takes from the sums of products, as i32:
+//! Bytes of a block: the `a`, then d, then, as i32, the sums that correct a product for the offset of the quants:
 //!
 //! | block | | |
 //! |---|---|---|
@@ -24,7 +25,7 @@ const LONG: usize = 256;
 pub(super) const fn scale_at(block: usize) -> usize {
     block
 }
-/// Where in a block the sums begin; in a long one, those of 32 numbers in two parts of eight bytes.
+/// Where in a block the sums begin; in a long one, those of 32 numbers, split into two times eight bytes.
 pub(super) const fn sums_at(block: usize) -> usize {
     block + 4
 }
@@ -34,7 +35,7 @@ pub(super) const SUMS16_AT: usize = sums_at(LONG) + 16;
 /// Offsets of quants in short blocks.
 const OFFSETS: [i32; 3] = [8, 16, 128];
 
-/// Where in a short block the sum lies that belongs to an offset.
+/// Where in a short block the sum for an offset lies.
 pub(super) const fn sum_at(offset: i32) -> usize {
     let mut i = 0;
     while OFFSETS[i] != offset {
@@ -48,7 +49,7 @@ pub(crate) const fn block_bytes(block: usize) -> usize {
     if block == LONG { SUMS16_AT + LONG / 16 * 4 } else { sums_at(block) + 4 + 4 * OFFSETS.len() }
 }
 
-/// Rows `[rows, k]` in blocks of eight-bit numbers.
+/// Rows `[rows, k]`, quantised to blocks of eight-bit numbers.
 pub struct QuantizedInput {
     data: Buffer<u8>,
     rows: usize,
@@ -57,10 +58,11 @@ pub struct QuantizedInput {
 }
 
 impl QuantizedInput {
-    /// Quantises `x [rows, k]` for weights of `format` and of all other formats with blocks of that length, on all threads.
+    /// Quantises `x [rows, k]` for weights of `format` and of all other formats with blocks of the same length, on all
+    /// threads.
     ///
     /// # Panics
-    /// Unless `k` is a multiple of the format's block and `x` are whole rows.
+    /// When `k` is not a multiple of the block length of the format, or `x` is not made of whole rows.
     pub fn pack(x: &[f32], k: usize, format: BlockFormat) -> QuantizedInput {
         let block = format.block_len();
         assert!(k.is_multiple_of(block) && k > 0, "rows of {k} numbers in blocks of {block}");
@@ -100,13 +102,13 @@ impl QuantizedInput {
 }
 
 kernel! {
-    /// The blocks of some numbers.
+    /// Quantises numbers to blocks.
     pub(crate) fn quantize[s: S](x: &[f32], block: usize, out: &mut [u8]) {
         if block == LONG { quantize_blocks::<S, LONG>(s, x, out) } else { quantize_blocks::<S, 32>(s, x, out) }
     }
 }
 
-/// Blocks of `BLOCK` numbers, of several short ones step by step, so that no step waits for the one before.
+/// Quantises blocks of `BLOCK` numbers, several short ones in step, so that no instruction waits for the one before.
 #[inline(always)]
 fn quantize_blocks<S: Simd, const BLOCK: usize>(s: S, x: &[f32], out: &mut [u8]) {
     let (mut eight, mut fours, mut scales) = ([0; LONG], [0.0; LONG / 4], [0.0; LONG / 32]);
@@ -137,7 +139,7 @@ pub(crate) fn quantize_block<S: Simd, const BLOCK: usize>(s: S, x: &[f32; BLOCK]
     for x in x {
         let v = s.load(x);
         most = s.max(most, s.max(v, s.sub(s.zero(), v)));
-        // 0 times what is not finite is a NaN, and stays one.
+        // 0 times NaN or infinity is NaN, and NaN is kept.
         finite = s.fma(v, s.zero(), finite);
     }
     if s.reduce_add(finite) != 0.0 {
@@ -152,10 +154,10 @@ pub(crate) fn quantize_block<S: Simd, const BLOCK: usize>(s: S, x: &[f32; BLOCK]
     d
 }
 
-/// What comes after d in a block, of the sums of four numbers each.
+/// What follows d in a block, from the sums of four numbers each.
 #[inline(always)]
 fn write_sums(fours: &[f32], out: &mut [u8]) {
-    // Whole numbers below 2^24: exact.
+    // Integers below 2^24: exact.
     let negative = |fours: &[f32; 4]| -((fours[0] + fours[1]) + (fours[2] + fours[3])) as i32;
     let sums = fours.as_chunks::<4>().0;
     if let [first, second] = sums {

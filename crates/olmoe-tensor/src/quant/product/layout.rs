@@ -1,6 +1,7 @@
-//! How blocks lie in packed weights, one layout for each format.
+//! The layout of packed quantised weights, one for each format.
 //!
-//! A panel holds 32 rows, block of the contraction after block. Of a block of 32 rows, in this order:
+//! A panel holds 32 rows, block after block of the contraction. The blocks of the 32 rows at one place hold, in this
+//! order:
 //!
 //! | what | bytes | formats |
 //! |---|---|---|
@@ -10,13 +11,14 @@
 //! | scales of part 0 of all rows, of part 1, … | 32 a part | Q4_K Q5_K Q6_K |
 //! | the parts, one after the other | | all |
 //!
-//! A part has one scale: 16 numbers in Q6_K, else 32. Its numbers are taken in groups of four, the four bytes of a lane.
-//! First comes, where quants have five or six bits, a plane of the high bits, 4 bytes a row: with five bits, bit `g` of byte
-//! `b` belongs to number `4g + b` of the part; with six, bits `2g` and `2g + 1`. Then the quants, without a sign, 4 bytes a
-//! row at a time: with eight bits group 0, group 1, …; else group `g` in the low halves of the bytes and group `g + G/2` in
-//! the high halves, for `g` up to half the groups `G`.
+//! A part has one scale: 16 numbers in Q6_K, else 32. Its numbers are taken in groups of four, the four bytes of a
+//! lane. First comes, where quants have five or six bits, a plane of the high bits, 4 bytes a row: with five bits, bit
+//! `g` of byte `b` belongs to number `4g + b` of the part; with six, bits `2g` and `2g + 1`. Then the quants, without a
+//! sign, 4 bytes a row at a time: with eight bits group 0, group 1, …; else group `g` in the low halves of the bytes
+//! and group `g + G/2` in the high halves, for `g` up to half the groups `G`.
 //!
-//! So the packed bytes are those of the file, but for 4 more in 144 (176) of Q4_K (Q5_K), whose scales are kept in bytes.
+//! So the packed weights have the size of those in the file, except in Q4_K and Q5_K: scales in bytes take 4 bytes more
+//! for each block of 144 or 176 bytes.
 
 use crate::simd::Simd;
 
@@ -33,12 +35,12 @@ pub(super) trait Layout: 'static {
     const PARTS: usize;
     /// Bits of a quant.
     const BITS: usize;
-    /// What is taken from a quant before it is scaled; none where a minimum is.
+    /// What is subtracted from a quant before it is scaled; `None` in a format with minima.
     const OFFSET: Option<i32>;
 
-    /// Numbers of a block: of the weights and of the activations alike.
+    /// Numbers of a block, the same for weights and activations.
     const BLOCK: usize = Self::PART * Self::PARTS;
-    /// Whether parts have whole scales and the block an f16 scale of those.
+    /// Whether the parts have integer scales, which the f16 scale of the block multiplies.
     const SCALES: bool = Self::PARTS > 1;
     /// Whether the number is `scale·q − minimum`.
     const MINIMUM: bool = Self::OFFSET.is_none();
@@ -147,7 +149,7 @@ pub(super) unsafe fn quants<S: Simd, L: Layout>(s: S, part: *const u8, g: usize)
     }
 }
 
-/// The bits of group `g` in a plane, moved to where a quant has its fifth; those of neighbours are masked.
+/// The bits of group `g` in a plane, shifted to where a quant has its fifth bit; the other bits are masked.
 #[inline(always)]
 fn high_bits<S: Simd, L: Layout>(s: S, plane: S::B, g: usize) -> S::B {
     let (bits, mask) = if L::BITS == 5 { (1, 0x1010_1010) } else { (2, 0x3030_3030) };

@@ -1,9 +1,10 @@
 //! Products of quantised weights with activations of eight bits.
 //!
-//! `y[T, out] (+)= x[T, in]·W[out, in]ᵀ`, for one weight or for groups of rows that each have one of their own. Weights
-//! ([`QuantizedWeight`], blocks as in a file, packed once) serve one row and many; activations ([`QuantizedInput`], packed
-//! at each product) serve several weights. The integer sums are exact and the order of the others is part of a format's
-//! definition (`kernel`), so a row's bits depend neither on the rows beside it nor on threads or instruction set.
+//! `y[T, out] (+)= x[T, in]·W[out, in]ᵀ`, for one weight, or for groups of rows that each have a weight of their own.
+//! Weights ([`QuantizedWeight`], the blocks of a file, packed once) serve products with one row and with many.
+//! Activations ([`QuantizedInput`], packed for each product) serve several weights. Sums of integers are exact, and the
+//! order of the f32 sums is part of the definition of a format (`kernel`), so the bits of a row depend neither on the
+//! other rows, nor on the number of threads, nor on the instruction set.
 
 pub(crate) mod backward;
 pub(crate) mod input;
@@ -18,30 +19,30 @@ pub use weight::{QuantizedWeight, packed_bytes};
 
 use crate::gemm::Store;
 use crate::threads::Shared;
-use crate::work::Work;
+use crate::work::GroupedWork;
 
 use kernel::TILE_ROWS;
 use layout::ROWS;
 
-/// Tiles of a piece, at most: their activations stay in the second-level cache while panels pass by.
+/// Most tiles of a piece: their activations stay in the second-level cache while the panels are read.
 const PIECE_TILES: usize = 16;
-/// Panels of a piece where a group has rows for several: these panels stay in a cache while the rows pass by.
+/// Panels of a piece where a group has rows for several tiles: the panels stay in a cache while the rows are read.
 const PIECE_PANELS: usize = 8;
 
-/// Rows of the activations, sorted by group.
+/// The rows of a grouped product: which rows of the activations it reads, and the groups that they form.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    /// Row `index[i]` of the activations takes the place of row `i`.
+pub struct GroupedRows<'a> {
+    /// Where present, row `i` of the product reads row `index[i]` of the activations; else row `i`.
     pub index: Option<&'a [u32]>,
-    /// Where the rows of each group begin, and where the last ends; a group may be empty.
+    /// Where the rows of each group begin, and where the last group ends; a group may be empty.
     pub offsets: &'a [u32],
-    /// The weight of the first group; the others' follow.
+    /// The index of the weight of the first group; the weights of the other groups follow it.
     pub first: usize,
 }
 
-/// A factor of a product, and where the product goes.
-pub struct Factor<'a> {
-    /// A weight for each group of the rows, at least.
+/// A quantised right factor of a product, and where the product is written.
+pub struct QuantizedFactor<'a> {
+    /// At least one weight for each group of rows.
     pub weight: &'a QuantizedWeight,
     /// `[rows, out]`
     pub y: &'a mut [f32],
@@ -49,16 +50,26 @@ pub struct Factor<'a> {
 
 /// `y (+)= x·Wᵀ` on all threads; `y` is row-major `[x.rows, out]`.
 pub fn product(x: &QuantizedInput, weight: &QuantizedWeight, y: &mut [f32], into: Store) {
-    products(x, Rows { index: None, offsets: &[0, x.rows() as u32], first: 0 }, [Factor { weight, y }], into);
+    products(
+        x,
+        GroupedRows { index: None, offsets: &[0, x.rows() as u32], first: 0 },
+        [QuantizedFactor { weight, y }],
+        into,
+    );
 }
 
-/// `y_s (+)= W_e·x_s` for the rows `s` of every group `e` and each of some factors, on all threads.
+/// `y_s (+)= W_e·x_s` for the rows `s` of every group `e` and for each of the factors, on all threads.
 ///
-/// The work of a single row is divided among the threads as that of many is.
+/// All threads take part even where there is a single row.
 ///
 /// # Panics
-/// Unless shapes, groups, rows and formats fit each other.
-pub fn products<const N: usize>(x: &QuantizedInput, rows: Rows<'_>, factors: [Factor<'_>; N], into: Store) {
+/// When shapes, groups, rows or formats do not fit each other.
+pub fn products<const N: usize>(
+    x: &QuantizedInput,
+    rows: GroupedRows<'_>,
+    factors: [QuantizedFactor<'_>; N],
+    into: Store,
+) {
     let groups = rows.offsets.len().saturating_sub(1);
     let count = rows.offsets.last().map_or(0, |count| *count as usize);
     assert!(rows.offsets.is_sorted(), "groups one after the other");
@@ -76,7 +87,7 @@ pub fn products<const N: usize>(x: &QuantizedInput, rows: Rows<'_>, factors: [Fa
     });
     let panels = factors.each_ref().map(|(weight, ..)| weight.panels());
     let (piece_tiles, piece_panels) = (PIECE_TILES, PIECE_PANELS);
-    Work { offsets: rows.offsets, panels: &panels, tiles, piece_tiles, piece_panels }.run(|piece| {
+    GroupedWork { offsets: rows.offsets, panels: &panels, tiles, piece_tiles, piece_panels }.run(|piece| {
         let (weight, kernels, y) = &factors[piece.factor];
         let group = rows.offsets[piece.group] as usize..rows.offsets[piece.group + 1] as usize;
         let count = tiles(group.len());
@@ -93,15 +104,16 @@ pub fn products<const N: usize>(x: &QuantizedInput, rows: Rows<'_>, factors: [Fa
     });
 }
 
-/// Tiles of so many rows of a group.
+/// The number of tiles for `rows` rows of a group.
 fn tiles(rows: usize) -> usize {
     rows.div_ceil(TILE_ROWS)
 }
 
-/// The product of some rows with one panel, on this thread; row `i` of `x` is that of row `first + i` of `y`.
+/// The product of some rows with one panel, on the calling thread; row `i` of `x` gives row `first + i` of `y`.
 ///
 /// # Safety
-/// The rows are of the weight's contraction and format. Nobody else touches these columns of these rows of `y`.
+/// The rows have the contraction and the format of the weight. No other task touches these columns of these rows of
+/// `y`.
 unsafe fn panel_product(
     x: &[*const u8],
     first: usize,

@@ -221,8 +221,9 @@ fn groups_are_products_of_their_rows() {
             let weights = [0, 1].map(|i| packed(formats[i], &w[i], 5, out[i], k));
             let mut y = out.map(|out| vec![1.0; 219 * out]);
             let [first, second] = &mut y;
-            let factors = [Factor { weight: &weights[0], y: first }, Factor { weight: &weights[1], y: second }];
-            products(&input, Rows { index: Some(&index), offsets: &offsets, first: 0 }, factors, into);
+            let factors =
+                [QuantizedFactor { weight: &weights[0], y: first }, QuantizedFactor { weight: &weights[1], y: second }];
+            products(&input, GroupedRows { index: Some(&index), offsets: &offsets, first: 0 }, factors, into);
             y.concat()
         };
         let y = on_every_isa_and_threads(|| run(Store::Overwrite));
@@ -244,8 +245,8 @@ fn groups_are_products_of_their_rows() {
     }
 }
 
-/// Quants and activations at their ends, and scales that are zero, subnormal, large, infinite or not numbers: as defined,
-/// on all sets, and no row knows of another.
+/// Quants and activations at their ends, and scales that are zero, subnormal, large, infinite or not numbers: as
+/// defined, on all sets, and no row knows of another.
 #[test]
 fn extremes_are_as_defined() {
     let scales = [0x0000u16, 0x8000, 0x0001, 0x83ff, 0x3c00, 0xbc00, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00, 0xfe01];

@@ -1,4 +1,4 @@
-//! Weights packed for the kernels: the numbers of a file in another order.
+//! Quantised weights packed for the kernels: the quants and scales of a file in another order.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use super::layout::{self, Layout, ROWS, with_layout};
 
 mod pack;
 
-/// Bytes of a file that a thread packs at once: they stay in its second-level cache from reading to packing.
+/// Bytes of a file that a thread reads at once: they stay in its second-level cache until they are packed.
 const AT_ONCE: usize = 256 << 10;
 
 /// Weights `[out, in]` of one format, one or several (the experts), as panels of 32 rows.
@@ -22,10 +22,11 @@ pub struct QuantizedWeight {
 }
 
 impl QuantizedWeight {
-    /// Room for `groups` weights `[out, in]`; [`QuantizedWeight::pack`] fills it.
+    /// `groups` weights `[out, in]` with arbitrary contents, to be filled by [`QuantizedWeight::pack`] or
+    /// [`QuantizedWeight::update`].
     ///
     /// # Panics
-    /// Unless `in` is a multiple of the format's block.
+    /// When `in` is not a multiple of the block length of the format.
     pub fn new(format: BlockFormat, groups: usize, out: usize, input: usize) -> QuantizedWeight {
         let block = format.block_len();
         assert!(input.is_multiple_of(block) && input > 0, "rows of {input} numbers in blocks of {block}");
@@ -34,10 +35,11 @@ impl QuantizedWeight {
         QuantizedWeight { data: Buffer::scratch(bytes), format, shape }
     }
 
-    /// Packs the strips `some` of the weights, on all threads; `blocks` are the bytes of their rows as in a file, in order.
+    /// Packs the strips `some` of the weights, on all threads; `blocks` are the bytes of their rows as in a file, in
+    /// order.
     ///
     /// # Panics
-    /// Unless there are as many bytes as the strips have.
+    /// When `blocks` has not exactly the bytes of these strips.
     pub fn pack(&mut self, some: Range<usize>, blocks: &[u8]) {
         let (shape, format, panel_bytes) = (self.shape, self.format, self.panel_bytes());
         assert!(some.start <= some.end && some.end <= shape.count(), "strips {some:?} of {}", shape.count());
@@ -54,8 +56,9 @@ impl QuantizedWeight {
         });
     }
 
-    /// Packs all of the weights, on all threads. `read` gets a range of the numbers of `[groups, out, in]`, whole rows, and
-    /// room for their blocks, which it has to overwrite; the ranges cover all of them, and no two run over each other.
+    /// Packs all of the weights, on all threads. `read` is called with a range of the numbers of `[groups, out, in]`,
+    /// whole rows, and a buffer for their blocks, which it has to overwrite; the ranges cover all numbers and are
+    /// disjoint.
     pub fn update(&mut self, read: impl Fn(Range<usize>, &mut [u8]) + Sync) {
         let (shape, format, panel_bytes) = (self.shape, self.format, self.panel_bytes());
         let count = shape.count();
@@ -76,7 +79,7 @@ impl QuantizedWeight {
         });
     }
 
-    /// All that is held, to be kept as it is and put back.
+    /// The packed bytes, which can be stored and later written back to a weight of the same format and shape.
     pub fn packed_mut(&mut self) -> &mut [u8] {
         &mut self.data
     }
@@ -86,7 +89,7 @@ impl QuantizedWeight {
         self.format
     }
 
-    /// The shape of the weights, in strips: those of packed rows.
+    /// The shape of the weights, cut into strips; a strip is a panel.
     pub fn strips(&self) -> Strips {
         self.shape
     }
@@ -114,7 +117,7 @@ impl QuantizedWeight {
     }
 }
 
-/// Bytes that weights take when packed, the filling of the last panels included; without overflow.
+/// Bytes that weights take when packed, the padding of the last panels included; saturating.
 pub fn packed_bytes(format: BlockFormat, shape: Strips) -> u64 {
     let panels = (shape.groups as u64).saturating_mul(shape.out.div_ceil(ROWS) as u64);
     panels.saturating_mul((shape.input / format.block_len()) as u64).saturating_mul(block_bytes(format) as u64)
@@ -125,7 +128,7 @@ fn block_bytes(format: BlockFormat) -> usize {
     with_layout!(format, L => L::BLOCK_BYTES)
 }
 
-/// The numbers of some strips, which lie behind each other.
+/// The numbers of consecutive strips.
 fn numbers(shape: Strips, some: &Range<usize>) -> Range<usize> {
     if some.is_empty() { 0..0 } else { shape.numbers(some.start).start..shape.numbers(some.end - 1).end }
 }

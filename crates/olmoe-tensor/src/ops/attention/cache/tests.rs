@@ -26,7 +26,7 @@ fn inputs(t: usize, heads: Heads) -> [Tensor; 3] {
     [tensor(1, query, dim), tensor(2, key_value, dim), tensor(3, key_value, dim)]
 }
 
-/// The outputs of rows `from…`, read in pieces of `chunk` rows by a cache that holds those before.
+/// The outputs of rows `from…`, computed `chunk` rows at a time with a cache that holds the rows before.
 fn outputs(x: &[Tensor; 3], heads: Heads, cache: &mut Cache, from: usize, chunk: usize) -> Vec<u32> {
     let [q, k, v] = x;
     let mut o = Tensor::zeros(q.shape());
@@ -38,11 +38,11 @@ fn outputs(x: &[Tensor; 3], heads: Heads, cache: &mut Cache, from: usize, chunk:
     bits(o.row_range(from..q.rows()))
 }
 
-/// Whole numbers and their scale.
-type Block = (Vec<f64>, f64);
+/// Integers and their scale.
+type EightBitBlock = (Vec<f64>, f64);
 
-/// The block of some numbers, by the definition: what is stored of the scale is `stored` of it.
-fn quantized(x: &[f32], stored: fn(f32) -> f64) -> Block {
+/// The block of some numbers, by the definition; `stored` rounds the scale as it is stored.
+fn quantized(x: &[f32], stored: fn(f32) -> f64) -> EightBitBlock {
     let most = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
     (x.iter().map(|x| f64::from((x * inverse).round_ties_even())).collect(), stored(most / 127.0))
@@ -51,11 +51,11 @@ fn quantized(x: &[f32], stored: fn(f32) -> f64) -> Block {
 /// Attention to quantised keys and values in f64.
 fn naive_q8_0([q, k, v]: &[Tensor; 3], heads: Heads, rows: Range<usize>) -> Vec<f64> {
     let dim = heads.dim;
-    let blocks = |x: &Tensor, row: usize, head: usize, stored: fn(f32) -> f64| -> Vec<Block> {
+    let blocks = |x: &Tensor, row: usize, head: usize, stored: fn(f32) -> f64| -> Vec<EightBitBlock> {
         x.row(row)[head * dim..(head + 1) * dim].chunks(32).map(|x| quantized(x, stored)).collect()
     };
     let half = |d: f32| f16::from_f32(d).to_f64();
-    let held = |x: &Tensor| -> Vec<Vec<Vec<Block>>> {
+    let held = |x: &Tensor| -> Vec<Vec<Vec<EightBitBlock>>> {
         (0..heads.key_value).map(|g| (0..x.rows()).map(|t| blocks(x, t, g, half)).collect()).collect()
     };
     let (keys, values) = (held(k), held(v));
@@ -134,7 +134,7 @@ fn alone_in_pieces_on_threads_and_sets() {
             for (threads, chunk) in [(1, 700), (2, 513), (3, 64), (7, t)] {
                 set_num_threads(threads);
                 let found = outputs(&x, heads, &mut Cache::new(heads, t + 500, kind), 0, chunk);
-                assert!(found == expected, "{heads:?}, {kind:?}, {threads} threads, pieces of {chunk}");
+                assert!(found == expected, "{heads:?}, {kind:?}, {threads} threads, {chunk} rows at a time");
             }
             let tail = |from: usize| &expected[from * q.cols()..];
             for (threads, from, chunk) in [(1, 1000, 1), (2, 1015, 3), (3, 1058, 7), (2, 500, 14), (2, 1064, 1)] {
@@ -142,7 +142,10 @@ fn alone_in_pieces_on_threads_and_sets() {
                 let mut cache = Cache::new(heads, t, kind);
                 cache.append(k, v, 0..from);
                 let found = outputs(&x, heads, &mut cache, from, chunk);
-                assert!(found == tail(from), "{heads:?}, {kind:?}, {threads} threads, pieces of {chunk} from {from}");
+                assert!(
+                    found == tail(from),
+                    "{heads:?}, {kind:?}, {threads} threads, {chunk} rows at a time from {from}"
+                );
             }
             set_num_threads(2);
             on_every_isa(|| {

@@ -1,22 +1,22 @@
-//! Blocks of a file to packed blocks of 32 rows.
+//! Packing blocks of a file as panels of 32 rows.
 //!
-//! Both are made of the same words of four bytes, only in another order or with their bits moved, so a packed block is
-//! made word by word: the words at one place of 32 rows' blocks go through the same few operations and lie beside each
-//! other afterwards.
+//! Files and panels hold the same words of four bytes, in another order or with their bits moved. A panel is therefore
+//! packed word by word: the words at one place of the blocks of 32 rows go through the same few operations and lie side
+//! by side afterwards.
 
 use super::super::super::{BlockFormat, k, legacy};
 use super::super::layout::{self, Layout, ROWS};
 use crate::simd::kernel;
 
 /// One word of each row.
-type Words = [u32; ROWS];
+type WordColumn = [u32; ROWS];
 /// One block of each row.
-type Blocks<'a, const BYTES: usize> = [&'a [u8; BYTES]; ROWS];
+type BlockColumn<'a, const BYTES: usize> = [&'a [u8; BYTES]; ROWS];
 
 /// The lower halves of the bytes of a word.
 const LOW: u32 = 0x0f0f_0f0f;
 
-/// Packs at most 32 rows; the others become what blocks of zeros do.
+/// Packs at most 32 rows; missing rows are packed as blocks of zeros.
 pub(super) fn panel(format: BlockFormat, rows: &[u8], panel: &mut [u8]) {
     pack(format, rows, panel);
 }
@@ -54,7 +54,7 @@ kernel! {
             }),
             BlockFormat::Q5K => each::<layout::Q5K, { k::Q5_BYTES }>(rows, panel, |b, out| {
                 scales_and_minima::<layout::Q5K, _>(b, out);
-                let fifth: [Words; 8] = std::array::from_fn(|g| words(b, 16 + 4 * g));
+                let fifth: [WordColumn; 8] = std::array::from_fn(|g| words(b, 16 + 4 * g));
                 for part in 0..8 {
                     let plane = plane(&fifth, part as u32, 1);
                     put(out, layout::Q5K::PARTS_AT + part * layout::Q5K::PART_BYTES, plane);
@@ -68,7 +68,11 @@ kernel! {
 
 /// Packs block after block with `pack`.
 #[inline(always)]
-fn each<L: Layout, const BYTES: usize>(rows: &[u8], panel: &mut [u8], pack: impl Fn(&Blocks<'_, BYTES>, &mut [u8])) {
+fn each<L: Layout, const BYTES: usize>(
+    rows: &[u8],
+    panel: &mut [u8],
+    pack: impl Fn(&BlockColumn<'_, BYTES>, &mut [u8]),
+) {
     let blocks = panel.len() / L::BLOCK_BYTES;
     let (rows, nothing) = (rows.as_chunks::<BYTES>().0, &[0; BYTES]);
     let present = rows.len() / blocks.max(1);
@@ -79,39 +83,39 @@ fn each<L: Layout, const BYTES: usize>(rows: &[u8], panel: &mut [u8], pack: impl
 
 /// The words at a place of the blocks.
 #[inline(always)]
-fn words<const BYTES: usize>(blocks: &Blocks<'_, BYTES>, at: usize) -> Words {
+fn words<const BYTES: usize>(blocks: &BlockColumn<'_, BYTES>, at: usize) -> WordColumn {
     blocks.map(|block| match block[at..] {
         [a, b, c, d, ..] => u32::from_le_bytes([a, b, c, d]),
         _ => 0,
     })
 }
 
-/// Writes words behind each other.
+/// Writes words one after the other.
 #[inline(always)]
-fn put(out: &mut [u8], at: usize, words: Words) {
-    let out = &mut out[at..at + size_of::<Words>()];
+fn put(out: &mut [u8], at: usize, words: WordColumn) {
+    let out = &mut out[at..at + size_of::<WordColumn>()];
     out.as_chunks_mut().0.iter_mut().zip(words).for_each(|(out, word)| *out = word.to_le_bytes());
 }
 
-/// Writes the 16 bits at place `from`, some of them turned over.
+/// Writes the 16 bits at place `from`, with the bits of `flip` inverted.
 #[inline(always)]
-fn put_halves<const BYTES: usize>(blocks: &Blocks<'_, BYTES>, from: usize, turned: u16, out: &mut [u8], at: usize) {
+fn put_halves<const BYTES: usize>(blocks: &BlockColumn<'_, BYTES>, from: usize, flip: u16, out: &mut [u8], at: usize) {
     let out = out[at..at + 2 * ROWS].as_chunks_mut().0;
     for (out, block) in out.iter_mut().zip(blocks) {
-        *out = (u16::from_le_bytes([block[from], block[from + 1]]) ^ turned).to_le_bytes();
+        *out = (u16::from_le_bytes([block[from], block[from + 1]]) ^ flip).to_le_bytes();
     }
 }
 
-/// Scales, and minima with another sign: a minimum is taken away, `m` is added.
+/// Scales, and minima with the opposite sign: the kernels subtract a minimum, but `m` is added.
 #[inline(always)]
-fn halves_and_minima<const BYTES: usize>(blocks: &Blocks<'_, BYTES>, out: &mut [u8]) {
+fn halves_and_minima<const BYTES: usize>(blocks: &BlockColumn<'_, BYTES>, out: &mut [u8]) {
     put_halves(blocks, 0, 0, out, 0);
     put_halves(blocks, 2, 0x8000, out, 2 * ROWS);
 }
 
 /// Quants of four bits of one part, which lie in a file as they are packed.
 #[inline(always)]
-fn four_bits<L: Layout, const BYTES: usize>(blocks: &Blocks<'_, BYTES>, from: usize, out: &mut [u8]) {
+fn four_bits<L: Layout, const BYTES: usize>(blocks: &BlockColumn<'_, BYTES>, from: usize, out: &mut [u8]) {
     for g in 0..4 {
         put(out, L::PARTS_AT + L::PLANE_BYTES + 4 * ROWS * g, words(blocks, from + 4 * g));
     }
@@ -119,7 +123,7 @@ fn four_bits<L: Layout, const BYTES: usize>(blocks: &Blocks<'_, BYTES>, from: us
 
 /// The plane of one part whose fifth bits are bits of one word.
 #[inline(always)]
-fn fifth_bits<L: Layout, const BYTES: usize>(blocks: &Blocks<'_, BYTES>, from: usize, out: &mut [u8]) {
+fn fifth_bits<L: Layout, const BYTES: usize>(blocks: &BlockColumn<'_, BYTES>, from: usize, out: &mut [u8]) {
     // Bit 4g + b to bit 8b + g: even bits below odd ones, twice.
     let spread = |x: u32| {
         let swap = |x: u32, mask: u32, by: u32| {
@@ -133,7 +137,7 @@ fn fifth_bits<L: Layout, const BYTES: usize>(blocks: &Blocks<'_, BYTES>, from: u
 
 /// The plane of a part whose high bits are bits `at` and on of the bytes of a word a group.
 #[inline(always)]
-fn plane(groups: &[Words], at: u32, bits: u32) -> Words {
+fn plane(groups: &[WordColumn], at: u32, bits: u32) -> WordColumn {
     let mask = if bits == 1 { 0x0101_0101 } else { 0x0303_0303 };
     let mut plane = [0; ROWS];
     for (g, words) in groups.iter().enumerate() {
@@ -146,7 +150,7 @@ fn plane(groups: &[Words], at: u32, bits: u32) -> Words {
 
 /// The first four bytes of a word for each row, as rows of bytes.
 #[inline(always)]
-fn put_bytes(out: &mut [u8], at: usize, words: Words) {
+fn put_bytes(out: &mut [u8], at: usize, words: WordColumn) {
     for (byte, out) in out[at..at + 4 * ROWS].chunks_exact_mut(ROWS).enumerate() {
         out.iter_mut().zip(words).for_each(|(out, word)| *out = word.to_le_bytes()[byte]);
     }
@@ -154,11 +158,11 @@ fn put_bytes(out: &mut [u8], at: usize, words: Words) {
 
 /// d and dmin, minima and scales of Q4_K and Q5_K.
 #[inline(always)]
-fn scales_and_minima<L: Layout, const BYTES: usize>(blocks: &Blocks<'_, BYTES>, out: &mut [u8]) {
+fn scales_and_minima<L: Layout, const BYTES: usize>(blocks: &BlockColumn<'_, BYTES>, out: &mut [u8]) {
     put_halves(blocks, 0, 0, out, 0);
     put_halves(blocks, 2, 0, out, 2 * ROWS);
     let [scales, minima, both] = [words(blocks, 4), words(blocks, 8), words(blocks, 12)];
-    let high = |words: Words| words.map(|w| (w >> 6 & 0x0303_0303) << 4);
+    let high = |words: WordColumn| words.map(|w| (w >> 6 & 0x0303_0303) << 4);
     let (mut late_scales, mut late_minima) = (high(scales), high(minima));
     for row in 0..ROWS {
         late_scales[row] |= both[row] & LOW;
@@ -172,7 +176,7 @@ fn scales_and_minima<L: Layout, const BYTES: usize>(blocks: &Blocks<'_, BYTES>, 
 
 /// The low four bits of Q4_K and Q5_K: a file has those of two parts in the halves of its bytes.
 #[inline(always)]
-fn affine<L: Layout, const BYTES: usize>(blocks: &Blocks<'_, BYTES>, from: usize, out: &mut [u8]) {
+fn affine<L: Layout, const BYTES: usize>(blocks: &BlockColumn<'_, BYTES>, from: usize, out: &mut [u8]) {
     for pair in 0..4 {
         for g in 0..4 {
             let [front, back] = [words(blocks, from + 32 * pair + 4 * g), words(blocks, from + 32 * pair + 16 + 4 * g)];
@@ -185,7 +189,7 @@ fn affine<L: Layout, const BYTES: usize>(blocks: &Blocks<'_, BYTES>, from: usize
 
 /// All of Q6_K.
 #[inline(always)]
-fn six_bits(blocks: &Blocks<'_, { k::Q6_BYTES }>, out: &mut [u8]) {
+fn six_bits(blocks: &BlockColumn<'_, { k::Q6_BYTES }>, out: &mut [u8]) {
     type L = layout::Q6K;
     put_halves(blocks, k::Q6_SCALE, 0, out, 0);
     for four in 0..4 {
@@ -193,9 +197,9 @@ fn six_bits(blocks: &Blocks<'_, { k::Q6_BYTES }>, out: &mut [u8]) {
     }
     for half in 0..2 {
         for column in 0..2 {
-            let high: [Words; 4] = std::array::from_fn(|g| words(blocks, 128 + 32 * half + 16 * column + 4 * g));
+            let high: [WordColumn; 4] = std::array::from_fn(|g| words(blocks, 128 + 32 * half + 16 * column + 4 * g));
             for two in 0..2 {
-                let low: [Words; 4] =
+                let low: [WordColumn; 4] =
                     std::array::from_fn(|g| words(blocks, 64 * half + 32 * two + 16 * column + 4 * g));
                 // The two parts whose low bits are the halves of these bytes.
                 for upper in 0..2 {

@@ -6,7 +6,7 @@ use crate::simd::LANES;
 use crate::testing::on_every_isa;
 
 /// What a block holds: two f16 numbers, scales and minima, and quants without a sign.
-struct Parts {
+struct BlockContents {
     d: [u8; 2],
     second: [u8; 2],
     scales: [u8; 16],
@@ -15,8 +15,8 @@ struct Parts {
 }
 
 /// Takes a block apart.
-fn take_apart(format: BlockFormat, block: &[u8]) -> Parts {
-    let mut parts = Parts { d: [0; 2], second: [0; 2], scales: [0; 16], minima: [0; 8], quants: [0; 256] };
+fn take_apart(format: BlockFormat, block: &[u8]) -> BlockContents {
+    let mut parts = BlockContents { d: [0; 2], second: [0; 2], scales: [0; 16], minima: [0; 8], quants: [0; 256] };
     let half = |at: usize| [block[at], block[at + 1]];
     let short = &mut parts.quants[..legacy::LEN];
     match format {
@@ -42,7 +42,7 @@ fn take_apart(format: BlockFormat, block: &[u8]) -> Parts {
         }
         BlockFormat::Q4_1 | BlockFormat::Q5_1 => {
             (parts.d, parts.second) = (half(0), half(2));
-            // A minimum is taken away, m is added.
+            // The kernels subtract a minimum, but m is added.
             parts.second[1] ^= 0x80;
         }
         _ => parts.d = half(0),
