@@ -11,7 +11,7 @@
 //! | [`upcycle`], [`soup`] | weights made of others: a mixture of a dense model, the average of several |
 //! | [`companions`] | what lies beside the weights: tokenizer, chat template, settings for generation |
 //! | `layout` | how parameters lie in a format's tensors |
-//! | [`huggingface`], `olmo`, [`gguf`], `training` | the formats: a table each, and what else is theirs |
+//! | [`huggingface`], [`olmo`], [`gguf`], `training` | the formats: a table each, and what else is theirs |
 //! | [`safetensors`] | the file format: headers, streaming writer, shards and their index |
 //! | [`torch`], [`pickle`], [`zip`], [`olmo_keys`] | PyTorch's files and keys, read without running anything |
 //! | [`save`] | checkpoints of a training run: written so that no crash loses one, verified before use |
@@ -32,7 +32,7 @@ pub mod huggingface;
 pub mod inference;
 mod layout;
 mod loading;
-mod olmo;
+pub mod olmo;
 pub mod olmo_keys;
 pub mod open;
 mod output;

@@ -10,6 +10,7 @@
 //! | [`state`] | how far a run is, and where in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
 //! | [`plan`] | what a run needs and how long it is, before it begins |
+//! | [`counted`] | a count and its noun, for messages |
 //!
 //! [`trainer::Trainer`] is the loop. The parts of its step, for a loop of one's own:
 //!
@@ -65,6 +66,7 @@
 //! ```
 
 pub mod config;
+mod counted;
 pub mod loss;
 pub mod metrics;
 pub mod optimizer;
@@ -72,3 +74,5 @@ pub mod plan;
 pub mod schedule;
 pub mod state;
 pub mod trainer;
+
+pub use counted::counted;

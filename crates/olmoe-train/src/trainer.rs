@@ -6,6 +6,7 @@
 //! | `decisions` | what is due after a step, and whether the run ends |
 //! | `event` | what a run tells while it goes on |
 //! | `data` | the data of a configuration |
+//! | `record` | what a checkpoint was trained on |
 //! | `step` | one step: micro-batches forward and back, then the update |
 //! | `metrics` | what a step is logged as |
 //! | `evaluation` | perplexity on held-out texts |
@@ -45,6 +46,7 @@ mod event;
 mod folder;
 mod indices;
 mod metrics;
+mod record;
 mod samples;
 mod step;
 
@@ -68,6 +70,7 @@ use evaluation::Evaluator;
 use folder::RunFolder;
 use indices::Indices;
 use metrics::Speed;
+use record::DataRecord;
 use samples::Samples;
 
 pub use error::TrainError;
@@ -95,6 +98,7 @@ pub struct Trainer<D: Disk = LocalDisk> {
     schedule: Schedule,
     state: TrainerState,
     data: Arc<DataSet>,
+    record: DataRecord,
     evaluators: Vec<Evaluator>,
     samples: Option<Samples>,
     /// The step of the newest samples.
@@ -144,7 +148,8 @@ impl<D: Disk> Trainer<D> {
             return Err(TrainError::TooLittleData { instances, length, batch: config.global_train_batch_size });
         }
         let folder = RunFolder::open(&config, disk)?;
-        let beginning = Beginning::find(&config, &folder, on)?;
+        let record = DataRecord::of(&config, &data)?;
+        let beginning = Beginning::find(&config, &folder, &record, on)?;
         let plan = Plan::new(&config, &beginning.state, instances)?;
         if let Some(available) = too_little_memory(plan.memory) {
             return Err(TrainError::Memory { parameters: plan.parameters.total, needed: plan.memory, available });
@@ -174,6 +179,7 @@ impl<D: Disk> Trainer<D> {
             optimizer,
             model,
             data,
+            record,
             evaluators,
             samples,
             last_sampled: None,
@@ -357,7 +363,7 @@ impl<D: Disk> Trainer<D> {
     }
 
     fn save(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        let (saved, removed) = self.folder.save(&self.config, &self.state, &self.model, &self.optimizer)?;
+        let (saved, removed) = self.folder.save(&self.config, &self.state, &self.model, &self.optimizer, &self.record)?;
         self.last_saved = Some(saved.step);
         if let Some(path) = &saved.set_aside {
             on(Event::Notice(&format!("a damaged checkpoint of this step is now {}", path.display())));

@@ -38,7 +38,7 @@ pub(super) fn open<'a>(
 
 /// The order of a pass over the training data.
 pub(super) fn order(config: &TrainConfig, data: &DataSet, epoch: u64) -> Result<Arc<Order>, DataError> {
-    let seed = config.data.seed.unwrap_or(config.seed);
+    let seed = config.data_seed();
     Ok(Arc::new(Order::new(data.len(), OrderSettings { seed, epoch, drop_last: true, ..OrderSettings::default() })?))
 }
 
