@@ -13,6 +13,8 @@ pub struct Batch {
     pub sequences: Buffer<u32>,
     /// Where attention begins anew, then T: the sequences, or their documents. Positions are not reset there.
     pub segments: Buffer<u32>,
+    /// Whether a token is hidden from the attention of the others, as padding is, `[T]`; none: no token is. Without a cache.
+    pub hidden: Option<Vec<bool>>,
 }
 
 /// Lengths that do not fit together.
@@ -51,6 +53,14 @@ pub enum BatchError {
         found: usize,
         /// Sequences of the batch.
         expected: usize,
+    },
+    /// Not one flag for each token.
+    #[error("batch: {found} flags of hidden tokens, expected {tokens}, one for each token")]
+    Flags {
+        /// Flags given.
+        found: usize,
+        /// Tokens of the batch.
+        tokens: usize,
     },
     /// A document runs over the end of a sequence.
     #[error("batch: a document runs over the end of the sequence at token {at}; end it there")]
@@ -112,7 +122,7 @@ impl Batch {
                 positions[t as usize] = t - pair[0];
             }
         }
-        Batch { ids: Buffer::copy_of(ids), positions, segments: sequences.clone(), sequences }
+        Batch { ids: Buffer::copy_of(ids), positions, segments: sequences.clone(), sequences, hidden: None }
     }
 
     /// The same tokens with attention restricted to documents of the given lengths.
@@ -126,6 +136,19 @@ impl Batch {
             return Err(BatchError::Straddles { at: *at as usize });
         }
         self.segments = segments;
+        Ok(self)
+    }
+
+    /// The same tokens, of which those with a flag are hidden from the attention of the others. What they see themselves is
+    /// said with the operation ([`attention`](olmoe_tensor::ops::attention::forward_hidden)).
+    ///
+    /// # Errors
+    /// [`BatchError::Flags`].
+    pub fn with_hidden(mut self, hidden: Vec<bool>) -> Result<Batch, BatchError> {
+        if hidden.len() != self.tokens() {
+            return Err(BatchError::Flags { found: hidden.len(), tokens: self.tokens() });
+        }
+        self.hidden = hidden.contains(&true).then_some(hidden);
         Ok(self)
     }
 
@@ -193,6 +216,8 @@ mod tests {
         assert_eq!(Batch::new(&ids, &[2, 3]).unwrap_err(), sum);
         let batch = Batch::uniform(&ids, 2).unwrap();
         assert_eq!(batch.clone().with_documents(&[3, 1]).unwrap_err(), BatchError::Straddles { at: 2 });
+        assert_eq!(batch.clone().with_hidden(vec![true]).unwrap_err(), BatchError::Flags { found: 1, tokens: 4 });
+        assert_eq!(batch.clone().with_hidden(vec![false; 4]).unwrap().hidden, None);
         let held = BatchError::Held { found: 1, expected: 2 };
         assert_eq!(batch.clone().continued_from(&[7]).unwrap_err(), held);
         assert_eq!(batch.clone().continued_from(&[7, 0]).unwrap().positions[..], [7, 8, 0, 1]);

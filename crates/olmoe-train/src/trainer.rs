@@ -137,11 +137,6 @@ impl<D: Disk> Trainer<D> {
             let text = format!("evaluators of the type downstream are left out: {}", others.join(", "));
             on(Event::Notice(&text));
         }
-        if config.data.generate_attention_mask {
-            on(Event::Notice(
-                "`data.generate_attention_mask`: padding is taken out of the loss; attention still sees it",
-            ));
-        }
         let instances = u64::from(data.len());
         if instances < config.global_train_batch_size {
             let length = config.model.max_sequence_length;
@@ -363,7 +358,8 @@ impl<D: Disk> Trainer<D> {
     }
 
     fn save(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        let (saved, removed) = self.folder.save(&self.config, &self.state, &self.model, &self.optimizer, &self.record)?;
+        let (saved, removed) =
+            self.folder.save(&self.config, &self.state, &self.model, &self.optimizer, &self.record)?;
         self.last_saved = Some(saved.step);
         if let Some(path) = &saved.set_aside {
             on(Event::Notice(&format!("a damaged checkpoint of this step is now {}", path.display())));

@@ -44,12 +44,14 @@ pub(super) fn other_type(
     let whole = |of: TokenType| bytes.is_multiple_of(of.bytes() as u64);
     let head = Head { head, vocabulary };
     if let Some(wider) = head.wider(dtype).filter(|wider| whole(*wider)) {
-        return Some((wider, format!("read as {dtype}, only one number in {} is more than 0 or next to it", wider.bytes() / dtype.bytes())));
+        let (count, above) = (wider.bytes() / dtype.bytes(), head.above(dtype));
+        return Some((wider, format!("read as {dtype}, of every {count} numbers only the first is more than {above}")));
     }
     if whole(dtype) && !head.is_beyond(dtype) {
         return None;
     }
-    let other = TYPES.into_iter().find(|of| *of != dtype && whole(*of) && head.fits(*of) && head.wider(*of).is_none())?;
+    let other =
+        TYPES.into_iter().find(|of| *of != dtype && whole(*of) && head.fits(*of) && head.wider(*of).is_none())?;
     let why = match whole(dtype) {
         true => format!("read as {dtype}, most of its numbers are {vocabulary} or more, and ids are below that"),
         false => format!("it has {bytes} bytes, which is no multiple of the {} of {dtype}", dtype.bytes()),
@@ -74,7 +76,8 @@ impl Head<'_> {
     /// Whether the numbers of a type can be ids, and are enough to tell.
     fn fits(&self, of: TokenType) -> bool {
         let numbers = self.numbers(of);
-        tell(&numbers) && share(&numbers, |number| *number < u64::from(self.vocabulary)) >= 1.0 - ODD
+        let holds_all = self.vocabulary == u32::MAX || of.max() >= u64::from(self.vocabulary.saturating_sub(1));
+        holds_all && tell(&numbers) && share(&numbers, |number| *number < u64::from(self.vocabulary)) >= 1.0 - ODD
     }
 
     /// Whether most numbers of a type are no ids.
@@ -82,16 +85,21 @@ impl Head<'_> {
         share(&self.numbers(of), |number| *number >= u64::from(self.vocabulary)) > 0.5
     }
 
-    /// The widest type that the numbers have in truth, if it is wider than `of`: what lies above `of` is as good as nothing.
+    /// How much lies above the numbers of a type where ids are wider: next to nothing, for no vocabulary has more than some
+    /// 100,000 tokens, and where bytes are tokens there are few others.
+    fn above(&self, of: TokenType) -> u64 {
+        let most = if of == TokenType::U8 { 1 } else { 15 };
+        match self.vocabulary {
+            u32::MAX => 0,
+            vocabulary => u64::from(vocabulary).unbounded_shr(8 * of.bytes() as u32).min(most),
+        }
+    }
+
+    /// The widest type that the numbers have in truth, if it is wider than `of`.
     fn wider(&self, of: TokenType) -> Option<TokenType> {
-        let bits = of.bytes() as u32 * 8;
-        // No vocabulary has more than some 100,000 tokens; one of bytes has no upper half.
-        let above = match of {
-            TokenType::U8 => 0,
-            _ if self.vocabulary == u32::MAX => 0,
-            _ => (u64::from(self.vocabulary) >> bits).min(15),
-        };
-        let wider = [TokenType::U64, TokenType::U32, TokenType::U16].into_iter().filter(|wide| wide.bytes() > of.bytes());
+        let (bits, above) = (8 * of.bytes(), self.above(of));
+        let wider =
+            [TokenType::U64, TokenType::U32, TokenType::U16].into_iter().filter(|wide| wide.bytes() > of.bytes());
         wider.into_iter().find(|wide| {
             let numbers = self.numbers(*wide);
             tell(&numbers) && share(&numbers, |number| number >> bits <= above) >= 1.0 - ODD && self.fits(*wide)

@@ -85,7 +85,9 @@ impl TrainConfig {
         }
         if self.auxiliary_loss_multiplier != TrainConfig::default().auxiliary_loss_multiplier {
             match self.softmax_auxiliary_loss {
-                true => note("auxiliary_loss_multiplier", "taken as it is; OLMo pays no heed to it and multiplies by 1e-4"),
+                true => {
+                    note("auxiliary_loss_multiplier", "taken as it is; OLMo pays no heed to it and multiplies by 1e-4")
+                }
                 false => note("auxiliary_loss_multiplier", "no effect without `softmax_auxiliary_loss`"),
             }
         }

@@ -75,7 +75,9 @@ impl Metrics {
         let mut parts = parts.iter().map(|at| self.parameters[*at]);
         let mut all = parts.next().expect("a tensor has a part");
         for part in parts {
-            for (sum, summary) in [(&mut all.grad, &part.grad), (&mut all.param, &part.param), (&mut all.exp_avg, &part.exp_avg)] {
+            for (sum, summary) in
+                [(&mut all.grad, &part.grad), (&mut all.param, &part.param), (&mut all.exp_avg, &part.exp_avg)]
+            {
                 sum.add(summary);
             }
             for (sum, summary) in [(&mut all.exp_avg_sq, &part.exp_avg_sq), (&mut all.update, &part.update)] {

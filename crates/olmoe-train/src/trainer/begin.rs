@@ -48,7 +48,10 @@ impl Beginning {
                 return Err(other_data(&found, &state, differences, true));
             }
             if !differences.is_empty() {
-                let text = format!("restore_dataloader=false: a new pass over the data begins, since {}", differences.join("; "));
+                let text = format!(
+                    "restore_dataloader=false: a new pass over the data begins, since {}",
+                    differences.join("; ")
+                );
                 on(Event::Notice(&text));
                 state.begin_data();
             }

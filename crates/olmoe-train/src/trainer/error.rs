@@ -1,6 +1,6 @@
 //! Why training cannot begin, or ends before its time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::CheckpointError;
 use olmoe_checkpoint::save::SaveError;
@@ -30,6 +30,14 @@ pub enum TrainError {
     /// The data.
     #[error(transparent)]
     Data(Box<DataError>),
+    /// A setting of the data, in a file.
+    #[error("{}: {source}", path.display())]
+    Settings {
+        /// The file of the configuration.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<DataError>,
+    },
     /// Documents of a batch.
     #[error(transparent)]
     Batch(#[from] BatchError),
@@ -170,6 +178,18 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// The same, with the file of the configuration named where one of its settings is at fault.
+    #[must_use]
+    pub fn in_file(self, path: &Path) -> TrainError {
+        match self {
+            TrainError::Config(source) => {
+                TrainError::Config(Box::new(TrainConfigError::InFile { path: path.into(), source }))
+            }
+            TrainError::Data(source) if source.is_setting() => TrainError::Settings { path: path.into(), source },
+            other => other,
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> TrainError {
         let path = path.into();
         move |source| TrainError::Io { action, path, source }

@@ -93,9 +93,7 @@ impl DataRecord {
 impl FileRecord {
     /// In what it differs, if it does.
     fn difference(&self, index: usize, now: &FileRecord) -> Option<String> {
-        let file = |record: &FileRecord| {
-            format!("{} of {}", record.name, counted(record.bytes, "byte", "bytes"))
-        };
+        let file = |record: &FileRecord| format!("{} of {}", record.name, counted(record.bytes, "byte", "bytes"));
         if (&self.name, self.bytes) != (&now.name, now.bytes) {
             return Some(format!("token file {index} was {} and is {}", file(self), file(now)));
         }
