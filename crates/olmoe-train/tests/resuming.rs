@@ -47,7 +47,7 @@ impl Desk {
     }
 
     fn tokens(&self, name: &str, sequences: u32, seed: u32) {
-        let ids = (0..sequences * 8).map(|i| (i.wrapping_mul(2_654_435_761 + seed) >> 20) % 60);
+        let ids = (0..sequences * 8).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed << 28) >> 20) % 60);
         fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
         fs::write(self.path(name), ids.flat_map(|id| (id as u16).to_le_bytes()).collect::<Vec<_>>()).unwrap();
     }

@@ -320,9 +320,12 @@ fn both_hidden(x: &[Tensor; 4], heads: Heads, segments: &[u32], hidden: &[bool],
     [o.to_vec(), dq.to_vec(), dk.to_vec(), dv.to_vec()]
 }
 
+/// The length of a segment, and which of its rows are hidden.
+type Hides = (u32, fn(u32) -> bool);
+
 /// Segments of these lengths, and which of their rows are hidden: behind, in front, here and there, all, none, and in front of
 /// more rows than a block has.
-const HIDDEN: [(u32, fn(u32) -> bool); 6] = [
+const HIDDEN: [Hides; 6] = [
     (40, |t| t >= 33),
     (37, |t| t < 5),
     (70, |t| t.is_multiple_of(3)),
