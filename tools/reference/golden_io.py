@@ -106,7 +106,8 @@ def clear_ids(
     gen: torch.Generator,
 ) -> torch.Tensor | None:
     """Random ids of clear tokens only. A token depends on none behind it, so the first of each sequence
-    that is not clear is drawn again until none is left; None if these weights allow that too rarely."""
+    that is not clear is drawn again until none is left; None if these weights allow that too rarely.
+    (Padding in front of a sequence does depend on what is behind it, and is only drawn more often.)"""
     ids = random_ids(config.vocab_size, batch, time, gen)
     draws = 0
     while draws < MAX_DRAWS:
@@ -139,6 +140,7 @@ def draw(
     scale: dict[str, float],
     loss: Callable[[reference.Output, torch.Tensor], torch.Tensor],
     document_lengths: torch.Tensor | None = None,
+    padding: torch.Tensor | None = None,
 ) -> Drawn:
     """Weights and ids of the first seed that is clear and well conditioned. `scale` multiplies the
     weights whose names hold a key. All in fp64, so that every machine chooses the same."""
@@ -146,7 +148,7 @@ def draw(
 
     def gradients(config: reference.Config, params: dict, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-        loss(reference.forward(config, leaves, ids, document_lengths), ids).backward()
+        loss(reference.forward(config, leaves, ids, document_lengths, padding), ids).backward()
         return {name: leaf.grad for name, leaf in leaves.items()}
 
     for seed in range(1000):
@@ -157,7 +159,7 @@ def draw(
             params[name] = factor * random_parameter(name, shape, gen)
         double = {name: value.double() for name, value in params.items()}
         ids = clear_ids(
-            lambda ids: reference.forward(config, double, ids, document_lengths), config, batch, time, gen
+            lambda ids: reference.forward(config, double, ids, document_lengths, padding), config, batch, time, gen
         )
         if ids is None:
             continue

@@ -70,12 +70,21 @@ class Model:
     time: int = 13
     auxiliary: str = "olmo"
     document_lengths: list[list[int]] | None = None
+    # Places of padding in each sequence, whatever the ids there are.
+    padding_at: list[list[int]] | None = None
     # Factors on the random weights whose names hold the key.
     scale: dict[str, float] = field(default_factory=dict)
 
     @property
     def lengths(self) -> torch.Tensor | None:
         return None if self.document_lengths is None else torch.tensor(self.document_lengths)
+
+    @property
+    def padding(self) -> torch.Tensor | None:
+        """[batch, time], true for padding."""
+        if self.padding_at is None:
+            return None
+        return torch.tensor([[t in places for t in range(self.time)] for places in self.padding_at])
 
 
 # Keys that a dense model has no use for.
@@ -150,6 +159,13 @@ MODELS = {
         {"flash_attention": True},
         time=16,
         document_lengths=[[5, 7, 4], [3, 13, 0]],
+    ),
+    "padding": Model(
+        "padding behind, in front, here and there, and none, hidden from attention as OLMo hides it",
+        {"n_kv_heads": 2},
+        batch=4,
+        time=11,
+        padding_at=[[8, 9, 10], [0, 1, 2], [0, 4, 5, 10], []],
     ),
     "qk_norm_plain": Model(
         "q/k norm without weights while the block norms have weights",
@@ -261,7 +277,7 @@ def compute(
     """Forward, losses and backward in the dtype of `params`."""
     config = reference_config(settings)
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-    output = reference.forward(config, leaves, ids, model.lengths)
+    output = reference.forward(config, leaves, ids, model.lengths, model.padding)
     found = losses(model, settings, output, ids)
     found["total"].backward()
 
@@ -271,6 +287,8 @@ def compute(
         tensors |= golden_io.router_tensors(torch.stack([r.probs for r in output.routers]), config.moe_top_k)
     if model.lengths is not None:
         tensors["document_lengths"] = model.lengths.to(torch.int32)
+    if model.padding is not None:
+        tensors["padding"] = model.padding.to(torch.int32)
     for name, leaf in leaves.items():
         tensors[f"param.{name}"] = leaf
         tensors[f"grad.{name}"] = leaf.grad
@@ -281,7 +299,7 @@ def losses(
     model: Model, settings: dict[str, object], output: reference.Output, ids: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Each with its weight, and their sum."""
-    found = {"ce": reference.cross_entropy(output.logits, ids)}
+    found = {"ce": reference.cross_entropy(output.logits, ids, model.padding)}
     lb_weight, z_weight = loss_weights(model, settings)
     if model.auxiliary == "olmo":
         found["load_balancing"] = reference.olmo_load_balancing(output.routers, lb_weight)
@@ -311,6 +329,7 @@ def make(name: str) -> Golden:
         model.scale,
         lambda output, ids: losses(model, settings, output, ids)["total"],
         model.lengths,
+        model.padding,
     )
     double = {key: value.double() for key, value in drawn.params.items()}
     result = compute(model, settings, double, drawn.ids)

@@ -220,7 +220,17 @@ def attention_mask(batch: int, time: int, document_lengths: Tensor | None) -> Te
     return mask & (documents[:, :, None] == documents[:, None, :])
 
 
-def _attention(config: Config, params: Params, name: str, x: Tensor, mask: Tensor, output: Output) -> Tensor:
+def padding_bias(mask: Tensor, padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """[batch, time, time], what OLMo adds to the scores when it is given an `attention_mask`: the lowest fp32 number to
+    every key that is padding or comes later. Where a row has no other key, it swallows the scores, and the row attends
+    to all tokens alike, those behind it too."""
+    seen = mask & ~padding[:, None, :]
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(torch.float32).min)
+
+
+def _attention(
+    config: Config, params: Params, name: str, x: Tensor, mask: Tensor, padding: Tensor | None, output: Output
+) -> Tensor:
     c = config
     q, k, v = (_linear(c, params, f"{name}.{which}_proj", x) for which in "qkv")
 
@@ -251,7 +261,10 @@ def _attention(config: Config, params: Params, name: str, x: Tensor, mask: Tenso
     k = k.repeat_interleave(c.n_heads // c.kv_heads, dim=1)
     v = v.repeat_interleave(c.n_heads // c.kv_heads, dim=1)
     scores = _product(c, q, k.transpose(-1, -2)) / math.sqrt(c.head_dim)
-    scores = scores.masked_fill(~mask[:, None], -math.inf)
+    if padding is None:
+        scores = scores.masked_fill(~mask[:, None], -math.inf)
+    else:
+        scores = scores + padding_bias(mask, padding, scores.dtype)[:, None]
     mixed = _product(c, scores.softmax(-1), v).transpose(1, 2).reshape(batch, time, c.d_model)
     return _linear(c, params, f"{name}.o_proj", mixed)
 
@@ -309,14 +322,20 @@ def _moe(config: Config, params: Params, name: str, x: Tensor) -> tuple[Tensor, 
     return out.view_as(x), Router(logits, probs, ids, int((~kept).sum()))
 
 
-def forward(config: Config, params: Params, ids: Tensor, document_lengths: Tensor | None = None) -> Output:
+def forward(
+    config: Config,
+    params: Params,
+    ids: Tensor,
+    document_lengths: Tensor | None = None,
+    padding: Tensor | None = None,
+) -> Output:
     h = params["embed_tokens.weight"][ids]
     mask = attention_mask(*ids.shape, document_lengths)
     output = Output(h, [])
     for i in range(config.n_layers):
         layer = f"layers.{i}"
         x = h if config.norm_after else _norm(config, params, f"{layer}.attention_norm", h)
-        x = _attention(config, params, f"{layer}.attention", x, mask, output)
+        x = _attention(config, params, f"{layer}.attention", x, mask, padding, output)
         h = h + (_norm(config, params, f"{layer}.attention_norm", x) if config.norm_after else x)
 
         x = h if config.norm_after else _norm(config, params, f"{layer}.mlp_norm", h)
@@ -335,9 +354,13 @@ def forward(config: Config, params: Params, ids: Tensor, document_lengths: Tenso
     return output
 
 
-def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean over the batch * (time - 1) next-token targets."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+def cross_entropy(logits: Tensor, ids: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Mean over the batch * (time - 1) next-token targets, of which those that are padding count 0."""
+    logits, targets = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    if padding is None:
+        return F.cross_entropy(logits, targets)
+    targets = targets.masked_fill(padding[:, 1:].flatten(), -100)
+    return F.cross_entropy(logits, targets, reduction="sum") / targets.numel()
 
 
 def _counts(router: Router) -> Tensor:

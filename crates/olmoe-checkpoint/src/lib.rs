@@ -11,7 +11,7 @@
 //! | [`upcycle`], [`soup`] | weights made from others: a mixture of experts from a dense model, the average of several |
 //! | [`companions`] | the files in addition to the weights: tokenizer, chat template, generation settings |
 //! | `layout` | the layout of parameters in the tensors of a format |
-//! | [`huggingface`], `olmo`, [`gguf`], `training` | the formats: a table for each, and what is specific to it |
+//! | [`huggingface`], [`olmo`], [`gguf`], `training` | the formats: a table for each, and what is specific to it |
 //! | [`safetensors`] | the file format: headers, streaming writer, shards and their index |
 //! | [`torch`], [`pickle`], [`zip`], [`olmo_keys`] | PyTorch's files and keys, read without executing anything |
 //! | [`save`] | checkpoints of a training run: written so that no crash loses one, verified before use |
@@ -32,7 +32,7 @@ pub mod huggingface;
 pub mod inference;
 mod layout;
 mod loading;
-mod olmo;
+pub mod olmo;
 pub mod olmo_keys;
 pub mod open;
 mod output;

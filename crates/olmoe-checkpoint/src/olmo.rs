@@ -6,8 +6,9 @@
 //! dense and mixture-of-experts blocks (`moe_interleave`) has both.
 
 use olmoe_model::config::ModelConfig;
+use olmoe_model::parameters::ParameterSpec;
 
-use crate::layout::{Row, Transform};
+use crate::layout::{Layout, Row, Transform};
 
 /// Prefixes that wrappers of a training run add to names.
 const WRAPPERS: [&str; 3] = ["_fsdp_wrapped_module.", "_orig_mod.", "module."];
@@ -68,6 +69,19 @@ pub(crate) fn rows(config: &ModelConfig, joined: bool) -> Vec<Row> {
         }
     }
     rows
+}
+
+/// The name of OLMo's tensor that each parameter is a part of, or the whole; one without a place there has its own.
+pub fn tensor_names(config: &ModelConfig, specs: &[ParameterSpec]) -> Vec<String> {
+    let mut names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+    if let Ok(layout) = Layout::new(&rows(config, true), specs) {
+        for tensor in layout.tensors {
+            for piece in tensor.pieces {
+                names[piece.parameter].clone_from(&tensor.name);
+            }
+        }
+    }
+    names
 }
 
 /// The number of blocks in a group, from names of the form `block_groups.{g}.{j}`; every group but the last is full.

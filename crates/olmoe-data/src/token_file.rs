@@ -13,9 +13,13 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 mod error;
+mod kind;
 mod megatron;
 
 pub use error::TokenFileError;
@@ -23,6 +27,8 @@ pub use megatron::{Megatron, MegatronWriter};
 
 /// What a file of NumPy begins with.
 const NUMPY_MAGIC: &[u8] = b"\x93NUMPY";
+/// Bytes at the beginning of a file that tell its type, and tell it from another.
+const HEAD_BYTES: u64 = 64 << 10;
 
 /// How a token id is stored: a little-endian whole number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -143,21 +149,35 @@ impl TokenFile {
     /// # Errors
     /// A file that is missing, no whole number of numbers, a real NumPy file, or a wrong index.
     pub fn open(path: &Path, dtype: TokenType) -> Result<TokenFile, TokenFileError> {
-        if path.extension().is_some_and(|end| end == "bin" || end == "idx") {
+        if is_megatron(path) {
             let megatron = Megatron::open(path)?;
             return Ok(megatron.tokens().clone());
         }
-        let file = TokenFile::plain(path, dtype)?;
         // Read as ids, a header would be some forty wrong tokens.
-        let mut head = [0; NUMPY_MAGIC.len()];
-        if file.byte_len() >= head.len() as u64 {
-            let unreadable = |source| TokenFileError::Unreadable { path: path.to_owned(), source };
-            read_at(&File::open(path).map_err(unreadable)?, 0, &mut head).map_err(unreadable)?;
-            if head == NUMPY_MAGIC {
-                return Err(TokenFileError::Header { path: path.to_owned() });
-            }
+        if head(path)?.starts_with(NUMPY_MAGIC) {
+            return Err(TokenFileError::Header { path: path.to_owned() });
         }
-        Ok(file)
+        TokenFile::plain(path, dtype)
+    }
+
+    /// As [`open`](Self::open), of a file whose ids are below `vocabulary`: one whose numbers are of another type, as far as
+    /// its beginning, its length and the list of documents beside it tell, is refused.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`TokenFileError::OtherType`].
+    pub fn open_for(path: &Path, dtype: TokenType, vocabulary: u32) -> Result<TokenFile, TokenFileError> {
+        let opened = TokenFile::open(path, dtype);
+        let bytes = match &opened {
+            // Megatron's say it themselves.
+            _ if is_megatron(path) => return opened,
+            Ok(file) => file.byte_len(),
+            Err(TokenFileError::Size { bytes, .. }) => *bytes,
+            _ => return opened,
+        };
+        match kind::other_type(path, bytes, &head(path)?, dtype, vocabulary) {
+            Some((fits, why)) => Err(TokenFileError::OtherType { path: path.to_owned(), dtype, fits, why }),
+            None => opened,
+        }
     }
 
     /// A file of nothing but numbers.
@@ -194,8 +214,17 @@ impl TokenFile {
         self.tokens == 0
     }
 
-    fn byte_len(&self) -> u64 {
+    /// The bytes of its ids.
+    pub fn byte_len(&self) -> u64 {
         self.tokens * self.dtype.bytes() as u64
+    }
+
+    /// The SHA-256 of what it begins with, in hexadecimal digits: tells it from other files without reading it all.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn head_hash(&self) -> Result<String, TokenFileError> {
+        Ok(Sha256::digest(head(&self.path)?).iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Reads `ids.len()` ids from `start` on; each has to be below `vocabulary`. `bytes` is for reading into.
@@ -232,6 +261,23 @@ impl TokenFile {
             }
         }
     }
+}
+
+/// Whether a path is that of one of Megatron's files.
+fn is_megatron(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "bin" || end == "idx")
+}
+
+/// What a file begins with, [`HEAD_BYTES`] at most.
+fn head(path: &Path) -> Result<Vec<u8>, TokenFileError> {
+    let unreadable = |source| TokenFileError::Unreadable { path: path.to_owned(), source };
+    // To open a pipe would be to wait for its other end.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(TokenFileError::NotAFile { path: path.to_owned() });
+    }
+    let mut head = Vec::new();
+    File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head)).map_err(unreadable)?;
+    Ok(head)
 }
 
 /// A number as it is, for a message.

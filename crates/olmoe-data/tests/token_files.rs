@@ -116,6 +116,108 @@ fn bad_plain_files_are_errors() {
     assert!(error.contains("has become shorter"), "{error}");
 }
 
+/// Ids as a tokenizer of so many tokens makes them: most are small, and all kinds of bytes come.
+fn ids(count: u32, vocabulary: u32) -> Vec<u32> {
+    (0..count).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) % vocabulary.min(100 + 40 * i)).collect()
+}
+
+#[test]
+fn numbers_of_another_type_are_refused_by_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("part-0-00000.npy");
+    let unsigned = [TokenType::U8, TokenType::U16, TokenType::U32, TokenType::U64];
+    let mut told = 0;
+    for (vocabulary, count) in [(200, 1_000), (262, 999), (50_280, 4_000), (50_280, 40_000), (100_278, 3_001)] {
+        for truth in unsigned.into_iter().filter(|of| of.max() >= u64::from(vocabulary) - 1) {
+            let mut bytes = Vec::new();
+            truth.write(&ids(count, vocabulary), &mut bytes);
+            fs::write(&path, &bytes).unwrap();
+            for dtype in unsigned {
+                let opened = TokenFile::open_for(&path, dtype, vocabulary);
+                // Every byte is an id: only the list of documents tells these apart.
+                let untold = dtype == TokenType::U8 && vocabulary > 300;
+                match opened {
+                    Ok(file) => {
+                        assert!(dtype == truth && file.len() == u64::from(count) || untold, "{truth} as {dtype}")
+                    }
+                    Err(error) => {
+                        assert!(dtype != truth, "{vocabulary}: {error}");
+                        let text = error.to_string();
+                        let expected = format!("part-0-00000.npy holds numbers of type {truth}, not {dtype}: ");
+                        assert!(text.contains(&expected), "{vocabulary}, {count}: {truth} as {dtype}: {text}");
+                        assert!(text.contains(&format!("set `memmap_dtype: {truth}`")), "{text}");
+                        told += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(told > 30, "{told}");
+}
+
+#[test]
+fn the_list_of_documents_counts_the_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("part-0-00000.npy");
+    let list = |rows: &str| {
+        let file = File::create(folder.path().join("part-0-00000.csv.gz")).unwrap();
+        let mut gz = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+        std::io::Write::write_all(&mut gz, rows.as_bytes()).unwrap();
+        gz.finish().unwrap();
+    };
+    // Too few numbers to tell anything by themselves.
+    let mut bytes = Vec::new();
+    TokenType::U16.write(&[5, 50_279, 7, 50_279], &mut bytes);
+    fs::write(&path, &bytes).unwrap();
+    let open = |dtype| TokenFile::open_for(&path, dtype, 50_280);
+    for dtype in [TokenType::U8, TokenType::U32] {
+        assert!(open(dtype).is_ok(), "{dtype}: nothing tells");
+    }
+    list("0,2,a,docs.jsonl.gz,1\r\n2,4,\"b, c\",docs.jsonl.gz,2\r\n");
+    assert_eq!(open(TokenType::U16).unwrap().len(), 4);
+    for dtype in [TokenType::U8, TokenType::U32, TokenType::U64] {
+        let error = open(dtype).unwrap_err().to_string();
+        let why = "part-0-00000.csv.gz beside it counts 4 tokens, and the file has 8 bytes";
+        assert!(error.contains(&format!("holds numbers of type uint16, not {dtype}: {why}")), "{error}");
+    }
+    // What is no list, or one of another file, says nothing.
+    for rows in ["", "start,end,id\r\n", "0,3,a,b,1\r\n", "9,4,a,b,1\r\n", "0,0,a,b,1", "-1,4,a,b,1"] {
+        list(rows);
+        assert!(open(TokenType::U32).is_ok(), "{rows:?}");
+    }
+    fs::write(folder.path().join("part-0-00000.csv.gz"), b"no gzip").unwrap();
+    assert!(open(TokenType::U32).is_ok());
+}
+
+#[test]
+fn what_is_no_mistake_is_let_through() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.npy");
+    for (name, ids) in [
+        ("padding alone", vec![1u32; 1000]),
+        ("zeros", vec![0; 1000]),
+        ("every other one the same", (0..1000).map(|i| if i % 2 == 0 { 7 } else { 0 }).collect()),
+        ("few", (0..20).map(|i| if i % 2 == 0 { 7 + i } else { 0 }).collect()),
+        ("bytes", (0..1000).map(|i| i * 7 % 90).collect()),
+        ("one id too high", (0..1000).map(|i| if i == 500 { 60_000 } else { i * 7 % 50_000 }).collect()),
+        ("all ids too high", (0..1000).map(|i| 51_000 + i * 13 % 14_000).collect()),
+        ("none", Vec::new()),
+    ] {
+        let mut bytes = Vec::new();
+        TokenType::U16.write(&ids, &mut bytes);
+        fs::write(&path, &bytes).unwrap();
+        TokenFile::open_for(&path, TokenType::U16, 50_280).unwrap_or_else(|error| panic!("{name}: {error}"));
+        TokenFile::open_for(&path, TokenType::U16, u32::MAX).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    // A size that no other type explains, and a header, stay what they were.
+    fs::write(&path, [1, 2, 3]).unwrap();
+    let error = TokenFile::open_for(&path, TokenType::U16, 50_280).unwrap_err();
+    assert!(matches!(error, TokenFileError::Size { bytes: 3, .. }), "{error}");
+    fs::write(&path, b"\x93NUMPY\x01\0v\0{'descr': '<u2'}\n1").unwrap();
+    let error = TokenFile::open_for(&path, TokenType::U16, 50_280).unwrap_err();
+    assert!(matches!(error, TokenFileError::Header { .. }), "{error}");
+}
+
 /// The index of two documents, of sequences of 2 and 1 and of 3 numbers, put together by hand.
 fn index(code: u8, bytes_each: i64) -> Vec<u8> {
     let mut index = b"MMIDIDX\0\0".to_vec();

@@ -14,6 +14,8 @@ pub struct Batch {
     /// The first token of each segment, followed by T. Attention is restricted to a segment, which is a sequence or one
     /// of its documents. Positions are not reset at documents.
     pub segments: Buffer<u32>,
+    /// Whether a token is hidden from the attention of the others, as padding is, `[T]`; none: no token is. Without a cache.
+    pub hidden: Option<Vec<bool>>,
 }
 
 /// Why the lengths of a batch were rejected.
@@ -52,6 +54,14 @@ pub enum BatchError {
         found: usize,
         /// Sequences of the batch.
         expected: usize,
+    },
+    /// Not one flag for each token.
+    #[error("batch: {found} flags of hidden tokens, expected {tokens}, one for each token")]
+    Flags {
+        /// Flags given.
+        found: usize,
+        /// Tokens of the batch.
+        tokens: usize,
     },
     /// A document runs over the end of a sequence.
     #[error("batch: a document runs over the end of the sequence at token {at}; end it there")]
@@ -113,7 +123,7 @@ impl Batch {
                 positions[t as usize] = t - pair[0];
             }
         }
-        Batch { ids: Buffer::copy_of(ids), positions, segments: sequences.clone(), sequences }
+        Batch { ids: Buffer::copy_of(ids), positions, segments: sequences.clone(), sequences, hidden: None }
     }
 
     /// The same tokens with attention restricted to documents of the given lengths.
@@ -127,6 +137,19 @@ impl Batch {
             return Err(BatchError::Straddles { at: *at as usize });
         }
         self.segments = segments;
+        Ok(self)
+    }
+
+    /// The same tokens, of which those with a flag are hidden from the attention of the others. What they see themselves is
+    /// said with the operation ([`attention`](olmoe_tensor::ops::attention::forward_hidden)).
+    ///
+    /// # Errors
+    /// [`BatchError::Flags`].
+    pub fn with_hidden(mut self, hidden: Vec<bool>) -> Result<Batch, BatchError> {
+        if hidden.len() != self.tokens() {
+            return Err(BatchError::Flags { found: hidden.len(), tokens: self.tokens() });
+        }
+        self.hidden = hidden.contains(&true).then_some(hidden);
         Ok(self)
     }
 
@@ -195,6 +218,8 @@ mod tests {
         assert_eq!(Batch::new(&ids, &[2, 3]).unwrap_err(), sum);
         let batch = Batch::uniform(&ids, 2).unwrap();
         assert_eq!(batch.clone().with_documents(&[3, 1]).unwrap_err(), BatchError::Straddles { at: 2 });
+        assert_eq!(batch.clone().with_hidden(vec![true]).unwrap_err(), BatchError::Flags { found: 1, tokens: 4 });
+        assert_eq!(batch.clone().with_hidden(vec![false; 4]).unwrap().hidden, None);
         let held = BatchError::Held { found: 1, expected: 2 };
         assert_eq!(batch.clone().continued_from(&[7]).unwrap_err(), held);
         assert_eq!(batch.clone().continued_from(&[7, 0]).unwrap().positions[..], [7, 8, 0, 1]);

@@ -46,10 +46,7 @@ use olmoe_model::config::{ModelConfig, parse_yaml, read_text};
 use olmoe_model::model::Precision;
 use serde_json::Value;
 
-use field::{At, Field};
-
-/// The keys that are not OLMo's.
-const OWN: [&str; 2] = ["samples", "ratios"];
+use field::{At, Field, Tree};
 
 /// A configuration and what there is to say about how it was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,17 +131,35 @@ impl TrainConfig {
         <Self as Field>::read(file, &At::Top)
     }
 
-    /// All keys, in OLMo's order; reading it gives the same configuration again. The key that a model has no value for is
-    /// left out of its section.
+    /// All keys in OLMo's order, for OLMo's trainer as well as for this one; reading it gives the same configuration again.
+    ///
+    /// OLMo refuses keys that it does not know, and its main branch and that for mixtures of experts do not know the same ones.
+    /// A key that one of them does not have is left out where its value is the default, which what reads the file has anyway.
     ///
     /// # Errors
     /// [`TrainConfigError::Model`] for a model that a section cannot describe, as one that was made from other files.
     pub fn to_yaml(&self) -> Result<String, TrainConfigError> {
         schema::check_model(&self.model).map_err(TrainConfigError::Model)?;
         let mut tree = self.tree();
-        // OLMo refuses keys that it does not know.
-        tree.remove_unset(&OWN);
+        let unset = Tree::Value(Value::Null);
+        // This program's own, and those of the main branch.
+        for key in ["samples", "ratios", "custom_dataset", "dynamic"] {
+            tree.remove(key, &unset);
+        }
+        tree.remove("single", &SingleGpuConfig::default().tree());
+        // Of a third branch, for layers that are not all mixtures.
+        tree.remove("moe_interleave", &Tree::Value(false.into()));
+        if self.model.moe().is_none() {
+            // The main branch has no mixtures.
+            tree.remove("moe_loss_weight", &Tree::Value(0.1.into()));
+            tree.remove("moe_zloss_weight", &unset);
+        }
         Ok(yaml::write(&tree))
+    }
+
+    /// The seed of the order of the training data.
+    pub fn data_seed(&self) -> u64 {
+        self.data.seed.unwrap_or(self.seed)
     }
 
     /// The number formats of training, if they are set.

@@ -10,6 +10,7 @@
 //! | [`state`] | the progress of a run, and its position in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
 //! | [`plan`] | the resources and the length of a run, computed before it begins |
+//! | [`counted`] | a count and its noun, for messages |
 //!
 //! [`trainer::Trainer`] is the loop. The parts of its step, for a loop of one's own:
 //!
@@ -65,6 +66,7 @@
 //! ```
 
 pub mod config;
+mod counted;
 pub mod loss;
 pub mod metrics;
 pub mod optimizer;
@@ -72,3 +74,5 @@ pub mod plan;
 pub mod schedule;
 pub mod state;
 pub mod trainer;
+
+pub use counted::counted;

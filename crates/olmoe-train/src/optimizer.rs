@@ -15,6 +15,7 @@ mod clip;
 pub mod metrics;
 pub mod state;
 
+use olmoe_checkpoint::olmo::tensor_names;
 use olmoe_model::model::{Gradients, Held, Model, ParameterId};
 use olmoe_model::parameters::{ParameterKind, ParameterSpec};
 use olmoe_tensor::ops::adamw::{self, Leave};
@@ -62,6 +63,8 @@ pub struct Optimizer {
     steps: u64,
     /// The trained parameters, in canonical order; everything else that is one a parameter is in their order.
     ids: Vec<ParameterId>,
+    /// The tensor of OLMo that each is, or is a part of.
+    names: Vec<String>,
     /// Weight decay of each.
     weight_decay: Vec<f64>,
     exp_avg: Vec<Tensor>,
@@ -103,6 +106,8 @@ impl Optimizer {
         let ids = (0..model.parameters().len()).filter(|id| model.held(*id) == Held::Trained);
         let ids: Vec<ParameterId> = ids.collect();
         let specs = || ids.iter().map(|id| &model.parameters()[*id]);
+        let all = tensor_names(model.config(), model.parameters());
+        let names: Vec<String> = ids.iter().map(|id| all[*id].clone()).collect();
         let zeros = || specs().map(|spec| Tensor::zeros(&spec.shape)).collect();
         let decay = |spec: &ParameterSpec| if config.decays(spec.kind) { config.weight_decay } else { 0.0 };
         Optimizer {
@@ -110,7 +115,8 @@ impl Optimizer {
             weight_decay: specs().map(decay).collect(),
             exp_avg: zeros(),
             exp_avg_sq: if config.name == OptimizerName::AdamW { zeros() } else { Vec::new() },
-            clipping: Clipping::new(specs()),
+            clipping: Clipping::new(names.iter().map(String::as_str)),
+            names,
             metrics: None,
             recorded: false,
             ids,
@@ -179,8 +185,7 @@ impl Optimizer {
     /// What is known before the update: OLMo's log has the gradients before clipping, and parameters and moments before
     /// the step.
     fn record_before(&mut self, model: &Model, gradients: &Gradients, grad_norm: f64) {
-        let specs = self.ids.iter().map(|id| &model.parameters()[*id]);
-        let metrics = self.metrics.get_or_insert_with(|| Metrics::new(specs));
+        let metrics = self.metrics.get_or_insert_with(|| Metrics::new(&self.names));
         metrics.total_grad_norm = grad_norm;
         metrics.clipping_rate = self.clipping.rate();
         metrics.update_cosine = None;

@@ -48,15 +48,18 @@ impl TrainerState {
         }
         let mut state = self;
         match config.epoch {
-            _ if !config.restore_dataloader => {
-                (state.epoch, state.examples_seen_this_epoch, state.tokens_seen) = (0, 0, 0);
-            }
+            _ if !config.restore_dataloader => state.begin_data(),
             Some(epoch) if epoch != state.epoch => (state.epoch, state.examples_seen_this_epoch) = (epoch, 0),
             _ => {}
         }
         let skipped = config.fast_forward_batches.unwrap_or(0).saturating_mul(config.global_train_batch_size);
         state.examples_seen_this_epoch = state.examples_seen_this_epoch.saturating_add(skipped);
         state
+    }
+
+    /// The data and the count of its tokens begin anew, and the steps go on: OLMo's `restore_dataloader: false`.
+    pub fn begin_data(&mut self) {
+        (self.epoch, self.examples_seen_this_epoch, self.tokens_seen) = (0, 0, 0);
     }
 
     /// Counts a batch, which comes before its step.

@@ -6,6 +6,7 @@
 //! | `decisions` | what is due after a step, and whether the run ends |
 //! | `event` | the events that a run reports |
 //! | `data` | the data of a configuration |
+//! | `record` | what a checkpoint was trained on |
 //! | `step` | one step: micro-batches forward and back, then the update |
 //! | `metrics` | the metrics of a step |
 //! | `evaluation` | perplexity on held-out texts |
@@ -45,6 +46,7 @@ mod event;
 mod folder;
 mod indices;
 mod metrics;
+mod record;
 mod samples;
 mod step;
 
@@ -68,6 +70,7 @@ use evaluation::Evaluator;
 use folder::RunFolder;
 use indices::Indices;
 use metrics::Speed;
+use record::DataRecord;
 use samples::Samples;
 
 pub use error::TrainError;
@@ -95,6 +98,7 @@ pub struct Trainer<D: Disk = LocalDisk> {
     schedule: Schedule,
     state: TrainerState,
     data: Arc<DataSet>,
+    record: DataRecord,
     evaluators: Vec<Evaluator>,
     samples: Option<Samples>,
     /// The step of the newest samples.
@@ -133,18 +137,14 @@ impl<D: Disk> Trainer<D> {
             let text = format!("evaluators of the type downstream are left out: {}", others.join(", "));
             on(Event::Notice(&text));
         }
-        if config.data.generate_attention_mask {
-            on(Event::Notice(
-                "`data.generate_attention_mask`: padding is taken out of the loss; attention still sees it",
-            ));
-        }
         let instances = u64::from(data.len());
         if instances < config.global_train_batch_size {
             let length = config.model.max_sequence_length;
             return Err(TrainError::TooLittleData { instances, length, batch: config.global_train_batch_size });
         }
         let folder = RunFolder::open(&config, disk)?;
-        let beginning = Beginning::find(&config, &folder, on)?;
+        let record = DataRecord::of(&config, &data)?;
+        let beginning = Beginning::find(&config, &folder, &record, on)?;
         let plan = Plan::new(&config, &beginning.state, instances)?;
         if let Some(available) = too_little_memory(plan.memory) {
             return Err(TrainError::Memory { parameters: plan.parameters.total, needed: plan.memory, available });
@@ -174,6 +174,7 @@ impl<D: Disk> Trainer<D> {
             optimizer,
             model,
             data,
+            record,
             evaluators,
             samples,
             last_sampled: None,
@@ -359,7 +360,8 @@ impl<D: Disk> Trainer<D> {
     }
 
     fn save(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        let (saved, removed) = self.folder.save(&self.config, &self.state, &self.model, &self.optimizer)?;
+        let (saved, removed) =
+            self.folder.save(&self.config, &self.state, &self.model, &self.optimizer, &self.record)?;
         self.last_saved = Some(saved.step);
         if let Some(path) = &saved.set_aside {
             on(Event::Notice(&format!("a damaged checkpoint of this step is now {}", path.display())));

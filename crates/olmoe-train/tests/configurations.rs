@@ -131,6 +131,105 @@ fn all_keys_are_written_in_the_order_of_olmo() {
     assert_eq!(again.run_name.as_deref(), Some("007"));
 }
 
+/// Every key of a written file, with the sections it is in: `evaluators[].data.paths`.
+fn keys(value: &serde_json::Value, at: &str, all: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(entries) => {
+            for (key, value) in entries {
+                let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                all.push(path.clone());
+                // The names of sets are free.
+                if key != "datasets" {
+                    keys(value, &path, all);
+                }
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| keys(item, &format!("{at}[]"), all)),
+        _ => {}
+    }
+}
+
+/// OLMo's own trainer refuses a file with a key that its branch does not have. Its keys: tests/golden/olmo_config_keys.txt,
+/// read from allenai/OLMo by tools/reference/make_golden_config_keys.py.
+#[test]
+fn olmo_knows_every_key_of_a_run() {
+    let table = include_str!("../../../tests/golden/olmo_config_keys.txt");
+    let rows: Vec<Vec<&str>> =
+        table.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('\t').collect()).collect();
+    assert!(rows.len() > 200 && rows.iter().all(|row| row.len() == 4));
+    let unknown = |config: &TrainConfig, branch: usize| {
+        let written = config.to_yaml().expect("it can be written");
+        let value = olmoe_model::config::parse_yaml(&written).expect("YAML");
+        let mut found = Vec::new();
+        keys(&value, "", &mut found);
+        assert!(found.len() > 100, "{found:?}");
+        let known = |key: &String| rows.iter().any(|row| row[0] == key.as_str() && row[branch] != "-");
+        found.retain(|key| !known(key));
+        found
+    };
+    let (main, moe, shared_layers) = (1, 2, 3);
+    let none: [&str; 0] = [];
+    let evaluated =
+        "evaluators: [{label: a, data: {paths: [b], drop_last: true}}]\ncompile: {mode: default}\nddp: {}\nwandb: {}";
+    let dense = config(&format!("data: {{paths: [a], instance_filter: {{}}}}\n{evaluated}"), &[]);
+    assert_eq!(unknown(&dense, main), none);
+    assert_eq!(unknown(&dense, moe), none);
+    let experts = ["--model.block_type=moe", "--model.moe_loss_weight=0.01", "--model.moe_zloss_weight=0.001"];
+    let mixture = config(evaluated, &experts);
+    assert_eq!(unknown(&mixture, moe), none);
+    let own: Vec<PathBuf> = files("tests/configs").into_iter().chain(files("../../configs")).collect();
+    for path in own {
+        let text = fs::read_to_string(&path).expect("a text");
+        if text.contains("\noptimizer:") {
+            let config = TrainConfig::from_yaml(&text, &[""; 0], &no_environment).expect("a good file").config;
+            let extra = unknown(&config, moe);
+            let own = |key: &String| key == "data.ratios" || key.split('.').next() == Some("samples");
+            assert!(extra.iter().all(own), "{}: {extra:?}", path.display());
+        }
+    }
+    // A key is there where it is needed, whoever knows it.
+    let interleaved = config("", &[&experts[..], &["--model.moe_interleave=true"]].concat());
+    assert_eq!(unknown(&interleaved, moe), ["model.moe_interleave"]);
+    assert!(!unknown(&interleaved, shared_layers).contains(&"model.moe_interleave".to_owned()));
+    let single = config("single: {device: cpu}\ncompile: {dynamic: true}", &[]);
+    assert_eq!(unknown(&single, main), none);
+    assert_eq!(unknown(&single, moe), ["compile.dynamic", "single", "single.device"]);
+    // What is left out is what every reader has.
+    for config in [dense, mixture, interleaved, single] {
+        let written = config.to_yaml().expect("it can be written");
+        let again = TrainConfig::from_yaml(&written, &[""; 0], &no_environment).expect("what was written").config;
+        assert_eq!(again, config);
+    }
+}
+
+#[test]
+fn the_weight_of_the_logits_loss_is_not_olmos() {
+    let notes = |lines: &str| {
+        let notices = load(lines, &[]).expect("a good configuration").notices;
+        let own = notices.into_iter().filter(|notice| notice.key == "auxiliary_loss_multiplier");
+        own.map(|notice| notice.text).collect::<Vec<_>>()
+    };
+    assert_eq!(notes("softmax_auxiliary_loss: true\nauxiliary_loss_multiplier: 1e-4"), [""; 0]);
+    let text = &notes("softmax_auxiliary_loss: true\nauxiliary_loss_multiplier: 1e-3")[0];
+    assert!(text.contains("OLMo pays no heed to it and multiplies by 1e-4"), "{text}");
+    assert!(notes("auxiliary_loss_multiplier: 1e-3")[0].contains("no effect without `softmax_auxiliary_loss`"));
+}
+
+#[test]
+fn padding_and_documents_cannot_both_be_hidden() {
+    let both = "generate_attention_mask: true, generate_doc_lengths: true";
+    for (lines, path) in [
+        (format!("data: {{{both}}}"), "`data.generate_attention_mask`"),
+        (
+            format!("evaluators: [{{label: a, data: {{paths: [b], {both}}}}}]"),
+            "`evaluators[0].data.generate_attention_mask`",
+        ),
+    ] {
+        let error = load(&lines, &[]).expect_err("OLMo asserts the same").to_string();
+        assert!(error.contains(path) && error.contains("set `generate_doc_lengths` to false"), "{error}");
+    }
+}
+
 #[test]
 fn the_projects_runs_are_accepted() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

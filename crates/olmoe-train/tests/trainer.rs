@@ -360,7 +360,8 @@ fn evaluates_and_names_its_metrics() {
         "optim/clipping_rate",
         "optim/learning_rate_group0",
         "optim/learning_rate_group1",
-        "optim/exp_avg_sq/layers.1.moe.router.weight.norm",
+        "optim/exp_avg_sq/transformer.blocks.1.ffn.router.layer.weight.norm",
+        "optim/grad/transformer.blocks.0.att_proj.weight.norm",
         "throughput/total_tokens",
         "throughput/device/tokens_per_second",
     ] {

@@ -92,7 +92,7 @@ pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMu
     answer("same bits: inference and training", difference);
 
     if golden.config.moe().is_none_or(|moe| moe.capacity_factor.is_none()) {
-        let alone = |s: usize| model.logits(&sequence(golden, s), &mut Activations::new(Keep::Nothing));
+        let alone = |s: usize| model.logits(&golden.batch_of(s..s + 1), &mut Activations::new(Keep::Nothing));
         let mut difference = BitDifferences::default();
         for s in 0..golden.tokens() / golden.length {
             let expected = expected.logits.row_range(s * golden.length..(s + 1) * golden.length);
@@ -100,7 +100,7 @@ pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMu
         }
         answer("same bits: a sequence alone and in the batch", difference);
 
-        // A cache continues whole sequences, so attention is not restricted to documents here.
+        // A cache continues whole sequences, so attention is not restricted to documents or padding here.
         let whole = Batch::uniform(&golden.ids, golden.length).expect("the ids were read as whole sequences");
         let expected = model.logits(&whole, &mut activations).map_err(&error)?;
         for (steps, what) in [
@@ -115,19 +115,6 @@ pub(crate) fn check(golden: &Golden, precision: Precision, report: &mut dyn FnMu
         }
     }
     Ok(())
-}
-
-/// One sequence, with its documents, as a batch of its own.
-fn sequence(golden: &Golden, s: usize) -> Batch {
-    let ids = &golden.ids[s * golden.length..(s + 1) * golden.length];
-    let batch = Batch::uniform(ids, golden.length).expect("one whole sequence");
-    match &golden.documents {
-        Some(lengths) => {
-            let per_row = lengths.len() / (golden.tokens() / golden.length);
-            batch.with_documents(&lengths[s * per_row..(s + 1) * per_row]).expect("the documents of one row cover it")
-        }
-        None => batch,
-    }
 }
 
 /// The logits of all tokens, computed with caches. Every pass continues all unfinished sequences. In the first pass the

@@ -5,6 +5,7 @@
 //! ```text
 //! metadata   config_hf or config_olmo, losses (JSON: what loss.total is made of), description, command, versions
 //! input_ids  i32 [B,S]           document_lengths  i32 [B,N]  optional; the lengths of a row sum to S
+//! padding    i32 [B,S]  optional; 1 for tokens that attention does not see and the loss does not count as targets
 //! logits     f32 [B,S,V]         loss.ce  loss.total  f32 [1]
 //! loss.aux   f32 [1]  Hugging Face's, without its weight; or loss.load_balancing and loss.z, with theirs
 //! router.ids i32 [L,T,K]         router.probs  f32 [L,T,E]    router.margin  f32 [L,T]   unless dense
@@ -13,6 +14,7 @@
 
 use std::collections::HashMap;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use olmoe_model::batch::Batch;
@@ -40,6 +42,8 @@ pub struct Golden {
     pub length: usize,
     /// Lengths of the documents of all sequences, when attention is restricted to them.
     pub documents: Option<Vec<usize>>,
+    /// Whether a token is padding, `[T]`, when there is some.
+    pub padding: Option<Vec<bool>>,
     /// `[T, V]`
     pub logits: Vec<f32>,
     /// Mean over the next tokens.
@@ -216,7 +220,7 @@ macro_rules! embedded_files {
 }
 
 /// The golden states of the project, by name; their files are part of the program.
-const EMBEDDED: [(&str, &[u8]); 22] = embedded_files!(
+const EMBEDDED: [(&str, &[u8]); 23] = embedded_files!(
     "toy",
     "release_shape",
     "gqa",
@@ -231,6 +235,7 @@ const EMBEDDED: [(&str, &[u8]); 22] = embedded_files!(
     "capacity",
     "dense",
     "documents",
+    "padding",
     "norm_after",
     "layernorm",
     "nonparametric",
@@ -299,11 +304,23 @@ impl Golden {
 
     /// The tokens as one batch.
     pub(crate) fn batch(&self) -> Batch {
-        let batch = Batch::uniform(&self.ids, self.length).expect("the ids were read as whole sequences");
-        match &self.documents {
-            Some(lengths) => batch.with_documents(lengths).expect("document lengths were checked on reading"),
-            None => batch,
+        self.batch_of(0..self.tokens() / self.length)
+    }
+
+    /// Some of its sequences as one batch.
+    pub(crate) fn batch_of(&self, sequences: Range<usize>) -> Batch {
+        let tokens = sequences.start * self.length..sequences.end * self.length;
+        let ids = &self.ids[tokens.clone()];
+        let mut batch = Batch::uniform(ids, self.length).expect("the ids were read as whole sequences");
+        if let Some(lengths) = &self.documents {
+            let per_row = lengths.len() / (self.tokens() / self.length);
+            let lengths = &lengths[sequences.start * per_row..sequences.end * per_row];
+            batch = batch.with_documents(lengths).expect("document lengths were checked on reading");
         }
+        if let Some(padding) = &self.padding {
+            batch = batch.with_hidden(padding[tokens].to_vec()).expect("the padding was read for every token");
+        }
+        batch
     }
 
     /// A parameter by name.
@@ -353,6 +370,10 @@ impl GoldenFile<'_> {
         let rows = config.embedding_size;
         let ids = self.indices("input_ids", &[sequences, length], rows)?;
         let documents = self.documents(sequences, length)?;
+        let padding = match self.tensors.contains_key("padding") {
+            true => Some(self.indices("padding", &[sequences, length], 2)?.into_iter().map(|flag| flag == 1).collect()),
+            false => None,
+        };
         let logits = self.floats("logits", &[sequences, length, rows])?;
         let weight = f64::from(config.auxiliary.load_balancing_weight);
         let load_balancing = match definition {
@@ -390,6 +411,7 @@ impl GoldenFile<'_> {
             ids,
             length,
             documents,
+            padding,
             logits,
             cross_entropy,
             load_balancing,

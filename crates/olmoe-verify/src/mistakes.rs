@@ -85,6 +85,7 @@ pub const MISTAKES: &[Mistake] = &[
     logits("clip_qkv", "clip left out", InModel(|trial| trial.golden.config.clip_qkv = None)),
     logits("clip_qkv_olmo", "clip after the q/k norm", InModel(|trial| clip_order(trial, ClipOrder::AfterNorm))),
     logits("documents", "documents ignored", InModel(|trial| trial.task.batch.segments = whole(trial))),
+    logits("padding", "padding seen by attention", InModel(|trial| trial.task.batch.hidden = None)),
     // Norms.
     logits(
         "toy",
@@ -140,6 +141,7 @@ pub const MISTAKES: &[Mistake] = &[
     mistake("toy", Quantity::CrossEntropy, "targets not shifted", InModel(unshifted)),
     mistake("toy", Quantity::CrossEntropy, "targets across sequences", InModel(across)),
     mistake("documents", Quantity::CrossEntropy, "no targets across documents", InModel(inside_documents)),
+    mistake("padding", Quantity::CrossEntropy, "padding to be predicted", InModel(padding_too)),
     auxiliary("toy", "Hugging Face's loss as OLMo's", |t| definition(t, AuxiliaryDefinition::Olmo)),
     auxiliary("toy", "Hugging Face's loss as Megatron's", |t| definition(t, AuxiliaryDefinition::Megatron)),
     auxiliary("toy", "Hugging Face's loss layer by layer", |trial| {
@@ -414,4 +416,8 @@ fn inside_documents(trial: &mut Trial) {
     }
     let targets = trial.task.targets.iter().filter(|target| **target != IGNORE);
     trial.task.denominator = targets.count() as f64;
+}
+
+fn padding_too(trial: &mut Trial) {
+    trial.task.targets = trial.task.batch.next_tokens().0.to_vec();
 }

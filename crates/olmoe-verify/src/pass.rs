@@ -2,6 +2,7 @@
 
 use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Gradients, Held, Keep, Model, ModelError, Precision, RoutingRecord};
+use olmoe_tensor::ops::cross_entropy::IGNORE;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_train::loss::{Loss, Losses};
 
@@ -42,10 +43,13 @@ pub(crate) struct PassTask {
 }
 
 impl PassTask {
-    /// The next tokens of a golden state.
+    /// The next tokens of a golden state, of which those that are padding count 0.
     pub(crate) fn of(golden: &Golden) -> PassTask {
         let batch = golden.batch();
-        let (targets, count) = batch.next_tokens();
+        let (mut targets, count) = batch.next_tokens();
+        if let Some(padding) = &golden.padding {
+            targets.iter_mut().zip(&padding[1..]).filter(|(_, padding)| **padding).for_each(|(t, _)| *t = IGNORE);
+        }
         PassTask { batch, targets: targets.to_vec(), denominator: count as f64 }
     }
 }

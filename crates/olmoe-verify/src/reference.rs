@@ -87,7 +87,8 @@ pub(crate) fn forward(golden: &Golden, slip: Option<Slip>) -> ReferenceOutput {
     for (t, h) in h.iter().enumerate() {
         let row: Vec<f64> = model.linear(head, &model.norm("norm", config.norm, h)).iter().map(|y| y * scale).collect();
         if (t + 1) % golden.length != 0 {
-            cross_entropy.push(-softmax(&row)[golden.ids[t + 1] as usize].ln());
+            let counts = golden.padding.as_ref().is_none_or(|padding| !padding[t + 1]);
+            cross_entropy.push(if counts { -softmax(&row)[golden.ids[t + 1] as usize].ln() } else { 0.0 });
         }
         logits.extend(row.iter().map(|y| *y as f32));
     }
@@ -232,15 +233,19 @@ impl Reference<'_> {
         if self.makes(Slip::QkNormAfterRope) { normed(y) } else { y }
     }
 
-    /// For every token, the first and the last token that it may attend to.
-    fn seen(&self) -> Vec<(usize, usize)> {
+    /// For every token those that attention sees; nothing to be seen is everything, alike.
+    fn seen(&self) -> Vec<(Vec<usize>, bool)> {
         let golden = self.golden;
         let whole = vec![golden.length; golden.tokens() / golden.length];
+        let padding = |t: &usize| golden.padding.as_ref().is_some_and(|padding| padding[*t]);
         let mut seen = Vec::new();
         for length in golden.documents.as_ref().unwrap_or(&whole) {
             let first = seen.len();
             for t in first..first + length {
-                seen.push((first, if self.makes(Slip::NotCausal) { first + length - 1 } else { t }));
+                let last = if self.makes(Slip::NotCausal) { first + length - 1 } else { t };
+                let some: Vec<usize> = (first..=last).filter(|t| !padding(t)).collect();
+                let alike = some.is_empty();
+                seen.push((if alike { (first..first + length).collect() } else { some }, alike));
             }
         }
         seen
@@ -262,15 +267,16 @@ impl Reference<'_> {
         let group = config.n_heads / config.n_kv_heads;
         let scale = if self.makes(Slip::NoScale) { 1.0 } else { (d as f64).sqrt().recip() };
         let mut out = Vec::new();
-        for (t, (first, last)) in self.seen().into_iter().enumerate() {
+        for (t, (seen, alike)) in self.seen().into_iter().enumerate() {
             let mut o = vec![0.0; config.n_heads * d];
             for head in 0..config.n_heads {
                 let kv = if self.makes(Slip::HeadsModulo) { head % config.n_kv_heads } else { head / group };
                 let of = |x: &[Vec<f64>], j: usize, head: usize| x[j][head * d..(head + 1) * d].to_vec();
                 let query = of(&q, t, head);
-                let scores: Vec<f64> = (first..=last).map(|j| dot(&query, &of(&k, j, kv)) * scale).collect();
-                for (p, j) in softmax(&scores).iter().zip(first..) {
-                    for (o, v) in o[head * d..(head + 1) * d].iter_mut().zip(of(&v, j, kv)) {
+                let score = |j: &usize| if alike { 0.0 } else { dot(&query, &of(&k, *j, kv)) * scale };
+                let scores: Vec<f64> = seen.iter().map(score).collect();
+                for (p, j) in softmax(&scores).iter().zip(&seen) {
+                    for (o, v) in o[head * d..(head + 1) * d].iter_mut().zip(of(&v, *j, kv)) {
                         *o += p * v;
                     }
                 }

@@ -15,7 +15,8 @@ use olmoe_checkpoint::save::LATEST;
 use olmoe_model::model::Precision;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::peak_flops;
-use olmoe_train::config::{Loaded, TrainConfig};
+use olmoe_train::config::{Duration as Length, Loaded, TrainConfig};
+use olmoe_train::counted;
 use olmoe_train::metrics::{EventFile, MAX_STEPS, MetricsError, MetricsLog, Record, Sample, SampleLog};
 use olmoe_train::plan::{Plan, flops_per_token};
 use olmoe_train::state::TrainerState;
@@ -119,12 +120,12 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     args.threads.apply();
     notices.iter().for_each(note);
     if args.dry_run || config.dry_run {
-        dry_run(&config)?;
+        dry_run(&args.config, &config)?;
         return Ok(ExitCode::SUCCESS);
     }
     let interrupt = interrupts(&[SIGINT, SIGTERM])?;
     let mut early = |event: Event<'_>| notice(&event);
-    let mut trainer = Trainer::new(config, &mut early)?;
+    let mut trainer = Trainer::new(config, &mut early).map_err(|error| error.in_file(&args.config))?;
     let plan = trainer.plan()?;
     let folder = PathBuf::from(&trainer.config().save_folder);
     let mut metrics = Metrics::open(&folder, &trainer, plan.last_step)?;
@@ -233,22 +234,45 @@ fn peak(config: &TrainConfig) -> f64 {
     peak_flops(operand, PEAK_TIME)
 }
 
-fn dry_run(config: &TrainConfig) -> anyhow::Result<()> {
+fn dry_run(path: &Path, config: &TrainConfig) -> anyhow::Result<()> {
     let state = TrainerState::start(config);
-    let known = instances(config);
+    let known = instances(config).map_err(|error| error.in_file(path));
     let plan = Plan::new(config, &state, known.as_ref().map_or(u64::from(u32::MAX), |count| *count))?;
-    println!("{} parameters, {} of them for each token", plan.parameters.total, plan.parameters.active);
+    println!(
+        "{}, {} of them for each token",
+        counted(plan.parameters.total, "parameter", "parameters"),
+        plan.parameters.active
+    );
     println!("{:.2} GB of memory at least; activations come on top", plan.memory as f64 / 1e9);
     println!("{:.2} GB a checkpoint", plan.checkpoint as f64 / 1e9);
     match &known {
         Ok(instances) => println!(
-            "{instances} sequences of {} tokens, {} batches an epoch",
-            config.model.max_sequence_length, plan.batches_per_epoch
+            "{} of {}, {} an epoch",
+            counted(*instances, "sequence", "sequences"),
+            counted(config.model.max_sequence_length as u64, "token", "tokens"),
+            counted(plan.batches_per_epoch, "batch", "batches")
         ),
-        Err(problem) => println!("data cannot be read, enough of it is supposed below: {problem}"),
+        Err(problem) => {
+            println!("data cannot be read: {problem}");
+            let ends = config.stop_at.is_some() || config.stop_after.is_some();
+            if let (Length::Epochs(epochs), false) = (config.max_duration, ends) {
+                println!(
+                    "steps of {}; the length of the data is not known, and so neither is that of {}; nothing was written",
+                    counted(plan.tokens_per_step, "token", "tokens"),
+                    counted(epochs, "epoch", "epochs")
+                );
+                return Ok(());
+            }
+            println!("enough of it is supposed below");
+        }
     }
     let tokens = plan.steps.saturating_mul(plan.tokens_per_step);
-    println!("{} steps of {} tokens, {tokens} tokens in all", plan.steps, plan.tokens_per_step);
+    println!(
+        "{} of {}, {} in all",
+        counted(plan.steps, "step", "steps"),
+        counted(plan.tokens_per_step, "token", "tokens"),
+        counted(tokens, "token", "tokens")
+    );
     let flops = flops_per_token(&config.model, config.model.max_sequence_length)?;
     let seconds = tokens as f64 * flops / (peak(config) * SUPPOSED_SHARE);
     println!(

@@ -246,7 +246,20 @@ fn says_what_it_will_do_and_exports() {
         assert!(done.out.contains(expected), "{expected}: {}", done.out);
     }
     let done = train(folder.path(), "run", &["--dry-run", "--data.paths=[none.npy]"]);
-    assert!(done.code == 0 && done.out.contains("none.npy"), "{}", done.out);
+    assert_eq!(done.code, 0, "{}", done.err);
+    for expected in [
+        "run.yml: `data.paths` names none.npy, which cannot be read",
+        "steps of 64 tokens; the length of the data is not known, and so neither is that of 100 epochs; nothing was written",
+    ] {
+        assert!(done.out.contains(expected), "{expected}: {}", done.out);
+    }
+    assert!(!done.out.contains("about") && !done.out.contains("supposed"), "{}", done.out);
+    let done = train(folder.path(), "run", &["--dry-run", "--data.paths=[none.npy]", "--stop_at=1"]);
+    assert!(
+        done.code == 0 && done.out.contains("enough of it is supposed below\n1 step of 64 tokens, 64 tokens in all"),
+        "{}",
+        done.out
+    );
     let done = train(folder.path(), "run", &["--print-config", "--data.paths=[none.npy]"]);
     assert!(done.code == 0 && done.out.contains("max_duration: \"100ep\""), "{}", done.out);
     assert!(!folder.path().join("run").exists());
@@ -272,7 +285,11 @@ fn says_what_it_will_do_and_exports() {
     assert!(learned[0] == learned[1]);
     for (more, expected) in [
         (&["--optimizer.learning_rat=1"][..], "did you mean `optimizer.learning_rate`?"),
-        (&["--data.paths=[none.npy]"], "none.npy, which cannot be read"),
+        (&["--data.paths=[none.npy]"], "run.yml: `data.paths` names none.npy, which cannot be read"),
+        (&["--data.ratios=[-1]"], "run.yml: `data.ratios` is -1 for "),
+        (&["--run_name=null"], "run.yml: `run_name` is not set"),
+        (&["--data.memmap_dtype=uint32"], "data.npy holds numbers of type uint16, not uint32"),
+        (&["--data.memmap_dtype=uint64"], "set `memmap_dtype: uint16` where the file is listed"),
         (&["--stop_at=5"], "set try_load_latest_save to go on"),
         (&["--precision=amp_fp16"], "amp_bf16, fp32"),
     ] {

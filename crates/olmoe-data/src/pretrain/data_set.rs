@@ -90,7 +90,7 @@ impl DataSet {
         let mut files = Vec::with_capacity(expected);
         let mut instances = 0u128;
         for (i, path) in settings.paths.iter().enumerate() {
-            let tokens = TokenFile::open(path, settings.dtype)?;
+            let tokens = TokenFile::open_for(path, settings.dtype, settings.vocabulary)?;
             let mask = match settings.label_mask_paths.as_ref().and_then(|masks| masks.get(i)) {
                 Some(mask) => Some(TokenFile::open(mask, TokenType::U8)?),
                 None => None,
@@ -102,7 +102,8 @@ impl DataSet {
             let ratio = settings.ratios.as_ref().and_then(|ratios| ratios.get(i)).copied().unwrap_or(1.0);
             if !(ratio.is_finite() && ratio >= 0.0) {
                 let expected = "0 or more, and finite";
-                return Err(DataError::Setting { key: "data.ratios", value: ratio.to_string(), expected });
+                let value = format!("{ratio} for {}", path.display());
+                return Err(DataError::Setting { key: "data.ratios", value, expected });
             }
             // A float that is too large becomes the largest number, which is refused.
             instances += u128::from(copies_before(tokens.len() / length, ratio));
@@ -144,6 +145,11 @@ impl DataSet {
         let start = if file == 0 { 0 } else { self.files[file - 1].end };
         let place = nth_copy(u64::from(index - start), source.ratio);
         Ok((file, place * self.settings.sequence_length as u64))
+    }
+
+    /// Its files, each with how often it is seen in an epoch.
+    pub fn files(&self) -> impl Iterator<Item = (&TokenFile, f64)> {
+        self.files.iter().map(|source| (&source.tokens, source.ratio))
     }
 
     /// The path of a file.

@@ -95,3 +95,10 @@ pub enum DataError {
         what: String,
     },
 }
+
+impl DataError {
+    /// Whether a setting is at fault, and not a file of tokens.
+    pub fn is_setting(&self) -> bool {
+        matches!(self, DataError::Setting { .. } | DataError::Entries { .. } | DataError::Empty { .. })
+    }
+}

@@ -37,6 +37,22 @@ pub enum TokenFileError {
         /// The type it was to have.
         dtype: TokenType,
     },
+    /// Numbers of another type.
+    #[error(
+        "{} holds numbers of type {fits}, not {dtype}: {why}; set `memmap_dtype: {fits}` where the file is listed, or give \
+         files of {dtype}",
+        path.display()
+    )]
+    OtherType {
+        /// The file.
+        path: PathBuf,
+        /// The type it was to have.
+        dtype: TokenType,
+        /// The type that fits.
+        fits: TokenType,
+        /// What tells it.
+        why: String,
+    },
     /// A file that `numpy.save` wrote.
     #[error("{} has a NumPy header, and token files have none; write it with `array.tofile(path)`", path.display())]
     Header {

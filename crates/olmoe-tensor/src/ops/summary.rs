@@ -47,7 +47,8 @@ impl Summary {
         self.sum / self.count as f64
     }
 
-    fn add(&mut self, other: &Summary) {
+    /// Adds the numbers of another tensor: both as one.
+    pub fn add(&mut self, other: &Summary) {
         self.count += other.count;
         self.sum += other.sum;
         self.sum_abs += other.sum_abs;

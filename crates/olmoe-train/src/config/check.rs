@@ -155,6 +155,11 @@ fn data(data: &DataConfig, path: &str) -> Result<(), TrainConfigError> {
             "it must have one file for each of `paths`",
         ));
     }
+    if data.generate_attention_mask && data.generate_doc_lengths {
+        let problem = "padding and the limits of documents cannot both be hidden from attention, in OLMo neither; set \
+                       `generate_doc_lengths` to false, or leave out the padding";
+        return Err(value(format!("{path}.generate_attention_mask"), "true", problem));
+    }
     if let Some(filter) = &data.instance_filter {
         let (least, most) = (filter.repetition_min_period, filter.repetition_max_period);
         if least == 0 || least > most {

@@ -55,15 +55,14 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    /// Takes away these keys, wherever they are and not set.
-    pub(super) fn remove_unset(&mut self, keys: &[&str]) {
+    /// Takes away a key wherever it has this value.
+    pub(super) fn remove(&mut self, key: &str, value: &Tree) {
         match self {
             Tree::Value(_) => {}
-            Tree::List(items) => items.iter_mut().for_each(|item| item.remove_unset(keys)),
+            Tree::List(items) => items.iter_mut().for_each(|item| item.remove(key, value)),
             Tree::Map(entries) => {
-                let is_unset = |key: &str, tree: &Tree| keys.contains(&key) && *tree == Tree::Value(Value::Null);
-                entries.retain(|(key, tree)| !is_unset(key, tree));
-                entries.iter_mut().for_each(|(_, tree)| tree.remove_unset(keys));
+                entries.retain(|(known, found)| known != key || found != value);
+                entries.iter_mut().for_each(|(_, tree)| tree.remove(key, value));
             }
         }
     }

@@ -83,6 +83,14 @@ impl TrainConfig {
         if self.optimizer.name == OptimizerName::LionW && self.optimizer.eps != 1e-5 {
             note("optimizer.eps", "no effect; LionW has none");
         }
+        if self.auxiliary_loss_multiplier != TrainConfig::default().auxiliary_loss_multiplier {
+            match self.softmax_auxiliary_loss {
+                true => {
+                    note("auxiliary_loss_multiplier", "taken as it is; OLMo pays no heed to it and multiplies by 1e-4")
+                }
+                false => note("auxiliary_loss_multiplier", "no effect without `softmax_auxiliary_loss`"),
+            }
+        }
         if !self.data.drop_last {
             note("data.drop_last", "taken as true, which OLMo asks for, too: a step has whole batches");
         }

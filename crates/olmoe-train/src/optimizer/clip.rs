@@ -11,8 +11,6 @@
 //! A tensor is one of OLMo's, which holds queries, keys and values together, and the gate of a dense MLP with what it
 //! gates.
 
-use olmoe_model::parameters::{MlpMatrix, MlpOf, ModuleId, ModulePart, ParameterKind, ParameterSpec, Projection};
-
 /// The bound on the gradients of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Clip {
@@ -39,25 +37,15 @@ pub(super) struct Clipping {
     adaptive: bool,
 }
 
-/// What tells the tensors of OLMo apart: the module of a tensor's first part, and whether it is a bias.
-fn olmo_tensor(spec: &ParameterSpec) -> (ModuleId, bool) {
-    let part = match spec.module.part {
-        ModulePart::Attention(Projection::Key | Projection::Value) => ModulePart::Attention(Projection::Query),
-        ModulePart::Mlp(MlpOf::Dense, MlpMatrix::Gate) => ModulePart::Mlp(MlpOf::Dense, MlpMatrix::Up),
-        part => part,
-    };
-    (ModuleId { part, ..spec.module }, spec.kind == ParameterKind::Bias)
-}
-
 impl Clipping {
-    pub(super) fn new<'s>(specs: impl Iterator<Item = &'s ParameterSpec>) -> Clipping {
-        let mut distinct = Vec::new();
-        let tensors = specs.map(|spec| {
-            let tensor = olmo_tensor(spec);
+    /// For trained parameters, of each of which the name of its tensor is given.
+    pub(super) fn new<'n>(names: impl Iterator<Item = &'n str>) -> Clipping {
+        let mut distinct: Vec<&str> = Vec::new();
+        let tensors = names.map(|name| {
             // The parts of a tensor are neighbours, or nearly.
-            let known = distinct.iter().rposition(|known| *known == tensor);
+            let known = distinct.iter().rposition(|known| *known == name);
             known.unwrap_or_else(|| {
-                distinct.push(tensor);
+                distinct.push(name);
                 distinct.len() - 1
             })
         });
@@ -156,16 +144,21 @@ impl Clipping {
 
 #[cfg(test)]
 mod tests {
+    use olmoe_checkpoint::olmo::tensor_names;
     use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
     use olmoe_model::parameters::parameters;
 
     use super::*;
 
+    fn clipping(config: &ModelConfig) -> Clipping {
+        Clipping::new(tensor_names(config, &parameters(config)).iter().map(String::as_str))
+    }
+
     #[test]
     fn tensors_are_those_of_olmo() {
         let config = ModelConfig { n_layers: 2, ..ModelConfig::release() };
         let specs = parameters(&config);
-        let clipping = Clipping::new(specs.iter());
+        let clipping = clipping(&config);
         // wte, final norm, head; of a layer: two norms, q and k norm, att_proj, attn_out, router, w1, v1, w2.
         assert_eq!(clipping.count(), 3 + 2 * 10);
         let tensor = |name: &str| clipping.tensors[specs.iter().position(|spec| spec.name == name).expect(name)];
@@ -175,7 +168,7 @@ mod tests {
         let mlp = Mlp { width: 64, activation: Activation::SwiGlu };
         let dense = ModelConfig { feed_forward: FeedForward::Dense(mlp), mlp_bias: true, ..config };
         let specs = parameters(&dense);
-        let clipping = Clipping::new(specs.iter());
+        let clipping = self::clipping(&dense);
         let tensor = |name: &str| clipping.tensors[specs.iter().position(|spec| spec.name == name).expect(name)];
         assert_eq!(tensor("layers.1.mlp.gate_proj.bias"), tensor("layers.1.mlp.up_proj.bias"));
         assert_ne!(tensor("layers.1.mlp.gate_proj.bias"), tensor("layers.1.mlp.gate_proj.weight"));
@@ -185,7 +178,7 @@ mod tests {
     #[test]
     fn a_large_gradient_is_held_to_its_history() {
         let config = ModelConfig { n_layers: 1, ..ModelConfig::release() };
-        let mut clipping = Clipping::new(parameters(&config).iter());
+        let mut clipping = clipping(&config);
         let mut step = |number, size: f64| {
             let squares: Vec<f64> = clipping.tensors.iter().map(|_| size * size).collect();
             let total = clipping.measure(squares.into_iter());

@@ -1,12 +1,12 @@
 //! What a log says of a step: norms, means and extremes of every parameter, its gradient, its moments and its update.
 
-use olmoe_model::parameters::ParameterSpec;
 use olmoe_tensor::ops::summary::Summary;
 
 /// The metrics of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metrics {
-    names: Vec<String>,
+    /// The tensors of OLMo, each with the places of its parts among `parameters`.
+    tensors: Vec<(String, Vec<usize>)>,
     /// Global L2 norm of the gradients before clipping.
     pub total_grad_norm: f64,
     /// The share of the tensors whose gradient was clipped.
@@ -36,7 +36,8 @@ pub struct ParameterMetrics {
 }
 
 impl Metrics {
-    pub(super) fn new<'s>(specs: impl Iterator<Item = &'s ParameterSpec>) -> Metrics {
+    /// Of no step yet; `names` are those of the tensors of OLMo that the parameters are parts of.
+    pub(super) fn new(names: &[String]) -> Metrics {
         let none = ParameterMetrics {
             grad: Summary::EMPTY,
             param: Summary::EMPTY,
@@ -45,13 +46,20 @@ impl Metrics {
             grad_norm_exp_avg: None,
             update: None,
         };
-        let names: Vec<String> = specs.map(|spec| spec.name.clone()).collect();
+        let mut tensors: Vec<(String, Vec<usize>)> = Vec::new();
+        for (at, name) in names.iter().enumerate() {
+            // The parts of a tensor are neighbours, or nearly.
+            match tensors.iter_mut().rfind(|(known, _)| known == name) {
+                Some((_, parts)) => parts.push(at),
+                None => tensors.push((name.clone(), vec![at])),
+            }
+        }
         Metrics {
+            tensors,
             total_grad_norm: 0.0,
             clipping_rate: 0.0,
             update_cosine: None,
             parameters: vec![none; names.len()],
-            names,
         }
     }
 
@@ -62,8 +70,27 @@ impl Metrics {
         dot / (squares.sqrt() * nonzero.sqrt()).max(1e-8)
     }
 
-    /// All of them with the names that OLMo logs them under, parameters by their canonical names. The running means are those
-    /// of OLMo's tensors, which queries, keys and values have in common. `min` and `max` are of sizes, without the sign.
+    /// The metrics of a tensor, from those of its parts.
+    fn joined(&self, parts: &[usize]) -> ParameterMetrics {
+        let mut parts = parts.iter().map(|at| self.parameters[*at]);
+        let mut all = parts.next().expect("a tensor has a part");
+        for part in parts {
+            for (sum, summary) in
+                [(&mut all.grad, &part.grad), (&mut all.param, &part.param), (&mut all.exp_avg, &part.exp_avg)]
+            {
+                sum.add(summary);
+            }
+            for (sum, summary) in [(&mut all.exp_avg_sq, &part.exp_avg_sq), (&mut all.update, &part.update)] {
+                if let (Some(sum), Some(summary)) = (sum, summary) {
+                    sum.add(summary);
+                }
+            }
+        }
+        all
+    }
+
+    /// All of them as OLMo logs them: its names, and its tensors, which hold queries, keys and values together, and the gate
+    /// of a dense MLP with what it gates. `min` and `max` are of sizes, without the sign.
     pub fn named(&self) -> impl Iterator<Item = (String, f64)> {
         let single = [
             ("total_grad_norm", Some(self.total_grad_norm)),
@@ -71,7 +98,8 @@ impl Metrics {
             ("update_cos_sim", self.update_cosine),
         ];
         let single = single.into_iter().filter_map(|(name, value)| Some((format!("optim/{name}"), value?)));
-        let parameters = self.names.iter().zip(&self.parameters).flat_map(|(name, metrics)| {
+        let parameters = self.tensors.iter().flat_map(|(name, parts)| {
+            let metrics = self.joined(parts);
             let summaries = [
                 ("grad", Some(metrics.grad)),
                 ("param", Some(metrics.param)),

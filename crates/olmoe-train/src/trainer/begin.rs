@@ -11,6 +11,7 @@ use olmoe_model::model::Model;
 use super::error::TrainError;
 use super::event::Event;
 use super::folder::RunFolder;
+use super::record::DataRecord;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;
 use crate::schedule::Schedule;
@@ -28,18 +29,31 @@ pub(super) struct Beginning {
 }
 
 impl Beginning {
-    /// Finds the start of a run.
+    /// Finds the start of a run over the data of `record`.
     pub(super) fn find<D: Disk>(
         config: &TrainConfig,
         folder: &RunFolder<D>,
+        record: &DataRecord,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<Beginning, TrainError> {
         if config.try_load_latest_save
             && let Some(found) = folder.checkpoints.load_latest()?
         {
             found.notices.iter().for_each(|notice| on(Event::Notice(&notice.to_string())));
-            // A resumed run ignores `load_path`, which was used when the run began.
-            let state = trainer_state(&found)?;
+            // A resumed run ignores `load_path`, which was used when the run began. Its position means nothing in other data.
+            let mut state = trainer_state(&found)?;
+            let differences = differences(&found, &state, record, on)?;
+            if !differences.is_empty() && config.restore_dataloader {
+                return Err(other_data(&found, &state, differences, true));
+            }
+            if !differences.is_empty() {
+                let text = format!(
+                    "restore_dataloader=false: a new pass over the data begins, since {}",
+                    differences.join("; ")
+                );
+                on(Event::Notice(&text));
+                state.begin_data();
+            }
             let weights = Some(found.path.clone());
             return Ok(Beginning { state, weights, optimizer: Some(found), goes_on: true });
         }
@@ -66,7 +80,17 @@ impl Beginning {
         let found = Found { step: manifest.step, path: path.clone(), manifest, notices: Vec::new() };
         let mut state = match config.reset_trainer_state {
             true => TrainerState::start(config),
-            false => trainer_state(&found)?.resumed(config),
+            false => {
+                let state = trainer_state(&found)?;
+                let goes_on = config.restore_dataloader && config.epoch.is_none_or(|epoch| epoch == state.epoch);
+                if goes_on {
+                    let differences = differences(&found, &state, record, on)?;
+                    if !differences.is_empty() {
+                        return Err(other_data(&found, &state, differences, false));
+                    }
+                }
+                state.resumed(config)
+            }
         };
         if config.reset_optimizer_state && !config.reset_trainer_state {
             // Of the schedule only the units matter here.
@@ -114,6 +138,32 @@ impl Beginning {
         }
         Ok(())
     }
+}
+
+/// In what the data that a checkpoint is in the middle of differs from the present one.
+fn differences(
+    found: &Found,
+    state: &TrainerState,
+    record: &DataRecord,
+    on: &mut dyn FnMut(Event<'_>),
+) -> Result<Vec<String>, TrainError> {
+    if state.examples_seen_this_epoch == 0 {
+        return Ok(Vec::new());
+    }
+    if let Some(own) = DataRecord::read(found)? {
+        return Ok(own.differences(record));
+    }
+    on(Event::Notice(&format!(
+        "{}: it does not say what it was trained on, as older ones do not; the run goes on at its place in the data, which is \
+         right only if files, ratios, sequence length and seed are what they were",
+        found.path.display()
+    )));
+    Ok(Vec::new())
+}
+
+fn other_data(found: &Found, state: &TrainerState, differences: Vec<String>, own: bool) -> TrainError {
+    let (epoch, examples) = (state.epoch, state.examples_seen_this_epoch);
+    TrainError::OtherData { path: found.path.clone(), epoch, examples, differences, own }
 }
 
 fn trainer_state(found: &Found) -> Result<TrainerState, TrainError> {

@@ -38,22 +38,24 @@ pub(super) fn open<'a>(
 
 /// The order of a pass over the training data.
 pub(super) fn order(config: &TrainConfig, data: &DataSet, epoch: u64) -> Result<Arc<Order>, DataError> {
-    let seed = config.data.seed.unwrap_or(config.seed);
+    let seed = config.data_seed();
     Ok(Arc::new(Order::new(data.len(), OrderSettings { seed, epoch, drop_last: true, ..OrderSettings::default() })?))
 }
 
-/// Tokens of some instances as a batch of the model, with their documents.
+/// Tokens of some instances as a batch of the model, with their documents, or without their padding.
 pub(super) fn micro_batch(
     batch: &olmoe_data::pretrain::Batch,
     some: std::ops::Range<usize>,
 ) -> Result<olmoe_model::batch::Batch, olmoe_model::batch::BatchError> {
     let length = batch.sequence_length;
-    let tokens = olmoe_model::batch::Batch::uniform(&batch.ids[some.start * length..some.end * length], length)?;
-    match &batch.doc_lengths {
-        None => Ok(tokens),
-        Some(documents) => {
-            let lengths: Vec<usize> = documents[some].iter().flatten().map(|length| *length as usize).collect();
-            tokens.with_documents(&lengths)
-        }
+    let range = some.start * length..some.end * length;
+    let mut tokens = olmoe_model::batch::Batch::uniform(&batch.ids[range.clone()], length)?;
+    if let Some(mask) = &batch.attention_mask {
+        tokens = tokens.with_hidden(mask[range].iter().map(|seen| !seen).collect())?;
     }
+    if let Some(documents) = &batch.doc_lengths {
+        let lengths: Vec<usize> = documents[some].iter().flatten().map(|length| *length as usize).collect();
+        tokens = tokens.with_documents(&lengths)?;
+    }
+    Ok(tokens)
 }

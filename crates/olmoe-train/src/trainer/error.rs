@@ -1,6 +1,6 @@
 //! Why training cannot begin, or ends before its time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::CheckpointError;
 use olmoe_checkpoint::save::SaveError;
@@ -12,6 +12,7 @@ use olmoe_model::config::ConfigError;
 use olmoe_model::model::ModelError;
 
 use crate::config::TrainConfigError;
+use crate::counted::counted;
 use crate::optimizer::state::StateError;
 
 /// Why training cannot begin, or ends before its time. What was saved before is as it was.
@@ -29,6 +30,14 @@ pub enum TrainError {
     /// The data.
     #[error(transparent)]
     Data(Box<DataError>),
+    /// A setting of the data, in a file.
+    #[error("{}: {source}", path.display())]
+    Settings {
+        /// The file of the configuration.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<DataError>,
+    },
     /// Documents of a batch.
     #[error(transparent)]
     Batch(#[from] BatchError),
@@ -66,6 +75,26 @@ pub enum TrainError {
         /// Why.
         source: serde_json::Error,
     },
+    /// The position in the data is one in other data.
+    #[error(
+        "{}: it was saved {} into pass {epoch} over its data, and the data is another one now: {}. To go on \
+         from there would train on some sequences twice and on others never. Set these back; or set restore_dataloader=false \
+         to begin a new pass over this data, the steps going on and the tokens counted anew{}",
+        path.display(), counted(*examples, "sequence", "sequences"), differences.join("; "),
+        if *own { "" } else { "; or reset_trainer_state=true to begin at step 0 with these weights" }
+    )]
+    OtherData {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The pass, from 0.
+        epoch: u64,
+        /// Sequences of the pass that are behind.
+        examples: u64,
+        /// What differs, each with both values.
+        differences: Vec<String>,
+        /// Whether it is the run's own checkpoint, and not that of `load_path`.
+        own: bool,
+    },
     /// A file or folder beside the checkpoints.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -96,8 +125,8 @@ pub enum TrainError {
     },
     /// Not a single batch.
     #[error(
-        "the data holds {instances} sequences of {length} tokens, and global_train_batch_size is {batch}; take more data or \
-         a smaller batch"
+        "the data holds {} of {}, and global_train_batch_size is {batch}; take more data or a smaller batch",
+        counted(*instances, "sequence", "sequences"), counted(*length as u64, "token", "tokens")
     )]
     TooLittleData {
         /// Sequences.
@@ -149,6 +178,18 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// The same, with the file of the configuration named where one of its settings is at fault.
+    #[must_use]
+    pub fn in_file(self, path: &Path) -> TrainError {
+        match self {
+            TrainError::Config(source) => {
+                TrainError::Config(Box::new(TrainConfigError::InFile { path: path.into(), source }))
+            }
+            TrainError::Data(source) if source.is_setting() => TrainError::Settings { path: path.into(), source },
+            other => other,
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> TrainError {
         let path = path.into();
         move |source| TrainError::Io { action, path, source }

@@ -11,6 +11,7 @@ use olmoe_checkpoint::save::{Checkpoints, SavedCheckpoint};
 use olmoe_model::model::Model;
 
 use super::error::TrainError;
+use super::record::{DATA_FILE, DataRecord};
 use super::step::bad_weight;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;
@@ -124,6 +125,7 @@ impl<D: Disk> RunFolder<D> {
         state: &TrainerState,
         model: &Model,
         optimizer: &Optimizer,
+        record: &DataRecord,
     ) -> Result<(SavedCheckpoint, Vec<u64>), TrainError> {
         if let Some(place) = bad_weight(model) {
             return Err(TrainError::BadWeight { step: state.step, place });
@@ -143,6 +145,7 @@ impl<D: Disk> RunFolder<D> {
         if let Some(tokenizer) = tokenizer_file(&config.tokenizer.identifier) {
             writer.bytes("tokenizer.json", &tokenizer)?;
         }
+        writer.json(DATA_FILE, record)?;
         writer.state(state)?;
         let saved = writer.commit()?;
         let removed = superfluous(config, &self.checkpoints.steps()?, state.step);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use olmoe_train::config::TrainConfig;
+use olmoe_train::counted;
 use olmoe_train::plan::{Plan, flops_per_token};
 use olmoe_train::state::TrainerState;
 use olmoe_train::trainer::{Event, Outcome, StepReport};
@@ -38,10 +39,14 @@ impl Progress {
     pub(super) fn begin(&self, state: &TrainerState) {
         let (total, active) = self.parameters;
         let steps = match state.step {
+            0 if self.last_step == 0 => "there is no step to be taken".to_owned(),
+            1 if self.last_step <= 1 => "the only step is done".to_owned(),
             step if step >= self.last_step => format!("all {step} steps are done"),
+            step if step + 1 == self.last_step => format!("step {}", self.last_step),
             step => format!("steps {} to {}", step + 1, self.last_step),
         };
-        self.line(&format!("{total} parameters, {active} of them for each token; {steps}"));
+        let total = counted(total, "parameter", "parameters");
+        self.line(&format!("{total}, {active} of them for each token; {steps}"));
     }
 
     pub(super) fn show(&mut self, event: &Event<'_>) {
@@ -63,6 +68,7 @@ impl Progress {
             Event::Saved(saved, removed) => {
                 let removed = match removed {
                     [] => String::new(),
+                    [step] => format!(", removed that of step {step}"),
                     steps => format!(", removed those of steps {steps:?}"),
                 };
                 self.line(&format!("saved {} ({:.1} MB){removed}", saved.path.display(), saved.bytes as f64 / 1e6));
@@ -94,7 +100,7 @@ impl Progress {
             Outcome::TimeLimit => "time limit; it goes on with --try_load_latest_save",
             Outcome::EarlyStop => "stopped early: the loss has risen",
         };
-        self.line(&format!("step {}, {} tokens: {what}", state.step, state.tokens_seen));
+        self.line(&format!("step {}, {}: {what}", state.step, counted(state.tokens_seen, "token", "tokens")));
     }
 
     fn line(&self, text: &str) {

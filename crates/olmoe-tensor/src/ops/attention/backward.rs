@@ -22,7 +22,7 @@ use crate::threads::{Shared, parallel, parallel_ranges};
 use super::forward::AttentionSaved;
 use super::packed::{PanelLayout, head_rows};
 use super::tile::{LANE, multiply};
-use super::{Heads, for_each_sequence};
+use super::{Heads, Sight, for_each_sequence};
 
 /// Query rows of a block: an even number, so that pairs of bf16 lie inside it.
 const BACKWARD_ROWS: usize = 8 * PANEL_ROWS;
@@ -46,7 +46,22 @@ pub fn backward(
     segments: &[u32],
     operand: Operand,
 ) -> (Tensor, Tensor, Tensor) {
-    let t = heads.check_call(q_td, k_td, v_td, segments);
+    backward_sight(q_td, k_td, v_td, o_td, saved, d_o_td, heads, Sight::causal(segments), operand)
+}
+
+/// The gradients of [`super::forward::forward_sight`]. A row that sees no key has none and gives none.
+pub(super) fn backward_sight(
+    q_td: &Tensor,
+    k_td: &Tensor,
+    v_td: &Tensor,
+    o_td: &Tensor,
+    saved: &AttentionSaved,
+    d_o_td: &Tensor,
+    heads: Heads,
+    sight: Sight<'_>,
+    operand: Operand,
+) -> (Tensor, Tensor, Tensor) {
+    let t = heads.check_call(q_td, k_td, v_td, sight);
     assert_eq!(o_td.shape(), q_td.shape(), "output of {heads:?}");
     assert_eq!(d_o_td.shape(), q_td.shape(), "gradient of the output of {heads:?}");
     assert_eq!(saved.lse_ht.shape(), [heads.query, t], "log-sum-exps of {heads:?}");
@@ -72,7 +87,7 @@ pub fn backward(
         delta_ht: &delta_ht,
         gradients: [Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv)],
     };
-    for_each_sequence(segments, heads.key_value, |rows, head, alone| call.sequence(rows, head, alone));
+    for_each_sequence(sight.segments, heads.key_value, |i, head, alone| call.sequence(sight, i, head, alone));
     (dq, dk, dv)
 }
 
@@ -90,12 +105,18 @@ struct Call<'a> {
 
 /// Packed rows of a sequence for one query head and its key/value head.
 struct PackedHead<'a> {
+    /// Of what the queries have.
     layout: PanelLayout,
+    /// Of keys and values.
+    key_layout: PanelLayout,
     /// The form of left panels.
     form: Form,
     scale: f32,
-    /// Rows of the sequence.
+    /// Rows of the sequence, and its keys.
     n: usize,
+    num_keys: usize,
+    /// Keys that each row sees, never fewer than the one before.
+    seen: &'a [u32],
     keys_by_row: &'a [f32],
     keys_by_column: &'a [f32],
     values_by_row: &'a [f32],
@@ -111,39 +132,45 @@ struct PackedHead<'a> {
 
 impl Call<'_> {
     /// Computes the gradients of one sequence and one key/value head.
-    fn sequence(&self, rows: Range<usize>, head: usize, alone: bool) {
+    fn sequence(&self, sight: Sight<'_>, i: usize, head: usize, alone: bool) {
+        let [rows, keys] = sight.segment(i);
         let [q, k, v, d_o] = self.inputs;
-        let (n, t, dim, group) = (rows.len(), q.rows(), self.heads.dim, self.heads.group());
-        let layout = PanelLayout::new(dim, n, self.operand);
+        let (n, num_keys, t, dim, group) = (rows.len(), keys.len(), q.rows(), self.heads.dim, self.heads.group());
+        let mut causal = Buffer::<u32>::scratch(if sight.seen.is_none() { n } else { 0 });
+        causal.iter_mut().zip(1..).for_each(|(seen, row)| *seen = row);
+        let seen = sight.seen.map_or(&causal[..], |seen| &seen[rows.clone()]);
+        let [layout, key_layout] = [n, num_keys].map(|rows| PanelLayout::new(dim, rows, self.operand));
         let (wide, form) = (layout.wide(), self.operand.left());
         let words = form.words(dim);
-        let parts = n.div_ceil(PACK_ROWS);
-        let part = |i: usize| i * PACK_ROWS..((i + 1) * PACK_ROWS).min(n);
-        let by_row = || Buffer::<f32>::scratch(layout.len_by_row());
-        let by_column = || Buffer::<f32>::scratch(layout.len_by_column());
+        let part = |i: usize, n: usize| i * PACK_ROWS..((i + 1) * PACK_ROWS).min(n);
 
-        let (mut keys_by_row, mut keys_by_column, mut values_by_row) = (by_row(), by_column(), by_row());
+        let by_row = || Buffer::<f32>::scratch(key_layout.len_by_row());
+        let (mut keys_by_row, mut values_by_row) = (by_row(), by_row());
+        let mut keys_by_column = Buffer::<f32>::scratch(key_layout.len_by_column());
         let to = [&mut keys_by_row, &mut keys_by_column, &mut values_by_row].map(|x| Shared::new(x));
-        parallel(parts, |i| {
+        parallel(num_keys.div_ceil(PACK_ROWS), |i| {
+            let part = part(i, num_keys);
             // SAFETY: each task packs whole panels of its own.
             unsafe {
-                layout.pack_by_row(&to[0], part(i).start, head_rows(k, rows.start, head, dim), part(i));
-                layout.pack_by_column(&to[1], part(i).start, head_rows(k, rows.start, head, dim), part(i));
-                layout.pack_by_row(&to[2], part(i).start, head_rows(v, rows.start, head, dim), part(i));
+                key_layout.pack_by_row(&to[0], part.start, head_rows(k, keys.start, head, dim), part.clone());
+                key_layout.pack_by_column(&to[1], part.start, head_rows(k, keys.start, head, dim), part.clone());
+                key_layout.pack_by_row(&to[2], part.start, head_rows(v, keys.start, head, dim), part);
             }
         });
-        let (mut dk, mut dv) = (Buffer::zeroed(n * wide), Buffer::zeroed(n * wide));
+        let (mut dk, mut dv) = (Buffer::zeroed(num_keys * wide), Buffer::zeroed(num_keys * wide));
         let mut dq = Buffer::<f32>::scratch(n * wide);
+        let by_column = || Buffer::<f32>::scratch(layout.len_by_column());
         let (mut queries_by_column, mut d_by_column) = (by_column(), by_column());
         let (mut queries_left, mut d_left) = (Buffer::scratch(n * words), Buffer::scratch(n * words));
         for query in head * group..(head + 1) * group {
             dq.fill(0.0);
             let to = [&mut queries_by_column, &mut d_by_column].map(|x| Shared::new(x));
-            parallel(parts, |i| {
+            parallel(n.div_ceil(PACK_ROWS), |i| {
+                let part = part(i, n);
                 // SAFETY: each task packs whole panels of its own.
                 unsafe {
-                    layout.pack_by_column(&to[0], part(i).start, head_rows(q, rows.start, query, dim), part(i));
-                    layout.pack_by_column(&to[1], part(i).start, head_rows(d_o, rows.start, query, dim), part(i));
+                    layout.pack_by_column(&to[0], part.start, head_rows(q, rows.start, query, dim), part.clone());
+                    layout.pack_by_column(&to[1], part.start, head_rows(d_o, rows.start, query, dim), part);
                 }
             });
             let to = [&mut queries_left, &mut d_left].map(|x| Shared::new(x));
@@ -158,9 +185,12 @@ impl Call<'_> {
             });
             let packed = PackedHead {
                 layout,
+                key_layout,
                 form,
                 scale: self.heads.scale(),
                 n,
+                num_keys,
+                seen,
                 keys_by_row: &keys_by_row,
                 keys_by_column: &keys_by_column,
                 values_by_row: &values_by_row,
@@ -175,8 +205,8 @@ impl Call<'_> {
             packed.walk(&sums, alone);
             self.write(0, &dq, rows.start, query);
         }
-        self.write(1, &dk, rows.start, head);
-        self.write(2, &dv, rows.start, head);
+        self.write(1, &dk, keys.start, head);
+        self.write(2, &dv, keys.start, head);
     }
 
     /// Copies the gradient of a head to its columns of the result, from row `first` on.
@@ -203,15 +233,20 @@ fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     (0..count).map(move |i| at(i)..at(i + 1))
 }
 
+/// The first of some rows that sees a key.
+fn first_seeing(seen: &[u32], key: usize) -> usize {
+    seen.partition_point(|seen| *seen as usize <= key)
+}
+
 impl PackedHead<'_> {
-    /// Adds the contribution of this query head to `[dq, dk, dv]`, whose rows are `wide` numbers long.
+    /// Adds the contribution of this query head to `[dq, dk, dv]`, rows `wide` numbers long.
     fn walk(&self, sums: &[Shared<'_, f32>; 3], divide: bool) {
         let row_blocks = self.n.div_ceil(BACKWARD_ROWS);
-        let key_blocks = self.n.div_ceil(BACKWARD_KEYS);
-        let keys = |j: usize| j * BACKWARD_KEYS..((j + 1) * BACKWARD_KEYS).min(self.n);
+        let key_blocks = self.num_keys.div_ceil(BACKWARD_KEYS);
+        let keys = |j: usize| j * BACKWARD_KEYS..((j + 1) * BACKWARD_KEYS).min(self.num_keys);
         // The blocks of rows that attend to a block of keys, and the reverse.
-        let seen_by = |j: usize| keys(j).start / BACKWARD_ROWS..row_blocks;
-        let seeing = |i: usize| 0..block_rows(self.n, i).end.div_ceil(BACKWARD_KEYS);
+        let seen_by = |j: usize| first_seeing(self.seen, keys(j).start) / BACKWARD_ROWS..row_blocks;
+        let seeing = |i: usize| 0..(self.seen[block_rows(self.n, i).end - 1] as usize).div_ceil(BACKWARD_KEYS);
         let wide = self.layout.wide();
         let own = |which: usize, rows: Range<usize>| {
             // SAFETY: no two tasks below use the same range of a gradient at the same time.
@@ -249,13 +284,18 @@ impl PackedHead<'_> {
         }
     }
 
+    /// How many keys of a block the last row of a tile sees.
+    fn seen_of(&self, tile: &Range<usize>, keys: &Range<usize>) -> usize {
+        (self.seen[tile.end - 1] as usize).min(keys.end).saturating_sub(keys.start)
+    }
+
     /// P and dS of a block.
     fn weights(&self, scratch: &mut Scratch, rows: Range<usize>, keys: Range<usize>) {
-        let (layout, form, units) = (self.layout, self.form, self.layout.units());
+        let (layout, form, units) = (self.key_layout, self.form, self.layout.units());
         let words = units * form.unit_words();
         let (p, ds, _) = scratch.parts();
         for tile in tiles(rows.clone()) {
-            let seen = tile.end.min(keys.end).saturating_sub(keys.start);
+            let seen = self.seen_of(&tile, &keys);
             let first = (tile.start - rows.start) * BACKWARD_KEYS;
             let panel = tile.start * words..tile.end * words;
             for key in (0..seen).step_by(PANEL_COLS) {
@@ -266,10 +306,8 @@ impl PackedHead<'_> {
                 multiply(form, units, left, tile.len(), &self.values_by_row[right], to, BACKWARD_KEYS, false);
             }
         }
-        // Row `r` of the block attends to `r + before - after` of its keys.
-        let (before, after) = (rows.start + 1, keys.start);
-        let (lse, delta) = (&self.lse[rows.clone()], &self.delta[rows]);
-        softmax_backward(p, ds, before, after, keys.len(), self.scale, lse, delta);
+        let (seen, lse, delta) = (&self.seen[rows.clone()], &self.lse[rows.clone()], &self.delta[rows]);
+        softmax_backward(p, ds, seen, keys.start, keys.len(), self.scale, lse, delta);
     }
 
     /// Adds the block to the rows of dK and dV of its keys.
@@ -280,10 +318,11 @@ impl PackedHead<'_> {
         for i in 0..count {
             let panel = panel_start(keys.len(), count, i)..panel_start(keys.len(), count, i + 1);
             // Rows before the first key of the panel do not attend to it.
-            let skip = (keys.start + panel.start).saturating_sub(rows.start) & !1;
-            if skip >= rows.len() {
+            let skip = first_seeing(&self.seen[rows.clone()], keys.start + panel.start);
+            if skip == rows.len() {
                 continue;
             }
+            let skip = skip & !1;
             let length = rows.len() - skip;
             for (from, right, to) in [(&*p, self.d_by_column, &mut *dv), (&*ds, self.queries_by_column, &mut *dk)] {
                 let source = Source::new(&from[skip * BACKWARD_KEYS..], BACKWARD_KEYS);
@@ -299,10 +338,10 @@ impl PackedHead<'_> {
 
     /// Adds the block to its rows of dQ.
     fn by_rows(&self, scratch: &mut Scratch, rows: Range<usize>, keys: Range<usize>, dq: &mut [f32]) {
-        let (layout, wide) = (self.layout, self.layout.wide());
+        let (layout, wide) = (self.key_layout, self.layout.wide());
         let (_, ds, left) = scratch.parts();
         for tile in tiles(rows.clone()) {
-            let seen = tile.end.min(keys.end).saturating_sub(keys.start);
+            let seen = self.seen_of(&tile, &keys);
             if seen == 0 {
                 continue;
             }
@@ -339,14 +378,14 @@ impl Scratch {
 }
 
 kernel! {
-    /// Scores to P and dP to dS, in place, for a block of `lse.len()` rows. Row `r` attends to the first `r + before −
-    /// after` keys; the others get +0.
+    /// Scores to P and dP to dS, in place, for a block of `lse.len()` rows and the keys from `first` on; +0 for keys that a
+    /// row does not attend to.
     fn softmax_backward[s: S](
-        p: &mut [f32], ds: &mut [f32], before: usize, after: usize, keys: usize, scale: f32, lse: &[f32], delta: &[f32],
+        p: &mut [f32], ds: &mut [f32], seen: &[u32], first: usize, keys: usize, scale: f32, lse: &[f32], delta: &[f32],
     ) {
         let (lane, factor) = (s.load(&LANE), s.splat(scale));
         for r in 0..lse.len() {
-            let visible = (r + before).saturating_sub(after).min(keys);
+            let visible = (seen[r] as usize).saturating_sub(first).min(keys);
             let (offset, delta) = (s.splat(-lse[r]), s.splat(delta[r]));
             let range = r * BACKWARD_KEYS..r * BACKWARD_KEYS + keys.next_multiple_of(LANES);
             let (p, ds) = (&mut p[range.clone()], &mut ds[range]);

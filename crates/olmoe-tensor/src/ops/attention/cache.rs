@@ -139,7 +139,7 @@ pub fn forward_cached(q_td: &Tensor, rows: Range<usize>, cache: &Cache, heads: H
     assert!(rows.len() <= cache.len, "the cache holds {} tokens, fewer than {rows:?}", cache.len);
     let n = rows.len();
     let past = cache.len - n;
-    let queries = Queries { heads, q: q_td, o: Shared::new(o_td), lse: None };
+    let queries = Queries { heads, q: q_td, o: Shared::new(o_td), lse: None, seen: None };
     let count = queries.blocks(n);
     let entries = |head, i| queries.entries(head, rows.start, past, queries.block(n, i));
     let spans = cache.len.div_ceil(SPAN_KEYS);

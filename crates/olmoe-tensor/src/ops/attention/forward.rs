@@ -14,7 +14,7 @@ use super::blocks::{KvBlock, KvLayout};
 use super::packed::head_rows;
 use super::single::{multiply_row, pack_row};
 use super::tile::{LANE, multiply};
-use super::{BLOCK_KEYS, Heads, SPAN_KEYS, for_each_sequence, q8_0};
+use super::{BLOCK_KEYS, Heads, SPAN_KEYS, Sight, for_each_sequence, q8_0};
 
 /// Most entries of a block; they share a block of keys while the keys are in the cache.
 const BLOCK_ENTRIES: usize = 4 * PANEL_ROWS;
@@ -40,22 +40,36 @@ pub fn forward(
     segments: &[u32],
     operand: Operand,
 ) -> (Tensor, AttentionSaved) {
-    let t = heads.check_call(q_td, k_td, v_td, segments);
+    forward_sight(q_td, k_td, v_td, heads, Sight::causal(segments), operand)
+}
+
+/// The same for rows of which each sees the keys that `sight` says. The output of a row that sees none is zero.
+pub(super) fn forward_sight(
+    q_td: &Tensor,
+    k_td: &Tensor,
+    v_td: &Tensor,
+    heads: Heads,
+    sight: Sight<'_>,
+    operand: Operand,
+) -> (Tensor, AttentionSaved) {
+    let t = heads.check_call(q_td, k_td, v_td, sight);
     let mut o_td = Tensor::scratch(&[t, heads.query * heads.dim]);
     let mut lse_ht = Tensor::scratch(&[heads.query, t]);
-    let queries = Queries { heads, q: q_td, o: Shared::new(&mut o_td), lse: Some((Shared::new(&mut lse_ht), t)) };
-    for_each_sequence(segments, heads.key_value, |rows, head, _| {
-        let n = rows.len();
-        let blocks = KvLayout::new(heads.dim, n, operand.into());
+    let lse = Some((Shared::new(&mut lse_ht), t));
+    let queries = Queries { heads, q: q_td, o: Shared::new(&mut o_td), lse, seen: sight.seen };
+    for_each_sequence(sight.segments, heads.key_value, |i, head, _| {
+        let [rows, keys] = sight.segment(i);
+        let blocks = KvLayout::new(heads.dim, keys.len(), operand.into());
         let mut data = Buffer::scratch(blocks.len());
         let to = Shared::new(&mut data);
-        parallel(n.div_ceil(BLOCK_KEYS), |i| {
-            let part = i * BLOCK_KEYS..((i + 1) * BLOCK_KEYS).min(n);
-            let sources = [k_td, v_td].map(|x| head_rows(x, rows.start, head, heads.dim));
+        parallel(keys.len().div_ceil(BLOCK_KEYS), |i| {
+            let part = i * BLOCK_KEYS..((i + 1) * BLOCK_KEYS).min(keys.len());
+            let sources = [k_td, v_td].map(|x| head_rows(x, keys.start, head, heads.dim));
             // SAFETY: each task writes a block of its own.
             unsafe { blocks.write(&to, part.start, sources, part) }
         });
         let packed = PackedKv { blocks, data: &data };
+        let n = rows.len();
         let count = queries.blocks(n);
         // The rows with the most keys first.
         parallel(count, |i| {
@@ -84,6 +98,8 @@ pub(super) struct Queries<'a> {
     pub(super) o: Shared<'a, f32>,
     /// The log-sum-exps `[H, T]`, and T.
     pub(super) lse: Option<(Shared<'a, f32>, usize)>,
+    /// How many keys each row of `q` sees, if not those up to itself.
+    pub(super) seen: Option<&'a [u32]>,
 }
 
 /// A block of entries.
@@ -91,7 +107,7 @@ pub(super) struct Entries {
     count: usize,
     /// Rows of `q` seen as `[T·H, D]`.
     index: [u32; BLOCK_ENTRIES],
-    /// The number of keys that each entry attends to, in ascending order.
+    /// Keys that each sees, never fewer than the one before.
     seen: [usize; BLOCK_ENTRIES],
 }
 
@@ -148,14 +164,15 @@ impl Queries<'_> {
         i * BLOCK_ENTRIES..((i + 1) * BLOCK_ENTRIES).min(n * self.heads.group())
     }
 
-    /// Some entries, counted from row `first` of `q`, which attends to `past + 1` keys.
+    /// Some entries; the rows they count from begin at row `first` of `q`, which sees `past + 1` keys unless it is said how
+    /// many.
     pub(super) fn entries(&self, head: usize, first: usize, past: usize, some: Range<usize>) -> Entries {
         let group = self.heads.group();
         let mut entries = Entries { count: some.len(), index: [0; BLOCK_ENTRIES], seen: [0; BLOCK_ENTRIES] };
         for (e, entry) in some.enumerate() {
             let (row, query) = (entry / group, head * group + entry % group);
             entries.index[e] = ((first + row) * self.heads.query + query) as u32;
-            entries.seen[e] = past + row + 1;
+            entries.seen[e] = self.seen.map_or(past + row + 1, |seen| seen[first + row] as usize);
         }
         entries
     }
@@ -203,12 +220,23 @@ impl Queries<'_> {
                 let at = entries.index[e] as usize;
                 // SAFETY: each entry has a place of its own in the output.
                 let o = unsafe { self.o.range(at * dim..(at + 1) * dim) };
-                let sum = finish(&state.out[e * wide..e * wide + dim], &state.sums[e * LANES..(e + 1) * LANES], o);
-                if let Some((lse, t)) = &self.lse {
+                let lse = match entries.seen[e] {
+                    // Nothing was added up: what lies in the state is not of this call.
+                    0 => {
+                        o.fill(0.0);
+                        f32::NEG_INFINITY
+                    }
+                    _ => {
+                        let sums = &state.sums[e * LANES..(e + 1) * LANES];
+                        let sum = finish(&state.out[e * wide..e * wide + dim], sums, o);
+                        (f64::from(*max) + ln(f64::from(sum))) as f32
+                    }
+                };
+                if let Some((all, t)) = &self.lse {
                     let place = at % self.heads.query * t + at / self.heads.query;
                     // SAFETY: as above.
-                    let lse = unsafe { lse.range(place..place + 1) };
-                    lse[0] = (f64::from(*max) + ln(f64::from(sum))) as f32;
+                    let place = unsafe { all.range(place..place + 1) };
+                    place[0] = lse;
                 }
             }
         }

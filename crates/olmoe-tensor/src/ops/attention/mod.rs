@@ -1,4 +1,5 @@
-//! Causal multi-head attention without a matrix of all scores: forward, backward, and with a key/value cache.
+//! Causal multi-head attention without a matrix of all scores: forward, backward, with hidden rows, and with a key/value
+//! cache.
 //!
 //! For query row `t` of head `h`, with the key/value head `g = h / (H / G)` and the rows `s ≤ t` of its own sequence:
 //!
@@ -24,6 +25,7 @@ mod backward;
 mod blocks;
 mod cache;
 mod forward;
+mod hidden;
 mod packed;
 mod q8_0;
 mod single;
@@ -35,6 +37,7 @@ pub use backward::backward;
 pub use blocks::CacheType;
 pub use cache::{Cache, forward_cached};
 pub use forward::{AttentionSaved, forward};
+pub use hidden::{backward_hidden, forward_hidden};
 
 use std::ops::Range;
 
@@ -77,39 +80,67 @@ impl Heads {
     }
 
     /// Checks the shapes of a call over whole sequences and returns the number of rows.
-    fn check_call(self, q_td: &Tensor, k_td: &Tensor, v_td: &Tensor, segments: &[u32]) -> usize {
+    fn check_call(self, q_td: &Tensor, k_td: &Tensor, v_td: &Tensor, sight: Sight<'_>) -> usize {
         self.check();
-        let t = q_td.rows();
+        let (t, keys) = (q_td.rows(), k_td.rows());
         assert_eq!(q_td.shape(), [t, self.query * self.dim], "queries of {self:?}");
-        assert_eq!(k_td.shape(), [t, self.key_value * self.dim], "keys of {self:?}");
+        assert_eq!(k_td.shape(), [keys, self.key_value * self.dim], "keys of {self:?}");
         assert_eq!(v_td.shape(), k_td.shape(), "values of {self:?}");
+        let segments = sight.segments;
         assert!(segments.is_sorted_by(|a, b| a < b), "segments begin one after the other");
         assert_eq!(segments.first().copied().unwrap_or(0), 0, "the first segment begins at row 0");
         assert_eq!(segments.last().copied().unwrap_or(0) as usize, t, "the last segment ends at row {t}");
+        assert_eq!(sight.keys.last().copied().unwrap_or(0) as usize, keys, "there are {keys} keys");
+        assert!(
+            sight.keys.len() == segments.len() && sight.seen.is_none_or(|seen| seen.len() == t),
+            "keys of each row"
+        );
         t
     }
 }
 
-/// Runs `one(rows, key/value head, whether alone)` for every pair of segment and key/value head.
+/// Which keys each row sees: so many of its segment, from the first one on, and never fewer than the row before.
+#[derive(Clone, Copy)]
+struct Sight<'a> {
+    /// Where segments begin, then T.
+    segments: &'a [u32],
+    /// Where the keys of each segment begin, then their number.
+    keys: &'a [u32],
+    /// How many keys each row sees; none: as many as it has rows up to itself.
+    seen: Option<&'a [u32]>,
+}
+
+impl<'a> Sight<'a> {
+    /// Every row is a key, too, and sees those up to itself.
+    fn causal(segments: &'a [u32]) -> Sight<'a> {
+        Sight { segments, keys: segments, seen: None }
+    }
+
+    /// The rows of a segment, and its keys.
+    fn segment(self, i: usize) -> [Range<usize>; 2] {
+        [self.segments, self.keys].map(|bounds| bounds[i] as usize..bounds[i + 1] as usize)
+    }
+}
+
+/// Runs `one(segment, key/value head, whether alone)` for every pair of segment and key/value head.
 ///
 /// Each pair is a task. A pair so large that the other threads would wait for it is run alone, and divides its own work
 /// among all threads.
-fn for_each_sequence(segments: &[u32], key_value: usize, one: impl Fn(Range<usize>, usize, bool) + Sync) {
+fn for_each_sequence(segments: &[u32], key_value: usize, one: impl Fn(usize, usize, bool) + Sync) {
     let count = segments.len().saturating_sub(1);
-    let rows = |i: usize| segments[i] as usize..segments[i + 1] as usize;
-    let work = |i: usize| (rows(i).len() as u64).pow(2);
+    let work = |i: usize| u64::from(segments[i + 1] - segments[i]).pow(2);
     let total = (0..count).map(work).sum::<u64>() * key_value as u64;
     // Read once, because another thread may change it. Dividing a pair costs the backward pass 7 products in place of
     // 5.
     let threads = num_threads() as u64;
     let alone = |i: usize| 5 * work(i) * threads > 7 * total;
     for i in (0..count).filter(|i| alone(*i)) {
-        (0..key_value).for_each(|head| one(rows(i), head, true));
+        (0..key_value).for_each(|head| one(i, head, true));
     }
     parallel(count * key_value, |task| {
         let (i, head) = (task / key_value, task % key_value);
         if !alone(i) {
-            one(rows(i), head, false);
+            one(i, head, false);
         }
     });
 }

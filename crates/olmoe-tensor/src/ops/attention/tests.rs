@@ -277,6 +277,107 @@ fn large_scores_and_zeros_stay_finite() {
     }
 }
 
+/// Output and gradients of q, k and v with hidden rows, as OLMo says it: the lowest f32 is added to the score of every key
+/// that is hidden or comes later.
+fn naive_hidden(x: &[Vec<f64>; 4], heads: Heads, segments: &[u32], hidden: &[bool]) -> [Vec<f64>; 4] {
+    let [q, k, v, d_o] = x;
+    let Heads { query, key_value, dim } = heads;
+    let [mut o, mut dq] = [(); 2].map(|()| vec![0.0; q.len()]);
+    let [mut dk, mut dv] = [(); 2].map(|()| vec![0.0; k.len()]);
+    for segment in segments.windows(2) {
+        let rows = segment[0] as usize..segment[1] as usize;
+        for (t, h) in rows.clone().flat_map(|t| (0..query).map(move |h| (t, h))) {
+            let at = (t * query + h) * dim;
+            let key = |s: usize| (s * key_value + h / heads.group()) * dim;
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let score = |s: usize| {
+                let bias = if s > t || hidden[s] { f64::from(f32::MIN) } else { 0.0 };
+                dot(&q[at..at + dim], &k[key(s)..key(s) + dim]) / (dim as f64).sqrt() + bias
+            };
+            let scores: Vec<f64> = rows.clone().map(score).collect();
+            let max = scores.iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp() / sum).collect();
+            let dp: Vec<f64> = rows.clone().map(|s| dot(&d_o[at..at + dim], &v[key(s)..key(s) + dim])).collect();
+            let delta = dot(&dp, &weights);
+            for (i, s) in rows.clone().enumerate() {
+                let ds = weights[i] * (dp[i] - delta) / (dim as f64).sqrt();
+                for d in 0..dim {
+                    o[at + d] += weights[i] * v[key(s) + d];
+                    dv[key(s) + d] += weights[i] * d_o[at + d];
+                    dq[at + d] += ds * k[key(s) + d];
+                    dk[key(s) + d] += ds * q[at + d];
+                }
+            }
+        }
+    }
+    [o, dq, dk, dv]
+}
+
+fn both_hidden(x: &[Tensor; 4], heads: Heads, segments: &[u32], hidden: &[bool], operand: Operand) -> [Vec<f32>; 4] {
+    let [q, k, v, d_o] = x;
+    let (o, saved) = forward_hidden(q, k, v, heads, segments, hidden, operand);
+    let (dq, dk, dv) = backward_hidden(q, k, v, &o, &saved, d_o, heads, segments, hidden, operand);
+    [o.to_vec(), dq.to_vec(), dk.to_vec(), dv.to_vec()]
+}
+
+/// The length of a segment, and which of its rows are hidden.
+type Hides = (u32, fn(u32) -> bool);
+
+/// Segments of these lengths, and which of their rows are hidden: behind, in front, here and there, all, none, and in front of
+/// more rows than a block has.
+const HIDDEN: [Hides; 6] = [
+    (40, |t| t >= 33),
+    (37, |t| t < 5),
+    (70, |t| t.is_multiple_of(3)),
+    (9, |_| true),
+    (33, |_| false),
+    (300, |t| t < 130 || t.is_multiple_of(7)),
+];
+
+#[test]
+fn hidden_rows_are_as_olmo_hides_them() {
+    let segments = boundaries(&HIDDEN.map(|(length, _)| length));
+    let hidden: Vec<bool> = HIDDEN.iter().flat_map(|(length, hides)| (0..*length).map(hides)).collect();
+    for heads in HEADS {
+        let x = inputs(hidden.len(), heads);
+        let expected = naive_hidden(&x.each_ref().map(|x| wide(x)), heads, &segments, &hidden);
+        for operand in OPERANDS {
+            let got = on_every_isa(|| both_hidden(&x, heads, &segments, &hidden, operand).concat());
+            let mut rest = &got[..];
+            for (name, expected) in ["o", "dq", "dk", "dv"].into_iter().zip(&expected) {
+                let (got, after) = rest.split_at(expected.len());
+                rest = after;
+                let error = relative_error(got, expected);
+                let allowed = if operand == Operand::F32 { 1e-6 } else { 1e-2 };
+                assert!(error <= allowed, "{name} of {heads:?}, {operand:?}: off by {error}");
+            }
+            let mut results = [1, 2, 3].map(|threads| {
+                set_num_threads(threads);
+                bits(&both_hidden(&x, heads, &segments, &hidden, operand).concat())
+            });
+            let first = std::mem::take(&mut results[0]);
+            assert!(results[1..].iter().all(|other| *other == first), "{heads:?}, {operand:?}: threads show");
+        }
+    }
+}
+
+#[test]
+fn nothing_hidden_is_nothing_changed() {
+    let heads = Heads { query: 4, key_value: 2, dim: 26 };
+    for lengths in [&[500][..], &[1, 31, 32, 33, 100]] {
+        let segments = boundaries(lengths);
+        let t = *segments.last().unwrap() as usize;
+        let x = inputs(t, heads);
+        for operand in OPERANDS {
+            let [o, _, gradients @ ..] = both(&x, heads, &segments, operand);
+            let [o_hidden, hidden @ ..] = both_hidden(&x, heads, &segments, &vec![false; t], operand);
+            assert!(bits(&o) == bits(&o_hidden));
+            assert!(gradients.iter().zip(&hidden).all(|(a, b)| bits(a) == bits(b)), "{lengths:?}, {operand:?}");
+        }
+    }
+}
+
 #[test]
 fn steady_state_asks_the_system_for_nothing() {
     let heads = Heads { query: 2, key_value: 1, dim: 24 };
