@@ -6,7 +6,9 @@
 //! | [`schedule`] | the learning rate and the bound on the gradients over time |
 //! | [`metrics`] | what a run writes down of its steps: JSON lines and event files |
 //! | [`loss`] | what is learned from a batch, and what is reported of it |
-//! | [`optimizer`] | AdamW and LionW, clipping, metrics, saving and restoring |
+//! | [`preference`] | the objectives of preference tuning: DPO, KTO and their relatives |
+//! | [`names`] | enums whose values have names |
+//! | [`optimizer`] | AdamW, LionW and RMSprop, clipping, metrics, saving and restoring |
 //! | [`state`] | how far a run is, and where in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
 //! | [`plan`] | what a run needs and how long it is, before it begins |
@@ -67,8 +69,10 @@
 pub mod config;
 pub mod loss;
 pub mod metrics;
+pub mod names;
 pub mod optimizer;
 pub mod plan;
+pub mod preference;
 pub mod schedule;
 pub mod state;
 pub mod trainer;

@@ -83,6 +83,9 @@ impl TrainConfig {
         if self.optimizer.name == OptimizerName::LionW && self.optimizer.eps != 1e-5 {
             note("optimizer.eps", "no effect; LionW has none");
         }
+        if self.optimizer.name == OptimizerName::RmsProp {
+            note("optimizer.betas", "RMSprop has the second alone, as its α; torch's default is 0.99");
+        }
         if !self.data.drop_last {
             note("data.drop_last", "taken as true, which OLMo asks for, too: a step has whole batches");
         }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Optimizer;
 
-/// The group of tensors: `<parameter>.exp_avg`, of AdamW `<parameter>.exp_avg_sq`, and `grad_norm_exp_avg` with adaptive
+/// The group of tensors: `<parameter>.exp_avg` of AdamW and LionW, `<parameter>.exp_avg_sq` of AdamW and RMSprop, and `grad_norm_exp_avg` with adaptive
 /// clipping.
 pub const GROUP: &str = "optimizer";
 /// The small file.
