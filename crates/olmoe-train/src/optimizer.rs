@@ -1,5 +1,5 @@
-//! The optimizer of a run: AdamW, LionW or RMSprop over the trained parameters of a model, with clipping, and what a log says of a
-//! step.
+//! The optimizer of a run: AdamW, LionW or RMSprop over the trained parameters of a model, with clipping, and what a log
+//! says of a step.
 //!
 //! | module | what it holds |
 //! |---|---|

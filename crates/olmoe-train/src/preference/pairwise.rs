@@ -133,11 +133,13 @@ pub(super) fn terms(
         },
         LossType::Discopop => difference(&|x| {
             let (z, tau) = (beta * x, settings.discopop_tau);
-            let (mix, logistic, exponential) = (sigmoid(z / tau), -log_sigmoid(z), exp(-z));
-            let by_mix = (exponential - logistic) * bell(z / tau) / tau;
+            let (mix, logistic) = (sigmoid(z / tau), -log_sigmoid(z));
+            // m·e⁻ᶻ, where neither may be too large for its product with the other.
+            let exponential = exp(log_sigmoid(z / tau) - z);
+            let by_mix = (exponential * sigmoid(-z / tau) - logistic * bell(z / tau)) / tau;
             Slope {
-                loss: logistic * (1.0 - mix) + exponential * mix,
-                by: beta * (by_mix - sigmoid(-z) * (1.0 - mix) - exponential * mix),
+                loss: logistic * (1.0 - mix) + exponential,
+                by: beta * (by_mix - sigmoid(-z) * (1.0 - mix) - exponential),
             }
         }),
         LossType::Orpo => {
