@@ -36,7 +36,7 @@ mod tests {
             assert!((log_sigmoid(z) + (-z).exp().ln_1p()).abs() <= 1e-14 * (1.0 + z.abs()), "{z}");
             assert!((sigmoid(z) + sigmoid(-z) - 1.0).abs() <= 3e-16, "{z}");
         }
-        for x in [-1e-12, -1e-3, -0.5, -0.6931, -0.6932, -2.0, -40.0f64] {
+        for x in [-1e-12, -1e-3, -0.5, -0.69, -0.7, -2.0, -40.0f64] {
             let reference = if x > -0.1 { (-x.exp_m1()).ln() } else { (1.0 - x.exp()).ln() };
             assert!((log_1m_exp(x) - reference).abs() <= 1e-14 * reference.abs().max(1e-2), "{x}");
         }

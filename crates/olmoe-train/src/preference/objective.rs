@@ -152,8 +152,8 @@ impl Preference {
             let known = transported.iter().map(|terms| terms.get(at).copied());
             let loss = self.pair(chosen, rejected, known, totals);
             let gradients = [loss.chosen.gradient, loss.rejected.gradient];
-            let numbers = gradients.iter().flat_map(|g| [g.shared, g.rest]).chain([loss.loss]);
-            match numbers.fold(true, |finite, x| finite && x.is_finite()) {
+            let mut numbers = gradients.iter().flat_map(|g| [g.shared, g.rest]).chain([loss.loss]);
+            match numbers.all(f64::is_finite) {
                 true => Ok(loss),
                 false => Err(PreferenceError::NotFinite {
                     what: "pair",
