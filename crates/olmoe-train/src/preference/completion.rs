@@ -135,8 +135,10 @@ pub(super) struct Place {
 pub(super) struct Wanted {
     /// The weight of the tokens behind the shorter answer's length.
     pub(super) ld_alpha: f64,
-    /// The loss type that needs a reference.
+    /// The loss type that has a reference.
     pub(super) reference: Option<&'static str>,
+    /// Whether that one cannot be without: else it is for the rewards alone.
+    pub(super) required: bool,
     /// Whether WPO's weight is needed.
     pub(super) square_sums: bool,
 }
@@ -156,6 +158,7 @@ impl Completion<'_> {
             let Place { pair, answer } = place;
             let other = |found: String, expected: String| PreferenceError::Reference { pair, answer, found, expected };
             sums.reference = match self.reference {
+                ReferenceLogProb::None if !wanted.required => 0.0,
                 ReferenceLogProb::None => return Err(PreferenceError::NoReference { pair, answer, loss_type }),
                 ReferenceLogProb::Sum(sum) if shared_tokens == tokens => sum,
                 ReferenceLogProb::Sum(_) => {

@@ -205,7 +205,12 @@ impl Kto {
     }
 
     fn answer(&self, at: usize, answer: &LabelledCompletion<'_>) -> Result<AnswerLoss, PreferenceError> {
-        let wanted = Wanted { ld_alpha: 1.0, reference: Some(self.settings.loss_type.name()), square_sums: false };
+        let wanted = Wanted {
+            ld_alpha: 1.0,
+            reference: Some(self.settings.loss_type.name()),
+            required: true,
+            square_sums: false,
+        };
         let name = if answer.desirable { "desirable" } else { "undesirable" };
         let sums = answer.completion.sums(0, wanted, Place { pair: at, answer: name })?;
         let gradient = TokenGradient { shared_tokens: sums.shared_tokens, ..TokenGradient::default() };

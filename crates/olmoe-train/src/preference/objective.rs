@@ -108,9 +108,12 @@ impl Preference {
     }
 
     fn wanted(&self) -> Wanted {
+        // Rewards of `sft` are reported where there is a reference, as in trl; the others without one have rewards of their own.
+        let alone = self.losses.iter().all(|(loss, _)| *loss == LossType::Sft).then_some(LossType::Sft.name());
         Wanted {
             ld_alpha: self.settings.ld_alpha.unwrap_or(1.0),
-            reference: self.referring(),
+            reference: self.referring().or(alone),
+            required: self.needs_reference(),
             square_sums: self.needs_square_sums(),
         }
     }
