@@ -52,6 +52,8 @@ CASES = {
     "adamw": dict(name="adamw", eps=1e-8, weight_decay=0.1, decay_norm_and_bias=True, decay_embeddings=True, norm=1.0, updates=True),
     "adamw_groups": dict(name="adamw", betas=[0.3, 0.99], eps=1e-5, weight_decay=0.2, selective=True, norm=0.5, updates=True),
     "adamw_ratio": dict(name="adamw", eps=1e-8, weight_decay=0.1, decay_embeddings=True, ratio=1.5),
+    "rmsprop": dict(name="rmsprop", betas=[0.0, 0.99], eps=1e-8, weight_decay=0.1, decay_embeddings=True, norm=1.0, updates=True),
+    "rmsprop_groups": dict(name="rmsprop", betas=[0.5, 0.9], eps=1e-5, weight_decay=0.2, selective=True, ratio=1.5, updates=True),
     "lionw": dict(name="lionw", weight_decay=0.1, decay_norm_and_bias=True, norm=1.0, updates=True),
     "lionw_ratio": dict(name="lionw", betas=[0.95, 0.98], weight_decay=0.3, selective=True, ratio=1.2, updates=True),
 }
@@ -159,6 +161,11 @@ def run(case: dict, start: torch.Tensor, gradients: torch.Tensor, metrics: dict 
         [{"params": [p], "weight_decay": wd} for p, wd in zip(parameters, decays)],
         lr=1.0, betas=(beta1, beta2), eps=c["eps"], foreach=False, fused=False,
     )
+    if c["name"] == "rmsprop":
+        plain = torch.optim.RMSprop(
+            [{"params": [p], "weight_decay": wd} for p, wd in zip(parameters, decays)],
+            lr=1.0, alpha=beta2, eps=c["eps"], foreach=False,
+        )
     out: dict[str, torch.Tensor] = {}
     norms = []
     for step in range(1, STEPS + 1):
@@ -203,6 +210,23 @@ def run(case: dict, start: torch.Tensor, gradients: torch.Tensor, metrics: dict 
                     updates.append(lr / (1 - beta1**step) * m[i].abs() / hat)
                     drift = p - old[i] * (1 - lr * decays[i])
                     torch.testing.assert_close(drift.abs(), updates[-1], rtol=1e-3, atol=1e-6)
+            elif c["name"] == "rmsprop" and not c["selective"]:
+                old = [p.detach().clone() for p in parameters]
+                for group in plain.param_groups:
+                    group["lr"] = lr
+                plain.step()
+                for i, p in enumerate(parameters):
+                    v[i] = plain.state[p]["square_avg"]
+                    updates.append(lr * (p.grad + decays[i] * old[i]).abs() / (v[i].sqrt() + c["eps"]))
+                    torch.testing.assert_close((p - old[i]).abs(), updates[-1], rtol=1e-3, atol=1e-6)
+            elif c["name"] == "rmsprop":
+                for i, p in enumerate(parameters):
+                    moves = p.grad != 0
+                    g = p.grad + decays[i] * p
+                    v[i][moves] = (beta2 * v[i] + (1 - beta2) * g * g)[moves]
+                    u = torch.where(moves, -lr * g / (v[i].sqrt() + c["eps"]), torch.zeros_like(p))
+                    p += u
+                    updates.append(u)
             else:
                 for i, p in enumerate(parameters):
                     g = p.grad
@@ -220,13 +244,15 @@ def run(case: dict, start: torch.Tensor, gradients: torch.Tensor, metrics: dict 
                         m[i][moves] = (beta2 * m[i] + (1 - beta2) * g)[moves]
                     updates.append(u)
         if c["updates"] and step == STEPS:
-            if c["name"] == "adamw":
+            if c["name"] != "lionw":
                 out["metrics"] = torch.tensor([[torch.linalg.vector_norm(u), u.abs().max()] for u in updates])
             else:
                 u = torch.cat(updates).double()
                 out["cosine"] = (u @ u.sign() / (u.norm() * u.sign().norm()))[None].float()
-    out |= {"param": torch.cat([p.detach() for p in parameters]), "exp_avg": torch.cat(m), "norms": torch.stack(norms)}
-    if c["name"] == "adamw":
+    out |= {"param": torch.cat([p.detach() for p in parameters]), "norms": torch.stack(norms)}
+    if c["name"] != "rmsprop":
+        out["exp_avg"] = torch.cat(m)
+    if c["name"] != "lionw":
         out["exp_avg_sq"] = torch.cat(v)
     if means is not None:
         out["running"] = means

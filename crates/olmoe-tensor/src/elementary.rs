@@ -1,5 +1,5 @@
-//! Exponential, logarithm, sine, cosine and integer powers in f64 with the same bits on every machine. The functions of
-//! the system's C library may differ between systems in the last bit.
+//! Exponential, logarithm, both near 0 and 1 as well, sine, cosine and integer powers in f64 with the same bits on every
+//! machine. The functions of the system's C library may differ between systems in the last bit.
 
 use std::f64::consts::{FRAC_2_PI, LN_2, LOG2_E, SQRT_2};
 
@@ -82,6 +82,27 @@ pub fn ln(x: f64) -> f64 {
     exponent * LN_2 + 2.0 * t * series
 }
 
+/// `eˣ − 1` without the loss of digits near 0. What rounding makes of `u = eˣ` it makes of `ln u`, too, so the quotient of
+/// `u − 1` and `ln u` is exact to a few roundings (Kahan).
+pub fn exp_m1(x: f64) -> f64 {
+    let u = exp(x);
+    match u {
+        _ if u == 1.0 => x,
+        _ if u <= 0.0 || !u.is_finite() => u - 1.0,
+        _ => (u - 1.0) * x / ln(u),
+    }
+}
+
+/// `ln(1 + x)` without the loss of digits near 0: `ln u · x/(u − 1)` with `u = 1 + x` rounded (Kahan).
+pub fn ln_1p(x: f64) -> f64 {
+    let u = 1.0 + x;
+    match u {
+        _ if u == 1.0 => x,
+        _ if u == f64::INFINITY => u,
+        _ => ln(u) * x / (u - 1.0),
+    }
+}
+
 /// `(sin x, cos x)` for `|x| ≤ 2²⁰`. `x = k·π/2 + r` with `|r| ≤ π/4`, where the series of the cosine up to `r¹⁶` and
 /// of the sine up to `r¹⁷` leave less than 1e-17.
 pub fn sin_cos(x: f64) -> (f64, f64) {
@@ -143,7 +164,25 @@ mod tests {
         assert_eq!(ln(f64::INFINITY), f64::INFINITY);
         assert!(exp(f64::NAN).is_nan() && ln(f64::NAN).is_nan() && ln(-1.0).is_nan());
         let subnormal = f64::from_bits(12_345);
-        assert!((ln(subnormal) - subnormal.ln()).abs() <= 1e-13);
+        // Two neighbours are 1.1e-13 apart there.
+        let (own, system) = (ln(subnormal), subnormal.ln());
+        assert!((own - system).abs() <= 4e-16 * system.abs(), "ln({subnormal:e}) = {own}, not {system}");
+    }
+
+    #[test]
+    fn near_zero_and_one_they_agree_with_those_of_the_system() {
+        for i in -400..400 {
+            for x in [f64::from(i) * 0.05, f64::from(i) * 1e-3, f64::from(i) * 1e-12] {
+                let (own, system) = (exp_m1(x), x.exp_m1());
+                assert!((own - system).abs() <= 2e-15 * system.abs(), "exp_m1({x}) = {own:e}, not {system:e}");
+                let (own, system) = (ln_1p(x), x.ln_1p());
+                let agree = own.is_nan() && system.is_nan() || (own - system).abs() <= 2e-15 * system.abs();
+                assert!(agree || own == system, "ln_1p({x}) = {own:e}, not {system:e}");
+            }
+        }
+        assert_eq!((exp_m1(-800.0), exp_m1(800.0), exp_m1(-50.0)), (-1.0, f64::INFINITY, -1.0));
+        assert_eq!((ln_1p(-1.0), ln_1p(f64::INFINITY)), (f64::NEG_INFINITY, f64::INFINITY));
+        assert!(exp_m1(f64::NAN).is_nan() && ln_1p(f64::NAN).is_nan() && ln_1p(-2.0).is_nan());
     }
 
     #[test]

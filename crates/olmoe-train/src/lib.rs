@@ -6,7 +6,9 @@
 //! | [`schedule`] | the learning rate and the bound on the gradients over time |
 //! | [`metrics`] | the metrics of a run, as JSON lines and event files |
 //! | [`loss`] | the loss of a batch and its parts |
-//! | [`optimizer`] | AdamW and LionW, clipping, metrics, saving and restoring |
+//! | [`preference`] | the objectives of preference tuning: DPO, KTO and their relatives |
+//! | [`names`] | enums whose values have names |
+//! | [`optimizer`] | AdamW, LionW and RMSprop, clipping, metrics, saving and restoring |
 //! | [`state`] | the progress of a run, and its position in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
 //! | [`plan`] | the resources and the length of a run, computed before it begins |
@@ -69,8 +71,10 @@ pub mod config;
 mod counted;
 pub mod loss;
 pub mod metrics;
+pub mod names;
 pub mod optimizer;
 pub mod plan;
+pub mod preference;
 pub mod schedule;
 pub mod state;
 pub mod trainer;

@@ -1,5 +1,5 @@
-//! The optimizer of a run: AdamW or LionW over the trained parameters of a model, with clipping, and what a log says of
-//! a step.
+//! The optimizer of a run: AdamW, LionW or RMSprop over the trained parameters of a model, with clipping, and what a log
+//! says of a step.
 //!
 //! | module | contents |
 //! |---|---|
@@ -21,6 +21,7 @@ use olmoe_model::parameters::{ParameterKind, ParameterSpec};
 use olmoe_tensor::ops::adamw::{self, Leave};
 use olmoe_tensor::ops::global_norm::sum_of_squares;
 use olmoe_tensor::ops::lionw;
+use olmoe_tensor::ops::rmsprop;
 use olmoe_tensor::ops::summary::{Summary, summary};
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::Shared;
@@ -47,6 +48,18 @@ impl OptimizerConfig {
         }
     }
 
+    /// RMSprop with torch's defaults at the learning rate that OLMoE's models were aligned with by KTO.
+    pub fn kto() -> OptimizerConfig {
+        OptimizerConfig {
+            name: OptimizerName::RmsProp,
+            learning_rate: 5e-7,
+            weight_decay: 0.0,
+            betas: (0.0, 0.99),
+            eps: 1e-8,
+            ..OptimizerConfig::default()
+        }
+    }
+
     fn decays(&self, kind: ParameterKind) -> bool {
         match kind {
             ParameterKind::Norm | ParameterKind::Bias => self.decay_norm_and_bias,
@@ -67,8 +80,9 @@ pub struct Optimizer {
     names: Vec<String>,
     /// Weight decay of each.
     weight_decay: Vec<f64>,
+    /// Of AdamW and LionW.
     exp_avg: Vec<Tensor>,
-    /// Of AdamW alone.
+    /// Of AdamW and RMSprop.
     exp_avg_sq: Vec<Tensor>,
     clipping: Clipping,
     metrics: Option<Metrics>,
@@ -108,13 +122,16 @@ impl Optimizer {
         let specs = || ids.iter().map(|id| &model.parameters()[*id]);
         let all = tensor_names(model.config(), model.parameters());
         let names: Vec<String> = ids.iter().map(|id| all[*id].clone()).collect();
-        let zeros = || specs().map(|spec| Tensor::zeros(&spec.shape)).collect();
+        let zeros = |held: bool| match held {
+            true => specs().map(|spec| Tensor::zeros(&spec.shape)).collect(),
+            false => Vec::new(),
+        };
         let decay = |spec: &ParameterSpec| if config.decays(spec.kind) { config.weight_decay } else { 0.0 };
         Optimizer {
             steps: 0,
             weight_decay: specs().map(decay).collect(),
-            exp_avg: zeros(),
-            exp_avg_sq: if config.name == OptimizerName::AdamW { zeros() } else { Vec::new() },
+            exp_avg: zeros(config.name != OptimizerName::RmsProp),
+            exp_avg_sq: zeros(config.name != OptimizerName::LionW),
             clipping: Clipping::new(names.iter().map(String::as_str)),
             names,
             metrics: None,
@@ -148,10 +165,10 @@ impl Optimizer {
             let (beta1, beta2) = self.config.betas;
             let (lr, weight_decay, selective) =
                 (step.learning_rate, self.weight_decay[at], self.config.selective_updates);
-            let (g, m) = (Shared::new(&mut *gradient), Shared::new(&mut self.exp_avg[at]));
+            let g = Shared::new(&mut *gradient);
             match self.config.name {
                 OptimizerName::AdamW => {
-                    let v = Shared::new(&mut self.exp_avg_sq[at]);
+                    let (m, v) = (Shared::new(&mut self.exp_avg[at]), Shared::new(&mut self.exp_avg_sq[at]));
                     let rule = adamw::AdamW { lr, beta1, beta2, eps: self.config.eps, weight_decay, selective };
                     let steps = self.steps;
                     model.update(id, |range, p| {
@@ -161,11 +178,21 @@ impl Optimizer {
                     });
                 }
                 OptimizerName::LionW => {
+                    let m = Shared::new(&mut self.exp_avg[at]);
                     let rule = lionw::LionW { lr, beta1, beta2, weight_decay, selective };
                     model.update(id, |range, p| {
                         // SAFETY: the ranges of an update are disjoint.
                         let [g, m] = [&g, &m].map(|x| unsafe { x.range(range.clone()) });
                         rule.step(scale, p, g, m, leave);
+                    });
+                }
+                OptimizerName::RmsProp => {
+                    let v = Shared::new(&mut self.exp_avg_sq[at]);
+                    let rule = rmsprop::RmsProp { lr, alpha: beta2, eps: self.config.eps, weight_decay, selective };
+                    model.update(id, |range, p| {
+                        // SAFETY: the ranges of an update are disjoint.
+                        let [g, v] = [&g, &v].map(|x| unsafe { x.range(range.clone()) });
+                        rule.step(scale, p, g, v, leave);
                     });
                 }
             }
@@ -194,7 +221,7 @@ impl Optimizer {
             metrics.parameters[at] = ParameterMetrics {
                 grad: summary(gradient),
                 param: model.value(id).map_or(Summary::EMPTY, |value| summary(value)),
-                exp_avg: summary(&self.exp_avg[at]),
+                exp_avg: self.exp_avg.get(at).map(|m| summary(m)),
                 exp_avg_sq: self.exp_avg_sq.get(at).map(|v| summary(v)),
                 grad_norm_exp_avg: adaptive.then(|| self.clipping.running_mean(at).into()),
                 update: None,

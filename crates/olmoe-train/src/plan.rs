@@ -59,7 +59,7 @@ impl Plan {
 fn moments(optimizer: OptimizerName) -> u64 {
     match optimizer {
         OptimizerName::AdamW => 2,
-        OptimizerName::LionW => 1,
+        OptimizerName::LionW | OptimizerName::RmsProp => 1,
     }
 }
 

@@ -40,7 +40,7 @@ fn bits(model: &Model) -> Vec<u32> {
 #[test]
 fn a_resumed_run_is_the_uninterrupted_run() {
     let folder = tempfile::tempdir().expect("a folder");
-    for name in [OptimizerName::AdamW, OptimizerName::LionW] {
+    for name in OptimizerName::ALL.iter().copied() {
         let checkpoints = Checkpoints::open(folder.path().join(name.name())).expect("a folder");
         let config = OptimizerConfig { name, record_update_metrics: true, ..OptimizerConfig::release() };
         set_num_threads(1);

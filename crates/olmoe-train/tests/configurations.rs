@@ -415,7 +415,7 @@ fn what_is_wrong_is_named() {
         ("optimizer: {betas: [0.9]}", "`optimizer.betas` must be a list of two numbers, found a list"),
         ("optimizer: {betas: [0.9, high]}", "`optimizer.betas[1]` must be a number, found the text \"high\""),
         ("optimizer: {betas: [0.9, 1.0]}", "`optimizer.betas[1]` is 1; it must be at least 0 and less than 1"),
-        ("optimizer: {name: sgd}", "`optimizer.name` is `sgd`; it must be one of lionw, adamw"),
+        ("optimizer: {name: sgd}", "`optimizer.name` is `sgd`; it must be one of lionw, adamw, rmsprop"),
         ("optimizer: {learning_rate: 0}", "`optimizer.learning_rate` is 0; it must be greater than 0"),
         ("optimizer: {learning_rate: .nan}", "`optimizer.learning_rate` must be a number"),
         ("optimizer: {eps: -1}", "`optimizer.eps` is -1; it must be at least 0"),

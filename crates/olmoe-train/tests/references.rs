@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Held, Model, Precision};
-use olmoe_train::config::{OptimizerConfig, OptimizerName};
+use olmoe_train::config::OptimizerConfig;
 use olmoe_train::optimizer::{Clip, Optimizer, Step};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -44,7 +44,7 @@ fn model(start: &[f32]) -> Model {
 fn config(case: &Value) -> OptimizerConfig {
     let flag = |key: &str| case[key].as_bool().expect(key);
     OptimizerConfig {
-        name: if case["name"] == "lionw" { OptimizerName::LionW } else { OptimizerName::AdamW },
+        name: case["name"].as_str().expect("a name").parse().expect("a rule"),
         betas: (case["betas"][0].as_f64().expect("a number"), case["betas"][1].as_f64().expect("a number")),
         eps: case["eps"].as_f64().expect("a number"),
         weight_decay: case["weight_decay"].as_f64().expect("a number"),

@@ -14,6 +14,7 @@ pub mod linear;
 pub mod lionw;
 pub mod mlp;
 pub mod norm;
+pub mod rmsprop;
 pub mod rope;
 pub mod router;
 pub mod summary;

@@ -154,30 +154,20 @@ pub(super) use sections;
 /// Declares the names that a key can have: `Variant = "name"`.
 macro_rules! names {
     ($($(#[$meta:meta])* pub enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)* })*) => {$(
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_meta])* $variant,)* }
-
-        impl $name {
-            const NAMES: &[&str] = &[$($text,)*];
-
-            /// The name that configurations have for it.
-            pub const fn name(self) -> &'static str {
-                match self { $($name::$variant => $text,)* }
-            }
+        $crate::names::names! {
+            "name";
+            $(#[$meta])*
+            pub enum $name { $($(#[$variant_meta])* $variant = $text,)* }
         }
 
         impl $crate::config::field::Field for $name {
             fn read(value: &::serde_json::Value, at: &$crate::config::field::At<'_>) -> Result<Self, TrainConfigError> {
-                match value.as_str() {
-                    $(Some($text) => Ok($name::$variant),)*
-                    Some(found) => Err(TrainConfigError::UnknownName {
-                        path: at.to_string(),
-                        found: ::olmoe_model::config::shorten(found),
-                        allowed: Self::NAMES,
-                    }),
-                    None => Err(at.wrong_type("a name", value)),
-                }
+                let text = value.as_str().ok_or_else(|| at.wrong_type("a name", value))?;
+                text.parse().map_err(|unknown: $crate::names::UnknownName| TrainConfigError::UnknownName {
+                    path: at.to_string(),
+                    found: unknown.found,
+                    allowed: unknown.known,
+                })
             }
 
             fn tree(&self) -> $crate::config::field::Tree {

@@ -91,6 +91,9 @@ impl TrainConfig {
                 false => note("auxiliary_loss_multiplier", "no effect without `softmax_auxiliary_loss`"),
             }
         }
+        if self.optimizer.name == OptimizerName::RmsProp {
+            note("optimizer.betas", "RMSprop has the second alone, as its α; torch's default is 0.99");
+        }
         if !self.data.drop_last {
             note("data.drop_last", "taken as true, which OLMo asks for, too: a step has whole batches");
         }

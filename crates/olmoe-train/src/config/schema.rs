@@ -19,6 +19,8 @@ names! {
         LionW = "lionw",
         /// Adam with decoupled weight decay.
         AdamW = "adamw",
+        /// The gradient over the root of a running mean of its square, as torch has it. Not a name of OLMo.
+        RmsProp = "rmsprop",
     }
 
     /// The shape of the learning rate's schedule; the formulas are in [`schedule`](crate::schedule).
@@ -193,9 +195,10 @@ sections! {
         pub name: OptimizerName = OptimizerName::LionW,
         /// The learning rate that the schedule starts from.
         pub learning_rate: f64 = 1e-4,
-        /// Decoupled weight decay, times the learning rate.
+        /// Decoupled weight decay, times the learning rate; of RMSprop the factor on the parameter in the gradient.
         pub weight_decay: f64 = 0.01,
         /// Decays of the first and second moment (AdamW); share in the update and decay of the one moment (LionW).
+        /// RMSprop has the second alone: its α, of which torch's default is 0.99.
         pub betas: (f64, f64) = (0.9, 0.95),
         /// Added to the root of the second moment; LionW has none.
         pub eps: f64 = 1e-5,

@@ -24,13 +24,13 @@ pub struct ParameterMetrics {
     pub grad: Summary,
     /// The parameter.
     pub param: Summary,
-    /// The first moment.
-    pub exp_avg: Summary,
-    /// The second moment, of AdamW.
+    /// The first moment, of AdamW and LionW.
+    pub exp_avg: Option<Summary>,
+    /// The second moment, of AdamW and RMSprop.
     pub exp_avg_sq: Option<Summary>,
     /// The running mean of the norm of its tensor's gradient, with adaptive clipping, after the step.
     pub grad_norm_exp_avg: Option<f64>,
-    /// What was added to the parameter beside the decay (AdamW), or the same before its sign was taken (LionW); only with
+    /// What was added to the parameter beside the decay (AdamW) or with it (RMSprop), or the same before its sign was taken (LionW); only with
     /// `record_update_metrics`.
     pub update: Option<Summary>,
 }
@@ -41,7 +41,7 @@ impl Metrics {
         let none = ParameterMetrics {
             grad: Summary::EMPTY,
             param: Summary::EMPTY,
-            exp_avg: Summary::EMPTY,
+            exp_avg: None,
             exp_avg_sq: None,
             grad_norm_exp_avg: None,
             update: None,
@@ -103,7 +103,7 @@ impl Metrics {
             let summaries = [
                 ("grad", Some(metrics.grad)),
                 ("param", Some(metrics.param)),
-                ("exp_avg", Some(metrics.exp_avg)),
+                ("exp_avg", metrics.exp_avg),
                 ("exp_avg_sq", metrics.exp_avg_sq),
             ];
             let summaries = summaries.into_iter().flat_map(move |(what, summary)| {
@@ -112,7 +112,7 @@ impl Metrics {
                 });
                 values.into_iter().flatten().map(move |(part, value)| (format!("optim/{what}/{name}.{part}"), value))
             });
-            // OLMo has these of AdamW alone.
+            // OLMo has these of AdamW, not of LionW.
             let update = metrics.update.filter(|_| metrics.exp_avg_sq.is_some());
             let update = update.map(|s| [("norm", s.norm()), ("max", s.max_abs.into())]);
             let update = update.into_iter().flatten();

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Optimizer;
 
-/// The group of tensors: `<parameter>.exp_avg`, of AdamW `<parameter>.exp_avg_sq`, and `grad_norm_exp_avg` with
-/// adaptive clipping.
+/// The group of tensors: `<parameter>.exp_avg` of AdamW and LionW, `<parameter>.exp_avg_sq` of AdamW and RMSprop, and
+/// `grad_norm_exp_avg` with adaptive clipping.
 pub const GROUP: &str = "optimizer";
 /// The small file.
 pub const FILE: &str = "optimizer.json";

@@ -76,7 +76,7 @@ pub(super) fn passes(
         false => 0.0,
     };
     let size = usize::try_from(config.device_train_microbatch_size).unwrap_or(usize::MAX).clamp(1, batch.size.max(1));
-    let loss = Loss { denominator: tokens, logits_z, share: 1.0 / batch.size.div_ceil(size) as f64 };
+    let loss = Loss { logits_z, share: 1.0 / batch.size.div_ceil(size) as f64, ..Loss::over(tokens) };
     report.masked_instances = batch.instance_mask.iter().flatten().filter(|counts| !**counts).count() as u64;
     for start in (0..batch.size).step_by(size) {
         let some = start..(start + size).min(batch.size);
