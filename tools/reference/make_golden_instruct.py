@@ -1,8 +1,9 @@
 """Golden data of fine-tuning, `crates/olmoe-data/tests/golden/instruct.json`: what the programs of others make of
 conversations, of lengths and of indices.
 
-- `masks`: ids and labels by the three encoders of open-instruct, and by the blocks that transformers finds. Their functions are taken from its files, which are named
-  on the command line and not a part of this project (https://github.com/allenai/open-instruct):
+- `masks`: ids and targets by the three encoders of open-instruct, and by the blocks that transformers finds. The functions of
+  open-instruct are taken from its files, which are named on the command line and no part of this project
+  (https://github.com/allenai/open-instruct):
 
       git show f13c2d131:open_instruct/finetune.py > august.py                      # of the released SFT model
       git show 0b0b13f61:open_instruct/finetune.py > october.py
@@ -79,9 +80,12 @@ CHATS: dict[str, list[dict[str, str]]] = {
     "empty contents": turns("", "", "x", ""),
     "white space around": turns("  padded \n", "\n\n answer with space \n", " \t", "   "),
     "code": turns("Write it.", "def f(x):\n    if x:\n        return  x\n\n\n    return None\n"),
-    "letters": turns("Cafe\u0301 ou caf\u00e9? 真实 \U0001f468\u200d\U0001f469\u200d\U0001f467", "은하 naïve ✓ \u00a0\u2003x \U0001f600"),
+    "letters": turns(
+        "Cafe\u0301 ou caf\u00e9? 真实 \U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "은하 naïve ✓ \u00a0\u2003x \U0001f600",
+    ),
     "end inside": turns(f"What is {END}?", f"A token, {END}, of texts."),
-    "answers in a row": [*turns("Say two things."), {"role": "assistant", "content": "One."}, {"role": "assistant", "content": "Two."}],
+    "answers in a row": [*turns("Say two things.", "One."), {"role": "assistant", "content": "Two."}],
     "begins with an answer": [{"role": "assistant", "content": "Welcome."}, *turns("Thanks.", "Sure.")],
     "a system between": [*turns("One?", "1"), {"role": "system", "content": "In words."}, *turns("Two?", "two")],
     "digits and spaces": turns("1 2  3   4", "12345678 9\t\t10"),
@@ -217,17 +221,25 @@ def packs() -> list[dict[str, Any]]:
 
 
 def shuffles() -> list[dict[str, Any]]:
-    return [
-        {"rows": count, "seed": seed, "order": datasets.Dataset.from_dict({"x": list(range(count))}).shuffle(seed=seed)["x"][:]}
-        for count, seed in [(1, 42), (2, 42), (10, 42), (100, 42), (37, 6198)]
-    ]
+    rows = []
+    for count, seed in [(1, 42), (2, 42), (10, 42), (100, 42), (37, 6198)]:
+        numbers = datasets.Dataset.from_dict({"x": list(range(count))})
+        rows.append({"rows": count, "seed": seed, "order": numbers.shuffle(seed=seed)["x"][:]})
+    return rows
+
+
+def said(*contents: str | None) -> list[dict[str, str | None]]:
+    return [{"role": role, "content": content} for role, content in zip(["user", "assistant"], contents)]
 
 
 PARQUET = [
-    {"id": 1, "messages": [{"role": "user", "content": "café"}, {"role": "assistant", "content": "真实"}], "score": 0.5, "kept": True, "note": None},
+    {"id": 1, "messages": said("café", "真实"), "score": 0.5, "kept": True, "note": None},
     {"id": 2, "messages": [], "score": None, "kept": False, "note": "a\nb"},
-    {"id": None, "messages": [{"role": "user", "content": None}], "score": -1.25, "kept": None, "note": ""},
-] + [{"id": at, "messages": [{"role": "user", "content": "again and again"}] * (at % 3), "score": at / 4, "kept": at % 2 == 0, "note": "x" * at} for at in range(3, 40)]
+    {"id": None, "messages": said(None), "score": -1.25, "kept": None, "note": ""},
+] + [
+    {"id": at, "messages": said("again and again") * (at % 3), "score": at / 4, "kept": at % 2 == 0, "note": "x" * at}
+    for at in range(3, 40)
+]
 
 
 def parquet(check: bool) -> list[dict[str, Any]]:

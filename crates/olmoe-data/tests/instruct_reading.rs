@@ -482,79 +482,76 @@ fn the_real_sets() {
     assert!(shown(&records[0].content)[0].ends_with("assistant:  Yes"), "{:?}", records[0]);
 }
 
-/// Rows of columns that formats know, with values that they may or may not expect.
-fn any_row() -> impl Strategy<Value = Value> {
+/// The columns of each format, together and with others.
+const COLUMNS: [&[&str]; 14] = [
+    &["messages", "tools"],
+    &["conversations", "system"],
+    &["instruction", "input", "output", "history"],
+    &["prompt", "completion"],
+    &["question", "response"],
+    &["query", "answer", "system_prompt"],
+    &["text"],
+    &["input_ids", "labels"],
+    &["input_ids", "completion_mask", "attention_mask"],
+    &["prompt", "chosen", "rejected"],
+    &["chosen", "rejected"],
+    &["messages", "label"],
+    &["prompt", "completion", "kto_tag"],
+    &["role", "content", "from", "value", "weight"],
+];
+
+/// A value that some format expects somewhere, or none does.
+fn any_value() -> impl Strategy<Value = Value> {
+    let text = prop::sample::select(vec![
+        "",
+        "user",
+        "gpt",
+        "a b",
+        "the low",
+        "\n\nHuman: x\n\nAssistant: y",
+        "\n\nAssistant:",
+        "[1,2]",
+        "[{\"role\":\"user\",\"content\":\"é\"}]",
+        "{\"role\":1}",
+        "[[",
+        "<|endoftext|>",
+        "真\u{301}",
+    ])
+    .prop_map(Value::from);
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         (-101i64..300).prop_map(Value::from),
         any::<f64>().prop_map(|number| json!(number)),
-        prop::sample::select(vec![
-            "",
-            "user",
-            "assistant",
-            "gpt",
-            "human",
-            "a b",
-            "\n\nHuman: x\n\nAssistant: y",
-            "\n\nAssistant:",
-            "[1,2]",
-            "[{\"role\":\"user\",\"content\":\"é\"}]",
-            "{\"role\":1}",
-            "[[",
-            "<|endoftext|>",
-            "真\u{301}",
-        ])
-        .prop_map(Value::from),
+        text.clone(),
     ];
-    let keys = [
-        "messages",
-        "conversations",
-        "instruction",
-        "input",
-        "output",
-        "prompt",
-        "completion",
-        "question",
-        "query",
-        "response",
-        "answer",
-        "text",
-        "input_ids",
-        "labels",
-        "completion_mask",
-        "attention_mask",
-        "chosen",
-        "rejected",
-        "label",
-        "kto_tag",
-        "system",
-        "tools",
-        "history",
-        "role",
-        "content",
-        "from",
-        "value",
-        "weight",
-        "tool_calls",
-    ];
-    let value = leaf.prop_recursive(4, 24, 4, move |inner| {
+    let keys: Vec<&str> = COLUMNS.concat();
+    let tree = leaf.prop_recursive(4, 24, 4, move |inner| {
+        let object = prop::collection::vec((prop::sample::select(keys.clone()), inner.clone()), 0..5);
         prop_oneof![
-            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::vec((prop::sample::select(keys.to_vec()), inner), 0..5)
-                .prop_map(|entries| entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            prop::collection::vec(inner, 0..4).prop_map(Value::from),
+            object.prop_map(|entries| entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
         ]
     });
-    let message = (prop::sample::select(vec!["user", "assistant", "system", "tool"]), value.clone())
+    let content = prop_oneof![4 => text.clone(), 1 => tree.clone()];
+    let role = prop::sample::select(vec!["user", "assistant", "system", "assistant", "tool"]);
+    let message = (role, content)
         .prop_map(|(role, content)| json!({"role": role, "content": content, "from": role, "value": content}));
-    let value = prop_oneof![
-        value.clone(),
-        prop::collection::vec(message, 1..4).prop_map(Value::from),
-        prop::collection::vec(prop_oneof![(-100i64..300).prop_map(Value::from), Just(json!(1))], 1..5)
-            .prop_map(Value::from),
-    ];
-    prop::collection::vec((prop::sample::select(keys.to_vec()), value), 0..6)
-        .prop_map(|entries| entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    let number = prop_oneof![Just(json!(1)), (-100i64..300).prop_map(Value::from)];
+    prop_oneof![
+        2 => tree,
+        3 => text,
+        3 => prop::collection::vec(message, 1..4).prop_map(Value::from),
+        2 => prop::collection::vec(number, 1..5).prop_map(Value::from),
+    ]
+}
+
+fn any_row() -> impl Strategy<Value = Value> {
+    let columns = prop::sample::select(COLUMNS.to_vec());
+    (columns, prop::collection::vec(any_value(), 5), 0usize..6).prop_map(|(columns, values, most)| {
+        let entries = columns.iter().zip(values).take(most.max(1));
+        entries.map(|(column, value)| ((*column).to_owned(), value)).collect()
+    })
 }
 
 #[test]
@@ -564,7 +561,7 @@ fn any_row_is_read_or_an_error() {
     let (tokenizer, template) = (tiny(), ChatTemplate::new(TULU).unwrap());
     let tokens = ChatTokens { bos: Some("<|endoftext|>"), eos: Some("<|endoftext|>"), ..ChatTokens::default() };
     let (special, _) = SpecialTokens::resolve(&tokenizer, &SpecialTokenSources::default()).unwrap();
-    let encode = EncodeOptions { max_length: Some(40), ..EncodeOptions::default() };
+    let encode = EncodeOptions { max_length: Some(100), ..EncodeOptions::default() };
     let encoder = Encoder::new(&tokenizer, Some(&template), tokens, &special, &encode).unwrap();
     let formats = [
         Format::Messages,
@@ -597,5 +594,5 @@ fn any_row_is_read_or_an_error() {
             kept.set(kept.get() + 1);
         }
     });
-    assert!(kept.get() > 20, "{}", kept.get());
+    assert!(kept.get() > 50, "{}", kept.get());
 }

@@ -28,7 +28,11 @@ pub enum InstructError {
         expected: &'static str,
     },
     /// A file that is too long to be read as a whole.
-    #[error("{} holds more than {limit} bytes, and an array of JSON is read as a whole; write a row a line (.jsonl)", path.display())]
+    #[error(
+        "{} holds more than {limit} bytes, and an array of JSON is read as a whole; write a row a line \
+         (.jsonl)",
+        path.display()
+    )]
     TooLong {
         /// The file.
         path: PathBuf,
@@ -44,7 +48,11 @@ pub enum InstructError {
         message: String,
     },
     /// A Parquet file that cannot be read.
-    #[error("{} cannot be read as Parquet: {message}; write it again, packed with Snappy, gzip, Zstandard or not at all", path.display())]
+    #[error(
+        "{} cannot be read as Parquet: {message}; write it again, packed with Snappy, gzip, Zstandard or not at \
+         all",
+        path.display()
+    )]
     Parquet {
         /// The file.
         path: PathBuf,
