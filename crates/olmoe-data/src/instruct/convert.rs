@@ -188,7 +188,7 @@ impl Fields<'_> {
     /// Turns before an instruction, as pairs of what was asked and answered.
     fn history(&self) -> Result<Vec<Turn>, InstructError> {
         const EXPECTED: &str = "a list of pairs of texts";
-        let Some(value) = self.get("history") else { return Ok(Vec::new()) };
+        let Some(value) = self.get("history").filter(|value| value.text() != Some("")) else { return Ok(Vec::new()) };
         let wrong = || self.wrong("history", EXPECTED, Some(value));
         let within = value.text().and_then(Json::within);
         let mut turns = Vec::new();
