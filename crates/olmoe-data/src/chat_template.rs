@@ -14,8 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::value::Object;
+use minijinja::value::{Kwargs, Object, Serde};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, context};
 use serde::{Deserialize, Serialize};
 
@@ -176,10 +175,37 @@ impl ChatTemplate {
         tokens: ChatTokens,
         add_generation_prompt: bool,
     ) -> Result<Rendered, ChatTemplateError> {
+        let messages = messages.iter().map(Message::value).collect();
+        self.render_values(messages, Value::from(()), tokens, add_generation_prompt)
+    }
+
+    /// The same of messages with whatever fields the template knows, and of the tools that they may call; no tools are none.
+    ///
+    /// # Errors
+    /// A conversation that the template refuses or fails on.
+    pub fn render_with_tools(
+        &self,
+        messages: &[impl Serialize],
+        tools: &[impl Serialize],
+        tokens: ChatTokens,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, ChatTemplateError> {
+        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
+        let messages = messages.iter().map(|message| Value::from(Serde(message))).collect();
+        self.render_values(messages, tools, tokens, add_generation_prompt)
+    }
+
+    fn render_values(
+        &self,
+        messages: Vec<Value>,
+        tools: Value,
+        tokens: ChatTokens,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, ChatTemplateError> {
         let defined = |token: Option<&str>| token.map_or(Value::UNDEFINED, Value::from);
         let answers = Arc::new(Answers::default());
         let context = context! {
-            messages => messages.iter().map(Message::value).collect::<Vec<Value>>(),
+            messages,
             bos_token => defined(tokens.bos),
             eos_token => defined(tokens.eos),
             pad_token => defined(tokens.pad),
@@ -187,7 +213,7 @@ impl ChatTemplate {
             sep_token => defined(tokens.sep),
             cls_token => defined(tokens.cls),
             mask_token => defined(tokens.mask),
-            tools => (),
+            tools,
             documents => (),
             add_generation_prompt,
             ..Value::from_pairs([(source::ANSWERS, Value::from_dyn_object(answers.clone()))])

@@ -4,21 +4,14 @@
 //! one is no part of it. What is no document is named and left out; what cannot be read at all, such as a damaged archive or
 //! a text of another encoding, is an error.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::GzDecoder;
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::de::SliceRead;
 
-use crate::white_space::without_mark;
-
-/// Most bytes of a line.
-pub const MAX_LINE_BYTES: u64 = 1 << 28;
-const BUFFER: usize = 1 << 18;
+use crate::lines::Lines;
+pub use crate::lines::MAX_LINE_BYTES;
 
 /// Where in a line's object the text and the name of a document are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,13 +70,8 @@ impl std::fmt::Display for Malformed {
 /// The documents of a file, in order.
 pub struct Documents<'a> {
     path: PathBuf,
-    input: Box<dyn BufRead + Send + 'a>,
+    lines: Lines<'a>,
     fields: &'a Fields,
-    /// The bytes read last: a line, or several where some end in `\r` alone.
-    bytes: Vec<u8>,
-    /// Where in them the next line begins.
-    next: usize,
-    line: u64,
 }
 
 impl<'a> Documents<'a> {
@@ -93,26 +81,7 @@ impl<'a> Documents<'a> {
     /// # Errors
     /// What the system says; archives of other kinds are [`io::ErrorKind::Unsupported`].
     pub fn open(path: &Path, fields: &'a Fields, read: &'a (dyn Fn(u64) + Sync)) -> io::Result<Documents<'a>> {
-        let mut file = BufReader::with_capacity(BUFFER, Counted { file: File::open(path)?, read });
-        let name = path.extension().and_then(|end| end.to_str()).map(str::to_ascii_lowercase);
-        let packing = match (name.as_deref(), file.fill_buf()?) {
-            (Some(name @ ("gz" | "zst" | "bz2" | "xz")), _) => Some(name),
-            (_, [0x1F, 0x8B, ..]) => Some("gz"),
-            (_, [0x28, 0xB5, 0x2F, 0xFD, ..]) => Some("zst"),
-            _ => None,
-        };
-        let input: Box<dyn BufRead + Send + 'a> = match packing {
-            Some("gz") => Box::new(BufReader::with_capacity(BUFFER, Members { input: Some(Member::Between(file)) })),
-            Some("zst") => {
-                Box::new(BufReader::with_capacity(BUFFER, Frames { decoder: FrameDecoder::new(), input: file }))
-            }
-            Some("bz2" | "xz") => {
-                let text = "files packed with bzip2 or xz are not read; unpack them or use gzip or zstd";
-                return Err(io::Error::new(io::ErrorKind::Unsupported, text));
-            }
-            _ => Box::new(file),
-        };
-        Ok(Documents { path: path.to_owned(), input, fields, bytes: Vec::new(), next: 0, line: 0 })
+        Ok(Documents { path: path.to_owned(), lines: Lines::open(path, read)?, fields })
     }
 
     /// The file.
@@ -122,7 +91,7 @@ impl<'a> Documents<'a> {
 
     /// The last line that was read, from 1.
     pub fn line(&self) -> u64 {
-        self.line
+        self.lines.line()
     }
 
     /// The next document; `malformed` is told of the lines before it that are none.
@@ -130,154 +99,16 @@ impl<'a> Documents<'a> {
     /// # Errors
     /// What the system or the decoder says; the file cannot be read further.
     pub fn next(&mut self, malformed: &mut dyn FnMut(Malformed)) -> io::Result<Option<Document>> {
-        while self.read_line()? {
-            let rest = &self.bytes[self.next..];
-            let end = rest.iter().position(|byte| *byte == b'\r').unwrap_or(rest.len());
-            let line = &rest[..end];
-            self.next += end + 1;
-            self.line += 1;
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
+        while let Some(line) = self.lines.next()? {
             match parse(line, self.fields) {
-                Ok((text, id)) => return Ok(Some(Document { id, text, line: self.line })),
+                Ok((text, id)) => return Ok(Some(Document { id, text, line: self.lines.line() })),
                 Err(error) => {
-                    malformed(Malformed { path: self.path.clone(), line: self.line, reason: error.to_string() });
+                    let (path, line) = (self.path.clone(), self.lines.line());
+                    malformed(Malformed { path, line, reason: error.to_string() });
                 }
             }
         }
         Ok(None)
-    }
-
-    /// Sees to it that a line begins at `next`; false at the end of the file.
-    fn read_line(&mut self) -> io::Result<bool> {
-        if self.next < self.bytes.len() {
-            return Ok(true);
-        }
-        self.bytes.clear();
-        self.next = 0;
-        let read = (&mut self.input).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut self.bytes)?;
-        if read as u64 > MAX_LINE_BYTES {
-            let text = format!("line {} has more than {MAX_LINE_BYTES} bytes; split the document", self.line + 1);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
-        if self.line == 0 {
-            if matches!(self.bytes[..], [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..]) {
-                let text = "the text is UTF-16; convert it to UTF-8 first";
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-            }
-            let mark = self.bytes.len() - without_mark(&self.bytes).len();
-            self.bytes.drain(..mark);
-        }
-        if self.bytes.last() == Some(&b'\n') {
-            self.bytes.pop();
-            if self.bytes.last() != Some(&b'\r') {
-                // So that an empty line is one, too.
-                self.bytes.push(b'\r');
-            }
-        }
-        Ok(read > 0)
-    }
-}
-
-/// Tells of what is read.
-struct Counted<'a> {
-    file: File,
-    read: &'a (dyn Fn(u64) + Sync),
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(bytes)?;
-        (self.read)(count as u64);
-        Ok(count)
-    }
-}
-
-/// All members of a gzip file, one after the other, and zeros behind a member, with which tapes and some programs fill up:
-/// what `gzip` and Python's `gzip` read.
-struct Members<R: BufRead> {
-    /// Gone after an error.
-    input: Option<Member<R>>,
-}
-
-enum Member<R: BufRead> {
-    /// Before the first member, or behind one.
-    Between(R),
-    Inside(GzDecoder<R>),
-}
-
-impl<R: BufRead> Read for Members<R> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.input.take() {
-                None => return Err(io::Error::other("the archive is damaged")),
-                Some(Member::Between(mut input)) => {
-                    let next = input.fill_buf()?.iter().position(|byte| *byte != 0);
-                    match (next, input.fill_buf()?.len()) {
-                        (None, 0) => {
-                            self.input = Some(Member::Between(input));
-                            return Ok(0);
-                        }
-                        (None, zeros) => {
-                            input.consume(zeros);
-                            self.input = Some(Member::Between(input));
-                        }
-                        (Some(zeros), _) => {
-                            input.consume(zeros);
-                            self.input = Some(Member::Inside(GzDecoder::new(input)));
-                        }
-                    }
-                }
-                Some(Member::Inside(mut member)) => match member.read(bytes)? {
-                    0 if !bytes.is_empty() => self.input = Some(Member::Between(member.into_inner())),
-                    count => {
-                        self.input = Some(Member::Inside(member));
-                        return Ok(count);
-                    }
-                },
-            }
-        }
-    }
-}
-
-/// All frames of a zstd file.
-struct Frames<R: BufRead> {
-    decoder: FrameDecoder,
-    input: R,
-}
-
-impl<R: BufRead> Read for Frames<R> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let wrong = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
-        // What is behind the last frame, or before the first one, is the beginning of a frame or the end.
-        while self.decoder.can_collect() == 0 {
-            if !self.decoder.is_finished() {
-                let decoded = self.decoder.decode_blocks(&mut self.input, BlockDecodingStrategy::UptoBlocks(1));
-                decoded.map_err(|error| wrong(error.to_string()))?;
-                continue;
-            }
-            let sums = (self.decoder.get_checksum_from_data(), self.decoder.get_calculated_checksum());
-            if let (Some(expected), Some(found)) = sums
-                && expected != found
-            {
-                return Err(wrong(format!("the checksum is {found:#x}, but the file says {expected:#x}")));
-            }
-            if self.input.fill_buf()?.is_empty() {
-                return Ok(0);
-            }
-            match self.decoder.reset(&mut self.input) {
-                Ok(()) => {}
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
-                    let length = u64::from(length);
-                    if io::copy(&mut (&mut self.input).take(length), &mut io::sink())? < length {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                }
-                Err(error) => return Err(wrong(error.to_string())),
-            }
-        }
-        self.decoder.read(bytes)
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`documents`] | files of documents: JSON lines, plain, gzip or zstd |
 //! | [`tokenize`] | documents to token files, as `dolma tokens` makes them |
 //! | [`token_file`] | token files: headerless ones, and Megatron's |
+//! | [`instruct`] | conversations, preferences and their targets: the data of fine-tuning |
 //! | [`pretrain`] | token files to training batches, in the order of OLMo's trainer |
 //! | [`NGrams`] | what counting alone predicts, to compare a model's loss with |
 //! | [`expanded`] | paths with `~` and variables |
@@ -16,6 +17,8 @@
 mod chat_template;
 pub mod documents;
 mod home;
+pub mod instruct;
+mod lines;
 mod n_grams;
 pub mod pretrain;
 pub mod random;
