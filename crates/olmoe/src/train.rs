@@ -12,6 +12,7 @@ use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::convert::Conversion;
 use olmoe_checkpoint::save::LATEST;
+use olmoe_data::counted;
 use olmoe_model::model::Precision;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::peak_flops;
@@ -242,13 +243,19 @@ fn dry_run(config: &TrainConfig) -> anyhow::Result<()> {
     println!("{:.2} GB a checkpoint", plan.checkpoint as f64 / 1e9);
     match &known {
         Ok(instances) => println!(
-            "{instances} sequences of {} tokens, {} batches an epoch",
-            config.model.max_sequence_length, plan.batches_per_epoch
+            "{} of {} tokens, {} an epoch",
+            counted(instances, "sequence"),
+            config.model.max_sequence_length,
+            if plan.batches_per_epoch == 1 {
+                "1 batch".to_owned()
+            } else {
+                format!("{} batches", plan.batches_per_epoch)
+            }
         ),
         Err(problem) => println!("data cannot be read, enough of it is supposed below: {problem}"),
     }
     let tokens = plan.steps.saturating_mul(plan.tokens_per_step);
-    println!("{} steps of {} tokens, {tokens} tokens in all", plan.steps, plan.tokens_per_step);
+    println!("{} of {} tokens, {tokens} tokens in all", counted(plan.steps, "step"), plan.tokens_per_step);
     let flops = flops_per_token(&config.model, config.model.max_sequence_length)?;
     let seconds = tokens as f64 * flops / (peak(config) * SUPPOSED_SHARE);
     println!(

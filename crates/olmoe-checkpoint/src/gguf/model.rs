@@ -61,7 +61,7 @@ pub enum GgufModelError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The configuration has something that the format has not.
-    #[error("llama.cpp's {architecture} cannot hold this model: {source}; convert to olmo instead")]
+    #[error("llama.cpp's {architecture} cannot hold this model: {source}")]
     NotExpressible {
         /// The architecture that would be written.
         architecture: &'static str,
@@ -256,7 +256,15 @@ pub(crate) fn architecture(config: &ModelConfig) -> &'static str {
     if config.moe().is_some() { "olmoe" } else { "llama" }
 }
 
-/// Appends what the configuration says; [`check`] tells whether all of it was said.
+/// The metadata that a configuration needs; [`check`] tells whether they say all of it.
+pub(crate) fn described(config: &ModelConfig) -> Metadata {
+    let mut metadata = Metadata::default();
+    metadata.insert("general.architecture", Value::Text(architecture(config).to_owned()));
+    write(config, &mut metadata);
+    metadata
+}
+
+/// Appends what the configuration says.
 pub(crate) fn write(config: &ModelConfig, metadata: &mut Metadata) {
     let architecture = architecture(config);
     let mut put = |key: &str, value: Value| {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::names::in_files;
+
 /// Why a configuration was rejected. The text names the key, what was found, what is possible and how to get there.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -395,7 +397,7 @@ pub enum ConfigError {
     #[error("`head_bias` and `tie_embeddings` are both true, but a tied head has no bias; set `head_bias` to false")]
     TiedHeadBias,
     /// Two configurations that stand for different functions.
-    #[error("`{field}` is {this} in one model and {other} in the other; they do not compute the same")]
+    #[error("{} is {this} in one model and {other} in the other; they do not compute the same", in_files(field))]
     OtherFunction {
         /// The first field that differs.
         field: Box<str>,
@@ -406,7 +408,8 @@ pub enum ConfigError {
     },
     /// A model that a format has no words for.
     #[error(
-        "{format} cannot hold this model: `{field}` is {found}, which there could only be {instead}; {}",
+        "{format} cannot hold this model: {} is {found}, which there could only be {instead}; {}",
+        in_files(field),
         advise(*alternative)
     )]
     Inexpressible {
