@@ -105,6 +105,7 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
     let chosen = chosen(args.layers.as_ref().map_or(&[][..], |list| &list.0[..]), &mixtures)?;
     let companions = Companions::of(&checkpoint, None, false)?;
     let end = companions.special_tokens().and_then(|special| special.eos).or(config.eos_token_id);
+    ensure!(companions.tokenizer().is_some(), "{name}: it comes without a tokenizer, so it cannot read a text");
     let mut texts = Vec::new();
     for text in files {
         let (name, path) = split(text);

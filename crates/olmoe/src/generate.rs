@@ -132,7 +132,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let text = text_last(&rest, given, "--prompt, --file, --ids and --batch")?;
     let (checkpoint, companions) = args.generator.open(&words)?;
     let seed = args.settings.seed();
-    let jobs = jobs(args, text, &companions, seed)?;
+    let jobs = jobs(args, text, (&checkpoint, &companions), seed)?;
     let (limits, beside) = args.generator.limits(&checkpoint, &companions, work(args, &checkpoint, &jobs));
     let limits = EngineConfig { queue: limits.queue.max(args.samples), ..limits };
     let model = Arc::new(args.generator.load(&checkpoint, beside)?);
@@ -167,7 +167,12 @@ fn work(args: &GenerateArgs, checkpoint: &Checkpoint, jobs: &[Job]) -> Work {
 }
 
 /// The prompts that the arguments ask for.
-fn jobs(args: &GenerateArgs, text: Option<&str>, companions: &Companions, seed: u64) -> anyhow::Result<Vec<Job>> {
+fn jobs(
+    args: &GenerateArgs,
+    text: Option<&str>,
+    (checkpoint, companions): (&Checkpoint, &Companions),
+    seed: u64,
+) -> anyhow::Result<Vec<Job>> {
     let tokenizer = companions.tokenizer();
     let tokens = tokenizer.map(|tokenizer| tokenizer.size());
     let request = |ids: Vec<u32>, seed: u64| Request {
@@ -176,9 +181,9 @@ fn jobs(args: &GenerateArgs, text: Option<&str>, companions: &Companions, seed: 
         experts: args.experts,
         ..args.settings.request(ids, tokens, seed)
     };
-    let encode = |text: &str| -> anyhow::Result<Vec<u32>> {
-        Ok(companions.encode(text).context("this model comes without a tokenizer; give token ids")??)
-    };
+    let name = checkpoint.contents().path.display();
+    let without = || format!("{name}: it comes without a tokenizer; give token ids with --ids");
+    let encode = |text: &str| -> anyhow::Result<Vec<u32>> { Ok(companions.encode(text).with_context(without)??) };
     let Some(path) = &args.batch else {
         let (text, ids) = match &args.ids {
             Some(ids) => (None, ids.0.clone()),

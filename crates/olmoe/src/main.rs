@@ -116,7 +116,11 @@ fn main() -> ExitCode {
 fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     let arguments = train::keys_last(arguments);
     let matches = command().try_get_matches_from(&arguments);
-    let matches = matches.unwrap_or_else(|error| usage::explained(error, &command(), &arguments).exit());
+    let matches = matches.unwrap_or_else(|error| {
+        let mut program = command();
+        program.build();
+        usage::explained(error, &program, &arguments).exit()
+    });
     output::be_quiet(asks_for_quiet(&matches));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let Err(error) = Isa::from_environment() {

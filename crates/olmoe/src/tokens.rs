@@ -87,7 +87,7 @@ fn tokenizer_of(model: &str, offline: bool) -> anyhow::Result<Tokenizer> {
     let contents = Contents::read(&path)?;
     contents.notices.iter().for_each(note);
     companions::tokenizer(&contents)?
-        .with_context(|| format!("{}: this model comes without a tokenizer; give one with --tokenizer", path.display()))
+        .with_context(|| format!("{}: it comes without a tokenizer; give one with --tokenizer", path.display()))
 }
 
 pub(crate) fn run(args: &TokensArgs) -> anyhow::Result<()> {
