@@ -17,6 +17,9 @@ use crate::read_at::ReadAt;
 use crate::weights::{Weights, slab_len};
 use crate::{gguf, huggingface, olmo, training};
 
+/// A head that is stored although the configuration ties it to the embedding.
+const TIED_HEAD: &str = "lm_head.weight";
+
 /// An open checkpoint.
 pub struct Checkpoint {
     pub(crate) contents: Contents,
@@ -85,9 +88,7 @@ impl Checkpoint {
             by_name.remove(tensor.name.as_str());
         }
         // A tied head that is stored in spite of the tie is a copy of the embedding.
-        let tied_head = |name: &str| config.tie_embeddings && name == "lm_head.weight";
-        let tied = by_name.keys().any(|name| tied_head(name));
-        by_name.retain(|name, _| !tied_head(name));
+        let tied = if config.tie_embeddings { by_name.remove(TIED_HEAD) } else { None };
         if let Some(&at) = by_name.values().min() {
             let found = &contents.tensors[at];
             return Err(CheckpointError::Unexpected {
@@ -96,10 +97,13 @@ impl Checkpoint {
                 found: found.shape.clone(),
             });
         }
-        if tied {
+        if let Some(head) = tied {
+            // The embedding comes first in every layout.
+            let embedding = stored[0];
+            check_tied_head(&contents, (head, encoding(&contents, &contents.tensors[head], &[])?), embedding)?;
             contents
                 .notices
-                .push("lm_head.weight: ignored, because the configuration ties it to the embedding".to_owned());
+                .push(format!("{TIED_HEAD}: passed over, it is a copy of the embedding that it is tied to"));
         }
         Ok(Checkpoint { contents, config, specs, layout, stored })
     }
@@ -247,6 +251,53 @@ fn encoding(contents: &Contents, tensor: &Stored, transforms: &[Transform]) -> R
         return Err(refused(format!("{encoding}, which cannot be transposed")));
     }
     Ok(encoding)
+}
+
+/// Fails unless a head has the numbers of the embedding, so that passing it over loses nothing.
+fn check_tied_head(
+    contents: &Contents,
+    (head, head_encoding): (usize, Encoding),
+    (embedding, embedding_encoding): (usize, Encoding),
+) -> Result<(), CheckpointError> {
+    /// Numbers compared at a time: a multiple of every block.
+    const PIECE: usize = 1 << 16;
+    let (head, embedding) = (&contents.tensors[head], &contents.tensors[embedding]);
+    let path = &contents.files[head.file].0;
+    if head.shape != embedding.shape {
+        let (path, tensor) = (path.clone(), head.name.clone());
+        return Err(CheckpointError::Shape {
+            path,
+            tensor,
+            found: head.shape.clone(),
+            expected: embedding.shape.clone(),
+        });
+    }
+    let count: usize = head.shape.iter().product();
+    for start in (0..count).step_by(PIECE) {
+        let len = PIECE.min(count - start);
+        let numbers = |tensor: &Stored, encoding: Encoding| {
+            let place = |number: usize| number / encoding.block_len() * encoding.block_bytes();
+            let mut bytes = Buffer::scratch(place(len));
+            let (path, file) = &contents.files[tensor.file];
+            file.read_at(tensor.offset + place(start) as u64, &mut bytes).map_err(CheckpointError::io(path))?;
+            let mut numbers = Buffer::<f32>::scratch(len);
+            encoding.decode(&bytes, &mut numbers);
+            Ok::<_, CheckpointError>(numbers)
+        };
+        let (ours, theirs) = (numbers(head, head_encoding)?, numbers(embedding, embedding_encoding)?);
+        // Bit for bit: what is no number is the same only as itself.
+        if let Some(at) = ours.iter().zip(&theirs[..]).position(|(x, y)| x.to_bits() != y.to_bits()) {
+            return Err(CheckpointError::TiedHead {
+                path: path.clone(),
+                tensor: head.name.clone(),
+                embedding: embedding.name.clone(),
+                at: start + at,
+                found: ours[at],
+                expected: theirs[at],
+            });
+        }
+    }
+    Ok(())
 }
 
 impl Weights for Checkpoint {

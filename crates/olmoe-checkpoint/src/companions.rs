@@ -13,30 +13,15 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::CheckpointError;
+pub use crate::file_name::TOKENIZER;
+use crate::file_name::{CHAT_TEMPLATE, COMPANIONS, GENERATION_CONFIG, HF_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 use crate::gguf::{self, parts};
-use crate::open::{Contents, Format, HF_CONFIG, read_bounded};
+use crate::open::{Contents, Format, read_bounded};
 use crate::output::write_file;
 use crate::stand_in;
 
-/// File of a tokenizer.
-pub const TOKENIZER: &str = "tokenizer.json";
 /// Files of a model that define how text is tokenised.
 pub const TOKENIZER_FILES: &[&str] = &["tokenizer*.json", "config.json", "generation_config.json"];
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const GENERATION_CONFIG: &str = "generation_config.json";
-const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
-/// Files that are copied unchanged.
-const FILES: [&str; 8] = [
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    GENERATION_CONFIG,
-    CHAT_TEMPLATE,
-    SPECIAL_TOKENS_MAP,
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-];
 /// Names of special tokens in tokenizer_config.json.
 const TOKEN_KEYS: [&str; 7] =
     ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"];
@@ -57,7 +42,7 @@ pub fn tokenizer(contents: &Contents) -> Result<Option<Tokenizer>, CheckpointErr
 
 fn from_file(path: &Path) -> Result<Tokenizer, CheckpointError> {
     stand_in::check_path(path)?;
-    Tokenizer::from_file(path).map_err(in_file(path))
+    Ok(Tokenizer::from_file(path)?)
 }
 
 /// The vocabulary of a GGUF file.
@@ -153,6 +138,12 @@ pub struct TokenizerDifference {
 }
 
 impl TokenizerDifference {
+    /// The difference between two that have names.
+    pub fn between(&self, first: &str, second: &str) -> String {
+        let Self { key, this, other } = self;
+        format!("`{key}` is {this} in {first} and {other} in {second}")
+    }
+
     fn new(key: impl Into<String>, this: &impl Debug, other: &impl Debug) -> Self {
         Self { key: key.into(), this: format!("{this:?}"), other: format!("{other:?}") }
     }
@@ -178,6 +169,8 @@ pub struct Companions {
     add_bos: Option<bool>,
     /// Tokens that are put before a text.
     before: Vec<u32>,
+    /// Texts that end generation.
+    stop_strings: Vec<String>,
     /// Texts of special tokens by their names, such as `pad_token`.
     token_texts: BTreeMap<&'static str, String>,
     chat_template: Option<String>,
@@ -261,7 +254,7 @@ impl Companions {
         if contents.gguf.is_some() {
             return Ok(());
         }
-        for name in FILES {
+        for name in COMPANIONS {
             let path = contents.path.join(name);
             let replaced = replacement.is_some() && !matches!(name, GENERATION_CONFIG | CHAT_TEMPLATE);
             if !replaced && stand_in::is_file(&path)? {
@@ -346,11 +339,12 @@ impl Companions {
         let (mut special, notices) =
             resolved.map_err(|source| CheckpointError::SpecialTokens { path: path.to_owned(), source })?;
         self.notices.extend(notices.iter().map(ToString::to_string));
-        if generation.is_some_and(|generation| generation["stop_strings"].as_array().is_some_and(|all| !all.is_empty()))
-        {
-            let text = "`stop_strings` in generation_config.json have no effect; give them with --stop";
-            self.notices.push(text.to_owned());
-        }
+        self.stop_strings = match generation.as_ref().map(|generation| &generation["stop_strings"]) {
+            Some(Value::String(text)) => vec![text.clone()],
+            Some(Value::Array(texts)) => texts.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            _ => Vec::new(),
+        };
+        self.stop_strings.retain(|text| !text.is_empty());
         if let Some(id) = self.ends_answer(&special).filter(|id| (*id as usize) < config.embedding_size) {
             special.add_end(id, "the chat template");
         }
@@ -430,6 +424,11 @@ impl Companions {
             _ => None,
         };
         self.tokenizer.as_ref()?.token(id?)
+    }
+
+    /// The texts that end generation in addition to the tokens that do: `stop_strings` of generation_config.json.
+    pub fn stop_strings(&self) -> &[String] {
+        &self.stop_strings
     }
 
     /// The Jinja template that renders a conversation as text, if the model has one.

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::Path;
 
-use olmoe_model::config::ModelConfig;
+use olmoe_model::config::{ConfigError, ModelConfig, in_files};
 use olmoe_model::parameters::ParameterKind;
 use olmoe_tensor::dtype::DType;
 use olmoe_tensor::memory::Buffer;
@@ -20,20 +20,23 @@ use crate::companions::Companions;
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
 use crate::fidelity::{Fidelity, Recorder};
+use crate::file_name::{HF_CONFIG, OLMO_CONFIG, SAFETENSORS};
 use crate::gguf::mix::{Context, Mix};
+use crate::gguf::model::GgufModelError;
 use crate::gguf::parts::{self, GgufPart};
 use crate::gguf::{self, value::Metadata, value::Value};
 use crate::huggingface::Experts;
 use crate::layout::{FileTensor, Layout, Transform, slabs};
 use crate::olmo_keys;
-use crate::open::{Format, HF_CONFIG, OLMO_CONFIG, SAFETENSORS};
-use crate::output::{Output, create, write_file};
+use crate::open::Format;
+use crate::output::{Made, Output, create, write_file};
 use crate::safetensors::{self, INDEX_FILE, SafeType, ShardIndex, Spec, shard_name, split, split_sizes};
 pub use crate::step::Step;
 use crate::weights::{Weights, slab_len};
 
 /// Bytes of a shard of a Hugging Face checkpoint.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
+const GGUF_FILE: Made = Made::File(b"GGUF");
 /// Size of the write buffer in bytes.
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -119,6 +122,14 @@ impl<'s> Conversion<'s> {
         companions: &'s Companions,
         target: Target,
     ) -> Result<Conversion<'s>, CheckpointError> {
+        Self::planned(source, companions, target).map_err(|error| with_holders(error, source))
+    }
+
+    fn planned(
+        source: &'s dyn Weights,
+        companions: &'s Companions,
+        target: Target,
+    ) -> Result<Conversion<'s>, CheckpointError> {
         let config = companions.corrected(source.config());
         let format = target.format();
         let layout = Layout::new(&rows(format, &config, true), source.parameters())
@@ -139,6 +150,10 @@ impl<'s> Conversion<'s> {
                     source: Box::new(source),
                 })?;
                 notices.extend(gguf::model::not_loaded_by_llama_cpp(&config));
+                if !companions.stop_strings().is_empty() {
+                    let text = "`stop_strings` of generation_config.json have no place in a GGUF file and are left out";
+                    notices.push(format!("{text}; give them with --stop where it generates"));
+                }
             }
         }
         let manner = Manner::default();
@@ -174,10 +189,10 @@ impl<'s> Conversion<'s> {
         let shards = self.gguf_shards();
         let output = match self.target {
             Target::Gguf { .. } if shards.len() > 1 => {
-                Output::begin_parts(out, part_names(out, shards.len()), force, self.bytes())?
+                Output::begin_parts(out, GGUF_FILE, part_names(out, shards.len()), force, self.bytes())?
             }
-            Target::Gguf { .. } => Output::begin(out, false, force, self.bytes())?,
-            _ => Output::begin(out, true, force, self.bytes())?,
+            Target::Gguf { .. } => Output::begin(out, GGUF_FILE, force, self.bytes())?,
+            _ => Output::begin(out, Made::Folder, force, self.bytes())?,
         };
         let mut written = Recorder::new(self.source);
         match self.target {
@@ -369,7 +384,7 @@ impl<'s> Conversion<'s> {
             if !exact || self.quantizes() {
                 if let Some(unit) = from.first_not_finite(&bytes) {
                     return Err(CheckpointError::NotFinite {
-                        path: "the source".into(),
+                        path: self.source.origin().to_owned(),
                         parameter: spec.name.clone(),
                         slab: piece.slab,
                         at: unit * from.block_len(),
@@ -378,6 +393,7 @@ impl<'s> Conversion<'s> {
                 if !exact && to.first_beyond(&converted).is_some() {
                     written.clamped += self.narrow(&bytes, from, to, &mut converted).map_err(|(at, value)| {
                         CheckpointError::Overflow {
+                            path: self.source.origin().to_owned(),
                             parameter: spec.name.clone(),
                             slab: piece.slab,
                             at,
@@ -399,6 +415,44 @@ impl<'s> Conversion<'s> {
             progress(Step::Written(converted.len() as u64));
         }
         Ok(())
+    }
+}
+
+/// An error about a format that cannot hold a model, with the formats that can.
+fn with_holders(error: CheckpointError, source: &dyn Weights) -> CheckpointError {
+    let otherwise = |field: &str, found: &str, instead: &str| {
+        format!("{} is {found}, but in that format it could only be {instead}", in_files(field))
+    };
+    let (format, reason) = match error {
+        CheckpointError::Config(ConfigError::Inexpressible { format, field, found, instead, .. }) => {
+            (format.to_owned(), otherwise(&field, &found, &instead))
+        }
+        CheckpointError::GgufModel { path, source } => match *source {
+            GgufModelError::NotExpressible {
+                architecture,
+                source: ConfigError::OtherFunction { field, this, other },
+            } => (format!("llama.cpp's {architecture}"), otherwise(&field, &this, &other)),
+            other => return CheckpointError::GgufModel { path, source: Box::new(other) },
+        },
+        CheckpointError::NoPlace { format, parameter } => {
+            (format.to_owned(), format!("it has no place for the parameter {parameter}"))
+        }
+        other => return other,
+    };
+    const FORMATS: [(&str, Format); 3] =
+        [("hf", Format::HuggingFace(Experts::Separate)), ("olmo", Format::Olmo), ("gguf", Format::Gguf)];
+    let holders = FORMATS.into_iter().filter(|(_, format)| holds(*format, source)).map(|(name, _)| name).collect();
+    CheckpointError::CannotHold { format, reason, holders }
+}
+
+/// Whether a format has words for a model.
+fn holds(format: Format, source: &dyn Weights) -> bool {
+    let config = source.config();
+    let Ok(layout) = Layout::new(&rows(format, config, true), source.parameters()) else { return false };
+    match format {
+        Format::HuggingFace(_) => config.to_hf_json("float32").is_ok(),
+        Format::Olmo => config.to_olmo_yaml().is_ok(),
+        _ => gguf::model::check(config, &gguf::model::described(config), &layout).is_ok(),
     }
 }
 

@@ -145,6 +145,9 @@ pub enum CheckpointError {
     /// A training checkpoint that does not verify.
     #[error(transparent)]
     Save(#[from] SaveError),
+    /// A tokenizer file that cannot be used; the text names it.
+    #[error(transparent)]
+    TokenizerFile(#[from] TokenizerError),
     /// A tokenizer that cannot be used.
     #[error("{}: {source}", path.display())]
     Tokenizer {
@@ -183,6 +186,27 @@ pub enum CheckpointError {
         tensor: String,
         /// Its shape.
         found: Vec<usize>,
+    },
+    /// A head of its own where the configuration has none.
+    #[error(
+        "{}: tensor {tensor:?} is not the embedding {embedding:?} (number {at} is {found} and {expected}), but the \
+         configuration ties them; if the head is the model's own, set `tie_word_embeddings` to false in config.json, else \
+         take the tensor out",
+        path.display()
+    )]
+    TiedHead {
+        /// The file.
+        path: PathBuf,
+        /// The head.
+        tensor: String,
+        /// The embedding.
+        embedding: String,
+        /// The first number that differs.
+        at: usize,
+        /// Its value in the head.
+        found: f32,
+        /// Its value in the embedding.
+        expected: f32,
     },
     /// Two tensors of one name.
     #[error("{}: tensor {tensor:?} occurs twice", path.display())]
@@ -235,10 +259,13 @@ pub enum CheckpointError {
     },
     /// A number outside the range of the type that is written.
     #[error(
-        "parameter {parameter}: number {at} of matrix {slab} is {value:e}, beyond what {encoding} can hold{}",
+        "{}: parameter {parameter}: number {at} of matrix {slab} is {value:e}, beyond what {encoding} can hold{}",
+        path.display(),
         beyond(encoding)
     )]
     Overflow {
+        /// The checkpoint, or the first of several.
+        path: PathBuf,
         /// Canonical name.
         parameter: String,
         /// Which matrix of a stack.
@@ -257,12 +284,22 @@ pub enum CheckpointError {
         format: &'static str,
     },
     /// A format that cannot express a parameter of the model.
-    #[error("{format} cannot express parameter {parameter}; convert to another format (olmo supports most parameters)")]
+    #[error("{format} cannot express parameter {parameter}")]
     NoPlace {
         /// The format.
         format: &'static str,
         /// Canonical name.
         parameter: String,
+    },
+    /// A model that a format has no words for.
+    #[error("{format} cannot express this model: {reason}; {}", advise(holders))]
+    CannotHold {
+        /// The format.
+        format: String,
+        /// What of the model is lost.
+        reason: String,
+        /// The formats that hold it, as they are asked for.
+        holders: Vec<&'static str>,
     },
     /// Quantised weights without a type to write.
     #[error("{}: its weights are quantised; set the type to write with --dtype f32 (exact) or bf16 (rounded)", path.display())]
@@ -287,6 +324,14 @@ pub enum CheckpointError {
     Exists {
         /// The result.
         path: PathBuf,
+    },
+    /// The result would replace what is no result of its kind.
+    #[error("{}: {reason}, so it is not replaced; move that away, or give another name", path.display())]
+    NotReplaced {
+        /// The result, or what would be taken for the leftover of an interrupted run.
+        path: PathBuf,
+        /// What is there.
+        reason: String,
     },
     /// Not enough room for the result.
     #[error(
@@ -319,14 +364,17 @@ pub enum CheckpointError {
     },
     /// Not enough memory for the weights, caches and activations of the model.
     #[error(
-        "{:.2} GB of memory are needed: {:.2} GB for the weights at {precision}, {:.2} GB for caches and activations; \
+        "{}: {:.2} GB of memory are needed: {:.2} GB for the weights at {precision}, {:.2} GB for caches and activations; \
          {:.2} GB are available. Use bf16, a smaller model, a shorter context, fewer sequences, or a machine with more memory",
+        path.display(),
         *needed as f64 / 1e9,
         *weights as f64 / 1e9,
         *beside as f64 / 1e9,
         *available as f64 / 1e9
     )]
     Memory {
+        /// The checkpoint.
+        path: PathBuf,
         /// Bytes of the parameters, packed.
         weights: u64,
         /// Bytes that the caller needs in addition.
@@ -360,6 +408,17 @@ impl CheckpointError {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+/// Which formats to write instead.
+fn advise(holders: &[&str]) -> String {
+    match holders {
+        [] => "no format that is written holds it, so keep it as it is".to_owned(),
+        some => {
+            let flags: Vec<String> = some.iter().map(|format| format!("--to {format}")).collect();
+            format!("write it with {}", flags.join(" or "))
+        }
     }
 }
 

@@ -86,7 +86,14 @@ impl Checkpoint {
             && needed > available
         {
             let (precision, beside) = (loading.precision.name(), loading.beside);
-            return Err(CheckpointError::Memory { weights, beside, needed, available, precision });
+            return Err(CheckpointError::Memory {
+                path: self.contents.path.clone(),
+                weights,
+                beside,
+                needed,
+                available,
+                precision,
+            });
         }
         let mut model = Model::for_inference(self.config.clone(), loading.precision, &encodings)?;
         let Some(path) = &loading.packed_cache else {

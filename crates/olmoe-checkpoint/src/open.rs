@@ -5,10 +5,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use olmoe_data::counted;
 use olmoe_model::config::{LoadedConfig, ModelConfig};
 
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
+use crate::file_name::{HF_CONFIG, OLMO_CONFIG, SAFETENSORS, TORCH};
 use crate::gguf::container::GgufHeader;
 use crate::gguf::parts::{self, GgufPart, PartError};
 use crate::gguf::{self, types};
@@ -19,11 +21,6 @@ use crate::save::{self, MANIFEST_FILE, SaveError};
 use crate::torch;
 use crate::{olmo, olmo_keys, stand_in};
 
-/// File names of the formats.
-pub(crate) const SAFETENSORS: &str = "model.safetensors";
-pub(crate) const HF_CONFIG: &str = "config.json";
-pub(crate) const OLMO_CONFIG: &str = "config.yaml";
-const TORCH: &str = "model.pt";
 /// The group of a training checkpoint with the parameters.
 pub const MODEL_GROUP: &str = "model";
 /// The link to the newest checkpoint of a run.
@@ -407,7 +404,8 @@ impl Contents {
         self.tensors.retain(|tensor| !is_ignored(&tensor.name));
         let dropped = before - self.tensors.len();
         if dropped > 0 {
-            self.notices.push(format!("{dropped} tensors of an old export that can be computed are ignored"));
+            let tensors = counted(dropped, "tensor");
+            self.notices.push(format!("ignored, because they can be computed: {tensors} of an old export"));
         }
     }
 

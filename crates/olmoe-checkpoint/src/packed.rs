@@ -34,7 +34,7 @@ use crate::checkpoint::Checkpoint;
 use crate::disk::{Disk, LocalDisk};
 use crate::error::CheckpointError;
 use crate::loading::Loading;
-use crate::output::Output;
+use crate::output::{Made, Output};
 use crate::read_at::ReadAt;
 
 const MAGIC: &[u8; 8] = b"OLMOEPKD";
@@ -218,7 +218,7 @@ impl PackedCache {
 
     /// Writes the file, which gets its name when every byte is on disk.
     pub(crate) fn write(&self, model: &mut Model, advance: &dyn Fn(u64)) -> Result<(), CheckpointError> {
-        let output = Output::begin(&self.path, false, true, self.end)?;
+        let output = Output::begin(&self.path, Made::File(MAGIC), true, self.end)?;
         let io = || CheckpointError::io(output.path());
         let mut file = File::options().write(true).open(output.path()).map_err(io())?;
         let mut header = self.expected.clone();

@@ -130,12 +130,14 @@ impl<D: Disk> Checkpoints<D> {
         Ok(Found { step, path, manifest, notices: Vec::new() })
     }
 
-    /// Removes the checkpoints of these steps; those that are not there are not missed.
+    /// Removes the checkpoints of these steps; those that are not there are not missed. One that holds more than was saved
+    /// is kept, because the rest is somebody's.
     ///
     /// # Errors
     /// [`SaveError::LastOne`] if no complete checkpoint would be left, before anything is removed.
     pub fn prune(&self, steps: &[u64]) -> Result<(), SaveError> {
-        let (removed, kept): (Vec<u64>, Vec<u64>) = self.steps()?.into_iter().partition(|step| steps.contains(step));
+        let (removed, kept): (Vec<u64>, Vec<u64>) =
+            self.steps()?.into_iter().partition(|step| steps.contains(step) && !self.holds_more(*step));
         let whole = |step: &u64| manifest::read(&self.folder(*step)).is_ok_and(|m| m.step == *step);
         let newest = kept.into_iter().rev().find(whole);
         let Some(newest) = newest else {
@@ -154,6 +156,13 @@ impl<D: Disk> Checkpoints<D> {
         }
         self.sync_run_dir()?;
         removed.iter().try_for_each(|step| remove_tree(&self.disk, &old(step)))
+    }
+
+    /// Whether the folder of a step holds anything that its manifest does not list.
+    fn holds_more(&self, step: u64) -> bool {
+        let folder = self.folder(step);
+        let (Ok(manifest), Ok(names)) = (manifest::read(&folder), names(&folder)) else { return false };
+        names.iter().any(|name| name != MANIFEST_FILE && manifest.file(name).is_none())
     }
 
     fn folder(&self, step: u64) -> PathBuf {

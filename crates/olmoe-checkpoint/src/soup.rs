@@ -6,7 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use olmoe_model::config::{ConfigError, ModelConfig};
+use olmoe_data::counted;
+use olmoe_model::config::{ConfigError, ModelConfig, in_files};
 use olmoe_model::parameters::ParameterSpec;
 use olmoe_tensor::dtype::DType;
 use olmoe_tensor::memory::Buffer;
@@ -30,7 +31,11 @@ pub enum SoupError {
     #[error("no checkpoints to average")]
     Empty,
     /// Another number of weights.
-    #[error("there are {weights} weights for {checkpoints} checkpoints; give one for each, or none")]
+    #[error(
+        "there are {} for {}; give one for each, or none",
+        counted(weights, "weight"),
+        counted(checkpoints, "checkpoint")
+    )]
     NumWeights {
         /// Weights.
         weights: usize,
@@ -46,21 +51,22 @@ pub enum SoupError {
         found: f64,
     },
     /// Another architecture.
-    #[error("{} cannot be averaged with {}: {source}", path.display(), first.display())]
+    #[error("{} cannot be averaged with {}: {}", path.display(), first.display(), told(difference, first, path))]
     OtherModel {
         /// The checkpoint.
         path: PathBuf,
         /// The first one.
         first: PathBuf,
         /// What differs.
-        source: Box<ConfigError>,
+        difference: Box<ConfigError>,
     },
     /// Other ids for the same text.
     #[error(
-        "{} cannot be averaged with {}, their tokenizers differ: {source}. If you know that both models read the same \
+        "{} cannot be averaged with {}, their tokenizers differ: {}. If you know that both models read the same \
          ids, name the tokenizer with --tokenizer",
         path.display(),
-        first.display()
+        first.display(),
+        difference.between(&first.display().to_string(), &path.display().to_string())
     )]
     OtherTokenizer {
         /// The checkpoint.
@@ -68,11 +74,21 @@ pub enum SoupError {
         /// The first one.
         first: PathBuf,
         /// What differs.
-        source: Box<TokenizerDifference>,
+        difference: Box<TokenizerDifference>,
     },
     /// A quantised first checkpoint, and no word about what its numbers should become.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+}
+
+/// What differs between two models, and which is which.
+fn told(error: &ConfigError, first: &Path, other: &Path) -> String {
+    match error {
+        ConfigError::OtherFunction { field, this, other: that } => {
+            format!("{} is {this} in {} and {that} in {}", in_files(field), first.display(), other.display())
+        }
+        error => error.to_string(),
+    }
 }
 
 /// The average of checkpoints, computed as it is asked for.
@@ -100,10 +116,10 @@ impl Soup {
             return Err(SoupError::Weight { number: at + 1, found: weights[at] });
         }
         for other in &checkpoints[1..] {
-            let differs = |source| SoupError::OtherModel {
+            let differs = |difference| SoupError::OtherModel {
                 path: other.origin().to_owned(),
                 first: first.origin().to_owned(),
-                source: Box::new(source),
+                difference: Box::new(difference),
             };
             first.config().same_function(other.config()).map_err(differs)?;
         }
@@ -139,10 +155,10 @@ impl Soup {
         let mut known = companions.iter().zip(&self.checkpoints).filter(|known| known.0.tokenizer().is_some());
         let Some((first, first_checkpoint)) = known.next() else { return Ok(notices) };
         for (other, checkpoint) in known {
-            let differs = |source| SoupError::OtherTokenizer {
+            let differs = |difference| SoupError::OtherTokenizer {
                 path: checkpoint.origin().to_owned(),
                 first: first_checkpoint.origin().to_owned(),
-                source: Box::new(source),
+                difference: Box::new(difference),
             };
             let settings = first.same_tokenizer(other, first_checkpoint.config().embedding_size).map_err(differs)?;
             let path = checkpoint.origin().display();
@@ -201,6 +217,7 @@ impl Weights for Soup {
             if to.first_beyond(piece).is_some() {
                 let worst = (0..sums.len()).max_by(|a, b| sums[*a].abs().total_cmp(&sums[*b].abs())).unwrap_or(0);
                 return Err(CheckpointError::Overflow {
+                    path: self.origin().to_owned(),
                     parameter: self.parameters()[parameter].name.clone(),
                     slab,
                     at: range.start + worst,

@@ -87,6 +87,7 @@ pub(crate) fn draw_slab(
             let mut value = [0.0];
             encoding.decode(&out[at * size..(at + 1) * size], &mut value);
             Err(CheckpointError::Overflow {
+                path: "fresh parameters".into(),
                 parameter: spec.name.clone(),
                 slab,
                 at,

@@ -236,6 +236,12 @@ fn pruning_leaves_something_whole() {
     assert_eq!(names(folder.path()), ["latest", "notes.txt", "step-2"]);
     assert!(folder.path().join("latest").join(MANIFEST_FILE).exists());
     assert_eq!(checkpoints.load_latest().unwrap().unwrap().step, 2);
+    // What somebody put beside the files of a save keeps it.
+    save(&checkpoints, 4);
+    std::fs::write(folder.path().join("step-2/evaluation.json"), "mine").unwrap();
+    checkpoints.prune(&[2]).unwrap();
+    assert_eq!(std::fs::read(folder.path().join("step-2/evaluation.json")).unwrap(), b"mine");
+    assert_eq!(checkpoints.steps().unwrap(), [2, 4]);
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //! | [`random`] | the generators of Python and NumPy, which these orders come from |
 
 mod chat_template;
+mod counted;
 pub mod documents;
 mod home;
 pub mod instruct;
@@ -29,6 +30,7 @@ mod tokenizer;
 mod white_space;
 
 pub use chat_template::{ChatTemplate, ChatTemplateError, ChatTokens, MAX_TEMPLATE_BYTES, Message, Rendered, TULU};
+pub use counted::counted;
 pub use home::expanded;
 pub use n_grams::NGrams;
 pub use special_tokens::{EndToken, Notice, SpecialTokenError, SpecialTokenSources, SpecialTokens, ends_answer};

@@ -63,50 +63,50 @@ const CASES: &[Case] = &[
     ("dense, few key heads, tied", dense, |c| (c.n_kv_heads, c.tie_embeddings) = (2, true), Ok(()), Ok(())),
     ("dense, tied, biases", dense, |c| (c.tie_embeddings, c.attention_bias, c.mlp_bias) = (true, true, true), Ok(()), Ok(())),
     // Only in Hugging Face's.
-    ("normalised weights", small, |c| moe(c).normalize_top_k = true, Ok(()), Err("`feed_forward.moe.normalize_top_k` is true, but in that format it could only be false; convert to Hugging Face's olmoe instead")),
-    ("clamp after norm", small, |c| c.clip_qkv = clip(ClipOrder::AfterNorm), Ok(()), Err("OLMo cannot express this model: `clip_qkv.order` is \"after_norm\", but in that format it could only be \"before_norm\"")),
+    ("normalised weights", small, |c| moe(c).normalize_top_k = true, Ok(()), Err("`norm_topk_prob` is true, but in that format it could only be false; convert to Hugging Face's olmoe instead")),
+    ("clamp after norm", small, |c| c.clip_qkv = clip(ClipOrder::AfterNorm), Ok(()), Err("OLMo cannot express this model: `clip_qkv`, order, is \"after_norm\", but in that format it could only be \"before_norm\"")),
     ("biases of attention", dense, |c| c.attention_bias = true, Ok(()), Err("convert to Hugging Face's llama instead")),
-    ("biases of the MLP", dense, |c| c.mlp_bias = true, Ok(()), Err("`mlp_bias` is true")),
-    ("odd base", small, |c| c.rope.theta = 10000.5, Ok(()), Err("`rope.theta` is 10000.5, but in that format it could only be 1000")),
+    ("biases of the MLP", dense, |c| c.mlp_bias = true, Ok(()), Err("`mlp_bias` (OLMo: `include_bias`) is true")),
+    ("odd base", small, |c| c.rope.theta = 10000.5, Ok(()), Err("`rope_theta` is 10000.5, but in that format it could only be 1000")),
     // Only in OLMo's.
-    ("shared expert", small, |c| moe(c).shared_expert = Some(moe(c).expert), Err("Hugging Face's olmoe cannot express this model: `feed_forward.moe.shared_expert` is {\"activation\":\"swi_glu\",\"width\":16}, but in that format it could only be null; convert to OLMo instead"), Ok(())),
-    ("dense layers between", small, |c| c.even_layers = Some(expert(16, Activation::SwiGlu)), Err("Hugging Face's olmoe cannot express this model: `even_layers` is {\"activation\":\"swi_glu\",\"width\":16}, but in that format it could only be null; convert to OLMo instead"), Ok(())),
+    ("shared expert", small, |c| moe(c).shared_expert = Some(moe(c).expert), Err("Hugging Face's olmoe cannot express this model: `moe_shared_expert` is {\"activation\":\"swi_glu\",\"width\":16}, but in that format it could only be null; convert to OLMo instead"), Ok(())),
+    ("dense layers between", small, |c| c.even_layers = Some(expert(16, Activation::SwiGlu)), Err("Hugging Face's olmoe cannot express this model: `moe_interleave` is {\"activation\":\"swi_glu\",\"width\":16}, but in that format it could only be null; convert to OLMo instead"), Ok(())),
     ("dense layers between experts with a capacity", small, |c| {
         c.even_layers = Some(expert(16, Activation::SwiGlu));
         (moe(c).capacity_factor, moe(c).expert.activation) = (Some(1.25), Activation::Silu);
     }, Err(TO_OLMO), Ok(())),
-    ("clamp before norm", small, |c| c.clip_qkv = clip(ClipOrder::BeforeNorm), Err("`clip_qkv.order`"), Ok(())),
-    ("clamp without norm", small, |c| (c.clip_qkv, c.qk_norm) = (clip(ClipOrder::AfterNorm), None), Err("`qk_norm` is null"), Ok(())),
+    ("clamp before norm", small, |c| c.clip_qkv = clip(ClipOrder::BeforeNorm), Err("`clip_qkv`, order,"), Ok(())),
+    ("clamp without norm", small, |c| (c.clip_qkv, c.qk_norm) = (clip(ClipOrder::AfterNorm), None), Err("`attention_layer_norm` is null"), Ok(())),
     ("no query and key norm", small, |c| c.qk_norm = None, Err(TO_OLMO), Ok(())),
-    ("plain query and key norm", small, |c| c.qk_norm = Some(Norm { affine: false, ..c.norm }), Err("`qk_norm.affine` is false"), Ok(())),
-    ("plain norms", small, |c| (c.norm.affine, c.qk_norm) = (false, Some(Norm { affine: false, ..c.norm })), Err("`norm.affine`"), Ok(())),
-    ("means subtracted", small, |c| (c.norm.kind, c.qk_norm) = (NormKind::LayerNorm, None), Err("`norm.kind` is \"layer_norm\""), Ok(())),
-    ("norms with biases", small, |c| (c.norm.bias, c.qk_norm) = (true, Some(Norm { bias: true, ..c.norm })), Err("`norm.bias`"), Ok(())),
-    ("only query and key norm with bias", small, |c| (c.norm.affine, c.qk_norm) = (false, Some(Norm { bias: true, ..c.norm })), Err("`norm.affine`"), Ok(())),
-    ("norm of embeddings", small, |c| c.embedding_norm = Some(c.norm), Err("`embedding_norm`"), Ok(())),
+    ("plain query and key norm", small, |c| c.qk_norm = Some(Norm { affine: false, ..c.norm }), Err("`attention_layer_norm_with_affine` is false"), Ok(())),
+    ("plain norms", small, |c| (c.norm.affine, c.qk_norm) = (false, Some(Norm { affine: false, ..c.norm })), Err("`layer_norm_with_affine`"), Ok(())),
+    ("means subtracted", small, |c| (c.norm.kind, c.qk_norm) = (NormKind::LayerNorm, None), Err("`layer_norm_type` is \"layer_norm\""), Ok(())),
+    ("norms with biases", small, |c| (c.norm.bias, c.qk_norm) = (true, Some(Norm { bias: true, ..c.norm })), Err("`bias_for_layer_norm`"), Ok(())),
+    ("only query and key norm with bias", small, |c| (c.norm.affine, c.qk_norm) = (false, Some(Norm { bias: true, ..c.norm })), Err("`layer_norm_with_affine`"), Ok(())),
+    ("norm of embeddings", small, |c| c.embedding_norm = Some(c.norm), Err("`embedding_layer_norm`"), Ok(())),
     ("norms after", small, |c| c.norm_after = true, Err("`norm_after` is true"), Ok(())),
     ("scaled logits", small, |c| c.scale_logits = true, Err("`scale_logits`"), Ok(())),
-    ("all biases", small, |c| (c.attention_bias, c.mlp_bias, c.head_bias) = (true, true, true), Err("`head_bias`"), Ok(())),
-    ("experts of gelu", small, |c| moe(c).expert = expert(17, Activation::Gelu), Err("`feed_forward.moe.expert.activation` is \"gelu\""), Ok(())),
+    ("all biases", small, |c| (c.attention_bias, c.mlp_bias, c.head_bias) = (true, true, true), Err("`include_bias`"), Ok(())),
+    ("experts of gelu", small, |c| moe(c).expert = expert(17, Activation::Gelu), Err("`hidden_act` (OLMo: `activation_type`) is \"gelu\""), Ok(())),
     ("experts of relu", small, |c| moe(c).expert = expert(17, Activation::Relu), Err("\"relu\""), Ok(())),
     ("capacity", small, |c| {
         let moe = moe(c);
         (moe.expert.activation, moe.capacity_factor) = (Activation::Silu, Some(1.25));
         moe.shared_expert = Some(expert(16, Activation::SwiGlu));
-    }, Err("`feed_forward.moe.capacity_factor` is 1.25"), Ok(())),
+    }, Err("`moe_capacity_factor` is 1.25"), Ok(())),
     ("capacity and gelu", small, |c| (moe(c).expert.activation, moe(c).capacity_factor) = (Activation::Gelu, Some(0.0)), Err(TO_OLMO), Ok(())),
-    ("dense with gelu", dense, |c| c.feed_forward = FeedForward::Dense(expert(21, Activation::Gelu)), Err("Hugging Face's llama cannot express this model: `feed_forward.dense.activation` is \"gelu\""), Ok(())),
+    ("dense with gelu", dense, |c| c.feed_forward = FeedForward::Dense(expert(21, Activation::Gelu)), Err("Hugging Face's llama cannot express this model: `hidden_act` (OLMo: `activation_type`) is \"gelu\""), Ok(())),
     ("dense with relu", dense, |c| c.feed_forward = FeedForward::Dense(expert(21, Activation::Relu)), Err(TO_OLMO), Ok(())),
-    ("dense with norms", dense, |c| c.qk_norm = Some(c.norm), Err("`qk_norm` is {"), Ok(())),
+    ("dense with norms", dense, |c| c.qk_norm = Some(c.norm), Err("`attention_layer_norm` is {"), Ok(())),
     ("dense with clamp", dense, |c| c.clip_qkv = clip(ClipOrder::AfterNorm), Err("`clip_qkv` is {"), Ok(())),
     ("dense, norms after", dense, |c| c.norm_after = true, Err(TO_OLMO), Ok(())),
     // In neither.
     ("dropless without gate", small, |c| moe(c).expert.activation = Activation::Silu, Err(NOWHERE), Err(NOWHERE)),
     ("dense without gate", dense, |c| c.feed_forward = FeedForward::Dense(expert(21, Activation::Silu)), Err(NOWHERE), Err(NOWHERE)),
-    ("normalised with shared", small, |c| (moe(c).shared_expert, moe(c).normalize_top_k) = (Some(moe(c).expert), true), Err(NOWHERE), Err("`feed_forward.moe.normalize_top_k` is true, but in that format it could only be false; keep it")),
-    ("another shared width", small, |c| moe(c).shared_expert = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`feed_forward.moe.shared_expert.width` is 99, but in that format it could only be 16")),
-    ("dense layers of another width", small, |c| c.even_layers = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`even_layers.width` is 99, but in that format it could only be 16")),
-    ("two eps", small, |c| c.qk_norm = Some(Norm { eps: 1e-3, ..c.norm }), Err("`qk_norm.eps` is 0.001, but in that format it could only be 0.00001"), Err(NOWHERE)),
+    ("normalised with shared", small, |c| (moe(c).shared_expert, moe(c).normalize_top_k) = (Some(moe(c).expert), true), Err(NOWHERE), Err("`norm_topk_prob` is true, but in that format it could only be false; keep it")),
+    ("another shared width", small, |c| moe(c).shared_expert = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`moe_shared_expert`, width, is 99, but in that format it could only be 16")),
+    ("dense layers of another width", small, |c| c.even_layers = Some(expert(99, Activation::SwiGlu)), Err(NOWHERE), Err("`moe_interleave`, width, is 99, but in that format it could only be 16")),
+    ("two eps", small, |c| c.qk_norm = Some(Norm { eps: 1e-3, ..c.norm }), Err("`rms_norm_eps` (OLMo: `layer_norm_eps`) is 0.001, but in that format it could only be 0.00001"), Err(NOWHERE)),
     ("not valid", small, |c| c.n_heads = 3, Err("`n_heads` (3) does not divide"), Err("`n_heads` (3) does not divide")),
 ];
 
@@ -209,4 +209,44 @@ fn the_release_as_each_format_writes_it() {
     }
     let error = release.to_hf_json("fp8").unwrap_err().to_string();
     assert_eq!(error, "`torch_dtype` is `fp8`; it must be one of bfloat16, float16, float32");
+}
+
+/// The keys that a branch of OLMo knows, with their defaults.
+fn keys_of(branch: &str) -> std::collections::BTreeMap<&'static str, &'static str> {
+    const KEYS: &str = include_str!("../../../tests/golden/olmo_model_keys.txt");
+    let (_, rest) = KEYS.split_once(&format!("\n[{branch} ")).expect(branch);
+    let lines = rest.split("\n[").next().unwrap().lines().skip(1);
+    lines.filter_map(|line| line.split_once(' ')).collect()
+}
+
+#[test]
+fn every_key_written_is_known_to_the_branch_that_reads_it() {
+    let (main, moe_branch, shared) = (keys_of("main"), keys_of("Muennighoff/MoE"), keys_of("Muennighoff/OLMoSE"));
+    assert!(!main.contains_key("moe_top_k") && moe_branch.contains_key("moe_top_k"));
+    assert!(!moe_branch.contains_key("moe_interleave") && shared.contains_key("moe_interleave"));
+    let mut written = 0;
+    for (name, base, change, _, olmo) in CASES {
+        let mut config = base();
+        change(&mut config);
+        let Ok(text) = config.to_olmo_yaml() else { continue };
+        assert!(olmo.is_ok(), "{name}");
+        let (branch, known) = match (config.even_layers, config.moe()) {
+            (Some(_), _) => ("OLMoSE", &shared),
+            (None, Some(_)) => ("MoE", &moe_branch),
+            (None, None) => ("main", &main),
+        };
+        let keys: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(": ")).map(|line| line.0).collect();
+        assert!(keys.len() > 25, "{name}: {text}");
+        for key in &keys {
+            assert!(known.contains_key(key), "{name}: the branch {branch} has no key {key}");
+        }
+        // What is left out has to mean the same in every branch that reads the file.
+        for (key, default) in known.iter().filter(|(key, _)| !keys.contains(key)) {
+            let elsewhere = shared.get(key).filter(|_| config.moe().is_some()).unwrap_or(default);
+            assert_eq!(default, elsewhere, "{name}: {key} is left out");
+        }
+        written += 1;
+    }
+    assert!(written > 30, "{written}");
 }

@@ -12,7 +12,6 @@
 //! | [`state`] | the progress of a run, and its position in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
 //! | [`plan`] | the resources and the length of a run, computed before it begins |
-//! | [`counted`] | a count and its noun, for messages |
 //!
 //! [`trainer::Trainer`] is the loop. The parts of its step, for a loop of one's own:
 //!
@@ -68,7 +67,6 @@
 //! ```
 
 pub mod config;
-mod counted;
 pub mod loss;
 pub mod metrics;
 pub mod names;
@@ -78,5 +76,3 @@ pub mod preference;
 pub mod schedule;
 pub mod state;
 pub mod trainer;
-
-pub use counted::counted;

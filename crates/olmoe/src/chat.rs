@@ -14,13 +14,13 @@ use clap::Args;
 use olmoe_analysis::ExpertCounts;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Weights;
-use olmoe_data::{ChatTemplate, ChatTokens, MAX_TEMPLATE_BYTES, TULU, expanded};
+use olmoe_data::{ChatTemplate, ChatTokens, MAX_TEMPLATE_BYTES, TULU, counted, expanded};
 use olmoe_engine::{Completion, Engine, EventKind, FinishReason, Finished, Request, Stop};
 use olmoe_model::config::closest;
 use olmoe_model::model::Model;
 use signal_hook::consts::SIGINT;
 
-use crate::flags::{Generator, SettingsArgs, Work, settings};
+use crate::flags::{Generator, SettingsArgs, Work, no_more, settings};
 use crate::interrupts::interrupts;
 use crate::output::{is_quiet, note, print, warn};
 use crate::text::utf8;
@@ -69,7 +69,7 @@ A line that ends in \\ goes on with the next one. A message that begins with \"\
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
-  olmoe chat -m allenai/OLMoE-1B-7B-0924-Instruct
+  olmoe chat allenai/OLMoE-1B-7B-0924-Instruct
   olmoe chat -m model.gguf --system 'Answer in one sentence.' --temp 0 -n 200
   printf '%s\\n' 'What is a mixture of experts?' /experts | olmoe chat -m model.gguf --quiet
 
@@ -82,6 +82,10 @@ Turn i, from 0, has the seed of the settings plus i, so the same messages with t
 Exit status: 0 done, 1 failed, or a line did that did not come from a terminal, 2 for wrong usage, 130 after an \
 interrupt between two answers.")]
 pub(crate) struct ChatArgs {
+    /// The model, unless --model gives it
+    #[arg(value_name = "MODEL")]
+    first: Option<String>,
+
     #[command(flatten)]
     generator: Generator,
 
@@ -98,9 +102,12 @@ pub(crate) struct ChatArgs {
 }
 
 pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
-    let (checkpoint, companions) = args.generator.open()?;
-    let no_tokenizer = "this model comes without a tokenizer, and a chat is made of text; convert it with --tokenizer";
-    let tokenizer = companions.tokenizer().context(no_tokenizer)?;
+    let words: Vec<&str> = args.first.iter().map(String::as_str).collect();
+    no_more(&args.generator.rest(&words)?)?;
+    let (checkpoint, companions) = args.generator.open(&words)?;
+    let name = checkpoint.contents().path.display();
+    let no_tokenizer = "it comes without a tokenizer, and a chat is made of text; convert it with --tokenizer";
+    let tokenizer = companions.tokenizer().with_context(|| format!("{name}: {no_tokenizer}"))?;
     let (template, is_tulu) = template(args, &companions)?;
     let begins = companions.special_tokens().and_then(|special| special.begins_conversation());
     let tokens = ChatTokens {
@@ -135,7 +142,8 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
         eprintln!("/help lists the commands; Ctrl-D ends.");
     }
     let ends_answer = conversation.ends_answer();
-    let chat = Chat { model, engine, conversation, request, ends_answer, experts: None, interrupted };
+    let stop_strings = companions.stop_strings().to_vec();
+    let chat = Chat { model, engine, conversation, request, ends_answer, stop_strings, experts: None, interrupted };
     chat.talk(source, interactive)
 }
 
@@ -172,6 +180,8 @@ struct Chat<'a> {
     request: Request,
     /// The token that ends an answer in this template.
     ends_answer: Option<u32>,
+    /// The texts that end one in the model's own settings.
+    stop_strings: Vec<String>,
     /// Those of the last answer.
     experts: Option<ExpertCounts>,
     interrupted: Arc<AtomicBool>,
@@ -235,12 +245,12 @@ impl Chat<'_> {
             }
             "/save" => {
                 let messages = self.conversation.save(&file()?)?;
-                self.note(&format!("{rest} holds {messages} messages"));
+                self.note(&format!("{rest} holds {}", counted(messages, "message")));
             }
             "/load" => {
                 let messages = self.conversation.load(&file()?)?;
                 self.experts = None;
-                self.note(&format!("{messages} messages of {rest}"));
+                self.note(&format!("{} of {rest}", counted(messages, "message")));
                 if self.conversation.waits() {
                     self.answer()?;
                 }
@@ -302,9 +312,9 @@ impl Chat<'_> {
             match self.conversation.drop_oldest() {
                 0 if prompt.ids.len() < context => break prompt,
                 0 => bail!(
-                    "this message and what belongs to it have {} tokens, but the model's context is {context} for the \
+                    "this message and what belongs to it have {}, but the model's context is {context} for the \
                      messages and the answer; make it shorter",
-                    prompt.ids.len()
+                    counted(prompt.ids.len(), "token")
                 ),
                 messages => dropped += messages,
             }
@@ -312,8 +322,8 @@ impl Chat<'_> {
         if dropped > 0 {
             // The model no longer knows what the user still sees.
             warn(format_args!(
-                "the conversation has outgrown the model's context of {context} tokens; its {dropped} oldest \
-                 messages are dropped"
+                "the conversation has outgrown the model's context of {context} tokens; dropped from its beginning: {}",
+                counted(dropped, "message")
             ));
         }
         Ok(prompt)
@@ -323,7 +333,10 @@ impl Chat<'_> {
     fn generate(&mut self, prompt: Prompt) -> anyhow::Result<()> {
         let seed = self.request.seed.map(|seed| seed.wrapping_add(self.conversation.turns()));
         let mut request = Request { prompt: prompt.ids.clone(), seed, ..self.request.clone() };
-        request.stop_ids.extend(self.ends_answer.filter(|_| !request.ignore_eos));
+        if !request.ignore_eos {
+            request.stop_ids.extend(self.ends_answer);
+            request.stop.extend_from_slice(&self.stop_strings);
+        }
         self.interrupted.store(false, Ordering::Relaxed);
         let (start, mut first) = (Instant::now(), None);
         let (mut answer, mut refused, mut shown) = (Completion::default(), None, Ok(()));
@@ -380,8 +393,8 @@ impl Chat<'_> {
             // If nobody reads it, the answer is there all the same.
             let _ = writeln!(
                 stderr(),
-                "{} tokens read, {} known; {} generated, {:.1} tokens/s",
-                usage.prompt_tokens - usage.reused_tokens,
+                "{} read, {} known; {} generated, {:.1} tokens/s",
+                counted(usage.prompt_tokens - usage.reused_tokens, "token"),
                 usage.reused_tokens,
                 usage.completion_tokens,
                 usage.completion_tokens.saturating_sub(1) as f64 / writing.max(1e-9)

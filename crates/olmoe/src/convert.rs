@@ -1,13 +1,12 @@
 //! `olmoe convert`
 
-use std::path::PathBuf;
-
 use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::convert::Written;
 use olmoe_checkpoint::hub::MODEL_FILES;
+use olmoe_data::counted;
 
-use crate::flags::{Beside, Form, RecordArg, RunArgs, input};
+use crate::flags::{Beside, Form, InOut, RecordArg, RunArgs, input};
 
 /// Convert a checkpoint between Hugging Face, OLMo and GGUF
 ///
@@ -26,15 +25,14 @@ Examples:
 Files: reads IN; writes OUT, a folder with config.json, *.safetensors and the tokenizer (hf), with model.safetensors and \
 config.yaml (olmo), or one file (gguf).
 
+OLMo's trainer takes a folder of --to olmo as its load_path if the folder's name ends in -unsharded, and with \
+--reset_optimizer_state --reset_trainer_state: there is no optim.pt and no state of a trainer. It opens train.pt all the \
+same; an empty one is made by `python -c \"import torch; torch.save({}, 'train.pt')\"`.
+
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct ConvertArgs {
-    /// A checkpoint: a folder, a GGUF file, or a model of the hub (REPO or REPO@REVISION)
-    #[arg(value_name = "IN")]
-    input: String,
-
-    /// Folder (hf, olmo) or file (gguf) to write; must not exist yet
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
+    #[command(flatten)]
+    files: InOut,
 
     #[command(flatten)]
     form: Form,
@@ -50,16 +48,18 @@ pub(crate) struct ConvertArgs {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(&input(&args.input, MODEL_FILES, args.run.offline)?)?;
+    let (from, output) = args.files.get()?;
+    let target = args.form.target(&output)?;
+    let checkpoint = Checkpoint::open(&input(from, MODEL_FILES, args.run.offline)?)?;
     let companions = args.beside.companions(&checkpoint)?;
-    let target = args.form.target();
-    let written = args.run.write(&checkpoint, &companions, target, &args.output)?;
-    args.record.show(&args.output, &written, format_args!("{}: {}", args.output.display(), summary(&written)))
+    let written = args.run.write(&checkpoint, &companions, target, &output)?;
+    args.record.show(&output, &written, format_args!("{}: {}", output.display(), summary(&written)))
 }
 
 fn summary(written: &Written) -> String {
     let changed: Vec<_> = written.kinds.values().filter(|kind| kind.squared_error > 0.0).collect();
-    let all = format!("{} tensors, {} bytes, read back and compared", written.tensors, written.bytes);
+    let (tensors, bytes) = (counted(written.tensors, "tensor"), counted(written.bytes, "byte"));
+    let all = format!("{tensors}, {bytes}, read back and compared");
     if changed.is_empty() {
         return format!("{all}; no number changed");
     }

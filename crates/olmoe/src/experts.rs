@@ -8,15 +8,16 @@ use olmoe_analysis::{ExpertCounts, HeatMap, Picture, specialisation};
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_data::documents::{Documents, Fields};
-use olmoe_data::expanded;
+use olmoe_data::{counted, expanded};
 use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache, Model};
 use serde_json::{Value, json};
 
-use crate::flags::{LoadingArgs, OnePrecision, Quiet, Threads, beside, positive};
+use crate::flags::{List, LoadingArgs, OnePrecision, Quiet, Threads, beside, layers, positive};
 use crate::output::note;
 use crate::progress::Progress;
 use crate::text::text_of;
+use crate::usage::usage;
 
 /// Experts that are named for each layer and text.
 const SHOWN: usize = 4;
@@ -34,16 +35,16 @@ const SHOWN: usize = 4;
 #[command(after_long_help = "\
 Examples:
   olmoe experts -m model.gguf prose=stories.jsonl.gz code=main.rs --plot experts.svg
-  olmoe experts -m OLMoE-1B-7B-0924 novel.txt --layers 0,7,15 --json
+  olmoe experts OLMoE-1B-7B-0924 novel.txt --layers 0,7,15 --json
 
 Exit status: 0 done, 1 if a text could not be read or the model has no experts, 2 for wrong usage.")]
 pub(crate) struct ExpertsArgs {
+    /// The model, unless --model gives it; and texts, with names to call them by, without one it is the file's
+    #[arg(value_names = ["MODEL", "[NAME=]FILE"], num_args = 1.., required = true)]
+    words: Vec<String>,
+
     #[command(flatten)]
     loading: LoadingArgs,
-
-    /// Texts, with names to call them by; without one it is the file's
-    #[arg(value_name = "[NAME=]FILE", required = true, help_heading = "Text")]
-    texts: Vec<String>,
 
     /// Tokens of each text that are read
     #[arg(long, value_name = "N", default_value = "204800", value_parser = positive, help_heading = "Text")]
@@ -54,8 +55,8 @@ pub(crate) struct ExpertsArgs {
     context: Option<usize>,
 
     /// Layers to show, from 0 [default: all]
-    #[arg(long, value_name = "N,…", value_delimiter = ',', help_heading = "Output")]
-    layers: Vec<usize>,
+    #[arg(long, value_name = "N,…", value_parser = layers, help_heading = "Output")]
+    layers: Option<List<usize>>,
 
     /// Draw a map of the shares into this file, .svg or .png
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -87,19 +88,26 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.plot {
         Picture::check_name(path)?;
     }
-    let checkpoint = args.loading.open()?;
+    let words: Vec<&str> = args.words.iter().map(String::as_str).collect();
+    let files = args.loading.rest(&words)?;
+    if files.is_empty() {
+        return Err(usage(format_args!("no text is given; name one behind {}", words[0])));
+    }
+    let checkpoint = args.loading.open(&words)?;
+    let name = checkpoint.contents().path.display();
     let config = Weights::config(&checkpoint);
-    let Some(moe) = config.moe() else { bail!("this model is dense: it has no experts") };
+    let Some(moe) = config.moe() else { bail!("{name}: a dense model, it has no experts") };
     let (experts, mixtures) = (moe.num_experts, config.mixture_layers().collect::<Vec<_>>());
     let longest = config.max_sequence_length;
     let context = args.context.unwrap_or(2048.min(longest));
-    ensure!(context <= longest, "--context {context}: this model holds {longest} tokens at most");
+    ensure!(context <= longest, "--context {context}: {name} holds {} at most", counted(longest, "token"));
 
-    let chosen = chosen(&args.layers, &mixtures)?;
+    let chosen = chosen(args.layers.as_ref().map_or(&[][..], |list| &list.0[..]), &mixtures)?;
     let companions = Companions::of(&checkpoint, None, false)?;
     let end = companions.special_tokens().and_then(|special| special.eos).or(config.eos_token_id);
+    ensure!(companions.tokenizer().is_some(), "{name}: it comes without a tokenizer, so it cannot read a text");
     let mut texts = Vec::new();
-    for text in &args.texts {
+    for text in files {
         let (name, path) = split(text);
         let ids = read(&path, &companions, end, args.tokens)?;
         ensure!(!ids.is_empty(), "{}: there is no text in it", path.display());
@@ -199,7 +207,7 @@ fn table(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) {
     let (experts, top_k) = (counted[0].experts(), counted[0].top_k());
     let width = texts.iter().map(|text| text.name.chars().count()).max().unwrap_or(0).max(4);
     for text in texts {
-        println!("{:<width$}  {} tokens", text.name, text.ids.len());
+        println!("{:<width$}  {}", text.name, olmoe_data::counted(text.ids.len(), "token"));
     }
     let uniform = 100.0 * top_k as f64 / experts as f64;
     println!("{top_k} of {experts} experts for each token; {uniform:.1} % of the tokens each, if all were alike\n");

@@ -13,6 +13,7 @@
 //! | `record` | what was written, as text or as JSON |
 //! | `quiet` | `--quiet` |
 //! | `number` | values of flags |
+//! | `words` | a model, a result or a text without a flag |
 
 mod companions;
 mod computing;
@@ -24,6 +25,7 @@ mod number;
 mod quiet;
 mod record;
 pub(crate) mod settings;
+mod words;
 mod writing;
 
 pub(crate) use companions::Beside;
@@ -32,8 +34,9 @@ pub(crate) use format::{ExpertsArg, Form, Number, To};
 pub(crate) use generator::{Generator, Work};
 pub(crate) use loading::{LoadingArgs, beside};
 pub(crate) use model::{input, with_expanded_paths};
-pub(crate) use number::positive;
+pub(crate) use number::{List, counts, ids, layers, positive, weights};
 pub(crate) use quiet::Quiet;
 pub(crate) use record::RecordArg;
 pub(crate) use settings::{Line, Prompt, SettingsArgs};
+pub(crate) use words::{InOut, model_first, no_more, text_last};
 pub(crate) use writing::RunArgs;

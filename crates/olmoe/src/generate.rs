@@ -14,15 +14,16 @@ use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Weights;
-use olmoe_data::Tokenizer;
+use olmoe_data::{Tokenizer, counted};
 use olmoe_engine::{Engine, EngineConfig, Event, EventKind, Request, SubmitError};
 use olmoe_tensor::memory::resident_peak_bytes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::flags::{Generator, Line, Prompt, SettingsArgs, Work, positive};
+use crate::flags::{Generator, Line, List, Prompt, SettingsArgs, Work, ids, positive, text_last};
 use crate::interrupts::{INTERRUPTED, interrupts};
 use crate::output::{is_quiet, note, print};
 use crate::text::{prompt_of, text_of, text_of_input, without_mark};
+use crate::usage::usage;
 
 mod report;
 
@@ -33,14 +34,14 @@ const KEPT_TOKENS: usize = 8192;
 
 /// Continue a text
 ///
-/// The prompt is taken as it is: no template, and no token before it unless the model's tokenizer asks for one. The text
+/// The prompt is taken as it is: no template, no escapes, and no token before it unless the model's tokenizer asks for one. The text
 /// that follows goes to standard output as it comes. Settings act in the order of llama.cpp: bias, penalties, top-k,
 /// typical-p, top-p, min-p, temperature; the defaults are its own, too. Texts are the same for the same seed, whatever
 /// the number of threads and whatever else is in the batch.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
-  olmoe generate -m OLMoE-1B-7B-0924 -p 'Bitcoin is' -n 64
+  olmoe generate OLMoE-1B-7B-0924 'Bitcoin is' -n 64
   olmoe generate -m OLMoE-1B-7B-0924 -f notes.txt --temp 0 --stop '\\n\\n' --json --logprobs 5
   olmoe generate -m OLMoE-1B-7B-0924 --batch prompts.jsonl --samples 4 --seed 1 > texts.jsonl
 
@@ -53,20 +54,35 @@ Files: reads the model, and FILE of --file or --batch; writes none but the weigh
 Exit status: 0 done, 1 failed, or a prompt of a batch did, 2 for wrong usage, 130 after an interrupt.")]
 #[command(group(clap::ArgGroup::new("source").args(["prompt", "file", "ids", "batch"])))]
 pub(crate) struct GenerateArgs {
+    /// The model, unless --model gives it
+    #[arg(value_name = "MODEL")]
+    first: Option<String>,
+
+    /// The text to continue, as of --prompt; the first word if --model gives the model
+    #[arg(value_name = "TEXT")]
+    second: Option<String>,
+
     #[command(flatten)]
     generator: Generator,
 
     /// The text to continue [default: standard input]
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
+    #[arg(
+        short,
+        long,
+        visible_alias = "text",
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        help_heading = "Prompt"
+    )]
     prompt: Option<String>,
 
     /// A file with the text; the line break at its end is left out, as it is of standard input, and others are \n
     #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
-    /// Token ids to continue
-    #[arg(long, value_name = "ID,…", value_delimiter = ',', help_heading = "Prompt")]
-    ids: Option<Vec<u32>>,
+    /// Token ids to continue, with commas or spaces between them
+    #[arg(long, value_name = "ID,…", value_parser = ids, help_heading = "Prompt")]
+    ids: Option<List<u32>>,
 
     /// A file of JSON objects, one a line, each with a `prompt`; - for standard input. Prints one object a line, in order
     #[arg(long, value_name = "FILE", help_heading = "Prompt")]
@@ -108,11 +124,15 @@ struct Job {
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     if (args.logprobs.is_some() || args.experts) && !args.json && args.batch.is_none() {
-        bail!("--logprobs and --experts are shown with --json only; add it");
+        return Err(usage("--logprobs and --experts are shown with --json only; add it"));
     }
-    let (checkpoint, companions) = args.generator.open()?;
+    let words: Vec<&str> = [&args.first, &args.second].into_iter().flatten().map(String::as_str).collect();
+    let given = args.prompt.is_some() || args.file.is_some() || args.ids.is_some() || args.batch.is_some();
+    let rest = args.generator.rest(&words)?;
+    let text = text_last(&rest, given, "--prompt, --file, --ids and --batch")?;
+    let (checkpoint, companions) = args.generator.open(&words)?;
     let seed = args.settings.seed();
-    let jobs = jobs(args, &companions, seed)?;
+    let jobs = jobs(args, text, (&checkpoint, &companions), seed)?;
     let (limits, beside) = args.generator.limits(&checkpoint, &companions, work(args, &checkpoint, &jobs));
     let limits = EngineConfig { queue: limits.queue.max(args.samples), ..limits };
     let model = Arc::new(args.generator.load(&checkpoint, beside)?);
@@ -147,7 +167,12 @@ fn work(args: &GenerateArgs, checkpoint: &Checkpoint, jobs: &[Job]) -> Work {
 }
 
 /// The prompts that the arguments ask for.
-fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Result<Vec<Job>> {
+fn jobs(
+    args: &GenerateArgs,
+    text: Option<&str>,
+    (checkpoint, companions): (&Checkpoint, &Companions),
+    seed: u64,
+) -> anyhow::Result<Vec<Job>> {
     let tokenizer = companions.tokenizer();
     let tokens = tokenizer.map(|tokenizer| tokenizer.size());
     let request = |ids: Vec<u32>, seed: u64| Request {
@@ -156,22 +181,22 @@ fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Resu
         experts: args.experts,
         ..args.settings.request(ids, tokens, seed)
     };
-    let encode = |text: &str| -> anyhow::Result<Vec<u32>> {
-        Ok(companions.encode(text).context("this model comes without a tokenizer; give token ids")??)
-    };
+    let name = checkpoint.contents().path.display();
+    let without = || format!("{name}: it comes without a tokenizer; give token ids with --ids");
+    let encode = |text: &str| -> anyhow::Result<Vec<u32>> { Ok(companions.encode(text).with_context(without)??) };
     let Some(path) = &args.batch else {
         let (text, ids) = match &args.ids {
-            Some(ids) => (None, ids.clone()),
+            Some(ids) => (None, ids.0.clone()),
             None => {
-                let text = text(args)?;
+                let text = text.map_or_else(|| self::text(args), |text| Ok(text.to_owned()))?;
                 let ids = encode(&text)?;
                 (Some(text), ids)
             }
         };
-        let request = request(ids, seed);
+        let request = with_stop_strings(request(ids, seed), companions);
         return Ok(vec![Job { report: Report::new(None, None, text, &request), request }]);
     };
-    let name = path.display();
+    let name = if path.as_os_str() == "-" { "standard input".into() } else { path.display().to_string() };
     let reader: Box<dyn BufRead> = match path.as_os_str() == "-" {
         true => Box::new(BufReader::new(stdin())),
         false => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {name}"))?)),
@@ -192,9 +217,18 @@ fn jobs(args: &GenerateArgs, companions: &Companions, seed: u64) -> anyhow::Resu
         };
         let mut request = request(ids, seed.wrapping_add(index as u64));
         line.settings.apply(&mut request);
+        let request = with_stop_strings(request, companions);
         jobs.push(Job { report: Report::new(Some(index), line.id, text, &request), request });
     }
     Ok(jobs)
+}
+
+/// A request that ends where the model's own settings end a text, too.
+fn with_stop_strings(mut request: Request, companions: &Companions) -> Request {
+    if !request.ignore_eos {
+        request.stop.extend_from_slice(companions.stop_strings());
+    }
+    request
 }
 
 /// The text to continue.
@@ -254,7 +288,8 @@ impl Run<'_> {
             _ if !whole => Ok(ExitCode::from(INTERRUPTED)),
             Some(error) if args.batch.is_none() => bail!("{error}"),
             Some(error) => {
-                bail!("{} of {} prompts failed, the first of them: {error}", self.failures.len(), self.begun)
+                let prompts = counted(self.begun, "prompt");
+                bail!("{} of {prompts} failed, the first of them: {error}", self.failures.len())
             }
             None => Ok(ExitCode::SUCCESS),
         }
@@ -304,12 +339,14 @@ impl Run<'_> {
         match begun {
             1 => {
                 let (reads, writes) = (speed(read, reading), speed(made.saturating_sub(samples), total - reading));
+                let read = counted(read, "token");
                 eprintln!(
-                    "{read} tokens read, {reads:.1} tokens/s; {made} generated, {writes:.1} tokens/s; seed {seed}{memory}"
+                    "{read} read, {reads:.1} tokens/s; {made} generated, {writes:.1} tokens/s; seed {seed}{memory}"
                 );
             }
             _ => eprintln!(
-                "{begun} prompts, {read} tokens read, {made} generated in {total:.1} s, {:.1} tokens/s; seed {seed}{memory}",
+                "{begun} prompts, {} read, {made} generated in {total:.1} s, {:.1} tokens/s; seed {seed}{memory}",
+                counted(read, "token"),
                 speed(made, total)
             ),
         }

@@ -138,9 +138,10 @@ mod tests {
                     "model" => (Some('m'), &[""][..]),
                     "threads" => (None, &["Threads to use [default: one for each processor]"][..]),
                     "seed" => (None, &["Seed of "][..]),
-                    "out" => {
-                        (None, &["File to write", "Folder (hf, olmo) or file (gguf) to write; must not exist yet"][..])
-                    }
+                    "out" => (
+                        Some('o'),
+                        &["File to write", "Folder (hf, olmo) or file (gguf) to write; must not exist yet"][..],
+                    ),
                     "json" => (None, &["Print one JSON object"][..]),
                     "quiet" => (None, &["No progress, no notes and no summary", "Print the checks that failed"][..]),
                     "offline" => (None, &["Use files of the hub downloaded before; an error if one is missing"][..]),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::weights::Random;
+use olmoe_data::counted;
 use olmoe_model::config::ModelConfig;
 
 use crate::flags::{ExpertsArg, Number, RecordArg, RunArgs, To};
@@ -37,9 +38,9 @@ pub(crate) struct InitArgs {
     #[arg(value_name = "OUT")]
     output: PathBuf,
 
-    /// Format to write
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "hf", help_heading = "Output")]
-    to: To,
+    /// Format to write [default: gguf where OUT ends in .gguf, else hf]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Output")]
+    to: Option<To>,
 
     /// Type of the numbers to write
     #[arg(long, value_enum, value_name = "TYPE", default_value = "bf16", help_heading = "Output")]
@@ -61,6 +62,7 @@ pub(crate) struct InitArgs {
 }
 
 pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
+    let to = To::of(args.to, &args.output)?.unwrap_or(To::Hf);
     let loaded = ModelConfig::read(&args.config)?;
     loaded.notices.iter().for_each(note);
     let name = args.config.file_stem().map_or("model".into(), |name| name.to_string_lossy().into_owned());
@@ -70,8 +72,9 @@ pub(crate) fn run(args: &InitArgs) -> anyhow::Result<()> {
     };
     companions.notices.iter().for_each(note);
     let random = Random::new(loaded.config, args.seed, args.dtype.dtype());
-    let target = args.to.target(Some(args.dtype), args.experts);
+    let target = to.target(Some(args.dtype), args.experts);
     let written = args.run.write(&random, &companions, target, &args.output)?;
-    let text = format!("{}: {} tensors, {} bytes", args.output.display(), written.tensors, written.bytes);
+    let (tensors, bytes) = (counted(written.tensors, "tensor"), counted(written.bytes, "byte"));
+    let text = format!("{}: {tensors}, {bytes}", args.output.display());
     args.record.show(&args.output, &written, text)
 }

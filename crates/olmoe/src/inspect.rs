@@ -6,12 +6,12 @@ use clap::Args;
 use olmoe_checkpoint::companions::{self, Companions};
 use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::open::{Contents, Stored};
-use olmoe_data::EndToken;
+use olmoe_data::{EndToken, counted};
 use olmoe_model::config::ModelConfig;
 use olmoe_model::parameters::ParameterCount;
 use serde::Serialize;
 
-use crate::flags::input;
+use crate::flags::{input, model_first, no_more};
 
 /// Show what a checkpoint, a file of one, or a configuration holds
 ///
@@ -30,7 +30,11 @@ Exit status: 0 if it could be read, 1 if not, 2 for wrong usage.")]
 pub(crate) struct InspectArgs {
     /// A folder, a file, or a model of the hub (REPO or REPO@REVISION)
     #[arg(value_name = "PATH")]
-    path: String,
+    path: Option<String>,
+
+    /// PATH by a flag, as other commands have it
+    #[arg(short, long, value_name = "PATH")]
+    model: Option<String>,
 
     /// Print a line for every tensor
     #[arg(long)]
@@ -89,7 +93,10 @@ struct TensorReport<'a> {
 }
 
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    let contents = Contents::read(&input(&args.path, MODEL_FILES, args.offline)?)?;
+    let words: Vec<&str> = args.path.iter().map(String::as_str).collect();
+    let (path, rest) = model_first(args.model.as_deref(), &words)?;
+    no_more(&rest)?;
+    let contents = Contents::read(&input(path, MODEL_FILES, args.offline)?)?;
     let config = contents.config.as_ref().map(|loaded| &loaded.config);
     let count = config.map(ParameterCount::of).transpose()?;
     let beside = config.map(|config| Companions::of_contents(&contents, config, None, false));
@@ -147,10 +154,10 @@ fn print(report: &Report<'_>, each: bool) {
     println!("{}: {}", report.path, report.format);
     if let Some(config) = report.config {
         println!(
-            "model: {} layers, width {}, {} heads of {} ({} for keys and values), {} rows of vocabulary, context {}",
-            config.n_layers,
+            "model: {}, width {}, {} of {} ({} for keys and values), {} rows of vocabulary, context {}",
+            counted(config.n_layers, "layer"),
             config.d_model,
-            config.n_heads,
+            counted(config.n_heads, "head"),
             config.head_dim,
             config.n_kv_heads,
             config.embedding_size,
@@ -170,7 +177,7 @@ fn print(report: &Report<'_>, each: bool) {
     }
     match &report.tokenizer {
         None => {}
-        Some(TokenizerReport { size: Some(size), .. }) => println!("tokenizer: {size} tokens"),
+        Some(TokenizerReport { size: Some(size), .. }) => println!("tokenizer: {}", counted(size, "token")),
         Some(TokenizerReport { error, .. }) => println!("tokenizer: {}", error.as_deref().unwrap_or("unreadable")),
     }
     for EndReport { id, token, sources } in &report.ends {
@@ -184,7 +191,7 @@ fn print(report: &Report<'_>, each: bool) {
     if report.tensors.is_empty() {
         return;
     }
-    println!("tensors: {}, {} bytes", report.tensors.len(), report.bytes);
+    println!("tensors: {}, {}", report.tensors.len(), counted(report.bytes, "byte"));
     if each {
         for tensor in &report.tensors {
             println!(

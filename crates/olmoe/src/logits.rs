@@ -10,14 +10,16 @@ use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::safetensors::{SafeType, Spec, Writer};
+use olmoe_data::counted;
 use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache};
 use olmoe_tensor::tensor::Tensor;
 
 use crate::files::make_whole;
-use crate::flags::{LoadingArgs, OnePrecision, Quiet, Threads, beside};
+use crate::flags::{List, LoadingArgs, OnePrecision, Quiet, Threads, beside, ids, text_last};
 use crate::output::{is_quiet, note};
 use crate::text::{prompt_of, text_of};
+use crate::usage::usage;
 
 /// Tokens whose logits are computed at once.
 const ROWS: usize = 256;
@@ -37,26 +39,40 @@ Examples:
 Files: reads the model and the text; writes FILE of --out.
 
 Exit status: 0 if the file was written, 1 if not, 2 for wrong usage.")]
-#[command(override_usage = "olmoe logits [OPTIONS] --model <PATH|REPO[@REVISION]> --out <FILE> <TOKENS>")]
-#[command(group(clap::ArgGroup::new("tokens").required(true).args(["ids", "text", "file"])))]
+#[command(group(clap::ArgGroup::new("tokens").args(["ids", "text", "file"])))]
 pub(crate) struct LogitsArgs {
+    /// The model, unless --model gives it
+    #[arg(value_name = "MODEL")]
+    first: Option<String>,
+
+    /// The text, as of --text; the first word if --model gives the model
+    #[arg(value_name = "TEXT")]
+    second: Option<String>,
+
     #[command(flatten)]
     loading: LoadingArgs,
 
-    /// Token ids
-    #[arg(long, value_name = "ID,…", value_delimiter = ',', help_heading = "Text")]
-    ids: Vec<u32>,
+    /// Token ids, with commas or spaces between them
+    #[arg(long, value_name = "ID,…", value_parser = ids, help_heading = "Text")]
+    ids: Option<List<u32>>,
 
     /// A text
-    #[arg(long, value_name = "TEXT", help_heading = "Text")]
+    #[arg(
+        short = 'p',
+        long,
+        visible_alias = "prompt",
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        help_heading = "Text"
+    )]
     text: Option<String>,
 
     /// A file with a text; the line break at its end is left out, and others are \n
-    #[arg(long, value_name = "FILE", help_heading = "Text")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Text")]
     file: Option<PathBuf>,
 
     /// File to write; one that is there is replaced
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     out: PathBuf,
 
     /// Write the experts of each token, too
@@ -80,13 +96,20 @@ pub(crate) struct LogitsArgs {
 
 pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     args.threads.apply();
-    let checkpoint = args.loading.open()?;
-    let ids = tokens(args, &checkpoint)?;
+    let words: Vec<&str> = [&args.first, &args.second].into_iter().flatten().map(String::as_str).collect();
+    let given = args.text.is_some() || args.file.is_some() || args.ids.is_some();
+    let rest = args.loading.rest(&words)?;
+    let text = text_last(&rest, given, "--text, --file and --ids")?;
+    if text.is_none() && !given {
+        return Err(usage("no text is given; name it behind the model, or give --text, --file or --ids"));
+    }
+    let checkpoint = args.loading.open(&words)?;
+    let ids = tokens(args, text, &checkpoint)?;
     if ids.is_empty() {
         bail!("there are no tokens; give at least one");
     }
     if args.routing && olmoe_checkpoint::weights::Weights::config(&checkpoint).moe().is_none() {
-        bail!("--routing: this model is dense, it has no router");
+        bail!("--routing: {} is a dense model, it has no router", checkpoint.contents().path.display());
     }
     let precision = args.precision.into();
     let (caches, pass) = ((KvCache::default_type(precision), &[][..]), (ids.len(), ROWS.min(ids.len())));
@@ -140,7 +163,7 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
         let path = args.out.display().to_string();
         println!("{}", serde_json::json!({ "path": path, "tokens": num_tokens, "logits": rows }));
     } else if !is_quiet() {
-        println!("{}: {num_tokens} tokens, {rows} logits each", args.out.display());
+        println!("{}: {}, {rows} logits each", args.out.display(), counted(num_tokens, "token"));
     }
     Ok(())
 }
@@ -149,11 +172,11 @@ fn bytes(numbers: impl Iterator<Item = [u8; 4]>) -> Vec<u8> {
     numbers.flatten().collect()
 }
 
-fn tokens(args: &LogitsArgs, checkpoint: &Checkpoint) -> anyhow::Result<Vec<u32>> {
-    let text = match (&args.text, &args.file) {
-        (Some(text), _) => text.clone(),
+fn tokens(args: &LogitsArgs, text: Option<&str>, checkpoint: &Checkpoint) -> anyhow::Result<Vec<u32>> {
+    let text = match (text.or(args.text.as_deref()), &args.file) {
+        (Some(text), _) => text.to_owned(),
         (None, Some(path)) => prompt_of(text_of(path)?),
-        (None, None) => return Ok(args.ids.clone()),
+        (None, None) => return Ok(args.ids.as_ref().map(|ids| ids.0.clone()).unwrap_or_default()),
     };
     let companions = Companions::of(checkpoint, None, false)?;
     companions.notices.iter().for_each(note);

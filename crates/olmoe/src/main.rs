@@ -32,6 +32,7 @@ mod tokenize;
 mod tokens;
 mod train;
 mod upcycle;
+mod usage;
 mod verify;
 
 use std::ffi::OsString;
@@ -103,13 +104,23 @@ enum Command {
 fn main() -> ExitCode {
     execute(std::env::args_os()).unwrap_or_else(|error| {
         eprintln!("error: {}", with_causes(&error));
-        ExitCode::FAILURE
+        if error.downcast_ref::<usage::Usage>().is_none() {
+            return ExitCode::FAILURE;
+        }
+        eprintln!("\nFor more information, try '--help'.");
+        ExitCode::from(2)
     })
 }
 
 /// Runs a command line. Ends the program if it is wrong.
 fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
-    let matches = command().get_matches_from(train::keys_last(arguments));
+    let arguments = train::keys_last(arguments);
+    let matches = command().try_get_matches_from(&arguments);
+    let matches = matches.unwrap_or_else(|error| {
+        let mut program = command();
+        program.build();
+        usage::explained(error, &program, &arguments).exit()
+    });
     output::be_quiet(asks_for_quiet(&matches));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let Err(error) = Isa::from_environment() {

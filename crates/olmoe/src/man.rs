@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::{Args, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
+use olmoe_data::counted;
 
 use crate::files::write_whole;
 use crate::flags::Quiet;
@@ -43,7 +44,7 @@ pub(crate) fn run(args: &ManArgs) -> anyhow::Result<()> {
     program.build();
     let pages = write(&program, folder, None)?;
     if !is_quiet() {
-        println!("{}: {pages} pages", folder.display());
+        println!("{}: {}", folder.display(), counted(pages, "page"));
     }
     Ok(())
 }

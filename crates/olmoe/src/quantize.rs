@@ -1,7 +1,7 @@
 //! `olmoe quantize`
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use olmoe_checkpoint::convert::{Target, Written};
@@ -10,7 +10,7 @@ use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_checkpoint::{Checkpoint, CheckpointError};
 
-use crate::flags::{Beside, RecordArg, RunArgs, input};
+use crate::flags::{Beside, InOut, RecordArg, RunArgs, To, input};
 
 /// Quantise a checkpoint to a GGUF file
 ///
@@ -28,13 +28,8 @@ Files: reads IN; writes OUT, a GGUF file with the tokenizer in it.
 
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct QuantizeArgs {
-    /// A checkpoint: a folder, a GGUF file, or a model of the hub (REPO or REPO@REVISION)
-    #[arg(value_name = "IN")]
-    input: String,
-
-    /// GGUF file to write; must not exist yet
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
+    #[command(flatten)]
+    files: InOut,
 
     /// Kind of file: q4_0 q4_1 q5_0 q5_1 q8_0 q4_k_s q4_k_m q5_k_s q5_k_m q6_k, or bf16 f16 f32
     #[arg(long = "type", value_name = "TYPE", value_parser = mix, help_heading = "Output")]
@@ -62,15 +57,17 @@ fn mix(name: &str) -> Result<Mix, String> {
 }
 
 pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(&input(&args.input, MODEL_FILES, args.run.offline)?)?;
+    let (from, output) = args.files.get()?;
+    To::of(Some(To::Gguf), &output)?;
+    let checkpoint = Checkpoint::open(&input(from, MODEL_FILES, args.run.offline)?)?;
     let found = checkpoint.main_encoding();
     if found.is_quantized() && !args.allow_requantize {
         return Err(CheckpointError::Requantize { path: checkpoint.origin().to_owned(), found: found.name() }.into());
     }
     let companions = args.beside.companions(&checkpoint)?;
     let target = Target::Gguf { mix: Some(args.mix) };
-    let written = args.run.write(&checkpoint, &companions, target, &args.output)?;
-    args.record.show(&args.output, &written, Table { path: &args.output, written: &written })
+    let written = args.run.write(&checkpoint, &companions, target, &output)?;
+    args.record.show(&output, &written, Table { path: &output, written: &written })
 }
 
 /// What each kind of tensor became.

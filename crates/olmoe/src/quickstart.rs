@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use olmoe_data::NGrams;
 use olmoe_data::token_file::{TokenFile, TokenType};
+use olmoe_data::{NGrams, counted};
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::peak_flops;
 use olmoe_tensor::simd::Isa;
@@ -96,7 +96,8 @@ pub(crate) fn run(args: &QuickstartArgs) -> anyhow::Result<ExitCode> {
         let peak = peak_flops(Operand::Bf16, SPEED_TIME);
         let size = Size::for_speed(peak);
         let (threads, isa) = (num_threads(), Isa::current().name());
-        println!("{:.0} GFLOP/s with {threads} threads and {isa}: size {}", peak / 1e9, size.name());
+        let threads = counted(threads, "thread");
+        println!("{:.0} GFLOP/s with {threads} and {isa}: size {}", peak / 1e9, size.name());
         size
     })?;
     if args.size.is_none() && size != Size::Full {

@@ -6,8 +6,9 @@ use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::soup::Soup;
+use olmoe_data::counted;
 
-use crate::flags::{Beside, Form, RecordArg, RunArgs, input};
+use crate::flags::{Beside, Form, List, RecordArg, RunArgs, input, weights};
 use crate::output::note;
 
 /// Average checkpoints of one model
@@ -31,15 +32,15 @@ pub(crate) struct SoupArgs {
     inputs: Vec<String>,
 
     /// Folder (hf, olmo) or file (gguf) to write; must not exist yet
-    #[arg(long = "out", value_name = "OUT", help_heading = "Output")]
+    #[arg(short, long = "out", value_name = "OUT", help_heading = "Output")]
     output: PathBuf,
 
     #[command(flatten)]
     form: Form,
 
     /// A number above 0 for each checkpoint; only their ratios count [default: all alike]
-    #[arg(long, value_name = "X,X,…", value_delimiter = ',')]
-    weights: Vec<f64>,
+    #[arg(long, value_name = "X,X,…", value_parser = weights)]
+    weights: Option<List<f64>>,
 
     #[command(flatten)]
     beside: Beside,
@@ -52,18 +53,19 @@ pub(crate) struct SoupArgs {
 }
 
 pub(crate) fn run(args: &SoupArgs) -> anyhow::Result<()> {
+    let target = args.form.target(&args.output)?;
     let mut checkpoints = Vec::with_capacity(args.inputs.len());
     for name in &args.inputs {
         checkpoints.push(Checkpoint::open(&input(name, MODEL_FILES, args.run.offline)?)?);
     }
-    let soup = Soup::new(checkpoints, &args.weights, args.form.dtype())?.clamping(args.run.clamp);
+    let soup = Soup::new(checkpoints, args.weights.as_ref().map_or(&[][..], |list| &list.0[..]), args.form.dtype())?
+        .clamping(args.run.clamp);
     let companions = args.beside.companions_of(soup.checkpoints())?;
     soup.same_tokenizer(&companions)?.iter().for_each(note);
-    let target = args.form.target();
     let written = args.run.write(&soup, &companions[0], target, &args.output)?;
-    let (count, tensors, bytes) = (args.inputs.len(), written.tensors, written.bytes);
+    let (count, bytes) = (counted(args.inputs.len(), "checkpoint"), counted(written.bytes, "byte"));
+    let tensors = counted(written.tensors, "tensor");
     let out = args.output.display();
-    let text =
-        format!("{out}: the average of {count} checkpoints, {tensors} tensors, {bytes} bytes, read back and compared");
+    let text = format!("{out}: the average of {count}, {tensors}, {bytes}, read back and compared");
     args.record.show(&args.output, &written, text)
 }

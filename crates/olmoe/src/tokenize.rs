@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use olmoe_checkpoint::companions::TOKENIZER_FILES;
-use olmoe_data::Tokenizer;
 use olmoe_data::documents::{Fields, IdType};
 use olmoe_data::token_file::TokenType;
 use olmoe_data::tokenize::{Plan, Settings, Summary, find};
+use olmoe_data::{Tokenizer, counted};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -100,18 +100,22 @@ struct Options {
     ///
     /// With one group all threads encode its documents.
     #[arg(long, value_name = "N", value_parser = number::<usize>)]
+    #[serde(deserialize_with = "with_underscores")]
     processes: Option<usize>,
 
     /// Most files of a group [default: all files, evenly cut]
     #[arg(long = "files_per_process", value_name = "N", value_parser = number::<usize>)]
+    #[serde(deserialize_with = "with_underscores")]
     files_per_process: Option<usize>,
 
     /// Documents that are shuffled together [default: 10000]
     #[arg(long = "batch_size", value_name = "N", value_parser = number::<usize>)]
+    #[serde(deserialize_with = "with_underscores")]
     batch_size: Option<usize>,
 
     /// Files that are open at a time and give a document each in turn [default: 8]
     #[arg(long = "ring_size", value_name = "N", value_parser = number::<usize>)]
+    #[serde(deserialize_with = "with_underscores")]
     ring_size: Option<usize>,
 
     /// Open files give documents at random, by their sizes, and not in turn
@@ -131,6 +135,7 @@ struct Options {
 
     /// Seed of the order [default: 3920]
     #[arg(long, value_name = "N", value_parser = number::<u64>)]
+    #[serde(deserialize_with = "with_underscores")]
     seed: Option<u64>,
 
     /// Accepted; there is nothing to debug
@@ -152,14 +157,17 @@ struct TokenizerOptions {
 
     /// Token before each document that does not begin with it [default: none]
     #[arg(long = "tokenizer.bos_token_id", value_name = "ID", value_parser = number::<u32>, id = "tokenizer.bos_token_id")]
+    #[serde(deserialize_with = "with_underscores")]
     bos_token_id: Option<u32>,
 
     /// Token behind each document that does not end with it [default: the tokenizer's <|endoftext|>, unless bos is given]
     #[arg(long = "tokenizer.eos_token_id", value_name = "ID", value_parser = number::<u32>, id = "tokenizer.eos_token_id")]
+    #[serde(deserialize_with = "with_underscores")]
     eos_token_id: Option<u32>,
 
     /// Accepted; documents are never padded
     #[arg(long = "tokenizer.pad_token_id", value_name = "ID", value_parser = number::<u32>, id = "tokenizer.pad_token_id")]
+    #[serde(deserialize_with = "with_underscores")]
     pad_token_id: Option<u32>,
 
     /// Encode paragraphs one by one
@@ -174,6 +182,7 @@ struct TokenizerOptions {
 
     /// Accepted; there is nothing to refresh
     #[arg(long = "tokenizer.refresh", value_name = "N", value_parser = number::<u64>, id = "tokenizer.refresh", hide = true)]
+    #[serde(deserialize_with = "with_underscores")]
     refresh: Option<u64>,
 
     /// Accepted if true; there is one kind of tokenizer
@@ -393,24 +402,18 @@ fn key_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Opti
 }
 
 /// A whole number, written with underscores or as YAML has it.
-fn with_underscores<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Number(u64),
-        Text(String),
-    }
-    match Option::<Written>::deserialize(deserializer)? {
+fn with_underscores<'de, D: serde::Deserializer<'de>, T: std::str::FromStr>(from: D) -> Result<Option<T>, D::Error> {
+    match Option::<serde_json::Value>::deserialize(from)? {
         None => Ok(None),
-        Some(Written::Number(number)) => Ok(Some(number)),
-        Some(Written::Text(text)) => number(&text).map(Some).map_err(serde::de::Error::custom),
+        Some(serde_json::Value::String(text)) => number(&text).map(Some).map_err(serde::de::Error::custom),
+        Some(other) => number(&other.to_string()).map(Some).map_err(serde::de::Error::custom),
     }
 }
 
 /// A whole number, which may have underscores.
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     let digits = text.replace('_', "");
-    digits.parse().map_err(|_| "expected a whole number that is not too large".to_owned())
+    digits.parse().map_err(|_| format!("expected a whole number that is not too large, found {text:?}"))
 }
 
 /// What a dry run shows.
@@ -436,10 +439,10 @@ impl fmt::Display for Described<'_> {
         let groups = self.plan.groups();
         write!(
             f,
-            "{} files, {} bytes, in {} groups",
-            groups.iter().map(Vec::len).sum::<usize>(),
-            self.bytes,
-            groups.len()
+            "{}, {}, in {}",
+            counted(groups.iter().map(Vec::len).sum::<usize>(), "file"),
+            counted(self.bytes, "byte"),
+            counted(groups.len(), "group")
         )?;
         for (number, paths) in groups.iter().enumerate() {
             for path in paths.iter().rev() {

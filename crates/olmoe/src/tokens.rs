@@ -7,12 +7,13 @@ use anyhow::Context;
 use clap::Args;
 use olmoe_checkpoint::companions::{self, TOKENIZER, TOKENIZER_FILES};
 use olmoe_checkpoint::open::Contents;
-use olmoe_data::Tokenizer;
+use olmoe_data::{Tokenizer, counted};
 use serde::Serialize;
 
-use crate::flags::input;
+use crate::flags::{input, text_last};
 use crate::output::note;
 use crate::text::{text_of, text_of_input};
+use crate::usage::usage;
 
 /// Show how a text is cut into tokens
 ///
@@ -22,6 +23,7 @@ use crate::text::{text_of, text_of_input};
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
+  olmoe tokens OLMoE-1B-7B-0924 'Bitcoin is'
   olmoe tokens --tokenizer tokenizer.json 'Bitcoin is'
   olmoe tokens -m OLMoE-1B-7B-0924 --file notes.txt --json
   echo 'Bitcoin is' | olmoe tokens -m OLMoE-1B-7B-0924 --stdin
@@ -29,13 +31,22 @@ Examples:
 Files: reads the tokenizer and the text; writes none but what is downloaded.
 
 Exit status: 0 done, 1 if the tokenizer or the text could not be read, 2 for wrong usage.")]
+#[command(group(clap::ArgGroup::new("source").args(["text", "stdin", "file"])))]
 pub(crate) struct TokensArgs {
+    /// The model or the tokenizer, unless --model or --tokenizer gives it
+    #[arg(value_name = "MODEL")]
+    first: Option<String>,
+
+    /// The text; the first word if a flag gives the model
+    #[arg(value_name = "TEXT")]
+    second: Option<String>,
+
     /// The text
-    #[arg(value_name = "TEXT", required_unless_present_any = ["stdin", "file"], conflicts_with_all = ["stdin", "file"])]
+    #[arg(short = 'p', long, visible_alias = "prompt", value_name = "TEXT", allow_hyphen_values = true)]
     text: Option<String>,
 
     /// Use this tokenizer: a tokenizer.json or a folder that holds one
-    #[arg(long, value_name = "PATH", required_unless_present = "model", conflicts_with = "model")]
+    #[arg(long, value_name = "PATH", conflicts_with = "model")]
     tokenizer: Option<PathBuf>,
 
     /// Use the tokenizer of this model: a file or folder, or a model of the hub, whose tokenizer is downloaded
@@ -47,11 +58,11 @@ pub(crate) struct TokensArgs {
     offline: bool,
 
     /// Read the text from standard input, all of it
-    #[arg(long, conflicts_with = "file")]
+    #[arg(long)]
     stdin: bool,
 
     /// Read the text from a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 
     /// Print one JSON object: `ids` and `pieces`, arrays of one length, and `count`
@@ -74,18 +85,35 @@ fn tokenizer_of(model: &str, offline: bool) -> anyhow::Result<Tokenizer> {
         return Ok(Tokenizer::from_file(&path)?);
     }
     let contents = Contents::read(&path)?;
+    contents.notices.iter().for_each(note);
     companions::tokenizer(&contents)?
-        .with_context(|| format!("{}: this model comes without a tokenizer; give one with --tokenizer", path.display()))
+        .with_context(|| format!("{}: it comes without a tokenizer; give one with --tokenizer", path.display()))
 }
 
 pub(crate) fn run(args: &TokensArgs) -> anyhow::Result<()> {
-    let tokenizer = match (&args.tokenizer, &args.model) {
+    let words: Vec<&str> = [&args.first, &args.second].into_iter().flatten().map(String::as_str).collect();
+    let by_flag = args.tokenizer.is_some() || args.model.is_some();
+    let given = args.text.is_some() || args.file.is_some() || args.stdin;
+    let (model, rest) = match &words[..] {
+        words if by_flag => (args.model.as_deref(), words),
+        [model, rest @ ..] => (Some(*model), rest),
+        [] => return Err(usage("no model is given; name it first, or give --model or --tokenizer")),
+    };
+    let text = text_last(rest, given, "--text, --file and --stdin")?;
+    if text.is_none() && !given {
+        let found = model.filter(|_| !by_flag).map(|word| format!("behind {word}, which is taken for the model"));
+        let place = found.unwrap_or_else(|| "as a word".to_owned());
+        return Err(usage(format_args!(
+            "no text is given; name it {place}, or give --text, --file or --stdin (and the model with --model or --tokenizer)"
+        )));
+    }
+    let tokenizer = match (&args.tokenizer, model) {
         (Some(path), _) => Tokenizer::from_file(path)?,
         (None, Some(model)) => tokenizer_of(model, args.offline)?,
-        (None, None) => anyhow::bail!("no tokenizer; give --tokenizer or --model"),
+        (None, None) => return Err(usage("no tokenizer is given; give --tokenizer or --model")),
     };
-    let text = match (&args.text, &args.file) {
-        (Some(text), _) => text.clone(),
+    let text = match (text.or(args.text.as_deref()), &args.file) {
+        (Some(text), _) => text.to_owned(),
         (None, Some(path)) => text_of(path)?,
         (None, None) => text_of_input()?,
     };
@@ -99,7 +127,7 @@ pub(crate) fn run(args: &TokensArgs) -> anyhow::Result<()> {
         for (id, piece) in report.ids.iter().zip(&report.pieces) {
             println!("{id:>6}  \"{piece}\"");
         }
-        println!("{} tokens", report.count);
+        println!("{}", counted(report.count, "token"));
     }
     Ok(())
 }

@@ -12,11 +12,11 @@ use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::convert::Conversion;
 use olmoe_checkpoint::save::LATEST;
+use olmoe_data::counted;
 use olmoe_model::model::Precision;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::peak_flops;
 use olmoe_train::config::{Duration as Length, Loaded, TrainConfig};
-use olmoe_train::counted;
 use olmoe_train::metrics::{EventFile, MAX_STEPS, MetricsError, MetricsLog, Record, Sample, SampleLog};
 use olmoe_train::plan::{Plan, flops_per_token};
 use olmoe_train::state::TrainerState;
@@ -238,19 +238,15 @@ fn dry_run(path: &Path, config: &TrainConfig) -> anyhow::Result<()> {
     let state = TrainerState::start(config);
     let known = instances(config).map_err(|error| error.in_file(path));
     let plan = Plan::new(config, &state, known.as_ref().map_or(u64::from(u32::MAX), |count| *count))?;
-    println!(
-        "{}, {} of them for each token",
-        counted(plan.parameters.total, "parameter", "parameters"),
-        plan.parameters.active
-    );
+    println!("{}, {} of them for each token", counted(plan.parameters.total, "parameter"), plan.parameters.active);
     println!("{:.2} GB of memory at least; activations come on top", plan.memory as f64 / 1e9);
     println!("{:.2} GB a checkpoint", plan.checkpoint as f64 / 1e9);
     match &known {
         Ok(instances) => println!(
             "{} of {}, {} an epoch",
-            counted(*instances, "sequence", "sequences"),
-            counted(config.model.max_sequence_length as u64, "token", "tokens"),
-            counted(plan.batches_per_epoch, "batch", "batches")
+            counted(instances, "sequence"),
+            counted(config.model.max_sequence_length, "token"),
+            counted(plan.batches_per_epoch, "batch")
         ),
         Err(problem) => {
             println!("data cannot be read: {problem}");
@@ -258,8 +254,8 @@ fn dry_run(path: &Path, config: &TrainConfig) -> anyhow::Result<()> {
             if let (Length::Epochs(epochs), false) = (config.max_duration, ends) {
                 println!(
                     "steps of {}; the length of the data is not known, and so neither is that of {}; nothing was written",
-                    counted(plan.tokens_per_step, "token", "tokens"),
-                    counted(epochs, "epoch", "epochs")
+                    counted(plan.tokens_per_step, "token"),
+                    counted(epochs, "epoch")
                 );
                 return Ok(());
             }
@@ -269,9 +265,9 @@ fn dry_run(path: &Path, config: &TrainConfig) -> anyhow::Result<()> {
     let tokens = plan.steps.saturating_mul(plan.tokens_per_step);
     println!(
         "{} of {}, {} in all",
-        counted(plan.steps, "step", "steps"),
-        counted(plan.tokens_per_step, "token", "tokens"),
-        counted(tokens, "token", "tokens")
+        counted(plan.steps, "step"),
+        counted(plan.tokens_per_step, "token"),
+        counted(tokens, "token")
     );
     let flops = flops_per_token(&config.model, config.model.max_sequence_length)?;
     let seconds = tokens as f64 * flops / (peak(config) * SUPPOSED_SHARE);

@@ -1,14 +1,13 @@
 //! `olmoe upcycle`
 
-use std::path::PathBuf;
-
 use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::upcycle::{Upcycled, Upcycling};
+use olmoe_data::counted;
 use olmoe_model::init::Noise;
 
-use crate::flags::{Beside, Form, RecordArg, RunArgs, input, positive};
+use crate::flags::{Beside, Form, InOut, RecordArg, RunArgs, input, positive};
 
 /// Make a mixture of experts of a dense model
 ///
@@ -31,13 +30,8 @@ Files: reads IN; writes OUT as `olmoe convert` does.
 
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct UpcycleArgs {
-    /// A dense checkpoint: a folder, a GGUF file, or a model of the hub (REPO or REPO@REVISION)
-    #[arg(value_name = "IN")]
-    input: String,
-
-    /// Folder (hf, olmo) or file (gguf) to write; must not exist yet
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
+    #[command(flatten)]
+    files: InOut,
 
     #[command(flatten)]
     form: Form,
@@ -93,7 +87,9 @@ pub(crate) struct UpcycleArgs {
 }
 
 pub(crate) fn run(args: &UpcycleArgs) -> anyhow::Result<()> {
-    let dense = Checkpoint::open(&input(&args.input, MODEL_FILES, args.run.offline)?)?;
+    let (from, output) = args.files.get()?;
+    let target = args.form.target(&output)?;
+    let dense = Checkpoint::open(&input(from, MODEL_FILES, args.run.offline)?)?;
     let companions = args.beside.companions(&dense)?;
     let noise = Noise { share: args.noise, std: args.noise_std };
     let upcycling = Upcycling {
@@ -108,8 +104,7 @@ pub(crate) fn run(args: &UpcycleArgs) -> anyhow::Result<()> {
         seed: args.seed,
     };
     let mixture = Upcycled::new(&dense, upcycling)?;
-    let target = args.form.target();
-    let written = args.run.write(&mixture, &companions, target, &args.output)?;
-    let (out, tensors, bytes) = (args.output.display(), written.tensors, written.bytes);
-    args.record.show(&args.output, &written, format!("{out}: {tensors} tensors, {bytes} bytes, read back and compared"))
+    let written = args.run.write(&mixture, &companions, target, &output)?;
+    let (tensors, bytes) = (counted(written.tensors, "tensor"), counted(written.bytes, "byte"));
+    args.record.show(&output, &written, format!("{}: {tensors}, {bytes}, read back and compared", output.display()))
 }

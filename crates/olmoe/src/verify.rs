@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use olmoe_data::counted;
 use olmoe_verify::{Check, CheckKind, CheckSummary};
 use serde::Serialize;
 
@@ -80,7 +81,8 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         let CheckSummary { checks, passed, mistakes, detected } = summary;
-        println!("{checks} checks, {passed} passed; {detected} of {mistakes} mistakes detected");
+        let (checks, mistakes) = (counted(checks, "check"), counted(mistakes, "mistake"));
+        println!("{checks}, {passed} passed; {detected} of {mistakes} detected");
     }
     Ok(if summary.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -293,7 +293,7 @@ fn a_dense_model_becomes_a_mixture() {
     assert!(said.contains("experts: 4 of width 48, 4 a token; even layers are dense, of width 48"), "{said}");
     assert!(dense.iter().zip(&logits("half")).all(|(a, b)| (a - b).abs() < 1e-6));
     let error = desk.failed("convert @half @x --to gguf --tokenizer @tokenizer.json");
-    assert!(error.contains("`even_layers`"), "{error}");
+    assert!(error.contains("`moe_interleave`") && error.contains("write it with --to olmo"), "{error}");
     for (words, expected) in [
         ("upcycle @moe @x --to hf --seed 1", "a mixture of 4 experts already"),
         ("upcycle @dense @x --to hf --seed 1 --top-k 9", "`top_k` (9) is greater than `num_experts` (8)"),
@@ -331,7 +331,7 @@ fn checkpoints_are_averaged() {
     std::fs::write(desk.path("other/tokenizer.json"), swapped.to_string()).unwrap();
     std::fs::write(desk.path("hf/chat_template.jinja"), "{{ messages }}").unwrap();
     let error = desk.failed("soup @hf @other --out @x --to hf");
-    assert!(error.contains("`tokens[99]` is \"a\" in the first and \"b\" in the other"), "{error}");
+    assert!(error.contains("`tokens[99]` is \"a\" in "), "{error}");
     let done = desk.run("soup @hf @other --out @named --to hf --tokenizer @tokenizer.json");
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(done.err.contains("its chat template differs; the first one's is kept"), "{}", done.err);
@@ -340,8 +340,8 @@ fn checkpoints_are_averaged() {
     std::fs::write(desk.path("small.json"), CONFIG.replace("\"num_experts\": 8", "\"num_experts\": 4")).unwrap();
     desk.done("init --config @small.json --seed 1 @small");
     for (words, expected) in [
-        ("soup @hf @small --out @x --to hf", "`feed_forward.moe.num_experts` is 8 in one model and 4 in the other"),
-        ("soup @hf @olmo --out @x --to hf --weights 1", "1 weights for 2 checkpoints"),
+        ("soup @hf @small --out @x --to hf", "`num_experts` (OLMo: `moe_num_experts`) is 8 in "),
+        ("soup @hf @olmo --out @x --to hf --weights 1", "1 weight for 2 checkpoints"),
         ("soup @hf @olmo --out @x --to hf --weights 1,0", "weight 2 is 0"),
         ("soup @hf @hf --out @olmo --to olmo", "--force"),
     ] {

@@ -168,7 +168,6 @@ fn what_is_wrong_is_said_in_one_line() {
         (&["-p", "x", "--repetition-penalty", "0"], "repetition_penalty is 0"),
         (&["-p", "x", "--logit-bias", "300=1"], "id 300"),
         (&["-p", "x", "--stop", ""], "stop string has 0 bytes"),
-        (&["-p", "x", "--experts"], "--json"),
         (&["-p", "x", "-n", "3", "--min-tokens", "4"], "min_tokens is 4"),
         (&["-f", "/no/such/file"], "/no/such/file"),
         (&["--batch", "/no/such/file"], "/no/such/file"),
@@ -178,7 +177,13 @@ fn what_is_wrong_is_said_in_one_line() {
         assert!(done.err.contains(expected), "{words:?}: {}", done.err);
         assert_eq!(done.err.lines().filter(|line| line.starts_with("error:")).count(), 1, "{words:?}: {}", done.err);
     }
-    for words in [&["-p", "x", "-f", "y"][..], &["-n", "0"], &["--logit-bias", "x"], &["--samples", "0"]] {
+    for words in [
+        &["-p", "x", "-f", "y"][..],
+        &["-n", "0"],
+        &["--logit-bias", "x"],
+        &["--samples", "0"],
+        &["-p", "x", "--experts"],
+    ] {
         assert_eq!(desk.run(words, "").code, 2, "{words:?}");
     }
 }

@@ -63,7 +63,7 @@ pub enum GgufModelError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The configuration has something that the format cannot express.
-    #[error("llama.cpp's {architecture} cannot express this model: {source}; convert to olmo instead")]
+    #[error("llama.cpp's {architecture} cannot express this model: {source}")]
     NotExpressible {
         /// The architecture that would be written.
         architecture: &'static str,
@@ -277,7 +277,15 @@ pub(crate) fn architecture(config: &ModelConfig) -> &'static str {
     if config.moe().is_some() { "olmoe" } else { "llama" }
 }
 
-/// Appends the configuration; [`check`] verifies that all of it was expressed.
+/// The metadata that a configuration needs; [`check`] tells whether they say all of it.
+pub(crate) fn described(config: &ModelConfig) -> Metadata {
+    let mut metadata = Metadata::default();
+    metadata.insert("general.architecture", Value::Text(architecture(config).to_owned()));
+    write(config, &mut metadata);
+    metadata
+}
+
+/// Appends what the configuration says.
 pub(crate) fn write(config: &ModelConfig, metadata: &mut Metadata) {
     let architecture = architecture(config);
     let mut put = |key: &str, value: Value| {

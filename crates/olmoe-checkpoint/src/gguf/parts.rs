@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use super::value::{Metadata, Value};
+use crate::file_name::numbered;
 
 const NUMBER: &str = "split.no";
 const COUNT: &str = "split.count";
@@ -128,11 +129,7 @@ pub(crate) fn file_name(stem: &str, number: u64, count: u64) -> String {
 
 /// The stem, the number from 1 and the count in the name of a part.
 pub(crate) fn split(name: &str) -> Option<(&str, u64, u64)> {
-    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
-    let (stem, number) = rest.rsplit_once('-')?;
-    let digits =
-        |text: &str| (text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok());
-    Some((stem, digits(number)??, digits(count)??))
+    numbered(name.strip_suffix(".gguf")?)
 }
 
 #[cfg(test)]

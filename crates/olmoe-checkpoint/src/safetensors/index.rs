@@ -8,9 +8,8 @@ use serde_json::Value;
 use super::header::pairs;
 use super::limits::MAX_TENSORS;
 use crate::file_name;
+pub use crate::file_name::INDEX_FILE;
 
-/// Name of the index beside the shards of a model.
-pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Most bytes of an index.
 pub const MAX_INDEX: usize = 100_000_000;
 

@@ -118,22 +118,23 @@ fn what_has_no_average_is_refused() {
     };
     #[rustfmt::skip]
     let cases = [
-        (other(&|config| config.n_layers = 2), "`n_layers` is 3 in one model and 2 in the other"),
-        (other(&top_k), "`feed_forward.moe.top_k` is 2 in one model and 3"),
-        (other(&|config| config.rope.theta = 500.0), "`rope.theta` is 10000.0 in one model and 500.0"),
-        (other(&|config| *config = dense()), "`feed_forward` is"),
+        (other(&|config| config.n_layers = 2), "`num_hidden_layers` (OLMo: `n_layers`) is 3 in {first} and 2 in {path}"),
+        (other(&top_k), "`num_experts_per_tok` (OLMo: `moe_top_k`) is 2 in {first} and 3"),
+        (other(&|config| config.rope.theta = 500.0), "`rope_theta` is 10000.0 in {first} and 500.0"),
+        (other(&|config| *config = dense()), "`model_type` (OLMo: `block_type`) is"),
     ];
     for (other, expected) in &cases {
         let error = Soup::new(opened(&[&good, &good, other]), &[], None).map(drop).unwrap_err().to_string();
         let (path, first) = (other.contents().path.display(), good.contents().path.display());
+        let expected = expected.replace("{first}", &first.to_string()).replace("{path}", &path.to_string());
         assert!(
-            error.contains(expected) && error.contains(&format!("{path} cannot be averaged with {first}")),
+            error.contains(&expected) && error.contains(&format!("{path} cannot be averaged with {first}")),
             "{error}"
         );
     }
     let refused =
         |weights: &[f64]| Soup::new(opened(&[&good, &good]), weights, None).map(drop).unwrap_err().to_string();
-    assert!(refused(&[1.0]).contains("1 weights for 2 checkpoints"));
+    assert!(refused(&[1.0]).contains("1 weight for 2 checkpoints"));
     for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(refused(&[1.0, bad]).contains("weight 2 is"), "{bad}");
     }

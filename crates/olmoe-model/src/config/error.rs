@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::names::in_files;
+
 /// Why a configuration was rejected. The text names the key, what was found, what was expected and what to change.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -395,7 +397,10 @@ pub enum ConfigError {
     #[error("`head_bias` and `tie_embeddings` are both true, but a tied head has no bias; set `head_bias` to false")]
     TiedHeadBias,
     /// Two configurations that define different functions.
-    #[error("`{field}` is {this} in one model and {other} in the other; the two models compute different functions")]
+    #[error(
+        "{} is {this} in one model and {other} in the other; they do not compute the same function",
+        in_files(field)
+    )]
     OtherFunction {
         /// The first field that differs.
         field: Box<str>,
@@ -406,7 +411,8 @@ pub enum ConfigError {
     },
     /// A model that a format cannot express.
     #[error(
-        "{format} cannot express this model: `{field}` is {found}, but in that format it could only be {instead}; {}",
+        "{format} cannot express this model: {} is {found}, but in that format it could only be {instead}; {}",
+        in_files(field),
         advise(*alternative)
     )]
     Inexpressible {

@@ -49,7 +49,14 @@ fn difference(field: &str, this: &Value, other: &Value) -> Option<FieldDifferenc
             difference(&field, ours, theirs)
         });
     }
-    Some(FieldDifference { field: field.into(), this: this.to_string().into(), other: other.to_string().into() })
+    // The name alone of a variant with fields.
+    let shown = |value: &Value| match value {
+        Value::Object(kind) if kind.len() == 1 => {
+            kind.keys().next().map_or_else(String::new, |name| format!("{name:?}"))
+        }
+        value => value.to_string(),
+    };
+    Some(FieldDifference { field: field.into(), this: shown(this).into(), other: shown(other).into() })
 }
 
 fn first_difference(this: &ModelConfig, other: &ModelConfig) -> Result<Option<FieldDifference>, ConfigError> {
@@ -146,7 +153,9 @@ mod tests {
         let clip = |order| Some(ClipQkv { limit: 8.0, order });
         let mut clipped = ModelConfig { clip_qkv: clip(ClipOrder::AfterNorm), ..release };
         let mut other = ModelConfig { clip_qkv: clip(ClipOrder::BeforeNorm), ..clipped.clone() };
-        assert!(clipped.same_function(&other).unwrap_err().to_string().contains("`clip_qkv.order` is \"after_norm\""));
+        assert!(
+            clipped.same_function(&other).unwrap_err().to_string().contains("`clip_qkv`, order, is \"after_norm\"")
+        );
         (clipped.qk_norm, other.qk_norm) = (None, None);
         clipped.same_function(&other).unwrap();
     }
@@ -166,15 +175,15 @@ mod tests {
         type FunctionCase<'a> = (&'a dyn Fn(&mut ModelConfig), &'a str);
         #[rustfmt::skip]
         let cases: [FunctionCase<'_>; 9] = [
-            (&|c| c.d_model = 4096, "`d_model` is 2048 in one model and 4096 in the other"),
-            (&|c| c.max_sequence_length = 8192, "`max_sequence_length` is 4096 in one model and 8192"),
-            (&|c| c.norm.eps = 0.5, "`norm.eps` is"),
-            (&|c| c.qk_norm = None, "`qk_norm` is {"),
-            (&|c| c.tie_embeddings = true, "`tie_embeddings` is false in one model and true"),
-            (&|c| moe(c, &|moe| moe.top_k = 2), "`feed_forward.moe.top_k` is 8 in one model and 2"),
-            (&|c| moe(c, &|moe| moe.shared_expert = Some(moe.expert)), "`feed_forward.moe.shared_expert` is null in one"),
-            (&|c| moe(c, &|moe| moe.capacity_factor = Some(1.25)), "`feed_forward.moe.capacity_factor` is null in one"),
-            (&|c| c.feed_forward = FeedForward::Dense(Mlp { ..c.moe().unwrap().expert }), "`feed_forward` is {"),
+            (&|c| c.d_model = 4096, "`hidden_size` (OLMo: `d_model`) is 2048 in one model and 4096 in the other"),
+            (&|c| c.max_sequence_length = 8192, "`max_position_embeddings` (OLMo: `max_sequence_length`) is 4096 in one model and 8192"),
+            (&|c| c.norm.eps = 0.5, "`rms_norm_eps` (OLMo: `layer_norm_eps`) is"),
+            (&|c| c.qk_norm = None, "`attention_layer_norm` is {"),
+            (&|c| c.tie_embeddings = true, "`tie_word_embeddings` (OLMo: `weight_tying`) is false in one model and true"),
+            (&|c| moe(c, &|moe| moe.top_k = 2), "`num_experts_per_tok` (OLMo: `moe_top_k`) is 8 in one model and 2"),
+            (&|c| moe(c, &|moe| moe.shared_expert = Some(moe.expert)), "`moe_shared_expert` is null in one"),
+            (&|c| moe(c, &|moe| moe.capacity_factor = Some(1.25)), "`moe_capacity_factor` is null in one"),
+            (&|c| c.feed_forward = FeedForward::Dense(Mlp { ..c.moe().unwrap().expert }), "`model_type` (OLMo: `block_type`) is \"moe\" in one model and \"dense\" in the other"),
         ];
         for (change, expected) in cases {
             let error = difference(change);

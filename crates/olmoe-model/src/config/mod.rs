@@ -20,6 +20,7 @@ pub use architecture::{
     Moe, Norm, NormKind, Rope,
 };
 pub use error::{ConfigError, KeyNotice};
+pub use names::in_files;
 pub use section::{closest, describe, shorten};
 pub use validate::{
     MAX_CONFIG_BYTES, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_SEQUENCE_LENGTH, MAX_VOCABULARY, MAX_WIDTH,

@@ -92,3 +92,81 @@ pub(super) const OLMO: Names = Names {
     z_weight: "moe_zloss_weight",
     ..OWN
 };
+
+/// The keys of each field in a `config.json` and in the `model:` section of an OLMo YAML; empty where a file has none.
+const FIELDS: [(&str, &str, &str); 36] = [
+    ("d_model", "hidden_size", "d_model"),
+    ("n_layers", "num_hidden_layers", "n_layers"),
+    ("n_heads", "num_attention_heads", "n_heads"),
+    ("n_kv_heads", "num_key_value_heads", "n_kv_heads"),
+    ("head_dim", "head_dim", ""),
+    ("vocab_size", "vocab_size", "vocab_size"),
+    ("embedding_size", "vocab_size", "embedding_size"),
+    ("max_sequence_length", "max_position_embeddings", "max_sequence_length"),
+    ("feed_forward", "model_type", "block_type"),
+    ("feed_forward.dense.width", "intermediate_size", "mlp_hidden_size"),
+    ("feed_forward.dense.activation", "hidden_act", "activation_type"),
+    ("feed_forward.moe.num_experts", "num_experts", "moe_num_experts"),
+    ("feed_forward.moe.top_k", "num_experts_per_tok", "moe_top_k"),
+    ("feed_forward.moe.expert.width", "intermediate_size", "mlp_hidden_size"),
+    ("feed_forward.moe.expert.activation", "hidden_act", "activation_type"),
+    ("feed_forward.moe.normalize_top_k", "norm_topk_prob", ""),
+    ("feed_forward.moe.shared_expert", "", "moe_shared_expert"),
+    ("feed_forward.moe.capacity_factor", "", "moe_capacity_factor"),
+    ("even_layers", "", "moe_interleave"),
+    ("norm.kind", "", "layer_norm_type"),
+    ("norm.affine", "", "layer_norm_with_affine"),
+    ("norm.bias", "", "bias_for_layer_norm"),
+    ("norm.eps", "rms_norm_eps", "layer_norm_eps"),
+    ("qk_norm", "", "attention_layer_norm"),
+    ("qk_norm.affine", "", "attention_layer_norm_with_affine"),
+    ("qk_norm.eps", "rms_norm_eps", "layer_norm_eps"),
+    ("embedding_norm", "", "embedding_layer_norm"),
+    ("norm_after", "", "norm_after"),
+    ("rope.theta", "rope_theta", "rope_theta"),
+    ("clip_qkv", "clip_qkv", "clip_qkv"),
+    ("attention_bias", "attention_bias", "include_bias"),
+    ("mlp_bias", "mlp_bias", "include_bias"),
+    ("head_bias", "", "include_bias"),
+    ("tie_embeddings", "tie_word_embeddings", "weight_tying"),
+    ("scale_logits", "", "scale_logits"),
+    ("auxiliary.load_balancing_weight", "router_aux_loss_coef", "moe_loss_weight"),
+];
+
+/// A field of [`ModelConfig`](super::ModelConfig) by the names that people know it by: the keys of their files, and what
+/// within a key, such as `clip_qkv` (order).
+pub fn in_files(field: &str) -> String {
+    let (mut name, mut within) = (field, "");
+    loop {
+        if let Some((_, hf, olmo)) = FIELDS.iter().find(|known| known.0 == name) {
+            let keys = match (*hf, *olmo) {
+                (hf, "") => format!("`{hf}`"),
+                ("", olmo) => format!("`{olmo}`"),
+                (hf, olmo) if hf == olmo => format!("`{hf}`"),
+                (hf, olmo) => format!("`{hf}` (OLMo: `{olmo}`)"),
+            };
+            return if within.is_empty() { keys } else { format!("{keys}, {within},") };
+        }
+        let Some((above, _)) = name.rsplit_once('.') else { return format!("`{field}`") };
+        (name, within) = (above, &field[above.len() + 1..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_have_the_names_of_files() {
+        for (field, names) in [
+            ("feed_forward.moe.normalize_top_k", "`norm_topk_prob`"),
+            ("tie_embeddings", "`tie_word_embeddings` (OLMo: `weight_tying`)"),
+            ("clip_qkv.order", "`clip_qkv`, order,"),
+            ("feed_forward.moe.shared_expert.width", "`moe_shared_expert`, width,"),
+            ("norm_after", "`norm_after`"),
+            ("unheard_of", "`unheard_of`"),
+        ] {
+            assert_eq!(in_files(field), names);
+        }
+    }
+}

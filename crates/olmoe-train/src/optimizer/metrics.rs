@@ -75,12 +75,14 @@ impl Metrics {
         let mut parts = parts.iter().map(|at| self.parameters[*at]);
         let mut all = parts.next().expect("a tensor has a part");
         for part in parts {
-            for (sum, summary) in
-                [(&mut all.grad, &part.grad), (&mut all.param, &part.param), (&mut all.exp_avg, &part.exp_avg)]
-            {
-                sum.add(summary);
-            }
-            for (sum, summary) in [(&mut all.exp_avg_sq, &part.exp_avg_sq), (&mut all.update, &part.update)] {
+            all.grad.add(&part.grad);
+            all.param.add(&part.param);
+            let optional = [
+                (&mut all.exp_avg, &part.exp_avg),
+                (&mut all.exp_avg_sq, &part.exp_avg_sq),
+                (&mut all.update, &part.update),
+            ];
+            for (sum, summary) in optional {
                 if let (Some(sum), Some(summary)) = (sum, summary) {
                     sum.add(summary);
                 }

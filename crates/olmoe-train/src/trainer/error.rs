@@ -12,8 +12,8 @@ use olmoe_model::config::ConfigError;
 use olmoe_model::model::ModelError;
 
 use crate::config::TrainConfigError;
-use crate::counted::counted;
 use crate::optimizer::state::StateError;
+use olmoe_data::counted;
 
 /// Why training cannot begin, or ends before its time. What was saved before is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ pub enum TrainError {
         "{}: it was saved {} into pass {epoch} over its data, and the data is another one now: {}. To go on \
          from there would train on some sequences twice and on others never. Set these back; or set restore_dataloader=false \
          to begin a new pass over this data, the steps going on and the tokens counted anew{}",
-        path.display(), counted(*examples, "sequence", "sequences"), differences.join("; "),
+        path.display(), counted(*examples, "sequence"), differences.join("; "),
         if *own { "" } else { "; or reset_trainer_state=true to begin at step 0 with these weights" }
     )]
     OtherData {
@@ -126,7 +126,7 @@ pub enum TrainError {
     /// Not a single batch.
     #[error(
         "the data holds {} of {}, and global_train_batch_size is {batch}; take more data or a smaller batch",
-        counted(*instances, "sequence", "sequences"), counted(*length as u64, "token", "tokens")
+        counted(*instances, "sequence"), counted(*length as u64, "token")
     )]
     TooLittleData {
         /// Sequences.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::TrainError;
 use crate::config::TrainConfig;
-use crate::counted::counted;
+use olmoe_data::counted;
 
 /// The file of a checkpoint.
 pub(super) const DATA_FILE: &str = "data.json";
@@ -84,7 +84,7 @@ impl DataRecord {
         let more = others.len().saturating_sub(MAX_NAMED);
         all.extend(others.into_iter().take(MAX_NAMED));
         if more > 0 {
-            all.push(counted(more as u64, "more file differs", "more files differ"));
+            all.push(format!("so do {} more", counted(more, "file")));
         }
         all
     }
@@ -93,7 +93,7 @@ impl DataRecord {
 impl FileRecord {
     /// In what it differs, if it does.
     fn difference(&self, index: usize, now: &FileRecord) -> Option<String> {
-        let file = |record: &FileRecord| format!("{} of {}", record.name, counted(record.bytes, "byte", "bytes"));
+        let file = |record: &FileRecord| format!("{} of {}", record.name, counted(record.bytes, "byte"));
         if (&self.name, self.bytes) != (&now.name, now.bytes) {
             return Some(format!("token file {index} was {} and is {}", file(self), file(now)));
         }

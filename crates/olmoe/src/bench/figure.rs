@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use olmoe_data::counted;
 use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Model, Precision};
 use olmoe_model::parameters::ParameterCount;
@@ -195,7 +196,7 @@ impl fmt::Display for Figure {
         if let Some(experts) = self.experts {
             write!(f, ", {experts:.1} experts a layer")?;
         }
-        write!(f, "; {} threads, {}", num_threads(), Isa::current().name())
+        write!(f, "; {}, {}", counted(num_threads(), "thread"), Isa::current().name())
     }
 }
 

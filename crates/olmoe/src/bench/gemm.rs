@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use olmoe_data::counted;
 use olmoe_model::model::Precision;
 use olmoe_tensor::gemm::{Left, Operand, Right, Source, Store, gemm};
 use olmoe_tensor::limits::{peak_flops, read_bandwidth};
@@ -74,7 +75,8 @@ impl Table {
     pub(super) fn new(json: bool) -> Table {
         if !json {
             let isa = Isa::current().name();
-            println!("{} threads, {isa}; shares are medians of {ROUNDS} rounds, each beside its limits", num_threads());
+            let threads = counted(num_threads(), "thread");
+            println!("{threads}, {isa}; shares are medians of {ROUNDS} rounds, each beside its limits");
             println!(
                 "{:<34} {:>9} {:>10} {:>10} {:>9} {:>7}",
                 "product", "precision", "GFLOP/s", "peak", "GB/s", "share"

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::READ_BYTES;
 use super::figure::{Figure, Peak, Work};
-use crate::flags::{CacheArg, LoadingArgs, OnePrecision, Threads, beside, positive};
+use crate::flags::{CacheArg, List, LoadingArgs, OnePrecision, Threads, beside, counts, no_more, positive};
 
 const LIMIT_TIME: Duration = Duration::from_millis(300);
 const PEAK_TIME: Duration = Duration::from_millis(100);
@@ -24,6 +24,10 @@ const PEAK_TIME: Duration = Duration::from_millis(100);
 /// What these measurements have in common.
 #[derive(Args)]
 pub(crate) struct InferenceArgs {
+    /// The model, unless --model gives it
+    #[arg(value_name = "MODEL")]
+    first: Option<String>,
+
     #[command(flatten)]
     loading: LoadingArgs,
 
@@ -50,10 +54,13 @@ impl InferenceArgs {
     /// The model, with room for caches of so many sequences and tokens, and for passes over `tokens` tokens of each.
     fn load(&self, sequences: usize, length: usize, tokens: usize) -> anyhow::Result<Model> {
         self.threads.apply();
-        let (checkpoint, precision) = (self.loading.open()?, self.precision.into());
+        let words: Vec<&str> = self.first.iter().map(String::as_str).collect();
+        no_more(&self.loading.rest(&words)?)?;
+        let (checkpoint, precision) = (self.loading.open(&words)?, self.precision.into());
         let config = Weights::config(&checkpoint);
         let limit = config.max_sequence_length;
-        ensure!(length <= limit, "{length} tokens do not fit the context of this model, {limit}; ask for fewer");
+        let name = checkpoint.contents().path.display();
+        ensure!(length <= limit, "{length} tokens do not fit the context of {name}, {limit}; ask for fewer");
         let kind = self.cache.kind(precision);
         let caches = config.cache_bytes(kind, &[length]).saturating_mul(sequences as u64);
         let pass = (tokens.max(sequences), sequences);
@@ -121,8 +128,8 @@ pub(crate) struct BatchArgs {
     common: InferenceArgs,
 
     /// Sequences in a step; each number is measured
-    #[arg(long, value_name = "N,…", default_value = "1,4,8,16", value_delimiter = ',', value_parser = positive)]
-    sequences: Vec<usize>,
+    #[arg(long, value_name = "N,…", default_value = "1,4,8,16", value_parser = counts)]
+    sequences: List<usize>,
 
     /// Tokens in each cache before the first step
     #[arg(long, value_name = "N", default_value = "32")]
@@ -160,10 +167,10 @@ pub(super) fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
 }
 
 pub(super) fn batch(args: &BatchArgs) -> anyhow::Result<()> {
-    let most = args.sequences.iter().copied().max().unwrap_or(1);
+    let most = args.sequences.0.iter().copied().max().unwrap_or(1);
     let model = args.common.load(most, args.depth.saturating_add(args.tokens), args.depth)?;
     let mut rows = Vec::new();
-    for &sequences in &args.sequences {
+    for &sequences in &args.sequences.0 {
         let figure = decoding(&model, "batch", sequences, args.depth, args.tokens, &args.common)?;
         if args.common.json {
             rows.push(figure.json());

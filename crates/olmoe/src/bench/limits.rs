@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use olmoe_data::counted;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::{peak_flops, peak_int8, read_bandwidth};
 use olmoe_tensor::simd::Isa;
@@ -24,12 +25,12 @@ pub(super) fn run(args: &LimitsArgs) {
         println!("{report}");
     } else {
         println!(
-            "read bandwidth {:.1} GB/s; multiply-adds, as operations: f32 {:.0}, bf16 {:.0}, 8 bits {:.0} GFLOP/s; {} threads, {}",
+            "read bandwidth {:.1} GB/s; multiply-adds, as operations: f32 {:.0}, bf16 {:.0}, 8 bits {:.0} GFLOP/s; {}, {}",
             bandwidth / 1e9,
             f32 / 1e9,
             bf16 / 1e9,
             int8 / 1e9,
-            num_threads(),
+            counted(num_threads(), "thread"),
             Isa::current().name()
         );
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use olmoe_data::counted;
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{FeedForward, ModelConfig};
 use olmoe_model::model::{Activations, Held, Model, Precision};
@@ -132,14 +133,14 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     } else {
         println!("{shape}; {} parameters, {} active", count.total, count.active);
         println!(
-            "{batch_size} x {sequence} tokens a step, {}, {} threads, {}",
+            "{batch_size} x {sequence} tokens a step, {}, {}, {}",
             precision.name(),
-            num_threads(),
+            counted(num_threads(), "thread"),
             Isa::current().name()
         );
         println!(
-            "{tokens_per_second:.0} tokens/s (median of {} steps, {:.1} ms a step, loss {last:.4})",
-            args.steps,
+            "{tokens_per_second:.0} tokens/s (median of {}, {:.1} ms a step, loss {last:.4})",
+            counted(args.steps, "step"),
             1e3 * median_seconds
         );
         // The products of a step that trains everything.
@@ -160,9 +161,10 @@ fn describe(config: &ModelConfig) -> String {
     let feed_forward = match &config.feed_forward {
         FeedForward::Dense(mlp) => format!("dense width {}", mlp.width),
         FeedForward::Moe(moe) => {
-            format!("{} experts of width {}, top {}", moe.num_experts, moe.expert.width, moe.top_k)
+            format!("{} of width {}, top {}", counted(moe.num_experts, "expert"), moe.expert.width, moe.top_k)
         }
     };
     let dense = config.even_layers.map(|mlp| format!(", even layers dense of width {}", mlp.width)).unwrap_or_default();
-    format!("{} layers, width {}, {} heads, {feed_forward}{dense}", config.n_layers, config.d_model, config.n_heads)
+    let (layers, heads) = (counted(config.n_layers, "layer"), counted(config.n_heads, "head"));
+    format!("{layers}, width {}, {heads}, {feed_forward}{dense}", config.d_model)
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use olmoe_analysis::ExpertCounts;
+use olmoe_data::counted;
 
 /// Experts that are named for each layer.
 const SHOWN: usize = 4;
@@ -13,7 +14,8 @@ pub(super) fn table(counts: &ExpertCounts) -> Option<String> {
         return None;
     }
     let experts = counts.experts();
-    let mut table = format!("{} tokens, {} of {experts} experts each\n", counts.tokens(), counts.top_k());
+    let tokens = counted(counts.tokens(), "token");
+    let mut table = format!("{tokens}, {} of {experts} experts each\n", counts.top_k());
     let _ = writeln!(table, "layer  evenness  chosen  busiest, with their share of the choices");
     for (at, layer) in counts.layers().iter().enumerate() {
         let used = format!("{}/{experts}", counts.used(at));

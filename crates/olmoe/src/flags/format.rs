@@ -1,18 +1,22 @@
 //! What is written of a checkpoint: format, type of the numbers, layout of the experts.
 
+use std::path::Path;
+
 use clap::{Args, ValueEnum};
 use olmoe_checkpoint::convert::Target;
 use olmoe_checkpoint::gguf::mix::Mix;
 use olmoe_checkpoint::huggingface::Experts;
 use olmoe_tensor::dtype::DType;
 
+use crate::usage::usage;
+
 /// What is written.
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct Form {
-    /// Format to write
+    /// Format to write [default: gguf where OUT ends in .gguf]
     #[arg(long, value_enum, value_name = "FORMAT")]
-    to: To,
+    to: Option<To>,
 
     /// Type of the numbers to write [default: that of each tensor]
     ///
@@ -26,8 +30,16 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    pub(crate) fn target(&self) -> Target {
-        self.to.target(self.dtype, self.experts)
+    /// What to write under this name.
+    ///
+    /// # Errors
+    /// A name that says nothing where no format is given, and one that is another format's.
+    pub(crate) fn target(&self, output: &Path) -> anyhow::Result<Target> {
+        let to = To::of(self.to, output)?;
+        let to = to.ok_or_else(|| {
+            usage("the name of the result does not tell its format; give --to <FORMAT>: hf, olmo or gguf")
+        })?;
+        Ok(to.target(self.dtype, self.experts))
     }
 
     /// The type of the numbers, where it is asked for.
@@ -86,6 +98,30 @@ pub(crate) enum ExpertsArg {
 }
 
 impl To {
+    /// The format that is asked for or that a name tells; none where neither says anything.
+    ///
+    /// # Errors
+    /// A name of another format than is asked for.
+    pub(crate) fn of(asked: Option<To>, output: &Path) -> anyhow::Result<Option<To>> {
+        /// Endings of files that are parts of a checkpoint, or no model.
+        const OTHER: [&str; 8] = ["safetensors", "json", "yaml", "yml", "pt", "pth", "bin", "npy"];
+        let ending = output.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let (name, is_gguf) = (output.display(), ending == "gguf");
+        match asked {
+            None if is_gguf => Ok(Some(To::Gguf)),
+            Some(To::Gguf) if OTHER.contains(&ending.as_str()) => Err(usage(format_args!(
+                "{name}: a GGUF file is asked for under another ending; end the name with .gguf"
+            ))),
+            Some(To::Hf | To::Olmo) if is_gguf => Err(usage(format_args!(
+                "{name}: that is the name of a GGUF file, but a folder is asked for; leave --to out, or name a folder"
+            ))),
+            Some(To::Hf | To::Olmo) if OTHER.contains(&ending.as_str()) => {
+                Err(usage(format_args!("{name}: that is the name of a file, but a folder is asked for; name a folder")))
+            }
+            asked => Ok(asked),
+        }
+    }
+
     /// What to write of this format.
     pub(crate) fn target(self, dtype: Option<Number>, experts: ExpertsArg) -> Target {
         let experts = match experts {

@@ -50,12 +50,19 @@ pub(crate) struct Work {
 
 impl Generator {
     /// The checkpoint without its weights, and what it has beside them. Says what there is to be noticed.
-    pub(crate) fn open(&self) -> anyhow::Result<(Checkpoint, Companions)> {
+    ///
+    /// The first of the words without a flag is the model unless the flag gives it.
+    pub(crate) fn open(&self, words: &[&str]) -> anyhow::Result<(Checkpoint, Companions)> {
         self.threads.apply();
-        let checkpoint = self.loading.open()?;
+        let checkpoint = self.loading.open(words)?;
         let companions = Companions::of(&checkpoint, None, false)?;
         companions.notices.iter().for_each(note);
         Ok((checkpoint, companions))
+    }
+
+    /// The words that are no model.
+    pub(crate) fn rest<'a>(&'a self, words: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
+        self.loading.rest(words)
     }
 
     /// Its model, if it fits the memory together with so many bytes beside it.

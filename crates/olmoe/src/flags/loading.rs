@@ -33,10 +33,17 @@ pub(crate) struct LoadingArgs {
 
 impl LoadingArgs {
     /// Opens the checkpoint and says what is remarkable about it.
-    pub(crate) fn open(&self) -> anyhow::Result<Checkpoint> {
-        let checkpoint = Checkpoint::open(&self.model.resolve()?)?;
+    ///
+    /// The first of the words without a flag is the model unless the flag gives it.
+    pub(crate) fn open(&self, words: &[&str]) -> anyhow::Result<Checkpoint> {
+        let checkpoint = Checkpoint::open(&self.model.resolve(words)?.0)?;
         checkpoint.contents().notices.iter().for_each(note);
         Ok(checkpoint)
+    }
+
+    /// The words that are no model.
+    pub(crate) fn rest<'a>(&'a self, words: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
+        self.model.rest(words)
     }
 
     /// Loads it. Quantised matrices stay so with `keep_blocks`; `beside` are the bytes of [`beside`].

@@ -8,6 +8,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use olmoe_checkpoint::hub::{Hub, Location, MODEL_FILES, locate};
 use olmoe_data::expanded;
 
+use super::words::model_first;
 use crate::hub_progress::Terminal;
 
 /// Which model.
@@ -16,7 +17,7 @@ use crate::hub_progress::Terminal;
 pub(crate) struct ModelArg {
     /// A file or folder, or a model of the Hugging Face hub, which is downloaded unless it has been before
     #[arg(short, long, value_name = "PATH|REPO[@REVISION]")]
-    model: String,
+    model: Option<String>,
 
     /// Use files of the hub downloaded before; an error if one is missing
     #[arg(long)]
@@ -24,9 +25,15 @@ pub(crate) struct ModelArg {
 }
 
 impl ModelArg {
-    /// Where its files are.
-    pub(crate) fn resolve(&self) -> anyhow::Result<PathBuf> {
-        input(&self.model, MODEL_FILES, self.offline)
+    /// Where its files are, and which of the words are left; the first one is the model unless the flag gives it.
+    pub(crate) fn resolve<'a>(&'a self, words: &[&'a str]) -> anyhow::Result<(PathBuf, Vec<&'a str>)> {
+        let (model, rest) = model_first(self.model.as_deref(), words)?;
+        Ok((input(model, MODEL_FILES, self.offline)?, rest))
+    }
+
+    /// The words that are no model.
+    pub(crate) fn rest<'a>(&'a self, words: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
+        Ok(model_first(self.model.as_deref(), words)?.1)
     }
 }
 
@@ -67,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_model_is_a_path_first() {
-        let resolve = |arguments: &[&str]| Program::parse_from(arguments).model.resolve();
+        let resolve = |arguments: &[&str]| Program::parse_from(arguments).model.resolve(&[]).map(|found| found.0);
         assert_eq!(resolve(&["olmoe", "-m", "src/main.rs"]).unwrap(), PathBuf::from("src/main.rs"));
         let error = resolve(&["olmoe", "--model", "no-such-file"]).unwrap_err().to_string();
         assert!(error.contains("neither an existing file or folder nor a model"), "{error}");

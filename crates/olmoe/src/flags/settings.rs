@@ -5,7 +5,7 @@ use std::fmt;
 
 use anyhow::{anyhow, bail};
 use clap::Args;
-use olmoe_engine::settings::bias;
+use olmoe_engine::settings::{any_seed, bias, unescaped};
 use olmoe_engine::{Request, Settings};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
@@ -37,10 +37,9 @@ impl SettingsArgs {
         request
     }
 
-    /// The seed given, else another one each time: of 32 bits, so that it is easily typed.
+    /// The seed given, else another one each time.
     pub(crate) fn seed(&self) -> u64 {
-        use std::hash::{BuildHasher, RandomState};
-        self.settings.seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32)
+        self.settings.seed.unwrap_or_else(any_seed)
     }
 }
 
@@ -138,7 +137,7 @@ pub(crate) fn set(request: &mut Request, name: &str, value: &str) -> anyhow::Res
             request.sampling.logit_bias = biases.map_err(|error| anyhow!("logit_bias: {error}"))?;
         }
         _ => {
-            let text = || Value::String(value.to_owned());
+            let text = || Value::String(if name == "stop" { unescaped(value) } else { value.to_owned() });
             let value = serde_json::from_str(value).unwrap_or_else(|_| text());
             let settings = Settings::deserialize(serde_json::json!({ name: value }));
             settings.map_err(|error| anyhow!("{name}: {error}"))?.apply(request);
@@ -207,6 +206,12 @@ mod tests {
             set(&mut again, name, &value).unwrap();
         }
         assert_eq!(values(&again), values(&request));
+        set(&mut again, "stop", r"\n\n").unwrap();
+        assert_eq!(again.stop, ["\n\n"]);
+        set(&mut again, "n_predict", "-1").unwrap();
+        assert_eq!(again.max_tokens, None);
+        let error = set(&mut again, "temp", "warm").unwrap_err().to_string();
+        assert!(error.contains("expected a number") && error.contains("\"warm\""), "{error}");
         for name in ["max_tokens", "stop", "stop_ids", "logit_bias"] {
             set(&mut again, name, NONE).unwrap();
             assert!(values(&again).contains(&(name, NONE.to_owned())), "{name}");

@@ -3,7 +3,9 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+
+use crate::files::write_whole;
 
 /// A kind of text.
 pub(super) struct TextKind {
@@ -29,6 +31,8 @@ const FILES: [(&str, &[u8]); 8] = [
     ("text/maths-held-out.jsonl.gz", include_bytes!("../../quickstart/maths-held-out.jsonl.gz")),
     ("tokenizer.json", include_bytes!("../../quickstart/tokenizer.json")),
 ];
+/// What the steps of the tour make in its folder.
+const MADE: [&str; 6] = ["tokens", "run", "model-hf", "model-q8_0.gguf", "experts.svg", "loss.svg"];
 const CONFIG: &str = include_str!("../../quickstart/train.yml");
 
 /// How large a run is. Each is one fixed configuration, whose losses are the same bits everywhere.
@@ -144,19 +148,27 @@ pub(super) fn write(
     let size = size.or(found.as_ref().and_then(there)).unwrap_or_else(choose);
     let config = size.config(name, steps_of(size));
     ensure!(
-        found.is_none_or(|found| found == config),
+        found.as_ref().is_none_or(|found| *found == config),
         "{}: not the configuration of this run; another size or number of steps, or it was changed. Delete the folder or \
          choose another one; `olmoe train` runs a changed configuration",
         path.display()
     );
-    for (name, bytes) in FILES.into_iter().chain([("train.yml", config.as_bytes())]) {
+    let ours = FILES.into_iter().chain([("train.yml", config.as_bytes())]);
+    // Before anything is written: what lies here under a name of the tour is somebody's, unless it is the same.
+    let is_other = |(name, bytes): &(&str, &[u8])| {
+        let path = folder.join(name);
+        path.exists() && !std::fs::read(&path).is_ok_and(|found| found == *bytes)
+    };
+    let other = ours.clone().find(is_other).map(|(name, _)| name);
+    let made = || MADE.into_iter().find(|name| folder.join(name).exists()).filter(|_| found.is_none());
+    if let Some(name) = other.or_else(made) {
+        bail!("{}: it is there already and not of this tour; choose another folder", folder.join(name).display());
+    }
+    for (name, bytes) in ours {
         let path = folder.join(name);
         let parent = path.parent().unwrap_or(folder);
         std::fs::create_dir_all(parent)
-            .and_then(|()| match std::fs::read(&path) {
-                Ok(found) if found == bytes => Ok(()),
-                _ => std::fs::write(&path, bytes),
-            })
+            .and_then(|()| if path.exists() { Ok(()) } else { write_whole(&path, bytes) })
             .with_context(|| format!("{}: cannot be written", path.display()))?;
     }
     Ok((size, u64::from(steps_of(size))))
@@ -180,6 +192,25 @@ mod tests {
         ] {
             assert_eq!(Size::for_speed(peak), size, "{peak}");
         }
+    }
+
+    #[test]
+    fn files_of_others_stay() {
+        for name in ["tokenizer.json", "text/README.md", "loss.svg", "run"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "mine").unwrap();
+            let error = write(folder.path(), Some(Size::Smallest), None, || Size::Smallest).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("choose another folder"), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+            assert!(!folder.path().join("train.yml").exists(), "nothing is written beside it");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let again = || write(folder.path(), Some(Size::Smallest), None, || Size::Smallest).unwrap();
+        let first = again();
+        std::fs::create_dir(folder.path().join("run")).unwrap();
+        assert_eq!(again(), first);
     }
 
     #[test]

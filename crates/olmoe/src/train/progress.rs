@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use olmoe_data::counted;
 use olmoe_train::config::TrainConfig;
-use olmoe_train::counted;
 use olmoe_train::plan::{Plan, flops_per_token};
 use olmoe_train::state::TrainerState;
 use olmoe_train::trainer::{Event, Outcome, StepReport};
@@ -45,7 +45,7 @@ impl Progress {
             step if step + 1 == self.last_step => format!("step {}", self.last_step),
             step => format!("steps {} to {}", step + 1, self.last_step),
         };
-        let total = counted(total, "parameter", "parameters");
+        let total = counted(total, "parameter");
         self.line(&format!("{total}, {active} of them for each token; {steps}"));
     }
 
@@ -100,7 +100,7 @@ impl Progress {
             Outcome::TimeLimit => "time limit; it goes on with --try_load_latest_save",
             Outcome::EarlyStop => "stopped early: the loss has risen",
         };
-        self.line(&format!("step {}, {}: {what}", state.step, counted(state.tokens_seen, "token", "tokens")));
+        self.line(&format!("step {}, {}: {what}", state.step, counted(state.tokens_seen, "token")));
     }
 
     fn line(&self, text: &str) {

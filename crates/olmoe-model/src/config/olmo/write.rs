@@ -1,6 +1,9 @@
 //! Writes the `config.yaml` of an unsharded OLMo checkpoint: its `model:` section, which is all that loading one needs.
 //!
-//! Every key that decides the function is written out, because OLMo's defaults are GPT-2's and differ between branches.
+//! A key that every branch of OLMo has and that decides the function is written out, because the defaults are GPT-2's.
+//! Branches reject keys that they do not know: one that some of them lack is written only where its value is not the
+//! default of those that have it. The branch with a mixture of experts has no `moe_interleave`; the main branch, which
+//! trains dense models, has no key of mixtures at all.
 
 use std::fmt::Display;
 
@@ -44,8 +47,12 @@ pub(in super::super) fn text(config: &ModelConfig) -> String {
     lines.add("init_fn", method);
     lines.add("init_std", number(config.init.std));
     lines.add("init_cutoff_factor", optional(config.init.cutoff_factor));
-    lines.add("emb_init_std", optional(config.init.embedding_std));
-    lines.add("scale_emb_init", config.init.scale_embedding);
+    if let Some(std) = config.init.embedding_std {
+        lines.add("emb_init_std", number(std));
+    }
+    if config.init.scale_embedding {
+        lines.add("scale_emb_init", true);
+    }
     // In the order of OLMo's own files.
     lines.0.sort_by_key(|(key, _)| KEYS.iter().position(|known| known == key));
     lines.0.iter().fold("model:\n".to_owned(), |text, (key, value)| text + &format!("  {key}: {value}\n"))
@@ -68,9 +75,9 @@ fn feed_forward(config: &ModelConfig, lines: &mut SectionLines) {
     lines.add("block_type", block);
     lines.add("activation_type", activation);
     lines.add("mlp_hidden_size", hidden);
+    let Some(moe) = config.moe() else { return };
     lines.add("moe_loss_weight", number(config.auxiliary.load_balancing_weight));
     lines.add("moe_zloss_weight", optional(Some(config.auxiliary.z_weight).filter(|weight| *weight != 0.0)));
-    let Some(moe) = config.moe() else { return };
     lines.add("moe_num_experts", moe.num_experts);
     lines.add("moe_top_k", moe.top_k);
     lines.add("moe_dropless", moe.capacity_factor.is_none());
@@ -78,7 +85,9 @@ fn feed_forward(config: &ModelConfig, lines: &mut SectionLines) {
         lines.add("moe_capacity_factor", number(factor));
     }
     lines.add("moe_shared_expert", moe.shared_expert.is_some());
-    lines.add("moe_interleave", config.even_layers.is_some());
+    if config.even_layers.is_some() {
+        lines.add("moe_interleave", true);
+    }
 }
 
 fn norms(config: &ModelConfig, lines: &mut SectionLines) {
@@ -94,7 +103,9 @@ fn norms(config: &ModelConfig, lines: &mut SectionLines) {
     lines.add("attention_layer_norm", config.qk_norm.is_some());
     lines.add("attention_layer_norm_with_affine", config.qk_norm.is_none_or(|norm| norm.affine));
     lines.add("embedding_layer_norm", config.embedding_norm.is_some());
-    lines.add("norm_after", config.norm_after);
+    if config.norm_after {
+        lines.add("norm_after", true);
+    }
 }
 
 /// The lines of the section so far.
