@@ -86,7 +86,7 @@ fn containers() {
         ("extent 0", &|g| g.tensor(UP).extents[2] = 0, &[UP, "[0, 32, 32], expected [4, 32, 32]"]),
         ("extents 0 and 2^63", &|g| g.tensor(UP).extents = vec![0, 1 << 63, 1 << 63], &[UP]),
         ("type 99", &|g| g.tensor(UP).kind = 99, &[UP, "type 99 is unknown"]),
-        ("type q4_k of 32 columns", &|g| g.tensor(UP).kind = 12, &[UP, "no whole q4_k blocks of 256"]),
+        ("type q4_k of 32 columns", &|g| g.tensor(UP).kind = 12, &[UP, "not a multiple of 256, the block of q4_k"]),
         ("offset off by one", &|g| g.tensor(UP).offset += 1, &[UP, "is not a multiple of 32"]),
         ("offset 2^63", &|g| g.tensor(UP).offset = 1 << 63, &[UP, "beyond the end"]),
         ("offset 2^64-32", &|g| g.tensor(UP).offset = u64::MAX - 31, &[UP, "beyond the end"]),

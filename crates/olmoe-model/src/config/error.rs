@@ -273,7 +273,7 @@ pub enum ConfigError {
     NoPositionEncoding,
     /// Scaled RoPE.
     #[error(
-        "`{key}` is {found}, but only unscaled rotary embeddings are implemented; set it to null (OLMoE models were \
+        "`{key}` sets {found}, but only unscaled rotary embeddings are implemented; set it to null (OLMoE models were \
          trained without scaling)"
     )]
     RopeScaling {

@@ -436,7 +436,7 @@ mod tests {
         let rejected = [
             (r#""num_experts": 8"#, "unknown key `num_experts`"),
             (r#""clip_qkv": 8.0"#, "unknown key `clip_qkv`"),
-            (r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0}"#, "`rope_scaling` asks for"),
+            (r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0}"#, "`rope_scaling` sets"),
             (r#""head_dim": 64"#, "it must be 128"),
             (r#""hidden_act": "gelu""#, "`hidden_act` is `gelu`"),
         ];
@@ -455,9 +455,9 @@ mod tests {
         assert_eq!(theta(serde_json::json!({"rope_scaling": {"type": "default"}})), 10_000.0);
         assert!(rejected(serde_json::json!({"rope_parameters": inner})).contains("is 10000 but"));
         let linear = serde_json::json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
-        assert!(rejected(linear).contains("`rope_scaling` asks for"));
+        assert!(rejected(linear).contains("`rope_scaling` sets"));
         let yarn = serde_json::json!({"rope_parameters": {"rope_type": "yarn"}});
-        assert!(rejected(yarn).contains("is `yarn`"));
+        assert!(rejected(yarn).contains("sets `yarn`"));
         assert!(rejected(serde_json::json!({"rope_scaling": 2})).contains("must be a mapping"));
         assert!(rejected(serde_json::json!({"rope_theta": 0.5})).contains("1 or greater"));
     }
