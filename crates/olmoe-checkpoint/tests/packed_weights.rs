@@ -204,7 +204,6 @@ fn packed_weights_are_used_only_as_long_as_they_are_right() {
         ("the header alone", Box::new(cut(header_end)), "bytes, expected"),
         ("a byte less", Box::new(cut(whole.len() - 1)), "bytes, expected"),
         ("a byte more", Box::new(|desk| desk.edit(|bytes| bytes.push(0))), "bytes, expected"),
-        ("something else", Box::new(put(0, b"GGUF")), "not a file of packed weights"),
         ("another version", Box::new(put(8, &[2, 0, 0, 0])), "another version"),
         ("a header without end", Box::new(put(12, &[255; 4])), "cut short"),
         ("a header of nothing", Box::new(put(12, &[0; 4])), "header is damaged"),
@@ -252,6 +251,14 @@ fn packed_weights_are_used_only_as_long_as_they_are_right() {
         assert!(wanted && got == right, "{name}");
         assert_eq!(desk.load(&loading), (right, None, false), "{name}, again");
     }
+    // A file of another kind is nobody's cache: it stays.
+    let good = std::fs::read(desk.cache()).unwrap();
+    put(0, b"GGUF")(&desk);
+    let mut loaded = Checkpoint::open(&desk.model()).unwrap().load(&loading, &|_| {}).unwrap();
+    assert!(loaded.notice.as_deref().is_some_and(|notice| notice.contains("not a file of packed weights")));
+    assert!(matches!(loaded.keep(&|_| {}), Err(CheckpointError::NotReplaced { .. })));
+    assert_eq!(std::fs::read(desk.cache()).unwrap()[..4], *b"GGUF");
+    std::fs::write(desk.cache(), good).unwrap();
     // Another layout, and blocks that became numbers.
     let text = String::from_utf8_lossy(&std::fs::read(desk.cache()).unwrap()[48..header_end]).into_owned();
     let layout = text.split("\"layout\":\"").nth(1).unwrap().split('"').next().unwrap().to_owned();

@@ -167,7 +167,7 @@ fn from_and_to_all_formats_with_the_same_bits() {
     let mixture = Upcycled::new(&mixture, plain()).unwrap();
     for target in [HF, GGUF] {
         let error = desk.try_write(&mixture, target).unwrap_err().to_string();
-        assert!(error.contains("qk_norm") && error.to_lowercase().contains("olmo"), "{error}");
+        assert!(error.contains("attention_layer_norm") && error.to_lowercase().contains("olmo"), "{error}");
     }
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/checkpoints/llama-bf16.gguf");
     let golden = Checkpoint::open(&golden).unwrap();

@@ -21,8 +21,11 @@ pub(in super::super) fn text(config: &ModelConfig) -> String {
     norms(config, &mut lines);
     lines.add("alibi", false);
     lines.add("rope", true);
-    // OLMo's key is an integer.
-    lines.add("rope_theta", config.rope.theta.round());
+    // OLMo's key is an integer, which the branch with dense layers between mixtures does not have.
+    let theta = config.rope.theta.round();
+    if theta != 10_000.0 {
+        lines.add("rope_theta", theta);
+    }
     lines.add("clip_qkv", optional(config.clip_qkv.map(|clip| clip.limit)));
     for key in ["attention_dropout", "residual_dropout", "embedding_dropout"] {
         lines.add(key, number(0.0));
