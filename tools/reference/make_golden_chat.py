@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jinja2
 import transformers
-from chat_snippets import EXPRESSIONS, STATEMENTS, TEMPLATES
+from chat_snippets import EXPRESSIONS, REFUSED, STATEMENTS, TEMPLATES
 from tokenizers import Tokenizer, models
 from transformers.utils import chat_template_utils
 
@@ -189,7 +189,7 @@ def main() -> int:
     out["snippets"] = {
         "chat": "all",
         "tokens": TOKENS,
-        "rows": [{"source": source, **render(source, CHATS["all"], TOKENS, True)} for source in snippets()],
+        "rows": [{"source": source, **render(source, CHATS["all"], TOKENS, True)} for source in snippets() if source not in REFUSED],
     }
     text = json.dumps(out, indent=1, ensure_ascii=False) + "\n"
     if check:

@@ -278,7 +278,11 @@ fn packed_weights_that_cannot_be_kept_do_no_harm() {
     std::fs::write(desk.cache().join("letter.txt"), "dear").unwrap();
     let checkpoint = Checkpoint::open(&desk.model()).unwrap();
     let mut loaded = checkpoint.load(&desk.loading(), &|_| {}).unwrap();
-    assert!(loaded.notice.as_deref().is_some_and(|notice| notice.contains("not a regular file")), "{:?}", loaded.notice);
+    assert!(
+        loaded.notice.as_deref().is_some_and(|notice| notice.contains("not a regular file")),
+        "{:?}",
+        loaded.notice
+    );
     assert!(matches!(loaded.keep(&|_| {}), Err(CheckpointError::NotReplaced { .. })));
     assert!(desk.cache().join("letter.txt").exists());
     assert!(logits(&loaded.model).iter().all(|x| x.is_finite()));

@@ -3,7 +3,7 @@
 /// A count with its noun in the singular or the plural: 1 token, 2 tokens. For nouns whose plural only takes an s.
 pub fn counted(count: impl std::fmt::Display, noun: &str) -> String {
     let count = count.to_string();
-    let hissing = noun.ends_with("ch") || noun.ends_with('s') || noun.ends_with('x');
+    let hissing = ["tch", "sh", "s", "x"].iter().any(|ending| noun.ends_with(ending));
     let ending = match (&*count, hissing) {
         ("1", _) => "",
         (_, true) => "es",
@@ -20,5 +20,6 @@ mod tests {
     fn one_is_no_plural() {
         assert_eq!([0, 1, 2].map(|count| counted(count, "token")), ["0 tokens", "1 token", "2 tokens"]);
         assert_eq!([1, 2].map(|count| counted(count, "batch")), ["1 batch", "2 batches"]);
+        assert_eq!(counted(2, "epoch"), "2 epochs");
     }
 }

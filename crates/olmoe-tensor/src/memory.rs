@@ -44,18 +44,14 @@ fn class_of(bytes: usize) -> (usize, usize) {
     (((octave - 6) * 8) as usize + eighth, rounded)
 }
 
-/// The bytes of every buffer of a class.
-fn bytes_of(class: usize) -> usize {
-    let octave = class / 8 + 6;
-    (1 << octave) + ((class % 8) << (octave - 3))
-}
-
 /// How often the pool has requested memory from the system.
 pub fn system_requests() -> u64 {
     SYSTEM_REQUESTS.load(Ordering::Relaxed)
 }
 
-/// The most bytes that were in buffers at once since the start of the process, or since [`restart_peak`].
+/// The most bytes that buffers asked for at once since the start of the process, or since [`restart_peak`]: each counts as the
+/// size of its class, even where a larger block that was free serves it. That depends on what is computed alone, not on what
+/// ran before; [`resident_peak_bytes`] has what the process occupied.
 pub fn peak_bytes() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
@@ -156,6 +152,7 @@ pub struct Buffer<T: Pod> {
     block: NonNull<u8>,
     len: usize,
     class: usize,
+    bytes: usize,
     kind: PhantomData<T>,
 }
 
@@ -176,10 +173,9 @@ impl<T: Pod> Buffer<T> {
             free.pop().map(|block| (class, block.0))
         });
         let (class, block) = reused.unwrap_or_else(|| (wanted, request(rounded)));
-        let bytes = bytes_of(class);
-        let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let live = LIVE.fetch_add(rounded, Ordering::Relaxed) + rounded;
         PEAK.fetch_max(live, Ordering::Relaxed);
-        Buffer { block, len, class, kind: PhantomData }
+        Buffer { block, len, class, bytes: rounded, kind: PhantomData }
     }
 
     /// `len` zeros.
@@ -206,7 +202,7 @@ impl<T: Pod> Buffer<T> {
 
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
-        LIVE.fetch_sub(bytes_of(self.class), Ordering::Relaxed);
+        LIVE.fetch_sub(self.bytes, Ordering::Relaxed);
         FREE[self.class].lock().unwrap_or_else(|e| e.into_inner()).push(Allocation(self.block));
     }
 }
@@ -252,7 +248,6 @@ mod tests {
             assert!(bytes < 512 || rounded <= bytes + bytes / 8 + ALIGNMENT, "{bytes} became {rounded}");
             assert!(class >= last.0 && (class == last.0) == (rounded == last.1), "{bytes}");
             assert_eq!(class_of(rounded), (class, rounded));
-            assert_eq!(bytes_of(class), rounded);
             last = (class, rounded);
         }
         assert!(class_of(1 << 47).0 < CLASSES);

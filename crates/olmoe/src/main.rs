@@ -65,7 +65,8 @@ errors only. \
 Progress bars and colours are for terminals.
 
 Environment:
-  OLMOE_ISA    scalar, avx2, avx_vnni, avx512, avx512_bf16 or neon: use this instruction set [default: the processor's best]
+  OLMOE_ISA    instruction set to use: scalar, avx2, avx_vnni, avx512, avx512_bf16 or neon
+               [default: the processor's fastest]
   HF_HOME      cache and token of models of the hub; `olmoe help download` has this and the others
   NO_COLOR     not empty: no colours in help and errors
 

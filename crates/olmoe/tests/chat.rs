@@ -229,7 +229,11 @@ fn a_conversation_that_outgrows_the_context() {
     let words = [&AAA[..], &["--quiet", "--system", "Be."]].concat();
     let done = desk.run(&words, "one\ntwo\nthree\nfour\n/save chat.json\n");
     assert_eq!((done.code, done.out.as_str()), (0, "aaa\naaa\naaa\naaa\n"), "{}", done.err);
-    assert!(done.err.contains("outgrown the model's context of 128 tokens; its 2 oldest messages"), "{}", done.err);
+    assert!(
+        done.err.contains("outgrown the model's context of 128 tokens; dropped from its beginning: 2 messages"),
+        "{}",
+        done.err
+    );
     let messages = saved(&desk, "chat.json");
     let messages = messages.as_array().unwrap();
     assert_eq!((&messages[0], messages.last()), (&message("system", "Be."), Some(&message("assistant", "aaa"))));

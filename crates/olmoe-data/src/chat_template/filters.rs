@@ -339,13 +339,17 @@ fn of_extreme(value: &Value, arguments: &mut Arguments) -> Result<Kwargs, Error>
     Ok(given([("case_sensitive", Some(case_sensitive.into())), ("attribute", attribute)]))
 }
 
-/// Fails where Python finds no order: between a text and a number, between two mappings.
+/// Fails where Python finds no order, between a text and a number or between two mappings, and between a boolean and a
+/// number, which Python takes for 0 or 1.
 fn comparable(values: &Value, attribute: Option<&Value>, arguments: &Arguments) -> Result<(), Error> {
     let mut first = None;
     for item in values.try_iter()? {
         let key = attribute.map_or(Ok(item.clone()), |path| attribute_of(&item, path))?;
-        let kind = if key.kind() == ValueKind::Bool { ValueKind::Number } else { key.kind() };
-        let ordered = matches!(kind, ValueKind::Number | ValueKind::String | ValueKind::Seq | ValueKind::Iterable);
+        let kind = key.kind();
+        let ordered = matches!(
+            kind,
+            ValueKind::Bool | ValueKind::Number | ValueKind::String | ValueKind::Seq | ValueKind::Iterable
+        );
         if first.is_some_and(|first| first != kind || !ordered) {
             return Err(arguments.wrong(format!("{key:?} cannot be compared with the values before it")));
         }

@@ -3,7 +3,8 @@
 //! A key that every branch of OLMo has and that decides the function is written out, because the defaults are GPT-2's.
 //! Branches reject keys that they do not know: one that some of them lack is written only where its value is not the
 //! default of those that have it. The branch with a mixture of experts has no `moe_interleave`; the main branch, which
-//! trains dense models, has no key of mixtures at all.
+//! trains dense models, has no key of mixtures at all; the branch with dense layers between mixtures lacks `rope_theta`,
+//! `layer_norm_eps`, `embedding_layer_norm` and some others.
 
 use std::fmt::Display;
 
@@ -21,7 +22,7 @@ pub(in super::super) fn text(config: &ModelConfig) -> String {
     norms(config, &mut lines);
     lines.add("alibi", false);
     lines.add("rope", true);
-    // OLMo's key is an integer, which the branch with dense layers between mixtures does not have.
+    // OLMo's key is an integer.
     let theta = config.rope.theta.round();
     if theta != 10_000.0 {
         lines.add("rope_theta", theta);
@@ -101,11 +102,15 @@ fn norms(config: &ModelConfig, lines: &mut SectionLines) {
     let all = [Some(config.norm), config.qk_norm, config.embedding_norm];
     lines.add("layer_norm_type", kind);
     lines.add("layer_norm_with_affine", config.norm.affine);
-    lines.add("layer_norm_eps", number(config.norm.eps));
+    if config.norm.eps != 1e-5 {
+        lines.add("layer_norm_eps", number(config.norm.eps));
+    }
     lines.add("bias_for_layer_norm", all.into_iter().flatten().any(|norm: Norm| norm.bias));
     lines.add("attention_layer_norm", config.qk_norm.is_some());
     lines.add("attention_layer_norm_with_affine", config.qk_norm.is_none_or(|norm| norm.affine));
-    lines.add("embedding_layer_norm", config.embedding_norm.is_some());
+    if config.embedding_norm.is_some() {
+        lines.add("embedding_layer_norm", true);
+    }
     if config.norm_after {
         lines.add("norm_after", true);
     }
