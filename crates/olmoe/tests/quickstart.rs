@@ -53,6 +53,21 @@ fn from_text_to_a_model_that_writes_and_again() {
     }
 }
 
+/// These evaluate a few sequences alone.
+#[test]
+fn small_sizes_evaluate_every_kind_of_text() {
+    for size in ["smallest", "small"] {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join(size);
+        let name = folder.to_str().unwrap();
+        let done = olmoe(&["quickstart", name, "--steps", "1", "--size", size], &[("HOME", name)]);
+        assert_eq!(done.code, 0, "{size}: {}", done.err);
+        for row in ["  prose  ", "  code  ", "  maths  "] {
+            assert!(done.out.contains(row), "{size}, {row}: {}", done.out);
+        }
+    }
+}
+
 #[test]
 fn what_is_wrong_is_said_before_anything_is_made() {
     let home = tempfile::tempdir().unwrap();
