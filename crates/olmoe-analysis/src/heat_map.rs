@@ -41,7 +41,7 @@ pub struct HeatMap {
     /// The neutral value, such as a uniform share: it is drawn in white, lower values in blue, higher ones in red.
     /// Without it, higher values are darker.
     pub middle: Option<f64>,
-    /// Decimals of the numbers that are written into the cells, where there is room; `None`: no numbers are written.
+    /// Decimal places of the values written into the cells, where there is room; `None` leaves the cells without text.
     pub decimals: Option<usize>,
 }
 

@@ -285,7 +285,7 @@ fn check_tied_head(
             Ok::<_, CheckpointError>(numbers)
         };
         let (ours, theirs) = (numbers(head, head_encoding)?, numbers(embedding, embedding_encoding)?);
-        // Bit for bit: what is no number is the same only as itself.
+        // Compared as bits, so that a NaN equals itself.
         if let Some(at) = ours.iter().zip(&theirs[..]).position(|(x, y)| x.to_bits() != y.to_bits()) {
             return Err(CheckpointError::TiedHead {
                 path: path.clone(),

@@ -183,7 +183,7 @@ pub enum TorchError {
         /// What does.
         found: String,
     },
-    /// Sizes whose product is no number of elements.
+    /// Sizes whose product overflows.
     #[error("tensor `{name}`: shape {shape:?} is more than can be counted; the file is damaged")]
     TooLarge {
         /// The tensor.

@@ -141,7 +141,7 @@ impl Batch {
     }
 
     /// The same tokens, of which those with a flag are hidden from the attention of the others. What they see themselves is
-    /// said with the operation ([`attention`](olmoe_tensor::ops::attention::forward_hidden)).
+    /// said with the operation ([`attention`](olmoe_tensor::ops::attention::forward)).
     ///
     /// # Errors
     /// [`BatchError::Flags`].

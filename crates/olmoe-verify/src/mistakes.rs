@@ -4,7 +4,7 @@
 //! Most mistakes are made with the model itself, by a configuration, weights or a batch that are wrong in the way in
 //! which a loader or a caller makes them wrong; the others are made in the f64 [`reference`](crate::reference).
 //!
-//! Two mistakes are not here because they change no number. One is rotary positions that start again with each
+//! Two mistakes are absent because the results stay the same with them. One is rotary positions that start again with each
 //! document: only differences of positions count, and attention does not leave the document. The other is whether an
 //! f32 norm multiplies by its weight before or after the cast.
 

@@ -132,9 +132,30 @@ pub enum PickleError {
     },
 }
 
-/// The beginning of a text from a file, fit to be printed.
+/// The beginning of a text from a file, fit to be printed: at most 80 characters, escape sequences counted as they are
+/// printed, and `…` where there is more.
 pub(crate) fn shortened(text: &str) -> String {
     const MOST: usize = 80;
-    let start: String = text.chars().take(MOST).flat_map(char::escape_debug).collect();
-    if text.chars().nth(MOST).is_some() { format!("{start}…") } else { start }
+    let (mut start, mut left) = (String::new(), MOST);
+    for character in text.chars() {
+        let escaped = character.escape_debug();
+        let Some(less) = left.checked_sub(escaped.len()) else { return start + "…" };
+        left = less;
+        start.extend(escaped);
+    }
+    start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn escape_sequences_count_as_printed() {
+        assert_eq!(shortened("a\nb"), "a\\nb");
+        assert_eq!(shortened(&"x".repeat(80)), "x".repeat(80));
+        assert_eq!(shortened(&"x".repeat(81)), "x".repeat(80) + "…");
+        // Six characters each: thirteen of them are 78.
+        assert_eq!(shortened(&"\u{10}".repeat(200)), "\\u{10}".repeat(13) + "…");
+    }
 }

@@ -136,40 +136,17 @@ struct ZstdPages {
 }
 
 impl ZstdPages {
-    fn unpacked(&self, page: Page) -> ParquetResult<Page> {
-        Ok(match page {
-            Page::DataPage { buf, num_values, encoding, def_level_encoding, rep_level_encoding, statistics } => {
-                let buf = unpack(&buf, 0)?;
-                Page::DataPage { buf, num_values, encoding, def_level_encoding, rep_level_encoding, statistics }
-            }
-            Page::DictionaryPage { buf, num_values, encoding, is_sorted } => {
-                Page::DictionaryPage { buf: unpack(&buf, 0)?, num_values, encoding, is_sorted }
-            }
-            Page::DataPageV2 {
-                buf,
-                num_values,
-                encoding,
-                num_nulls,
-                num_rows,
-                def_levels_byte_len,
-                rep_levels_byte_len,
-                is_compressed,
-                statistics,
-            } => {
-                let levels = def_levels_byte_len as usize + rep_levels_byte_len as usize;
-                Page::DataPageV2 {
-                    buf: if is_compressed { unpack(&buf, levels)? } else { buf },
-                    num_values,
-                    encoding,
-                    num_nulls,
-                    num_rows,
-                    def_levels_byte_len,
-                    rep_levels_byte_len,
-                    is_compressed: false,
-                    statistics,
+    fn unpacked(mut page: Page) -> ParquetResult<Page> {
+        match &mut page {
+            Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => *buf = unpack(buf, 0)?,
+            Page::DataPageV2 { buf, def_levels_byte_len, rep_levels_byte_len, is_compressed, .. } => {
+                if *is_compressed {
+                    *buf = unpack(buf, *def_levels_byte_len as usize + *rep_levels_byte_len as usize)?;
+                    *is_compressed = false;
                 }
             }
-        })
+        }
+        Ok(page)
     }
 }
 
@@ -199,7 +176,7 @@ impl Iterator for ZstdPages {
 impl PageReader for ZstdPages {
     fn get_next_page(&mut self) -> ParquetResult<Option<Page>> {
         match self.pages.get_next_page()? {
-            Some(page) => self.unpacked(page).map(Some),
+            Some(page) => Self::unpacked(page).map(Some),
             None => Ok(None),
         }
     }

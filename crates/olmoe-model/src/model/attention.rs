@@ -103,10 +103,7 @@ pub(super) fn forward(
     let ([q, k, v], projected) = qkv(weights, module, x_td, batch);
     let operand = weights.precision.operand();
     let (heads, segments) = (heads(&weights.config), &batch.segments[..]);
-    let (o, attention) = match &batch.hidden {
-        None => attention::forward(&q, &k, &v, heads, segments, operand),
-        Some(hidden) => attention::forward_hidden(&q, &k, &v, heads, segments, hidden, operand),
-    };
+    let (o, attention) = attention::forward(&q, &k, &v, heads, segments, batch.hidden.as_deref(), operand);
     let y_td = output(weights, module, &o);
     (y_td, SelfAttentionSaved { projected, q, k, v, o, attention })
 }
@@ -175,10 +172,9 @@ pub(super) fn backward(
     linear::backward_input(dy_td, weights.weight(module.o.weight), &mut d_o, Store::Overwrite);
 
     let (heads, segments) = (heads(&weights.config), &batch.segments[..]);
-    let (mut dq, mut dk, mut dv) = match &batch.hidden {
-        None => attention::backward(&q, &k, &v, &o, &attention, &d_o, heads, segments, operand),
-        Some(hidden) => attention::backward_hidden(&q, &k, &v, &o, &attention, &d_o, heads, segments, hidden, operand),
-    };
+    let hidden = batch.hidden.as_deref();
+    let (mut dq, mut dk, mut dv) =
+        attention::backward(&q, &k, &v, &o, &attention, &d_o, heads, segments, hidden, operand);
     weights.rope.apply_inverse(&mut dq, weights.config.n_heads, &batch.positions);
     weights.rope.apply_inverse(&mut dk, weights.config.n_kv_heads, &batch.positions);
     let clip_back = |order: ClipOrder, [dq, dk, dv]: [&mut Tensor; 3]| {

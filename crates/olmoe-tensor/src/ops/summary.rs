@@ -26,14 +26,14 @@ pub struct Summary {
     pub squares: f64,
     /// How many numbers are not 0.
     pub nonzero: f64,
-    /// The smallest `|x|`; infinite if there are no numbers.
+    /// The smallest `|x|`; infinite of an empty tensor.
     pub min_abs: f32,
     /// The largest `|x|`.
     pub max_abs: f32,
 }
 
 impl Summary {
-    /// The summary of no numbers.
+    /// The summary of an empty tensor.
     pub const EMPTY: Summary =
         Summary { count: 0, sum: 0.0, sum_abs: 0.0, squares: 0.0, nonzero: 0.0, min_abs: f32::INFINITY, max_abs: 0.0 };
 
@@ -42,7 +42,7 @@ impl Summary {
         self.squares.sqrt()
     }
 
-    /// `Σ x / n`; NaN if there are no numbers.
+    /// The mean `Σ x / n`; NaN of an empty tensor.
     pub fn mean(&self) -> f64 {
         self.sum / self.count as f64
     }

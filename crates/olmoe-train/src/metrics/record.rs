@@ -14,7 +14,7 @@ const STEP: &str = "step";
 /// What one step measured, in the order in which it was said.
 ///
 /// As JSON it is `{"step":120,"train/CrossEntropyLoss":4.25}`. A finite number has as many digits as it takes to read
-/// the same bits back; the others, which JSON has no numbers for, are the texts `NaN`, `Infinity` and `-Infinity`.
+/// the same bits back; NaN and the infinities, which JSON lacks, are the texts `NaN`, `Infinity` and `-Infinity`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// The step, from 1; 0 is before the first.

@@ -15,7 +15,7 @@ pub struct Sample {
     pub text: String,
     /// Its tokens, the one that ended it included.
     pub ids: Vec<u32>,
-    /// What ended it: `stop` for an end-of-text token, `length`, or an error, such as logits that are no numbers.
+    /// What ended it: `stop` for an end-of-text token, `length`, or an error, such as logits that are NaN.
     pub finish_reason: String,
 }
 

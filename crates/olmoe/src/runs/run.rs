@@ -48,7 +48,7 @@ pub(super) enum State {
     Running,
     /// It has had all its steps.
     Finished,
-    /// Its last loss is no number.
+    /// Its last loss is NaN or infinite.
     Diverged,
     /// None of these: interrupted, or its end is not known.
     Stopped,
@@ -121,7 +121,7 @@ impl Run {
         let is_eval = |name: &str| name.starts_with("eval/") && name.ends_with("/CrossEntropyLoss");
         let evals: Vec<f64> = record.values().filter(|(name, _)| is_eval(name)).map(|(_, value)| value).collect();
         let value = evals.iter().sum::<f64>() / evals.len() as f64;
-        // Without one it is no number.
+        // Without an evaluation it is 0 / 0, which is NaN.
         if value.is_finite() && self.best_eval.as_ref().is_none_or(|best| value < best.value) {
             self.best_eval = Some(Best { step: record.step, value });
         }
@@ -129,7 +129,7 @@ impl Run {
 }
 
 impl Series {
-    /// The mean of the last `window` values, without those that are no numbers; the last one itself if it is none.
+    /// The mean of the last `window` values, leaving out NaN and infinities; the last value itself if it is one of these.
     pub(super) fn last(&self, window: usize) -> Option<f64> {
         let last = self.values.last()?.2;
         let window = &self.values[self.values.len().saturating_sub(window)..];
@@ -139,8 +139,8 @@ impl Series {
     }
 }
 
-/// At every place the mean of the last `window` values, without those that are no numbers; where the value itself is
-/// none, it stays.
+/// At every place the mean of the last `window` values, leaving out NaN and infinities; these stay where they
+/// are.
 pub(super) fn smoothed(values: &[f64], window: usize) -> Vec<f64> {
     let finite = |value: f64| if value.is_finite() { (value, 1) } else { (0.0, 0) };
     let (mut sum, mut count) = (0.0, 0);

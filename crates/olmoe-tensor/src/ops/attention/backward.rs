@@ -31,25 +31,7 @@ const PACK_ROWS: usize = 128;
 /// Keys of a block: whole panels.
 const BACKWARD_KEYS: usize = 3 * PANEL_COLS;
 
-/// The gradients `(dq, dk, dv)` of [`super::forward`] from its inputs, its results and the gradient of its output.
-///
-/// # Panics
-/// When the shapes or the boundaries do not fit.
-pub fn backward(
-    q_td: &Tensor,
-    k_td: &Tensor,
-    v_td: &Tensor,
-    o_td: &Tensor,
-    saved: &AttentionSaved,
-    d_o_td: &Tensor,
-    heads: Heads,
-    segments: &[u32],
-    operand: Operand,
-) -> (Tensor, Tensor, Tensor) {
-    backward_sight(q_td, k_td, v_td, o_td, saved, d_o_td, heads, Sight::causal(segments), operand)
-}
-
-/// The gradients of [`super::forward::forward_sight`]. A row that sees no key has none and gives none.
+/// The gradients of [`super::forward::forward_sight`]. A row that has no key gets none and adds none.
 pub(super) fn backward_sight(
     q_td: &Tensor,
     k_td: &Tensor,

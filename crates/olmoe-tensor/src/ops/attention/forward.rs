@@ -25,25 +25,7 @@ pub struct AttentionSaved {
     pub lse_ht: Tensor,
 }
 
-/// Attention of each row of `q_td` to the rows up to it in its segment; see the module for formula and shapes.
-///
-/// `segments` holds the boundaries of the independent sequences: `0 = s_0 < s_1 < … = T`. `operand` is the precision of
-/// the factors of both products; sums and softmax are f32.
-///
-/// # Panics
-/// When the shapes or the boundaries do not fit.
-pub fn forward(
-    q_td: &Tensor,
-    k_td: &Tensor,
-    v_td: &Tensor,
-    heads: Heads,
-    segments: &[u32],
-    operand: Operand,
-) -> (Tensor, AttentionSaved) {
-    forward_sight(q_td, k_td, v_td, heads, Sight::causal(segments), operand)
-}
-
-/// The same for rows of which each sees the keys that `sight` says. The output of a row that sees none is zero.
+/// Attention of each row to the keys that `sight` gives it; the output of a row that has none is zero.
 pub(super) fn forward_sight(
     q_td: &Tensor,
     k_td: &Tensor,

@@ -25,19 +25,18 @@ mod backward;
 mod blocks;
 mod cache;
 mod forward;
-mod hidden;
 mod packed;
 mod q8_0;
 mod single;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod whole;
 
-pub use backward::backward;
 pub use blocks::CacheType;
 pub use cache::{Cache, forward_cached};
-pub use forward::{AttentionSaved, forward};
-pub use hidden::{backward_hidden, forward_hidden};
+pub use forward::AttentionSaved;
+pub use whole::{backward, forward};
 
 use std::ops::Range;
 

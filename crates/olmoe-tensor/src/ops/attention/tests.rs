@@ -109,8 +109,8 @@ fn naive_backward(q: &[f64], k: &[f64], v: &[f64], d_o: &[f64], heads: Heads, se
 /// The results of both passes.
 fn both(x: &[Tensor; 4], heads: Heads, segments: &[u32], operand: Operand) -> [Vec<f32>; 5] {
     let [q, k, v, d_o] = x;
-    let (o, saved) = forward(q, k, v, heads, segments, operand);
-    let (dq, dk, dv) = backward(q, k, v, &o, &saved, d_o, heads, segments, operand);
+    let (o, saved) = forward(q, k, v, heads, segments, None, operand);
+    let (dq, dk, dv) = backward(q, k, v, &o, &saved, d_o, heads, segments, None, operand);
     [o.to_vec(), saved.lse_ht.to_vec(), dq.to_vec(), dk.to_vec(), dv.to_vec()]
 }
 
@@ -213,7 +213,7 @@ fn a_cache_gives_the_bits_of_the_whole_sequence() {
         let t = 295;
         let [q, k, v, other] = inputs(t, heads);
         for operand in OPERANDS {
-            let (o, _) = forward(&q, &k, &v, heads, &[0, t as u32], operand);
+            let (o, _) = forward(&q, &k, &v, heads, &[0, t as u32], None, operand);
             let mut cache = Cache::new(heads, t, operand.into());
             assert!((cache.len(), cache.capacity(), cache.is_empty()) == (0, t, true) && cache.bytes() > 0);
             for chunk in [1, 7, 100, t] {
@@ -316,8 +316,8 @@ fn naive_hidden(x: &[Vec<f64>; 4], heads: Heads, segments: &[u32], hidden: &[boo
 
 fn both_hidden(x: &[Tensor; 4], heads: Heads, segments: &[u32], hidden: &[bool], operand: Operand) -> [Vec<f32>; 4] {
     let [q, k, v, d_o] = x;
-    let (o, saved) = forward_hidden(q, k, v, heads, segments, hidden, operand);
-    let (dq, dk, dv) = backward_hidden(q, k, v, &o, &saved, d_o, heads, segments, hidden, operand);
+    let (o, saved) = forward(q, k, v, heads, segments, Some(hidden), operand);
+    let (dq, dk, dv) = backward(q, k, v, &o, &saved, d_o, heads, segments, Some(hidden), operand);
     [o.to_vec(), dq.to_vec(), dk.to_vec(), dv.to_vec()]
 }
 
@@ -398,5 +398,5 @@ fn steady_state_asks_the_system_for_nothing() {
 fn segments_cover_the_rows() {
     let heads = Heads { query: 1, key_value: 1, dim: 2 };
     let [q, k, v, _] = inputs(4, heads);
-    forward(&q, &k, &v, heads, &[0, 3], Operand::F32);
+    forward(&q, &k, &v, heads, &[0, 3], None, Operand::F32);
 }

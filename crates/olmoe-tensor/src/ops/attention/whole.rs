@@ -1,14 +1,14 @@
-//! Attention in which some rows are hidden: nobody sees them as keys. Padding is hidden so.
+//! Attention over whole sequences, in which some rows may be hidden as keys, as padding is.
 //!
-//! A row of a segment sees the rows up to it that are not hidden. Where there is none, it sees all rows of its segment alike,
-//! the hidden ones and those behind it, too:
+//! A row attends to the rows of its segment up to itself that are not hidden. Where there is none, it attends to all rows of
+//! its segment with equal weights, hidden and later ones included:
 //!
 //! ```text
 //! o[t] = Σ_s v[s] / n      dv[s] += do[t] / n      dS[t, s] = (do[t] · v[s] − do[t] · v̄) / (n √D)      n rows, v̄ their mean
 //! ```
 //!
-//! That is what OLMo computes (`attention_mask` in `olmo/model.py`): it adds the lowest number of f32 to the scores of hidden
-//! keys, and to those of later ones. Where it is added to all of a row, it swallows the scores, all weights are equal, and
+//! That is what OLMo computes (`attention_mask` in `olmo/model.py`): it adds the lowest finite f32 to the scores of hidden and
+//! of later keys. Where that is added to all scores of a row, rounding leaves nothing of them: the weights are equal, and the
 //! scores have the gradient of equal weights.
 
 use std::ops::Range;
@@ -22,15 +22,15 @@ use super::backward::backward_sight;
 use super::forward::{AttentionSaved, forward_sight};
 use super::{Heads, Sight};
 
-/// What follows from the rows that are hidden.
+/// The keys that are left when some rows are hidden.
 struct Seen {
     /// The rows that are keys.
     rows: Buffer<u32>,
     /// Where the keys of each segment begin, then their number.
     bounds: Buffer<u32>,
-    /// How many keys of its segment each row sees.
+    /// How many keys of its segment each row attends to.
     counts: Buffer<u32>,
-    /// Segments, and their first rows that see no key.
+    /// Segments whose first rows have no key, and how many rows that are.
     blind: Vec<(Range<usize>, usize)>,
 }
 
@@ -85,19 +85,25 @@ impl Seen {
     }
 }
 
-/// [`super::forward`] with hidden rows, a flag for each.
+/// Attention of each row of `q_td` to the rows up to it in its segment; see the module for formula and shapes.
+///
+/// `segments` holds the boundaries of the independent sequences: `0 = s_0 < s_1 < … = T`. `hidden [T]`, if given, marks the
+/// rows that are no keys. `operand` is the precision of the factors of both products; sums and softmax are f32.
 ///
 /// # Panics
 /// When the shapes, the boundaries or the flags do not fit.
-pub fn forward_hidden(
+pub fn forward(
     q_td: &Tensor,
     k_td: &Tensor,
     v_td: &Tensor,
     heads: Heads,
     segments: &[u32],
-    hidden: &[bool],
+    hidden: Option<&[bool]>,
     operand: Operand,
 ) -> (Tensor, AttentionSaved) {
+    let Some(hidden) = hidden else {
+        return forward_sight(q_td, k_td, v_td, heads, Sight::causal(segments), operand);
+    };
     let seen = Seen::new(segments, hidden);
     let (k, v) = (seen.gather(k_td), seen.gather(v_td));
     let (mut o_td, saved) = forward_sight(q_td, &k, &v, heads, seen.sight(segments), operand);
@@ -113,11 +119,11 @@ pub fn forward_hidden(
     (o_td, saved)
 }
 
-/// [`super::backward`] with hidden rows, as they were in [`forward_hidden`].
+/// The gradients `(dq, dk, dv)` of [`forward`] from its inputs, its results and the gradient of its output.
 ///
 /// # Panics
 /// When the shapes, the boundaries or the flags do not fit.
-pub fn backward_hidden(
+pub fn backward(
     q_td: &Tensor,
     k_td: &Tensor,
     v_td: &Tensor,
@@ -126,9 +132,12 @@ pub fn backward_hidden(
     d_o_td: &Tensor,
     heads: Heads,
     segments: &[u32],
-    hidden: &[bool],
+    hidden: Option<&[bool]>,
     operand: Operand,
 ) -> (Tensor, Tensor, Tensor) {
+    let Some(hidden) = hidden else {
+        return backward_sight(q_td, k_td, v_td, o_td, saved, d_o_td, heads, Sight::causal(segments), operand);
+    };
     let seen = Seen::new(segments, hidden);
     let (k, v) = (seen.gather(k_td), seen.gather(v_td));
     let sight = seen.sight(segments);
