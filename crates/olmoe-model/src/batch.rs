@@ -16,6 +16,18 @@ pub struct Batch {
     pub segments: Buffer<u32>,
     /// Whether a token is hidden from the attention of the others, as padding is, `[T]`; none: no token is. Without a cache.
     pub hidden: Option<Vec<bool>>,
+    /// The randomness of a training pass; none: nothing is random.
+    pub noise: Option<TokenNoise>,
+}
+
+/// The randomness of a training pass: the dropout of adapters, and noise on the embeddings. It depends on the key of a
+/// token and its place in the model alone, so that it is the same in any batch and when a block is recomputed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenNoise {
+    /// A key for each token, `[T]`.
+    pub keys_t: Vec<u64>,
+    /// Uniform numbers between minus this and this are added to the embeddings (NEFTune); 0 for none.
+    pub embedding: f32,
 }
 
 /// Why the lengths of a batch were rejected.
@@ -59,6 +71,14 @@ pub enum BatchError {
     #[error("batch: {found} flags of hidden tokens, expected {tokens}, one for each token")]
     Flags {
         /// Flags given.
+        found: usize,
+        /// Tokens of the batch.
+        tokens: usize,
+    },
+    /// Not one key for each token.
+    #[error("batch: {found} keys of random numbers, expected {tokens}, one for each token")]
+    Keys {
+        /// Keys given.
         found: usize,
         /// Tokens of the batch.
         tokens: usize,
@@ -123,7 +143,14 @@ impl Batch {
                 positions[t as usize] = t - pair[0];
             }
         }
-        Batch { ids: Buffer::copy_of(ids), positions, segments: sequences.clone(), sequences, hidden: None }
+        Batch {
+            ids: Buffer::copy_of(ids),
+            positions,
+            segments: sequences.clone(),
+            sequences,
+            hidden: None,
+            noise: None,
+        }
     }
 
     /// The same tokens with attention restricted to documents of the given lengths.
@@ -150,6 +177,18 @@ impl Batch {
             return Err(BatchError::Flags { found: hidden.len(), tokens: self.tokens() });
         }
         self.hidden = hidden.contains(&true).then_some(hidden);
+        Ok(self)
+    }
+
+    /// The same tokens with the randomness of a training pass.
+    ///
+    /// # Errors
+    /// [`BatchError::Keys`].
+    pub fn with_noise(mut self, noise: TokenNoise) -> Result<Batch, BatchError> {
+        if noise.keys_t.len() != self.tokens() {
+            return Err(BatchError::Keys { found: noise.keys_t.len(), tokens: self.tokens() });
+        }
+        self.noise = Some(noise);
         Ok(self)
     }
 

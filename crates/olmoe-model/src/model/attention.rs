@@ -68,7 +68,7 @@ fn clip_all(weights: &Weights, order: ClipOrder, [q, k, v]: [&mut Tensor; 3]) ->
 
 /// Queries, keys and values as attention reads them.
 fn qkv(weights: &Weights, module: &AttentionModule, x_td: &Tensor, batch: &Batch) -> ([Tensor; 3], Projected) {
-    let [mut q, mut k, mut v] = linear::forward(weights, x_td, [module.q, module.k, module.v]);
+    let [mut q, mut k, mut v] = linear::forward(weights, batch.noise.as_ref(), x_td, [module.q, module.k, module.v]);
     let before = clip_all(weights, ClipOrder::BeforeNorm, [&mut q, &mut k, &mut v]);
     let (mut q, q_norm) = normed(weights, module.q_norm, q);
     let (mut k, k_norm) = normed(weights, module.k_norm, k);
@@ -78,8 +78,8 @@ fn qkv(weights: &Weights, module: &AttentionModule, x_td: &Tensor, batch: &Batch
     ([q, k, v], Projected { q_norm, k_norm, clipped: before.or(after) })
 }
 
-fn output(weights: &Weights, module: &AttentionModule, o_td: &Tensor) -> Tensor {
-    let [y_td] = linear::forward(weights, o_td, [module.o]);
+fn output(weights: &Weights, module: &AttentionModule, o_td: &Tensor, batch: &Batch) -> Tensor {
+    let [y_td] = linear::forward(weights, batch.noise.as_ref(), o_td, [module.o]);
     y_td
 }
 
@@ -94,7 +94,7 @@ pub(super) fn forward(
     let operand = weights.precision.operand();
     let (heads, segments) = (heads(&weights.config), &batch.segments[..]);
     let (o, attention) = attention::forward(&q, &k, &v, heads, segments, batch.hidden.as_deref(), operand);
-    let y_td = output(weights, module, &o);
+    let y_td = output(weights, module, &o, batch);
     (y_td, SelfAttentionSaved { projected, q, k, v, o, attention })
 }
 
@@ -117,7 +117,7 @@ pub(super) fn forward_cached(
         cache.append(&k, &v, rows.clone());
         attention::forward_cached(&q, rows, cache, heads(&weights.config), &mut o);
     }
-    output(weights, module, &o)
+    output(weights, module, &o, batch)
 }
 
 /// Accumulates the gradients of the parameters; with `input`, returns the gradient of `x`.
@@ -134,6 +134,7 @@ pub(super) fn backward(
     let operand = weights.precision.operand();
     let SelfAttentionSaved { projected, q, k, v, o, attention } = saved;
     let Projected { q_norm, k_norm, clipped } = projected;
+    let noise = batch.noise.as_ref();
     let projections = [module.q, module.k, module.v];
     let norm = |module: Option<NormModule>| module.map_or([None; 2], |norm| [norm.weight, norm.bias]);
     let below = input
@@ -143,7 +144,7 @@ pub(super) fn backward(
     let mut d_o = below.then(|| Tensor::scratch(o.shape()));
     let packed = gradients.wants_any([Some(module.o.weight)]).then(|| pack_saved(&o, operand));
     let into = d_o.as_mut().map(|d_o| (d_o, Store::Overwrite));
-    linear::backward(weights, module.o, &o, packed.as_ref(), dy_td, into, gradients);
+    linear::backward(weights, noise, module.o, &o, packed.as_ref(), dy_td, into, gradients);
     drop(packed);
     let d_o = d_o?;
 
@@ -176,7 +177,7 @@ pub(super) fn backward(
     for (i, (d, linear)) in [&dq, &dk, &dv].into_iter().zip(projections).enumerate() {
         let store = if i == 0 { Store::Overwrite } else { Store::Accumulate };
         let into = dx_td.as_mut().map(|dx_td| (dx_td, store));
-        linear::backward(weights, linear, x_td, x.as_ref(), d, into, gradients);
+        linear::backward(weights, noise, linear, x_td, x.as_ref(), d, into, gradients);
     }
     dx_td
 }
