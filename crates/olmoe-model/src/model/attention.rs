@@ -2,9 +2,9 @@
 
 use olmoe_tensor::gemm::Store;
 use olmoe_tensor::ops::attention;
-use olmoe_tensor::ops::clip;
 use olmoe_tensor::ops::linear::pack_saved;
 use olmoe_tensor::ops::norm;
+use olmoe_tensor::ops::{add, clip};
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
@@ -83,6 +83,20 @@ fn output(weights: &Weights, module: &AttentionModule, o_td: &Tensor, batch: &Ba
     y_td
 }
 
+/// The rows that `index` names.
+fn rows_of(x: &Tensor, index: &[u32]) -> Tensor {
+    let mut rows = Tensor::scratch(&[index.len(), x.cols()]);
+    index.iter().enumerate().for_each(|(i, row)| rows.row_mut(i).copy_from_slice(x.row(*row as usize)));
+    rows
+}
+
+/// For each token, the sum of the rows of its places, in order.
+fn sum_of_places(x: &Tensor, tokens: &[u32], count: usize) -> Tensor {
+    let mut sums = Tensor::zeros(&[count, x.cols()]);
+    tokens.iter().enumerate().for_each(|(place, token)| add::add_assign(sums.row_mut(*token as usize), x.row(place)));
+    sums
+}
+
 /// `y [T, D]` of `x [T, D]`.
 pub(super) fn forward(
     weights: &Weights,
@@ -92,8 +106,15 @@ pub(super) fn forward(
 ) -> (Tensor, SelfAttentionSaved) {
     let ([q, k, v], projected) = qkv(weights, module, x_td, batch);
     let operand = weights.precision.operand();
-    let (heads, segments) = (heads(&weights.config), &batch.segments[..]);
-    let (o, attention) = attention::forward(&q, &k, &v, heads, segments, batch.hidden.as_deref(), operand);
+    let (heads, segments, hidden) = (heads(&weights.config), &batch.segments[..], batch.hidden.as_deref());
+    let (o, attention) = match &batch.branches {
+        None => attention::forward(&q, &k, &v, heads, segments, hidden, operand),
+        Some(branches) => {
+            let [q, k, v] = [&q, &k, &v].map(|x| rows_of(x, &branches.tokens));
+            let (o, attention) = attention::forward(&q, &k, &v, heads, &branches.segments, None, operand);
+            (rows_of(&o, &branches.places), attention)
+        }
+    };
     let y_td = output(weights, module, &o, batch);
     (y_td, SelfAttentionSaved { projected, q, k, v, o, attention })
 }
@@ -150,8 +171,21 @@ pub(super) fn backward(
 
     let (heads, segments) = (heads(&weights.config), &batch.segments[..]);
     let hidden = batch.hidden.as_deref();
-    let (mut dq, mut dk, mut dv) =
-        attention::backward(&q, &k, &v, &o, &attention, &d_o, heads, segments, hidden, operand);
+    let (mut dq, mut dk, mut dv) = match &batch.branches {
+        None => attention::backward(&q, &k, &v, &o, &attention, &d_o, heads, segments, hidden, operand),
+        Some(branches) => {
+            let [q, k, v, o] = [&q, &k, &v, &o].map(|x| rows_of(x, &branches.tokens));
+            // A token has one output, whatever the number of sequences that it is in.
+            let mut d_all = Tensor::zeros(o.shape());
+            branches.places.iter().enumerate().for_each(|(token, place)| {
+                d_all.row_mut(*place as usize).copy_from_slice(d_o.row(token));
+            });
+            let (dq, dk, dv) =
+                attention::backward(&q, &k, &v, &o, &attention, &d_all, heads, &branches.segments, None, operand);
+            let [dq, dk, dv] = [dq, dk, dv].map(|d| sum_of_places(&d, &branches.tokens, d_o.rows()));
+            (dq, dk, dv)
+        }
+    };
     weights.rope.apply_inverse(&mut dq, weights.config.n_heads, &batch.positions);
     weights.rope.apply_inverse(&mut dk, weights.config.n_kv_heads, &batch.positions);
     let clip_back = |order: ClipOrder, [dq, dk, dv]: [&mut Tensor; 3]| {
