@@ -285,9 +285,8 @@ pub fn row_norms(w: Weight<'_>, a: &[f32], b: &[f32], rank: usize, s: f32) -> Bu
         let mut own = Buffer::<f32>::scratch(count * input);
         w.backward_here(left.panels(), group, rows.clone(), &mut own, Store::Overwrite);
         let first_a = if own_a { group * rank } else { 0 };
-        let products: Vec<f64> = (0..rank * rank)
-            .map(|at| dot64(a.row(first_a + at / rank), a.row(first_a + at % rank)))
-            .collect();
+        let products: Vec<f64> =
+            (0..rank * rank).map(|at| dot64(a.row(first_a + at / rank), a.row(first_a + at % rank))).collect();
         // SAFETY: each strip has rows of its own.
         let out_rows = unsafe { shared.range(group * out + rows.start..group * out + rows.end) };
         for (i, norm) in out_rows.iter_mut().enumerate() {
