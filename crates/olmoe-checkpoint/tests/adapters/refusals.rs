@@ -159,3 +159,31 @@ fn what_is_no_adapter_is_named() {
     let text = Checkpoint::open(&golden("separate")).map(drop).unwrap_err().to_string();
     assert!(text.contains("--adapter"), "{text}");
 }
+
+/// Random damage: an error or an adapter, never a panic.
+#[test]
+fn damaged_files_do_not_crash_it() {
+    let desk = Desk::new();
+    let folder = desk.copy("fused_down");
+    let gguf = desk.path("a.gguf");
+    read("fused_down").write_gguf(&gguf, false).unwrap();
+    let mut random = 1u64;
+    for path in [folder.join("adapter_model.safetensors"), folder.join("adapter_config.json"), gguf.clone()] {
+        let good = std::fs::read(&path).unwrap();
+        let of = if path == gguf { &gguf } else { &folder };
+        for round in 0..600 {
+            let mut bytes = good.clone();
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let at = (random >> 33) as usize % bytes.len().min(1200);
+            match round % 3 {
+                0 => bytes[at] ^= 1 << (random % 8),
+                1 => bytes[at] = random as u8,
+                _ => bytes.truncate(at),
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let _ = AdapterWeights::read(of, &config());
+        }
+        std::fs::write(&path, good).unwrap();
+        AdapterWeights::read(of, &config()).unwrap();
+    }
+}

@@ -75,7 +75,8 @@ fn another_base(adapter: &AdapterWeights, checkpoint: &Checkpoint) -> Option<Str
         part == last || part == repository || part.strip_suffix(".gguf") == Some(last)
     });
     let (adapter, model) = (adapter.path().display(), path.display());
-    (!known).then(|| format!("{adapter} was made for {base}, and the model is {model}; it fits only if they are the same"))
+    (!known)
+        .then(|| format!("{adapter} was made for {base}, and the model is {model}; it fits only if they are the same"))
 }
 
 #[cfg(test)]
