@@ -108,6 +108,9 @@ pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
     }
     let target = match args.into {
         None => args.form.target(&args.output)?,
+        Some(_) if args.form.format().is_some_and(|to| to != To::Gguf) => {
+            return Err(usage("--into writes a GGUF file, but --to asks for a folder; leave one of them out"));
+        }
         Some(into) => {
             To::of(Some(To::Gguf), &args.output)?;
             Target::Gguf { mix: if let Into::Mix(mix) = into { Some(mix) } else { None } }

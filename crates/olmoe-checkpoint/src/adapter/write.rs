@@ -246,8 +246,8 @@ impl AdapterWeights {
         }
         let targets = self.targets(layout);
         if layout == FileLayout::Separate && targets.partial_experts {
-            let text = "peft with transformers 5 adapts all layers and both gate and up, or none; for it, write the fused \
-                        layout";
+            let text = "peft with transformers 5 loads adapters of the experts in this layout only for all of gate, up and \
+                        down in all layers, or it leaves them out in silence; for it, write the fused layout";
             notices.push(text.to_owned());
         }
         let (rank, alpha, ranks, alphas) = self.ranks(layout);
@@ -299,49 +299,39 @@ impl AdapterWeights {
         name.rsplit_once('.').map_or(name.clone(), |(module, _)| module.to_owned())
     }
 
+    /// The names that choose the adapted matrices: short ones where all matrices of a name are adapted.
     fn targets(&self, layout: FileLayout) -> TargetNames {
-        let mut names = TargetNames { modules: BTreeSet::new(), parameters: BTreeSet::new(), partial_experts: false };
+        let mut names = TargetNames::default();
         let all: Vec<ModuleId> = matrices(&self.config).map(|spec| spec.module).collect();
-        let adapted = |module: &ModuleId| self.parts.iter().any(|part| part.adapter.module == *module);
-        let is_expert = |module: &ModuleId| matches!(module.part, ModulePart::Mlp(MlpOf::Experts, _));
-        let leaf = |module: &ModuleId| {
-            peft_path(*module, 0).and_then(|path| path.rsplit('.').next().map(str::to_owned)).unwrap_or_default()
+        let stack = |module: ModuleId| fused_path(module).filter(|_| layout == FileLayout::Fused);
+        let adapted = |module: ModuleId| {
+            let same = |part: &AdapterPart| {
+                let own = part.adapter.module;
+                own == module || stack(module).is_some_and(|stack_path| stack(own) == Some(stack_path))
+            };
+            self.parts.iter().any(same)
         };
         for part in &self.parts {
             let module = part.adapter.module;
-            let layer = module.layer.unwrap_or(0);
-            let alike = |other: &&ModuleId| leaf(other) == leaf(&module);
-            let whole = all.iter().filter(alike).all(adapted);
-            let stack = fused_path(module);
-            let parameter = match (&stack, module.part) {
-                (Some(path), _) => path.rsplit('.').next().map(|stack| format!("mlp.experts.{stack}")),
-                (None, ModulePart::Router) => Some("mlp.gate.weight".to_owned()),
-                _ => None,
-            };
-            match (layout, parameter) {
-                (FileLayout::Fused, Some(parameter)) => {
-                    let everywhere =
-                        all.iter().filter(|other| fused_path(**other).is_some() == stack.is_some()).filter(|other| {
-                            stack.is_none()
-                                || fused_path(**other).map(|path| path.ends_with(&parameter)).unwrap_or(false)
-                        });
-                    let router_or_stack =
-                        everywhere.filter(|other| stack.is_some() || other.part == ModulePart::Router);
-                    let by_layer: BTreeMap<Option<usize>, bool> =
-                        router_or_stack.fold(BTreeMap::new(), |mut map, other| {
-                            *map.entry(other.layer).or_default() |= adapted(other);
-                            map
-                        });
-                    let whole = by_layer.values().all(|adapted| *adapted);
-                    names.parameters.insert(if whole { parameter } else { format!("layers.{layer}.{parameter}") });
+            let (name, parameter) = target_name(module, layout);
+            let alike = all.iter().filter(|other| target_name(**other, layout).0 == name);
+            let whole = alike.into_iter().all(|other| adapted(*other));
+            match (parameter, whole) {
+                (true, true) => drop(names.parameters.insert(name)),
+                (true, false) => {
+                    let layer = module.layer.unwrap_or(0);
+                    names.parameters.insert(format!("layers.{layer}.{name}"));
                 }
-                (_, _) if whole => drop(names.modules.insert(leaf(&module))),
-                _ => names.modules.extend((0..part.extents.0).filter_map(|slab| peft_path(module, slab))),
+                (false, true) => drop(names.modules.insert(name)),
+                (false, false) => {
+                    names.modules.extend((0..part.extents.0).filter_map(|slab| peft_path(module, slab)));
+                    names.partial_experts |= part.extents.0 > 1;
+                }
             }
-            names.partial_experts |= is_expert(&module) && !whole;
         }
         let has = |name: &str| names.modules.contains(name);
-        names.partial_experts |= has("gate_proj") != has("up_proj");
+        // Of gate and up alone, peft's conversion makes tensors under names that it then does not find.
+        names.partial_experts |= has("gate_proj") != has("up_proj") || has("up_proj") && !has("down_proj");
         names
     }
 
@@ -395,7 +385,12 @@ impl AdapterWeights {
             (None, Some((rank, bits))) => (rank, f64::from_bits(bits)),
             (None, None) => (8, 8.0),
         };
-        stacks.retain(|stack| (stack.2, stack.3) != (2 * rank, 2.0 * alpha) || stack.0 != "gate_up_proj");
+        // Where all stacks of gate and up have what peft gives them, nothing needs to be said about them.
+        let doubled = |stack: &(String, String, usize, f64)| (stack.2, stack.3) == (2 * rank, 2.0 * alpha);
+        let is_gate_up = |stack: &(String, String, usize, f64)| stack.0 == "gate_up_proj";
+        if stacks.iter().filter(|stack| is_gate_up(stack)).all(doubled) {
+            stacks.retain(|stack| !is_gate_up(stack));
+        }
         entries.extend(stacks);
         let (mut ranks, mut alphas) = (BTreeMap::new(), BTreeMap::new());
         for (leaf, path, own_rank, own_alpha) in &entries {
@@ -439,6 +434,17 @@ impl AdapterWeights {
     }
 }
 
+/// The name of a matrix in peft's settings, and whether it is one of a parameter.
+fn target_name(module: ModuleId, layout: FileLayout) -> (String, bool) {
+    let last = |path: String| path.rsplit('.').next().unwrap_or_default().to_owned();
+    match (layout, fused_path(module), module.part) {
+        (FileLayout::Fused, Some(path), _) => (format!("mlp.experts.{}", last(path)), true),
+        (FileLayout::Fused, None, ModulePart::Router) => ("mlp.gate.weight".to_owned(), true),
+        _ => (last(peft_path(module, 0).unwrap_or_default()), false),
+    }
+}
+
+#[derive(Default)]
 struct TargetNames {
     modules: BTreeSet<String>,
     parameters: BTreeSet<String>,

@@ -170,3 +170,22 @@ fn folders_of_people_are_not_replaced() {
     assert!(matches!(again, olmoe_checkpoint::CheckpointError::Exists { .. }), "{again}");
     read("separate").write(&path, FileLayout::Fused, true).unwrap();
 }
+
+/// What peft loads only in the stacks' layout is told.
+#[test]
+fn adapters_of_some_of_the_experts_matrices_are_written_with_a_notice() {
+    let desk = Desk::new();
+    let notices = |name: &str, layout| read(name).write(&desk.path("written"), layout, true).unwrap();
+    for (name, expected) in [("fused_gate_up", true), ("separate_one_expert", true), ("separate", false)] {
+        let found = notices(name, FileLayout::Separate);
+        assert_eq!(found.iter().any(|text| text.contains("write the fused layout")), expected, "{name}: {found:?}");
+        assert!(notices(name, FileLayout::Fused).is_empty(), "{name}");
+    }
+    assert!(notices("separate_dora", FileLayout::Separate)[0].contains("DoRA of experts"));
+    // Ranks that differ between layers have a pattern for each layer's stack.
+    notices("separate_patterns", FileLayout::Separate);
+    let text = std::fs::read(desk.path("written").join("adapter_config.json")).unwrap();
+    let settings: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let of = |layer: usize| &settings["rank_pattern"][format!(r"model\.layers\.{layer}\.mlp\.experts\.gate_up_proj")];
+    assert_eq!((of(0), of(1)), (&serde_json::json!(4), &serde_json::json!(3)));
+}

@@ -42,6 +42,11 @@ impl Form {
         Ok(to.target(self.dtype, self.experts))
     }
 
+    /// The format, where it is asked for.
+    pub(crate) fn format(&self) -> Option<To> {
+        self.to
+    }
+
     /// The type of the numbers, where it is asked for.
     pub(crate) fn dtype(&self) -> Option<DType> {
         self.dtype.map(Number::dtype)
