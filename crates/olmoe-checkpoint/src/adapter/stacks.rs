@@ -10,6 +10,9 @@
 //!
 //! E experts, I expert width, D model width.
 
+/// A and B of one matrix.
+pub(super) type Sides = (Vec<f32>, Vec<f32>);
+
 /// A stack of two tensors as a layout has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StackLayout {
@@ -38,7 +41,7 @@ impl StackLayout {
     }
 
     /// The adapters of each expert, A `[r, in]` and B `[out, r]`, from tensors whose shapes fit.
-    pub(super) fn unstack(self, extents: StackExtents, a: &[f32], b: &[f32]) -> Vec<(Vec<f32>, Vec<f32>)> {
+    pub(super) fn unstack(self, extents: StackExtents, a: &[f32], b: &[f32]) -> Vec<Sides> {
         let StackExtents { experts, out, input } = extents;
         let (a_columns, b_rows) = if self == StackLayout::Fused { (input, out) } else { (out, input) };
         let rank = a.len() / (experts * a_columns);
@@ -56,7 +59,7 @@ impl StackLayout {
 }
 
 /// The tensors of the fused layout from the adapters of all experts, each of rank `rank`.
-pub(super) fn stack(experts: &[(Vec<f32>, Vec<f32>)], rank: usize) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn stack(experts: &[Sides], rank: usize) -> (Vec<f32>, Vec<f32>) {
     let a = experts.iter().flat_map(|(a, _)| a.iter().copied()).collect();
     let rows = experts.first().map_or(0, |(_, b)| b.len() / rank.max(1));
     let column = |row: usize| (0..rank).flat_map(move |r| experts.iter().map(move |(_, b)| b[row * rank + r]));
@@ -65,7 +68,7 @@ pub(super) fn stack(experts: &[(Vec<f32>, Vec<f32>)], rank: usize) -> (Vec<f32>,
 
 /// The number of ranks that belong to gate alone, all others belonging to up alone; `None` if some belong to both. With
 /// `converted`, zeros are taken for two equal halves.
-pub(super) fn block_split(experts: &[(Vec<f32>, Vec<f32>)], rank: usize, converted: bool) -> Option<usize> {
+pub(super) fn block_split(experts: &[Sides], rank: usize, converted: bool) -> Option<usize> {
     let half = |b: &[f32], upper: bool| {
         let rows = b.len() / rank;
         let rows = if upper { 0..rows / 2 } else { rows / 2..rows };
@@ -86,12 +89,7 @@ pub(super) fn block_split(experts: &[(Vec<f32>, Vec<f32>)], rank: usize, convert
 }
 
 /// Ranks of an adapter of several rows of a matrix: A's rows and B's columns in `ranks`, B's rows in `rows`.
-pub(super) fn cut(
-    (a, b): &(Vec<f32>, Vec<f32>),
-    rank: usize,
-    ranks: std::ops::Range<usize>,
-    rows: std::ops::Range<usize>,
-) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn cut((a, b): &Sides, rank: usize, ranks: std::ops::Range<usize>, rows: std::ops::Range<usize>) -> Sides {
     let columns = a.len() / rank;
     let b = rows.flat_map(|row| b[row * rank + ranks.start..row * rank + ranks.end].iter().copied()).collect();
     (a[ranks.start * columns..ranks.end * columns].to_vec(), b)

@@ -17,7 +17,7 @@ use super::error::AdapterFileError;
 use super::names::{BASE_LAYER, PREFIX, Role};
 use super::pieces::out_and_in;
 use super::read::SHARED;
-use super::stacks::{stack, transposed};
+use super::stacks::{Sides, stack, transposed};
 use super::{AdapterPart, AdapterWeights};
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;
@@ -43,6 +43,9 @@ enum Unit<'a> {
     GateUp(Option<AdapterPart>, Option<AdapterPart>),
     Down(AdapterPart),
 }
+
+/// Name, shape and numbers of a tensor that is stored whole.
+type Whole<'a> = (String, Vec<usize>, &'a [f32]);
 
 /// A tensor to write.
 struct Tensor {
@@ -194,7 +197,7 @@ impl AdapterWeights {
     }
 
     /// Name, shape and numbers of what is stored whole.
-    fn whole_tensors(&self) -> Result<Vec<(String, Vec<usize>, &[f32])>, AdapterFileError> {
+    fn whole_tensors(&self) -> Result<Vec<Whole<'_>>, AdapterFileError> {
         if self.replaced.is_empty() {
             return Ok(Vec::new());
         }
@@ -247,7 +250,8 @@ impl AdapterWeights {
         let targets = self.targets(layout);
         if layout == FileLayout::Separate && targets.partial_experts {
             let text = "peft with transformers 5 loads adapters of the experts in this layout only for all of gate, up and \
-                        down in all layers, or it leaves them out in silence; for it, write the fused layout";
+                        down in all layers with one scale for gate and up, or it computes something else in silence; for \
+                        it, write the fused layout";
             notices.push(text.to_owned());
         }
         let (rank, alpha, ranks, alphas) = self.ranks(layout);
@@ -332,6 +336,11 @@ impl AdapterWeights {
         let has = |name: &str| names.modules.contains(name);
         // Of gate and up alone, peft's conversion makes tensors under names that it then does not find.
         names.partial_experts |= has("gate_proj") != has("up_proj") || has("up_proj") && !has("down_proj");
+        // Nor is there a stack with two scales.
+        let scale = |part: &AdapterPart| (fused_path(part.adapter.module), part.adapter.scale);
+        let scales: Vec<_> = self.parts.iter().map(scale).filter(|(path, _)| path.is_some()).collect();
+        names.partial_experts |=
+            scales.iter().any(|(path, scale)| scales.iter().any(|(other, own)| path == other && scale != own));
         names
     }
 
@@ -473,7 +482,7 @@ fn shared_sides(part: &AdapterPart) -> Option<(String, &'static str)> {
     (part.extents.0 > 1).then(|| (part.adapter.module.to_string(), name))
 }
 
-fn experts_of(part: &AdapterPart) -> Vec<(Vec<f32>, Vec<f32>)> {
+fn experts_of(part: &AdapterPart) -> Vec<Sides> {
     (0..part.extents.0)
         .map(|slab| {
             let (a, b, _) = part.of(slab);
@@ -483,7 +492,7 @@ fn experts_of(part: &AdapterPart) -> Vec<(Vec<f32>, Vec<f32>)> {
 }
 
 /// The two tensors of a stack.
-fn stacked(path: String, experts: &[(Vec<f32>, Vec<f32>)], rank: usize) -> Vec<Tensor> {
+fn stacked(path: String, experts: &[Sides], rank: usize) -> Vec<Tensor> {
     let (a, b) = stack(experts, rank);
     let ranks = rank * experts.len();
     let tensor =
@@ -494,14 +503,14 @@ fn stacked(path: String, experts: &[(Vec<f32>, Vec<f32>)], rank: usize) -> Vec<T
 
 /// Adapters of each expert's gate and up as one: with one A where both have the same, else with blocks. Also its rank and
 /// its scale.
-fn gate_up(gate: Option<&AdapterPart>, up: Option<&AdapterPart>) -> (Vec<(Vec<f32>, Vec<f32>)>, usize, f32) {
+fn gate_up(gate: Option<&AdapterPart>, up: Option<&AdapterPart>) -> (Vec<Sides>, usize, f32) {
     let Some(any) = gate.or(up) else { return (Vec::new(), 1, 1.0) };
     let (groups, rows, _) = any.extents;
     if let (Some(gate), Some(up)) = (gate, up)
         && (gate.adapter.rank, gate.adapter.scale) == (up.adapter.rank, up.adapter.scale)
         && gate.a == up.a
     {
-        let beside = |((a, mut gate), (_, up)): ((Vec<f32>, Vec<f32>), (Vec<f32>, Vec<f32>))| {
+        let beside = |((a, mut gate), (_, up)): (Sides, Sides)| {
             gate.extend(up);
             (a, gate)
         };

@@ -176,7 +176,9 @@ fn folders_of_people_are_not_replaced() {
 fn adapters_of_some_of_the_experts_matrices_are_written_with_a_notice() {
     let desk = Desk::new();
     let notices = |name: &str, layout| read(name).write(&desk.path("written"), layout, true).unwrap();
-    for (name, expected) in [("fused_gate_up", true), ("separate_one_expert", true), ("separate", false)] {
+    for (name, expected) in
+        [("fused_gate_up", true), ("separate_one_expert", true), ("separate_patterns", true), ("separate", false)]
+    {
         let found = notices(name, FileLayout::Separate);
         assert_eq!(found.iter().any(|text| text.contains("write the fused layout")), expected, "{name}: {found:?}");
         assert!(notices(name, FileLayout::Fused).is_empty(), "{name}");
