@@ -22,6 +22,7 @@ mod interrupts;
 mod live;
 mod logits;
 mod man;
+mod merge;
 mod progress;
 mod quantize;
 mod quickstart;
@@ -88,6 +89,7 @@ enum Command {
     Init(init::InitArgs),
     Upcycle(upcycle::UpcycleArgs),
     Soup(soup::SoupArgs),
+    Merge(merge::MergeArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Logits(logits::LogitsArgs),
@@ -143,6 +145,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         Command::Init(args) => done(init::run(args)),
         Command::Upcycle(args) => done(upcycle::run(args)),
         Command::Soup(args) => done(soup::run(args)),
+        Command::Merge(args) => done(merge::run(args)),
         Command::Logits(args) => done(logits::run(args)),
         Command::Experts(args) => done(experts::run(args)),
         Command::Tokens(args) => done(tokens::run(args)),
