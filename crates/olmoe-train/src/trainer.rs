@@ -214,8 +214,8 @@ impl<D: Disk, T: Task> Trainer<D, T> {
         unshared(&mut self.model)
     }
 
-    /// What the run has to itself.
-    pub(crate) fn task(&self) -> &T {
+    /// What this kind of training has to itself.
+    pub fn task(&self) -> &T {
         &self.task
     }
 
@@ -336,8 +336,7 @@ impl<D: Disk, T: Task> Trainer<D, T> {
     }
 
     fn save(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        let (saved, removed) =
-            self.folder.save(&self.config, &self.state, &self.model, &self.optimizer, &self.task)?;
+        let (saved, removed) = self.folder.save(&self.config, &self.state, &self.model, &self.optimizer, &self.task)?;
         self.last_saved = Some(saved.step);
         if let Some(path) = &saved.set_aside {
             on(Event::Notice(&format!("a damaged checkpoint of this step is now {}", path.display())));
@@ -348,7 +347,7 @@ impl<D: Disk, T: Task> Trainer<D, T> {
 
     /// Whether all evaluations came to their end.
     fn evaluate(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
-        let found = self.task.evaluate(&self.config, unshared(&mut self.model), interrupt)?;
+        let found = self.task.evaluate(&self.config, unshared(&mut self.model), &self.state, interrupt)?;
         if !found.metrics.is_empty() {
             on(Event::Evaluated(self.state.step, &found.metrics));
         }

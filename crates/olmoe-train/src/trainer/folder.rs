@@ -9,8 +9,8 @@ use olmoe_checkpoint::safetensors::{SafeType, Spec};
 use olmoe_checkpoint::save::{Checkpoints, SavedCheckpoint};
 use olmoe_model::model::Model;
 
-use super::error::TrainError;
 use super::begin::Beginning;
+use super::error::TrainError;
 use super::event::Event;
 use super::record::DATA_FILE;
 use super::step::bad_weight;
@@ -157,7 +157,7 @@ impl<D: Disk> RunFolder<D> {
         writer.require_space(weights as u64 + optimizer.state_bytes())?;
         writer.numbers(saved.group, &tensors, MAX_SHARD_BYTES, &values)?;
         optimizer.save(specs, &mut writer, MAX_SHARD_BYTES)?;
-        writer.json("config.json", model.config())?;
+        writer.json("config.json", task.model_config(model))?;
         for (name, bytes) in task.files(config)? {
             writer.bytes(&name, &bytes)?;
         }

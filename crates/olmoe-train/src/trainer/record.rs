@@ -56,7 +56,6 @@ impl DataRecord {
             files: files.collect::<Result<_, _>>()?,
         })
     }
-
 }
 
 impl DataPosition for DataRecord {
