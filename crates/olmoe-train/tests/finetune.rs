@@ -463,3 +463,36 @@ fn what_cannot_be_trained_is_refused() {
     let error = run(&|settings, _| (settings.drop_last, settings.batch_size) = (true, 10));
     assert!(error.to_string().contains("the training data holds 9 of at least 10"), "{error}");
 }
+
+/// The weights of a run of chosen parts, to be converted as any others: what it trained over its base.
+#[test]
+fn a_run_of_chosen_parts_is_read_over_its_base() {
+    use olmoe_checkpoint::weights::Weights;
+    let desk = Desk::new();
+    // The base on disk: a run of all parameters.
+    train(desk.sft("base"), conversation_data(9));
+    let base = olmoe_checkpoint::Checkpoint::open(&desk.path("base/latest")).unwrap();
+    let mut under = Model::new(tuning::config(), Precision::Fp32, Held::Trained).unwrap();
+    base.load_into(&mut under, &|_| {}).unwrap();
+    let mut settings = desk.sft("part");
+    settings.train = vec!["layers.1.experts.2".to_owned(), "norms".to_owned()];
+    let (_, _, trainer) = train_until(settings, &under, conversation_data(9), u64::MAX).unwrap();
+    let tuned = olmoe_train::finetune::Tuned::open(&desk.path("part/latest"), &base).unwrap();
+    let mut changed = 0;
+    for (id, spec) in base.parameters().to_vec().iter().enumerate() {
+        let slabs = if spec.shape.len() == 3 { spec.shape[0] } else { 1 };
+        for slab in 0..slabs {
+            let bytes = tuned.read(id, slab).unwrap();
+            let found: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|own| f32::from_le_bytes(*own)).collect();
+            let len = spec.num_elements() / slabs;
+            if let Some(value) = trainer.model().value(id) {
+                assert_eq!(found[..], value[slab * len..(slab + 1) * len], "{} {slab}", spec.name);
+            }
+            changed += usize::from(bytes[..] != base.read(id, slab).unwrap()[..]);
+        }
+    }
+    // One expert of three matrices, and the norms: two and two of each layer, and the last.
+    assert_eq!(changed, 3 + 2 * 4 + 1);
+    let error = olmoe_train::finetune::Tuned::open(&desk.path("base/latest"), &base).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("it holds all parameters"), "{error}");
+}
