@@ -58,9 +58,9 @@ impl<'a> Tuned<'a> {
     }
 
     fn is_trained(&self, parameter: usize, slab: usize) -> bool {
-        self.trained[parameter].as_ref().is_some_and(|experts| {
-            experts.as_ref().is_none_or(|experts| experts.contains(&slab))
-        })
+        self.trained[parameter]
+            .as_ref()
+            .is_some_and(|experts| experts.as_ref().is_none_or(|experts| experts.contains(&slab)))
     }
 }
 

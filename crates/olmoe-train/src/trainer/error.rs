@@ -163,7 +163,7 @@ pub enum TrainError {
     /// A loss or a gradient that is NaN or infinite.
     #[error(
         "step {step}: {what}; {place}. Nothing was updated or saved; go on from the last checkpoint with a smaller \
-             learning rate, or past this batch with fast_forward_batches"
+             learning rate, or, in pretraining, past this batch with fast_forward_batches"
     )]
     NotFinite {
         /// The step.
