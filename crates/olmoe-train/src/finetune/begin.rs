@@ -143,7 +143,7 @@ pub fn begin_on<D: Disk>(
     let mut model =
         base.model(&model_config, settings.precision, held, &settings.adapters, &is_trained, settings.seed)?;
     let record = FinetuneRecord::new(settings.method.name(), (&base.name, &base.fingerprint), &model, &selection);
-    folder.claim_for(&config, &beginning, on)?;
+    beginning.claim(&config, &folder, on)?;
 
     let (drift, train, evaluation) = {
         let mut set_up = SetUp {

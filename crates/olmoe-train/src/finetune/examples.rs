@@ -243,6 +243,8 @@ impl UnitOrder {
 }
 
 impl DataPosition for UnitOrder {
+    const ADVICE: &str = "train into another folder";
+
     fn differences(&self, now: &UnitOrder) -> Vec<String> {
         let mut all = Vec::new();
         let mut differ = |what: &str, then: String, now: String| {
