@@ -11,29 +11,30 @@ use olmoe_model::model::Model;
 use super::error::TrainError;
 use super::event::Event;
 use super::folder::RunFolder;
-use super::record::DataRecord;
+use super::record::DATA_FILE;
+use super::task::DataPosition;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;
 use crate::schedule::Schedule;
 use crate::state::TrainerState;
 
 /// The start of a run.
-pub(super) struct Beginning {
-    pub(super) state: TrainerState,
+pub(crate) struct Beginning {
+    pub(crate) state: TrainerState,
     /// The checkpoint with the weights; `None` for initial weights.
     weights: Option<PathBuf>,
     /// The state of the optimizer.
     optimizer: Option<Found>,
     /// Whether the run resumes in its own folder.
-    pub(super) goes_on: bool,
+    pub(crate) goes_on: bool,
 }
 
 impl Beginning {
-    /// Finds the start of a run over the data of `record`.
-    pub(super) fn find<D: Disk>(
+    /// Finds the start of a run over the data of `position`.
+    pub(crate) fn find<D: Disk, P: DataPosition>(
         config: &TrainConfig,
         folder: &RunFolder<D>,
-        record: &DataRecord,
+        position: &P,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<Beginning, TrainError> {
         if config.try_load_latest_save
@@ -42,9 +43,9 @@ impl Beginning {
             found.notices.iter().for_each(|notice| on(Event::Notice(&notice.to_string())));
             // A resumed run ignores `load_path`, which was used when the run began. Its position means nothing in other data.
             let mut state = trainer_state(&found)?;
-            let differences = differences(&found, &state, record, on)?;
+            let differences = differences(&found, &state, position, on)?;
             if !differences.is_empty() && config.restore_dataloader {
-                return Err(other_data(&found, &state, differences, true));
+                return Err(other_data::<P>(&found, &state, differences, true));
             }
             if !differences.is_empty() {
                 let text = format!(
@@ -84,9 +85,9 @@ impl Beginning {
                 let state = trainer_state(&found)?;
                 let goes_on = config.restore_dataloader && config.epoch.is_none_or(|epoch| epoch == state.epoch);
                 if goes_on {
-                    let differences = differences(&found, &state, record, on)?;
+                    let differences = differences(&found, &state, position, on)?;
                     if !differences.is_empty() {
-                        return Err(other_data(&found, &state, differences, false));
+                        return Err(other_data::<P>(&found, &state, differences, false));
                     }
                 }
                 state.resumed(config)
@@ -100,8 +101,26 @@ impl Beginning {
         Ok(Beginning { state, weights: Some(path), optimizer, goes_on: false })
     }
 
+    /// Makes the folder that of the run; checkpoints of another run that are moved aside are noted.
+    pub(crate) fn claim<D: Disk>(
+        &self,
+        config: &TrainConfig,
+        folder: &RunFolder<D>,
+        on: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        for path in folder.claim(config, self.path(), self.state.step, self.goes_on)? {
+            on(Event::Notice(&format!("save_overwrite: a checkpoint of another run is now {}", path.display())));
+        }
+        Ok(())
+    }
+
+    /// The run's own checkpoint that it goes on from.
+    pub(crate) fn own(&self) -> Option<&Found> {
+        self.optimizer.as_ref().filter(|_| self.goes_on)
+    }
+
     /// The checkpoint it comes from.
-    pub(super) fn path(&self) -> Option<&Path> {
+    pub(crate) fn path(&self) -> Option<&Path> {
         self.weights.as_deref()
     }
 
@@ -141,17 +160,17 @@ impl Beginning {
 }
 
 /// In what the data that a checkpoint is in the middle of differs from the present one.
-fn differences(
+fn differences<P: DataPosition>(
     found: &Found,
     state: &TrainerState,
-    record: &DataRecord,
+    position: &P,
     on: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<String>, TrainError> {
     if state.examples_seen_this_epoch == 0 {
         return Ok(Vec::new());
     }
-    if let Some(own) = DataRecord::read(found)? {
-        return Ok(own.differences(record));
+    if found.manifest.file(DATA_FILE).is_some() {
+        return Ok(found.json::<P>(DATA_FILE)?.differences(position));
     }
     on(Event::Notice(&format!(
         "{}: it does not say what it was trained on, as older ones do not; the run goes on at its place in the data, which is \
@@ -161,9 +180,9 @@ fn differences(
     Ok(Vec::new())
 }
 
-fn other_data(found: &Found, state: &TrainerState, differences: Vec<String>, own: bool) -> TrainError {
+fn other_data<P: DataPosition>(found: &Found, state: &TrainerState, differences: Vec<String>, own: bool) -> TrainError {
     let (epoch, examples) = (state.epoch, state.examples_seen_this_epoch);
-    TrainError::OtherData { path: found.path.clone(), epoch, examples, differences, own }
+    TrainError::OtherData { path: found.path.clone(), epoch, examples, differences, advice: P::ADVICE, own }
 }
 
 fn trainer_state(found: &Found) -> Result<TrainerState, TrainError> {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::CheckpointError;
 use olmoe_checkpoint::save::SaveError;
+use olmoe_data::instruct::InstructError;
 use olmoe_data::pretrain::DataError;
 use olmoe_data::{SpecialTokenError, TokenizerError};
 use olmoe_engine::{EngineError, SubmitError};
@@ -12,7 +13,9 @@ use olmoe_model::config::ConfigError;
 use olmoe_model::model::ModelError;
 
 use crate::config::TrainConfigError;
+use crate::finetune::FinetuneError;
 use crate::optimizer::state::StateError;
+use crate::preference::PreferenceError;
 use olmoe_data::counted;
 
 /// Why training cannot begin, or ends before its time. What was saved before is as it was.
@@ -21,6 +24,12 @@ pub enum TrainError {
     /// The configuration.
     #[error(transparent)]
     Config(Box<TrainConfigError>),
+    /// What is wrong with a run of fine-tuning.
+    #[error(transparent)]
+    Finetune(Box<FinetuneError>),
+    /// The data of fine-tuning.
+    #[error(transparent)]
+    Instruct(Box<InstructError>),
     /// The model's configuration.
     #[error(transparent)]
     ModelConfig(Box<ConfigError>),
@@ -78,8 +87,7 @@ pub enum TrainError {
     /// The position in the data is one in other data.
     #[error(
         "{}: it was saved {} into pass {epoch} over its data, and the data is another one now: {}. To go on \
-         from there would train on some sequences twice and on others never. Set these back; or set restore_dataloader=false \
-         to begin a new pass over this data, the steps going on and the tokens counted anew{}",
+         from there would train on some sequences twice and on others never. Set these back; or {advice}{}",
         path.display(), counted(*examples, "sequence"), differences.join("; "),
         if *own { "" } else { "; or reset_trainer_state=true to begin at step 0 with these weights" }
     )]
@@ -92,6 +100,8 @@ pub enum TrainError {
         examples: u64,
         /// What differs, each with both values.
         differences: Vec<String>,
+        /// What there is to do else.
+        advice: &'static str,
         /// Whether it is the run's own checkpoint, and not that of `load_path`.
         own: bool,
     },
@@ -154,7 +164,7 @@ pub enum TrainError {
     /// A loss or a gradient that is NaN or infinite.
     #[error(
         "step {step}: {what}; {place}. Nothing was updated or saved; go on from the last checkpoint with a smaller \
-             learning rate, or past this batch with fast_forward_batches"
+             learning rate, or, in pretraining, past this batch with fast_forward_batches"
     )]
     NotFinite {
         /// The step.
@@ -190,9 +200,15 @@ impl TrainError {
         }
     }
 
-    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> TrainError {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> TrainError {
         let path = path.into();
         move |source| TrainError::Io { action, path, source }
+    }
+}
+
+impl From<PreferenceError> for TrainError {
+    fn from(error: PreferenceError) -> TrainError {
+        FinetuneError::from(error).into()
     }
 }
 
@@ -209,6 +225,8 @@ macro_rules! boxed {
 
 boxed! {
     Config: TrainConfigError,
+    Finetune: FinetuneError,
+    Instruct: InstructError,
     ModelConfig: ConfigError,
     Model: ModelError,
     Data: DataError,

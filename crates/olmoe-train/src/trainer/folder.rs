@@ -5,13 +5,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::disk::{Disk, make_folders, write_whole};
-use olmoe_checkpoint::open::MODEL_GROUP;
 use olmoe_checkpoint::safetensors::{SafeType, Spec};
 use olmoe_checkpoint::save::{Checkpoints, SavedCheckpoint};
-use olmoe_model::model::Model;
+use olmoe_model::config::ModelConfig;
+use olmoe_model::model::{Model, ParameterId};
+use serde::Serialize;
 
 use super::error::TrainError;
-use super::record::{DATA_FILE, DataRecord};
+use super::record::DATA_FILE;
 use super::step::bad_weight;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;
@@ -37,7 +38,27 @@ enum CheckpointKind {
     Ephemeral,
 }
 
-pub(super) struct RunFolder<D: Disk> {
+/// The parameters of a checkpoint.
+pub struct SavedWeights {
+    /// The group of tensors.
+    pub group: &'static str,
+    /// The parameters.
+    pub ids: Vec<ParameterId>,
+}
+
+/// What a checkpoint has beside the state of trainer and optimizer.
+pub(super) struct CheckpointContents<'a, P> {
+    pub(super) weights: SavedWeights,
+    pub(super) model_config: &'a ModelConfig,
+    /// Small files, with their names.
+    pub(super) files: Vec<(String, Vec<u8>)>,
+    /// What the position in the data depends on.
+    pub(super) position: &'a P,
+    /// The step whose checkpoint is kept as the best.
+    pub(super) best: Option<u64>,
+}
+
+pub struct RunFolder<D: Disk> {
     pub(super) checkpoints: Checkpoints<D>,
     /// Locked as long as it is open.
     _lock: File,
@@ -45,7 +66,7 @@ pub(super) struct RunFolder<D: Disk> {
 
 impl<D: Disk> RunFolder<D> {
     /// Creates the folder if it does not exist, and locks it.
-    pub(super) fn open(config: &TrainConfig, disk: D) -> Result<Self, TrainError> {
+    pub(crate) fn open(config: &TrainConfig, disk: D) -> Result<Self, TrainError> {
         let path = Path::new(&config.save_folder);
         let checkpoints = Checkpoints::open_on(path, disk)?;
         let lock = path.join(LOCK_FILE);
@@ -59,16 +80,16 @@ impl<D: Disk> RunFolder<D> {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.checkpoints.run_dir()
     }
 
-    pub(super) fn disk(&self) -> &D {
+    pub(crate) fn disk(&self) -> &D {
         self.checkpoints.disk()
     }
 
     /// Writes a file of the folder, or of a folder in it, whole.
-    pub(super) fn write(
+    pub(crate) fn write(
         &self,
         name: impl AsRef<Path>,
         fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
@@ -114,41 +135,46 @@ impl<D: Disk> RunFolder<D> {
     }
 
     /// Checks that the disk has room for a checkpoint of `bytes` bytes.
-    pub(super) fn check_space(&self, step: u64, bytes: u64) -> Result<(), TrainError> {
+    pub(crate) fn check_space(&self, step: u64, bytes: u64) -> Result<(), TrainError> {
         Ok(self.checkpoints.begin(step)?.require_space(bytes)?)
     }
 
     /// Saves a checkpoint, then removes those that are not kept. Returns the steps of the removed ones.
-    pub(super) fn save(
+    pub(super) fn save<P: Serialize>(
         &self,
         config: &TrainConfig,
         state: &TrainerState,
         model: &Model,
         optimizer: &Optimizer,
-        record: &DataRecord,
+        contents: CheckpointContents<'_, P>,
     ) -> Result<(SavedCheckpoint, Vec<u64>), TrainError> {
         if let Some(place) = bad_weight(model) {
             return Err(TrainError::BadWeight { step: state.step, place });
         }
         let specs = model.parameters();
+        let CheckpointContents { weights, model_config, files, position, best } = contents;
         let values: Vec<&[f32]> =
-            (0..specs.len()).map(|id| model.value(id).map_or(&[][..], |value| &value[..])).collect();
+            weights.ids.iter().map(|id| model.value(*id).map_or(&[][..], |value| &value[..])).collect();
+        let of = weights.ids.iter().map(|id| &specs[*id]);
         let tensors: Vec<Spec> =
-            specs.iter().map(|spec| Spec::new(spec.name.clone(), SafeType::F32, spec.shape.clone())).collect();
+            of.map(|spec| Spec::new(spec.name.clone(), SafeType::F32, spec.shape.clone())).collect();
         let mut writer = self.checkpoints.begin(state.step)?;
-        let weights: usize = values.iter().map(|value| size_of_val(*value)).sum();
-        writer.require_space(weights as u64 + optimizer.state_bytes())?;
-        writer.numbers(MODEL_GROUP, &tensors, MAX_SHARD_BYTES, &values)?;
+        let bytes: usize = values.iter().map(|value| size_of_val(*value)).sum();
+        writer.require_space(bytes as u64 + optimizer.state_bytes())?;
+        writer.numbers(weights.group, &tensors, MAX_SHARD_BYTES, &values)?;
         optimizer.save(specs, &mut writer, MAX_SHARD_BYTES)?;
-        writer.json("config.json", model.config())?;
-        writer.bytes(CONFIG_FILE, config.to_yaml()?.as_bytes())?;
+        writer.json("config.json", model_config)?;
+        for (name, bytes) in files {
+            writer.bytes(&name, &bytes)?;
+        }
         if let Some(tokenizer) = tokenizer_file(&config.tokenizer.identifier) {
             writer.bytes("tokenizer.json", &tokenizer)?;
         }
-        writer.json(DATA_FILE, record)?;
+        writer.json(DATA_FILE, position)?;
         writer.state(state)?;
         let saved = writer.commit()?;
-        let removed = superfluous(config, &self.checkpoints.steps()?, state.step);
+        let mut removed = superfluous(config, &self.checkpoints.steps()?, state.step);
+        removed.retain(|step| Some(*step) != best);
         if !removed.is_empty() {
             self.checkpoints.prune(&removed)?;
         }
@@ -181,7 +207,7 @@ fn kind(config: &TrainConfig, step: u64) -> CheckpointKind {
 }
 
 /// Whether checkpoints are saved.
-pub(super) fn saves(config: &TrainConfig) -> bool {
+pub(crate) fn saves(config: &TrainConfig) -> bool {
     config.save_num_checkpoints_to_keep != 0
         || (config.save_interval_unsharded.is_some() && config.save_num_unsharded_checkpoints_to_keep != 0)
 }
