@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`config`] | the configuration of a run: OLMo's YAML files |
+//! | [`finetune`] | fine-tuning and alignment: configuration |
 //! | [`schedule`] | the learning rate and the bound on the gradients over time |
 //! | [`metrics`] | the metrics of a run, as JSON lines and event files |
 //! | [`loss`] | the loss of a batch and its parts |
@@ -67,6 +68,7 @@
 //! ```
 
 pub mod config;
+pub mod finetune;
 pub mod loss;
 pub mod metrics;
 pub mod names;
