@@ -1,7 +1,12 @@
-//! Fine-tuning and alignment.
-//!
-//! | module | contents |
-//! |---|---|
-//! | [`config`] | the configuration of a run: open-instruct's flags as keys and flags |
+//! Fine-tuning.
 
 pub mod config;
+mod error;
+mod settings;
+
+pub use error::FinetuneError;
+pub use settings::{
+    DpoSettings, EsftScore, EsftSettings, EvaluationSettings, FinetuneSettings, KtoTraining, Method, MicroBatch,
+    PackingSettings, ReferenceModel, ReferenceSettings, ReferenceTime, RunLength, SaveSettings, ScheduleSettings,
+    ScheduleShape, SftSettings, Warmup,
+};

@@ -3,7 +3,6 @@
 //! | module | contents |
 //! |---|---|
 //! | [`config`] | the configuration of a run: OLMo's YAML files |
-//! | [`finetune`] | fine-tuning and alignment: configuration |
 //! | [`schedule`] | the learning rate and the bound on the gradients over time |
 //! | [`metrics`] | the metrics of a run, as JSON lines and event files |
 //! | [`loss`] | the loss of a batch and its parts |
@@ -12,6 +11,7 @@
 //! | [`optimizer`] | AdamW, LionW and RMSprop, clipping, metrics, saving and restoring |
 //! | [`state`] | the progress of a run, and its position in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
+//! | [`finetune`] | fine-tuning with the same loop: supervised, by pairs of answers, by labelled answers |
 //! | [`plan`] | the resources and the length of a run, computed before it begins |
 //!
 //! [`trainer::Trainer`] is the loop. The parts of its step, for a loop of one's own:

@@ -193,7 +193,7 @@ pub(super) const NAMES: &[(&str, Meaning)] = &[
     ("trainable", same!("train")),
     (
         "share_expert_adapters",
-        Says(Flag, |value| Ok(vec![("lora_sharing", if is_off(value) { "none" } else { "both" }.into())])),
+        Says(Flag, |value| Ok(vec![("lora_sharing", if is_off(value) { "per_expert" } else { "shared" }.into())])),
     ),
     (
         "peft",

@@ -95,7 +95,7 @@ impl Recipe {
                 "lora_alpha": if dora { 64.0 } else { 32.0 },
                 "lora_dropout": 0.0,
                 "lora_init": "xavier",
-                "lora_sharing": "both",
+                "lora_sharing": "shared",
                 "lora_target": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
             });
             if let (Value::Object(settings), Value::Object(own)) = (&mut settings, own) {

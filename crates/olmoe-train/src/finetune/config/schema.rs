@@ -80,16 +80,14 @@ names! {
         Plain = "plain",
     }
 
-    /// What two matrices of an adapter all experts of a layer have in common.
+    /// What the adapters of a layer's experts have in common.
     pub enum ExpertSharing {
         /// Nothing: each expert has its own.
-        None = "none" | "per_expert",
-        /// The first, A.
-        A = "a",
-        /// The second, B.
-        B = "b",
-        /// Both.
-        Both = "both" | "all",
+        PerExpert = "per_expert" | "none",
+        /// A and B: all experts have the same.
+        Shared = "shared" | "both",
+        /// The sides towards the residual stream: A of gate and up, B of down.
+        Outer = "outer",
     }
 
     /// The beginning of an adapter's matrices; the second, B, is 0 but for PiSSA.
@@ -265,7 +263,7 @@ sections! {
         /// The layers with adapters; empty: all.
         pub layers_to_transform: Vec<u64> = Vec::new(),
         /// What the adapters of a layer's experts have in common.
-        pub lora_sharing: ExpertSharing = ExpertSharing::None,
+        pub lora_sharing: ExpertSharing = ExpertSharing::PerExpert,
         /// How the matrices of adapters begin.
         pub lora_init: LoraInit = LoraInit::Kaiming,
         /// How many times the learning rate of A that of B is (LoRA+).
