@@ -214,8 +214,8 @@ impl<D: Disk, T: Task> Trainer<D, T> {
         unshared(&mut self.model)
     }
 
-    /// What the run has to itself.
-    pub(crate) fn task(&self) -> &T {
+    /// What this kind of training has to itself.
+    pub fn task(&self) -> &T {
         &self.task
     }
 
@@ -347,7 +347,7 @@ impl<D: Disk, T: Task> Trainer<D, T> {
 
     /// Whether all evaluations came to their end.
     fn evaluate(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
-        let found = self.task.evaluate(&self.config, unshared(&mut self.model), interrupt)?;
+        let found = self.task.evaluate(&self.config, unshared(&mut self.model), &self.state, interrupt)?;
         if !found.metrics.is_empty() {
             on(Event::Evaluated(self.state.step, &found.metrics));
         }

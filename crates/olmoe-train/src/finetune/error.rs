@@ -43,6 +43,14 @@ pub enum FinetuneError {
         /// What there is.
         found: &'static str,
     },
+    /// Rows of several kinds.
+    #[error("the data holds {first} and {other}; a run learns from one kind, so take these apart")]
+    Mixed {
+        /// What the first row is.
+        first: &'static str,
+        /// What another one is.
+        other: &'static str,
+    },
     /// No examples.
     #[error("the {what} data holds {found} of at least {expected} examples; take more data, or a smaller batch_size")]
     TooLittleData {

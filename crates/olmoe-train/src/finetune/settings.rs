@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use olmoe_data::instruct::Packing;
+use olmoe_model::adapter::Adapter;
 use olmoe_model::config::Auxiliary;
 use olmoe_model::model::{Keep, Precision};
 
@@ -52,6 +53,8 @@ pub struct FinetuneSettings {
     /// The parameters that are trained, as [`Selection`](super::Selection) reads them; adapters are trained besides. Default
     /// `all`; with adapters, leave it empty for adapters alone.
     pub train: Vec<String>,
+    /// Adapters, which are trained. Default none.
+    pub adapters: Vec<Adapter>,
     /// Experts that are trained besides because the data uses them most. Default none.
     pub esft: Option<EsftSettings>,
     /// The factor on the learning rate of `lora_b`: LoRA+ (Hayou et al., arXiv 2402.12354). Default 1.
@@ -327,6 +330,7 @@ impl FinetuneSettings {
             neftune_alpha: None,
             auxiliary: None,
             train: vec!["all".to_owned()],
+            adapters: Vec::new(),
             esft: None,
             lora_plus: 1.0,
             precision: Precision::AmpBf16,

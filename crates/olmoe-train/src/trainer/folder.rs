@@ -157,7 +157,7 @@ impl<D: Disk> RunFolder<D> {
         writer.require_space(weights as u64 + optimizer.state_bytes())?;
         writer.numbers(saved.group, &tensors, MAX_SHARD_BYTES, &values)?;
         optimizer.save(specs, &mut writer, MAX_SHARD_BYTES)?;
-        writer.json("config.json", model.config())?;
+        writer.json("config.json", task.model_config(model))?;
         for (name, bytes) in task.files(config)? {
             writer.bytes(&name, &bytes)?;
         }

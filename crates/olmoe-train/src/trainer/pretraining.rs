@@ -165,6 +165,7 @@ impl Task for Pretraining {
         &mut self,
         _config: &TrainConfig,
         model: &mut Model,
+        _state: &TrainerState,
         interrupt: &AtomicBool,
     ) -> Result<Evaluation, TrainError> {
         let (metrics, whole) = evaluation::evaluate(&self.evaluators, model, interrupt)?;

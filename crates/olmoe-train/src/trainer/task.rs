@@ -4,6 +4,7 @@
 use std::sync::atomic::AtomicBool;
 
 use olmoe_checkpoint::disk::Disk;
+use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Activations, Gradients, Model, ParameterId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -128,6 +129,7 @@ pub trait Task {
         &mut self,
         config: &TrainConfig,
         model: &mut Model,
+        state: &TrainerState,
         interrupt: &AtomicBool,
     ) -> Result<Evaluation, TrainError>;
 
@@ -148,6 +150,11 @@ pub trait Task {
 
     /// The parameters that a checkpoint has.
     fn saved(&self, model: &Model) -> SavedWeights;
+
+    /// The configuration of the model that a checkpoint has.
+    fn model_config<'m>(&'m self, model: &'m Model) -> &'m ModelConfig {
+        model.config()
+    }
 
     /// The small files of a checkpoint beside the configuration of the model and what the position depends on.
     ///
