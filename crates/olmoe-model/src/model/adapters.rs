@@ -104,7 +104,8 @@ impl Weights {
     pub(super) fn set_magnitudes(&mut self) {
         for at in 0..self.adapters.ids.len() {
             let Some(magnitude) = self.adapters.ids[at].magnitude else { continue };
-            let norms = Buffer::copy_of(self.norms(at));
+            let mut norms = Buffer::copy_of(self.norms(at));
+            norms.iter_mut().filter(|norm| norm.is_infinite()).for_each(|norm| *norm = 0.0);
             self.update(magnitude, |range, out| out.copy_from_slice(&norms[range]));
         }
     }
