@@ -5,6 +5,7 @@
 //! | `schema` | the keys, with their defaults |
 //! | `names` | keys of other programs: other names, other ways to say the same, keys without effect, keys that are refused |
 //! | `recipe` | settings by a name |
+//! | `resolve` | what the keys come to: data, adapters, the settings of the loop |
 //! | `check` | which values make no sense, alone or together |
 //!
 //! Flags override the file, which overrides the recipe that either names (`recipe`).
@@ -12,11 +13,13 @@
 mod check;
 mod names;
 mod recipe;
+mod resolve;
 mod schema;
 
+pub use resolve::{DataSize, file_of_rows};
 pub use schema::{
     ActivationMode, AdapterLayout, AlpacaWords, BalancingDefinition, ExpertSharing, FinetuneConfig, LabelSpans,
-    LoraInit, LrScheduler, OutputFormat, PackingMode, ReferenceModel, SourceConfig, TrainOn, Truncation,
+    LoraInit, LrScheduler, OutputFormat, PackingMode, SourceConfig, TrainOn, Truncation,
 };
 
 use std::collections::BTreeMap;

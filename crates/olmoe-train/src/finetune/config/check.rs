@@ -23,6 +23,8 @@ const OF_ADAPTERS: [&str; 13] = [
     "modules_to_save",
     "merge_adapter",
 ];
+/// What `resume_from_checkpoint` may be.
+const RESUME: [&str; 4] = ["true", "latest", "auto", "false"];
 /// The ways to name data; one is taken.
 const OF_DATA: [&str; 5] = ["dataset_mixer_list", "dataset_mixer", "dataset_name", "train_file", "datasets"];
 
@@ -94,8 +96,18 @@ fn numbers(config: &FinetuneConfig) -> Result<(), TrainConfigError> {
     if config.clip_grad_norm != -1.0 && config.clip_grad_norm <= 0.0 {
         return Err(value("clip_grad_norm", config.clip_grad_norm, "it must be greater than 0; -1 turns clipping off"));
     }
-    if let Some(share) = config.esft_share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
-        return Err(value("esft_share", share, "it must be greater than 0 and at most 1"));
+    if let Some(share) = config.esft_threshold.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+        return Err(value("esft_threshold", share, "it must be greater than 0 and at most 1"));
+    }
+    if config.esft_threshold.is_some() && config.esft.is_none() {
+        return Err(value("esft_threshold", "set", "it goes with `esft`; set it to token or gate"));
+    }
+    if config.min_lr > 0.0 {
+        return Err(value(
+            "min_lr",
+            config.min_lr,
+            "schedules end at 0; leave it out, or set `lr_decay_steps` beyond the end",
+        ));
     }
     if let Some(split) = config.eval_split.filter(|split| *split >= 1.0 && split.fract() != 0.0) {
         return Err(value("eval_split", split, "it must be a fraction below 1 or a number of rows"));
@@ -137,7 +149,7 @@ fn counts(config: &FinetuneConfig) -> Result<(), TrainConfigError> {
     }
     if let Some(text) = &config.checkpointing_steps
         && text != "epoch"
-        && text.parse::<u64>().is_ok_and(|steps| steps > 0) == false
+        && !text.parse::<u64>().is_ok_and(|steps| steps > 0)
     {
         return Err(value("checkpointing_steps", text, "it must be a number of steps, at least 1, or epoch"));
     }
@@ -151,7 +163,7 @@ fn together(config: &FinetuneConfig, given: &Map<String, Value>) -> Result<(), T
         ("warmup_steps", "warmup_ratio", "both say how long the warm-up is; keep one"),
         ("global_batch_size", "gradient_accumulation_steps", "both say how many rows a step has; keep one"),
         ("simpo_gamma", "dpo_gamma_beta_ratio", "both say how large the margin is; keep one"),
-        ("reference", "ref_model_name_or_path", "both say what the reference is; keep one"),
+        ("esft", "use_lora", "experts are trained as they are, or adapters; keep one"),
     ];
     for (key, other, problem) in pairs {
         if is_given(key) && is_given(other) {
@@ -171,13 +183,6 @@ fn together(config: &FinetuneConfig, given: &Map<String, Value>) -> Result<(), T
         let problem = "it is one way to shorten rows that are too long, and `truncation` names another; keep one";
         return Err(value("max_prompt_length", "set", problem));
     }
-    if let Some(rate) = config.learning_rate.filter(|rate| config.min_lr > *rate) {
-        return Err(value(
-            "min_lr",
-            config.min_lr,
-            if rate > 0.0 { "it must be at most `learning_rate`" } else { "it must be 0" },
-        ));
-    }
     let constant = matches!(config.lr_scheduler_type, LrScheduler::Constant);
     if constant
         && (is_given("warmup_ratio") && config.warmup_ratio != Some(0.0)
@@ -193,8 +198,22 @@ fn together(config: &FinetuneConfig, given: &Map<String, Value>) -> Result<(), T
             "there is nothing to evaluate on; set `eval_split` or `eval_file`",
         ));
     }
-    if config.overwrite_output_dir && config.resume_from_checkpoint.is_some() {
-        return Err(value("overwrite_output_dir", "true", "`resume_from_checkpoint` is set, too; keep one of them"));
+    if let Some(from) = &config.resume_from_checkpoint {
+        if !RESUME.contains(&from.to_ascii_lowercase().as_str()) {
+            let problem =
+                "a run goes on from the newest checkpoint of `output_dir`; leave it out, or set true or false";
+            return Err(value("resume_from_checkpoint", from, problem));
+        }
+        if config.overwrite_output_dir {
+            return Err(value(
+                "overwrite_output_dir",
+                "true",
+                "`resume_from_checkpoint` is set, too; keep one of them",
+            ));
+        }
+    }
+    if config.use_dora && config.lora_dropout > 0.0 {
+        return Err(value("lora_dropout", config.lora_dropout, "DoRA has no dropout here; set 0"));
     }
     Ok(())
 }
