@@ -9,8 +9,8 @@
 use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::add::{add_assign, scale};
-use crate::ops::grouped_linear::{self, BLOCK_ROWS};
-use crate::ops::linear::{LinearInput, PackedWeight, Weight};
+use crate::ops::grouped_linear::BLOCK_ROWS;
+use crate::ops::linear::{LinearInput, PackedWeight, Weight, backward_input, backward_weight, pack_saved};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
@@ -173,43 +173,57 @@ impl LowRank<'_> {
         self.apply([x, x], &offsets, y);
     }
 
-    /// Backward of [`LowRank::forward`] of `x [T, in]`: accumulates the gradients, turns `dy` into the gradient of the
-    /// result before the factors of DoRA, which is that of `W·x`, and adds `Aᵀ·u` to `dx [T, in]`.
-    pub fn backward(
+    /// `t = s·A·x [T, r]`.
+    pub(super) fn inner(&self, x: &Tensor) -> Tensor {
+        let mut t = LinearInput::new(x).times(Weight::Packed(self.a));
+        scale(&mut t, self.scale);
+        t
+    }
+
+    /// The gradient of the result of [`LowRank::forward`] before the factors of DoRA, from the gradient `dy [T, out]` with
+    /// them; none without DoRA, where it is the same. Accumulates the gradient of the magnitude.
+    pub fn before_factors(
         &self,
         base: Weight<'_>,
         x: &Tensor,
-        dy: &mut Tensor,
-        dx: Option<&mut Tensor>,
-        gradients: LowRankGradients<'_>,
-    ) {
-        let offsets = [0, dy.rows() as u32];
-        let input = LinearInput::new(x);
-        if let Some(rows) = self.rows {
-            if let Some(dmagnitude) = gradients.magnitude {
-                let mut z = input.times(base);
-                self.add([&input, &input], &offsets, &mut z);
-                magnitude_gradient(rows, dy, &z, dmagnitude);
-            }
-            rows_times(dy, rows.factors);
+        dy: &Tensor,
+        dmagnitude: Option<&mut [f32]>,
+    ) -> Option<Tensor> {
+        let rows = self.rows?;
+        if let Some(dmagnitude) = dmagnitude {
+            let input = LinearInput::new(x);
+            let mut z = input.times(base);
+            self.add([&input, &input], &[0, dy.rows() as u32], &mut z);
+            magnitude_gradient(rows, dy, &z, dmagnitude);
         }
+        let mut dz = dy.clone();
+        rows_times(&mut dz, rows.factors);
+        Some(dz)
+    }
+
+    /// Backward of [`LowRank::forward`] of `x [T, in]` from `dz`, the gradient before the factors of DoRA: accumulates the
+    /// gradients of A and B; with `input`, returns `u [T, r]`, of which [`LowRank::backward_input`] makes the gradient
+    /// of `x`.
+    pub fn backward(&self, x: &Tensor, dz: &Tensor, gradients: LowRankGradients<'_>, input: bool) -> Option<Tensor> {
         let operand = self.a.operand();
         if let Some(db) = gradients.b {
-            let mut t = input.times(Weight::Packed(self.a));
-            scale(&mut t, self.scale);
-            grouped_linear::backward_weight(dy, &t, &offsets, operand, db);
+            backward_weight(dz, &pack_saved(&self.inner(x), operand), db);
         }
-        if dx.is_none() && gradients.a.is_none() {
-            return;
+        if !input && gradients.a.is_none() {
+            return None;
         }
-        let mut u = grouped_linear::backward_input(dy, &offsets, Weight::Packed(self.b));
+        let mut u = Tensor::scratch(&[dz.rows(), self.rank()]);
+        backward_input(dz, Weight::Packed(self.b), &mut u, Store::Overwrite);
         scale(&mut u, self.scale);
         if let Some(da) = gradients.a {
-            grouped_linear::backward_weight(&u, x, &offsets, operand, da);
+            backward_weight(&u, &pack_saved(x, operand), da);
         }
-        if let Some(dx) = dx {
-            crate::ops::linear::backward_input(&u, Weight::Packed(self.a), dx, Store::Accumulate);
-        }
+        Some(u)
+    }
+
+    /// `dx [T, in] += Aᵀ·u`.
+    pub fn backward_input(&self, u: &Tensor, dx: &mut Tensor) {
+        backward_input(u, Weight::Packed(self.a), dx, Store::Accumulate);
     }
 
     /// Adds the adapter to the rows of a block, `y [rows, out]` of `source [rows, in]` of a group, on the calling thread,
