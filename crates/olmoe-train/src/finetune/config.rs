@@ -104,6 +104,24 @@ pub fn words(key: &str, task: Task) -> Option<Words> {
         .or_else(|| RECIPE_ONLY.contains(&key).then_some(Words::One))
 }
 
+/// The default of a key, as a command line has it; none where nothing stands for something that is found out.
+pub fn default_of(key: &str) -> Option<String> {
+    fn text(tree: &Tree) -> Option<String> {
+        match tree {
+            Tree::Value(Value::Null | Value::Bool(false)) => None,
+            Tree::Value(Value::String(text)) => Some(text.clone()),
+            Tree::Value(value) => Some(value.to_string()),
+            Tree::List(items) => {
+                let items: Option<Vec<String>> = items.iter().map(text).collect();
+                items.filter(|items| !items.is_empty()).map(|items| items.join(" "))
+            }
+            Tree::Map(_) => None,
+        }
+    }
+    let Tree::Map(entries) = FinetuneConfig::default().tree() else { return None };
+    entries.iter().find(|(own, _)| own == key).and_then(|(_, tree)| text(tree))
+}
+
 fn words_of(meaning: Meaning, task: Task) -> Words {
     match meaning {
         Meaning::Same(key) => {
