@@ -98,8 +98,7 @@ impl Dpo {
             losses.iter().for_each(|loss| metrics.add_pair(loss));
             report.cross_entropy = metrics.loss();
             let auxiliary = stack.batch.tokens() as f64 / total;
-            let objective =
-                Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: false };
+            let objective = Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: true };
             let (_, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
             report.load_balancing += routers.load_balancing;
             report.router_z += routers.z;

@@ -123,8 +123,7 @@ impl Kto {
             }
             losses.extend(found);
             let auxiliary = stack.batch.tokens() as f64 / total;
-            let objective =
-                Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: false };
+            let objective = Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: true };
             let (_, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
             report.load_balancing += routers.load_balancing;
             report.router_z += routers.z;
