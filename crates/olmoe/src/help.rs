@@ -5,7 +5,7 @@ use clap::Command;
 /// The groups; every command is in one.
 const GROUPS: [(&str, &[&str]); 7] = [
     ("First", &["quickstart"]),
-    ("Models", &["download", "inspect", "convert", "quantize", "init", "upcycle", "soup"]),
+    ("Models", &["download", "inspect", "convert", "quantize", "init", "upcycle", "soup", "merge"]),
     ("Text", &["generate", "chat", "logits", "tokens"]),
     ("Training", &["tokenize", "train", "sft", "dpo", "kto", "runs"]),
     ("Inside", &["experts"]),

@@ -24,6 +24,7 @@ mod keys;
 mod live;
 mod logits;
 mod man;
+mod merge;
 mod progress;
 mod quantize;
 mod quickstart;
@@ -90,6 +91,7 @@ enum Command {
     Init(init::InitArgs),
     Upcycle(upcycle::UpcycleArgs),
     Soup(soup::SoupArgs),
+    Merge(merge::MergeArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Logits(logits::LogitsArgs),
@@ -151,6 +153,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         Command::Init(args) => done(init::run(args)),
         Command::Upcycle(args) => done(upcycle::run(args)),
         Command::Soup(args) => done(soup::run(args)),
+        Command::Merge(args) => done(merge::run(args)),
         Command::Logits(args) => done(logits::run(args)),
         Command::Experts(args) => done(experts::run(args)),
         Command::Tokens(args) => done(tokens::run(args)),
