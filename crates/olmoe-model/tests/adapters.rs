@@ -2,7 +2,7 @@
 //! gradients are those of the changed weights, by the chain rule.
 
 use olmoe_model::adapter::{Adapter, AdapterInit, Sharing, parameters_with};
-use olmoe_model::batch::Batch;
+use olmoe_model::batch::{Batch, TokenNoise};
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
 use olmoe_model::model::{Activations, Gradients, Held, Keep, Model, Objective, Precision};
 use olmoe_model::parameters::{ModulePart, ParameterKind, ParameterSpec, parameters};
@@ -75,14 +75,17 @@ fn batch() -> Batch {
 }
 
 fn step(model: &Model, keep: Keep) -> (Gradients, Vec<f32>) {
-    let batch = batch();
+    step_of(model, &batch(), keep)
+}
+
+fn step_of(model: &Model, batch: &Batch, keep: Keep) -> (Gradients, Vec<f32>) {
     let (targets, count) = batch.next_tokens();
     let mut activations = Activations::new(keep);
-    model.forward(&batch, &mut activations).expect("a pass");
+    model.forward(batch, &mut activations).expect("a pass");
     let dlogp_t = vec![-1.0 / count as f32; targets.len()];
     let objective = Objective { targets: &targets, dlogp_t: &dlogp_t, z: 0.01, auxiliary: 1.0, statistics: false };
     let mut gradients = model.gradients();
-    let (log_probs, _) = model.backward(&batch, &mut activations, &objective, &mut gradients).expect("the way back");
+    let (log_probs, _) = model.backward(batch, &mut activations, &objective, &mut gradients).expect("the way back");
     (gradients, log_probs.logp_t.to_vec())
 }
 
@@ -243,6 +246,56 @@ fn chain_rule(merged: &Merged, adapter: &Adapter, dw: &[f64]) -> [Vec<f64>; 4] {
         found[3].push(own.iter().zip(dw).map(|(w, dw)| w / factor * dw).sum::<f64>() / norm);
     }
     found
+}
+
+fn noise(tokens: std::ops::Range<u64>, embedding: f32) -> TokenNoise {
+    TokenNoise { keys_t: tokens.map(|t| t.wrapping_mul(0x1234_5678_9abc_def1)).collect(), embedding }
+}
+
+/// Dropout and noise are the same when a block is recomputed and when a sequence is alone; the gradients are those of the
+/// function that they make.
+#[test]
+fn dropout_is_of_the_token() {
+    let config = config(false);
+    let mut all = adapters(&config, false, Sharing::PerExpert);
+    all.iter_mut().for_each(|adapter| adapter.dropout = 0.3);
+    let mut adapted = model(&config, &all, Precision::Fp32, false, false);
+    let batch = batch().with_noise(noise(0..40, 0.05)).expect("a key for each token");
+    let (gradients, logp) = step_of(&adapted, &batch, Keep::Everything);
+    let (without, plain) = step(&adapted, Keep::Everything);
+    assert!(plain != logp && without.iter().zip(gradients.iter()).any(|((_, a), (_, b))| a[..] != b[..]));
+    for keep in [Keep::FeedForward, Keep::BlockInputs] {
+        let (others, other_logp) = step_of(&adapted, &batch, keep);
+        assert!(other_logp == logp && others.iter().zip(gradients.iter()).all(|((_, a), (_, b))| a[..] == b[..]));
+    }
+    let second =
+        Batch::uniform(&batch.ids[20..], 20).expect("a sequence").with_noise(noise(20..40, 0.05)).expect("keys");
+    assert_eq!(step_of(&adapted, &second, Keep::BlockInputs).1[..], logp[20..]);
+
+    // Along the gradient, the loss changes by the square of its norm.
+    let square: f64 = gradients.iter().flat_map(|(_, g)| g.iter()).map(|g| f64::from(*g).powi(2)).sum();
+    let far = 2e-3 / square.sqrt();
+    let mut loss = |by: f64| {
+        for (id, g) in gradients.iter() {
+            adapted.update(id, |range, numbers| {
+                numbers.iter_mut().zip(&g[range]).for_each(|(x, g)| *x += (by * f64::from(*g)) as f32);
+            });
+        }
+        let (targets, count) = batch.next_tokens();
+        let mut activations = Activations::new(Keep::Nothing);
+        adapted.forward(&batch, &mut activations).expect("a pass");
+        let found = adapted.log_probs(&activations, &targets).expect("log-probabilities");
+        let auxiliary = olmoe_model::auxiliary::losses(&activations.routing, &batch, &config.auxiliary, 1.0).0;
+        let z: f64 = found.lse_t.iter().map(|lse| 0.005 * f64::from(*lse).powi(2)).sum();
+        -found.logp_t.iter().map(|x| f64::from(*x)).sum::<f64>() / count as f64
+            + auxiliary.load_balancing
+            + auxiliary.z
+            + z
+    };
+    let up = loss(far);
+    let down = loss(-2.0 * far);
+    let slope = (up - down) / (2.0 * far);
+    assert!((slope / square - 1.0).abs() < 0.02, "{slope} {square}");
 }
 
 #[test]
