@@ -563,6 +563,14 @@ impl Companions {
         Ok(format!("{settings:#}\n").into_bytes())
     }
 
+    /// Writes the files into a folder that has weights or an adapter of a model of this configuration.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write_into(&self, folder: &Path, config: &ModelConfig) -> Result<(), CheckpointError> {
+        self.write(folder, &self.corrected(config))
+    }
+
     /// Writes the files into a folder: those of the checkpoint, and replacements for missing ones as far as possible.
     pub(crate) fn write(&self, folder: &Path, config: &ModelConfig) -> Result<(), CheckpointError> {
         for (name, bytes) in self.files.iter().filter(|file| file.0 != GENERATION_CONFIG) {

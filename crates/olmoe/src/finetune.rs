@@ -176,14 +176,14 @@ pub(crate) fn run<T: OfTask>(args: &TuneArgs<T>) -> anyhow::Result<ExitCode> {
     let size = DataSize { lengths: &lengths, evaluates: rows.evaluation.is_some() };
     let mut settings = config.settings(task, model, size)?;
     settings.max_memory = max_memory;
-    let adapters = output::adapters(&config, model)?;
+    let adapters = output::adapters(&config, model, args.offline)?;
     settings.adapters = adapters.as_ref().map_or(Vec::new(), |adapters| adapters.list.clone());
     settings.check()?;
     let specs = parameters_with(model, &settings.adapters)?;
     let selection = Selection::resolve(&settings.train, model, &specs)?;
     let mut base = Base::open(&opened.path)?;
-    if let Some(start) = adapters.and_then(|adapters| adapters.start) {
-        base = start.under(base);
+    if let Some(adapters) = adapters {
+        base = adapters.over(base);
     }
     let table = Table::new(model, &specs, &selection, &base.encodings, settings.precision);
     let say = |text: &str| match args.plan {
@@ -222,7 +222,7 @@ pub(crate) fn run<T: OfTask>(args: &TuneArgs<T>) -> anyhow::Result<ExitCode> {
     progress.end(outcome, trainer.state());
     match outcome {
         Outcome::Finished | Outcome::EarlyStop => {
-            output::write(&config, &opened, &trainer)?;
+            output::write(&config, &opened, &trainer, outcome)?;
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Interrupted | Outcome::TimeLimit => {

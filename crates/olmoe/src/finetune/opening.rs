@@ -115,12 +115,18 @@ fn template(config: &FinetuneConfig, companions: &Companions) -> anyhow::Result<
             if path.is_file() {
                 text_of(&path)?
             } else if path.is_dir() {
-                let contents = olmoe_checkpoint::open::Contents::read(&path)?;
-                let config = contents.config.clone();
-                let own = Companions::of_contents(&contents, &config, None, false)?;
-                own.chat_template().map(str::to_owned).with_context(|| {
-                    format!("`chat_template_name` is {name}, which has no chat template; name a folder that has, or a Jinja file")
-                })?
+                let file = path.join("chat_template.jinja");
+                if file.is_file() {
+                    text_of(&file)?
+                } else {
+                    let checkpoint = Checkpoint::open(&path)?;
+                    let own = Companions::of(&checkpoint, None, false)?;
+                    own.chat_template().map(str::to_owned).with_context(|| {
+                        format!(
+                            "`chat_template_name` is {name}, which has no chat template; name a folder that has, or a Jinja file"
+                        )
+                    })?
+                }
             } else {
                 bail!(
                     "`chat_template_name` is {name}; it has to be tulu, a Jinja file, or the folder of a model with a template"
