@@ -145,8 +145,7 @@ impl Loss {
         };
         let dlogp_t = self.dlogp(targets.len(), weight_t, found.as_ref().map(|found| &found.logp_t[..]));
         let z = (2.0 * self.logits_z / self.denominator) as f32;
-        let objective =
-            Objective { targets, dlogp_t: &dlogp_t, z, auxiliary: self.share, statistics: self.statistics };
+        let objective = Objective { targets, dlogp_t: &dlogp_t, z, auxiliary: self.share, statistics: self.statistics };
         model.backward(batch, activations, &objective, gradients)
     }
 
