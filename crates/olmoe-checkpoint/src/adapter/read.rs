@@ -30,10 +30,9 @@ pub(super) const SHARED: &str = "shared_by_experts";
 
 /// The files of an adapter: its configuration and its tensors; `None` for a GGUF file.
 fn files(path: &Path) -> Result<Option<(PathBuf, PathBuf)>, CheckpointError> {
-    let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension == "gguf");
     let metadata = std::fs::metadata(path).map_err(CheckpointError::io(path))?;
     if !metadata.is_dir() {
-        if is_gguf(path) {
+        if Contents::read(path)?.gguf.is_some() {
             return Ok(None);
         }
         return Ok(Some((path.with_file_name(ADAPTER_CONFIG), path.to_owned())));
@@ -60,7 +59,7 @@ pub(super) fn read(path: &Path, config: &ModelConfig) -> Result<AdapterWeights, 
     let settings = AdapterConfig::parse(&text).map_err(CheckpointError::adapter(&settings))?;
     let contents = Contents::read(&tensors)?;
     let refused = CheckpointError::adapter(&tensors);
-    if contents.config.is_some() || contents.gguf.is_some() {
+    if contents.config.is_some() {
         let found = "a file of a model".to_owned();
         return Err(refused(AdapterFileError::Unrecognised { found }));
     }
