@@ -193,7 +193,12 @@ pub(crate) fn run<T: OfTask>(args: &TuneArgs<T>) -> anyhow::Result<ExitCode> {
     };
     table.lines.iter().for_each(|line| say(line));
     table::adapters(&settings.adapters).iter().for_each(|text| say(text));
-    say(&in_words(&settings, rows.train.len(), table.trained));
+    say(&in_words(&settings, rows.train.len()));
+    let data =
+        FinetuneData { train: Examples::of(rows.train)?, evaluation: rows.evaluation.map(Examples::of).transpose()? };
+    let memory = finetune::plan(&settings, &base, &data.train)?;
+    // The table above has its first lines, in more detail.
+    memory.to_string().lines().last().into_iter().for_each(|line| say(&format!("memory: {line}")));
     if args.plan {
         println!("nothing was written");
         return Ok(ExitCode::SUCCESS);
@@ -203,8 +208,6 @@ pub(crate) fn run<T: OfTask>(args: &TuneArgs<T>) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&folder)
         .map_err(|error| anyhow::anyhow!("cannot make the folder {}: {error}", folder.display()))?;
     prompts::set(&config, &opened, &mut settings)?;
-    let data =
-        FinetuneData { train: Examples::of(rows.train)?, evaluation: rows.evaluation.map(Examples::of).transpose()? };
     let interrupt = interrupts(&[SIGINT, SIGTERM])?;
     let mut early = |event: Event<'_>| notice(&event);
     let mut trainer = finetune::begin(settings, base, data, &interrupt, &mut early)?;
@@ -241,8 +244,8 @@ fn length(row: &Encoded) -> usize {
     }
 }
 
-/// The run in a line or two.
-fn in_words(settings: &FinetuneSettings, rows: usize, trained: u64) -> String {
+/// The run in a line.
+fn in_words(settings: &FinetuneSettings, rows: usize) -> String {
     let optimizer = &settings.optimizer;
     let length = match settings.length {
         RunLength::Epochs(epochs) => format!("{epochs} epochs"),
@@ -250,19 +253,11 @@ fn in_words(settings: &FinetuneSettings, rows: usize, trained: u64) -> String {
     };
     let what = if settings.packing.is_some() { "packed sequence" } else { "row" };
     format!(
-        "{} of {}, {length}, {} a step; {} with learning rate {:e}; {} of gradients and states",
+        "{} of {}, {length}, {} a step; {}, learning rate {:e}",
         settings.method.name(),
         counted(rows as u64, "row"),
         counted(settings.batch_size as u64, what),
         optimizer.name,
         optimizer.learning_rate,
-        gigabytes(trained * (4 + if optimizer.name == olmoe_train::config::OptimizerName::AdamW { 8 } else { 4 })),
     )
-}
-
-fn gigabytes(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
 }
