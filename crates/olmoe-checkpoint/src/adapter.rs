@@ -171,6 +171,20 @@ impl AdapterWeights {
         &self.path
     }
 
+    /// What its numbers are recognised by.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        for part in &self.parts {
+            hash.update(format!("{} {}", part.adapter.module, part.adapter.scale).as_bytes());
+            for numbers in [&part.a, &part.b].into_iter().chain(&part.magnitude) {
+                numbers.iter().for_each(|number| {
+                    hash.update(&number.to_le_bytes());
+                });
+            }
+        }
+        hash.finalize().to_string()
+    }
+
     /// Bytes of its numbers in f32.
     pub fn bytes(&self) -> u64 {
         let part = |part: &AdapterPart| part.a.len() + part.b.len() + part.magnitude.as_ref().map_or(0, Vec::len);

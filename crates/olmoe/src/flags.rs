@@ -37,7 +37,7 @@ pub(crate) use format::{ExpertsArg, Form, Number, To, mix};
 pub(crate) use generator::{Generator, Work};
 pub(crate) use loading::{LoadingArgs, beside};
 pub(crate) use model::{input, with_expanded_paths};
-pub(crate) use number::{List, counts, ids, layers, positive, weights};
+pub(crate) use number::{List, bytes as size, counts, ids, layers, positive, weights};
 pub(crate) use quiet::Quiet;
 pub(crate) use record::RecordArg;
 pub(crate) use settings::{Line, Prompt, SettingsArgs};

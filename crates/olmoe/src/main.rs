@@ -12,6 +12,7 @@ mod convert;
 mod download;
 mod experts;
 mod files;
+mod finetune;
 mod flags;
 mod generate;
 mod help;
@@ -19,6 +20,7 @@ mod hub_progress;
 mod init;
 mod inspect;
 mod interrupts;
+mod keys;
 mod live;
 mod logits;
 mod man;
@@ -97,6 +99,9 @@ enum Command {
     Tokens(tokens::TokensArgs),
     Tokenize(tokenize::TokenizeArgs),
     Train(train::TrainArgs),
+    Sft(finetune::SftArgs),
+    Dpo(finetune::DpoArgs),
+    Kto(finetune::KtoArgs),
     Verify(verify::VerifyArgs),
     Runs(runs::RunsArgs),
     Bench(bench::BenchArgs),
@@ -117,7 +122,7 @@ fn main() -> ExitCode {
 
 /// Runs a command line. Ends the program if it is wrong.
 fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
-    let arguments = train::keys_last(arguments);
+    let arguments = keys::arranged(arguments);
     let matches = command().try_get_matches_from(&arguments);
     let matches = matches.unwrap_or_else(|error| {
         let mut program = command();
@@ -138,6 +143,9 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         Command::Chat(args) => chat::run(args),
         Command::Runs(args) => runs::run(args),
         Command::Train(args) => train::run(args),
+        Command::Sft(args) => finetune::run(&args.run),
+        Command::Dpo(args) => finetune::run(&args.run),
+        Command::Kto(args) => finetune::run(&args.run),
         Command::Download(args) => done(download::run(args)),
         Command::Inspect(args) => done(inspect::run(args)),
         Command::Convert(args) => done(convert::run(args)),
