@@ -28,6 +28,7 @@ import torch.nn.functional as F
 import transformers
 import trl
 from datasets import Dataset
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -43,6 +44,9 @@ def recorded(trainer_class: type) -> type:
     """The trainer, which keeps of every step what it differentiated and what it logged."""
 
     class Recorded(trainer_class):
+        def _get_train_sampler(self, dataset=None):
+            return SequentialSampler(self.train_dataset if dataset is None else dataset)
+
         def training_step(self, *args, **kwargs):
             loss = super().training_step(*args, **kwargs)
             self.__dict__.setdefault("micro_losses", []).append(loss.item())
@@ -63,8 +67,7 @@ def arguments(config: type, work: Path, batch: tuple[int, int], settings: dict):
     common = dict(
         output_dir=str(work / "run"), max_steps=2, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", logging_steps=1,
         per_device_train_batch_size=batch[0], gradient_accumulation_steps=batch[1], save_strategy="no", report_to=[],
-        use_cpu=True, bf16=False, gradient_checkpointing=False, max_length=None, disable_tqdm=True, seed=1,
-        train_sampling_strategy="sequential", optim="adamw_torch",
+        use_cpu=True, bf16=False, gradient_checkpointing=False, max_length=None, disable_tqdm=True, seed=1, optim="adamw_torch",
     )
     return config(**{**common, **settings})
 
