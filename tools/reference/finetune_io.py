@@ -26,7 +26,6 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
-from safetensors.torch import load_file
 
 import golden_io
 

@@ -1,18 +1,16 @@
 """Low-rank adapters of a small OLMoE by peft: logits, gradients, and two steps of training, for the tests of olmoe-model
 and olmoe-train.
 
-    python tools/reference/make_golden_adapters.py                        # peft 0.21.2, transformers 5.23.0, trl 1.16.0
+    python tools/reference/make_golden_adapter_steps.py                        # peft 0.21.2, transformers 5.23.0, trl 1.16.0
     pip install --no-deps --target OLD peft==0.18.1 transformers==4.57.6 huggingface-hub==0.36.0 tokenizers==0.22.1 \\
         datasets==4.4.1 accelerate==1.12.0 fsspec filelock requests
-    PYTHONPATH=OLD python tools/reference/make_golden_adapters.py         # peft 0.18.1, transformers 4.57.6, trl 1.16.0
-    pip install --no-deps --target SWAPPED peft==0.18.1
-    PYTHONPATH=SWAPPED python tools/reference/make_golden_adapters.py --swapped    # peft 0.18.1, transformers 5.23.0
+    PYTHONPATH=OLD python tools/reference/make_golden_adapter_steps.py         # peft 0.18.1, transformers 4.57.6, trl 1.16.0
 
 In transformers 4 every expert's matrices are linears, which peft adapts one by one, with DoRA if asked for; in 5 the
 experts are stacks, which it adapts as parameters and never with DoRA. `--check` compares, and writes nothing.
 
-Writes to `tests/golden/finetune` (see finetune_io.py) `adapters_peft_*.json` and `adapters_peft_*.safetensors`, and the
-files of some adapters as peft saves them, in folders `adapter_*`. In the safetensors file, for each case:
+Writes to `tests/golden/finetune` (see finetune_io.py) `adapters_peft_*.json` and `adapters_peft_*.safetensors`, which has
+for each case:
 
     CASE/initial.X   the adapter's parameters by canonical names and shapes, and copies of trained base parameters
     CASE/final.X     the same after two steps
@@ -28,7 +26,6 @@ copies would go different ways; the sum of their gradients is that of the one (`
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import re
 import shutil
@@ -41,9 +38,11 @@ import finetune_io as io
 import peft
 import torch
 import transformers
+import trl
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 import golden_io
 
@@ -59,40 +58,40 @@ DOWN = dict(target_parameters=["mlp.experts.down_proj", "mlp.gate.weight"])
 
 
 def cases() -> dict[str, dict]:
-    """`lora`: what LoraConfig is given. `task`: whose trainer takes the steps. `files`: whether peft's files are kept."""
+    """`lora`: what LoraConfig is given. `task`: whose trainer takes the steps. `seed`: that of the adapter's values."""
     r4 = dict(r=4, lora_alpha=8)
     if FUSED:
         return {
             "attention": dict(lora=r4 | dict(target_modules=ATTENTION), task="sft"),
-            "attention_dora": dict(lora=r4 | dict(target_modules=ATTENTION, use_dora=True), task="sft", files=True),
+            "attention_dora": dict(lora=r4 | dict(target_modules=ATTENTION, use_dora=True), task="sft"),
             "attention_dora_dpo": dict(lora=r4 | dict(target_modules=ATTENTION, use_dora=True), task="dpo"),
             "patterns": dict(
                 lora=dict(
                     r=4, lora_alpha=6, use_rslora=True, target_modules=ATTENTION,
                     rank_pattern={"q_proj": 2, "layers.1.self_attn.v_proj": 6}, alpha_pattern={"k_proj": 16},
                 ),
-                task="sft", files=True,
+                task="sft",
             ),
-            "one_layer": dict(lora=r4 | dict(target_modules=["q_proj", "o_proj"], layers_to_transform=[1]), task="sft", files=True),
+            "one_layer": dict(lora=r4 | dict(target_modules=["q_proj", "o_proj"], layers_to_transform=[1]), task="sft"),
             "stacks": dict(lora=dict(r=3, lora_alpha=6, target_modules=ATTENTION) | DOWN, task="sft"),
             "stacks_aux": dict(lora=dict(r=3, lora_alpha=6, target_modules=[]) | DOWN, task="sft", settings=dict(router_aux_loss_coef=0.01)),
             "stacks_dpo": dict(lora=dict(r=3, lora_alpha=6, target_modules=ATTENTION) | DOWN, task="dpo"),
             "stacks_dpo_aux": dict(lora=dict(r=3, lora_alpha=6, target_modules=["v_proj"]) | DOWN, task="dpo", settings=dict(router_aux_loss_coef=0.01)),
-            "gate_up": dict(lora=dict(r=2, lora_alpha=4, target_modules=["q_proj"]) | STACKS, files=True),
-            "embedding_and_head": dict(lora=r4 | dict(target_modules=["embed_tokens", "lm_head", "v_proj"]), task="plain", files=True),
-            "modules_to_save": dict(lora=r4 | dict(target_modules=["q_proj"], modules_to_save=["lm_head"]), task="plain", files=True, seed=1),
+            "gate_up": dict(lora=dict(r=2, lora_alpha=4, target_modules=["q_proj"]) | STACKS),
+            "embedding_and_head": dict(lora=r4 | dict(target_modules=["embed_tokens", "lm_head", "v_proj"]), task="plain"),
+            "modules_to_save": dict(lora=r4 | dict(target_modules=["q_proj"], modules_to_save=["lm_head"]), task="plain", seed=1),
         }
     everything = dict(target_modules=ATTENTION + EXPERTS + ["gate"])
     return {
-        "experts": dict(lora=dict(r=2, lora_alpha=4) | everything, task="sft", files=True),
+        "experts": dict(lora=dict(r=2, lora_alpha=4) | everything, task="sft"),
         "experts_rslora": dict(lora=dict(r=4, lora_alpha=4, use_rslora=True, target_modules=EXPERTS), task="sft"),
-        "experts_dora": dict(lora=dict(r=2, lora_alpha=4, use_dora=True) | everything, task="sft", files=True),
+        "experts_dora": dict(lora=dict(r=2, lora_alpha=4, use_dora=True) | everything, task="sft"),
         "experts_dora_rslora": dict(lora=dict(r=4, lora_alpha=3, use_dora=True, use_rslora=True, target_modules=["down_proj"]), task="sft"),
         "experts_dpo": dict(lora=dict(r=2, lora_alpha=4) | everything, task="dpo", seed=1),
         "experts_dora_dpo": dict(lora=dict(r=2, lora_alpha=4, use_dora=True) | everything, task="dpo"),
         "experts_patterns": dict(
             lora=dict(r=2, lora_alpha=4, target_modules=["gate_proj", "up_proj", "q_proj"], rank_pattern={"up_proj": 3}, alpha_pattern={"gate_proj": 5}),
-            task="sft", files=True,
+            task="sft",
         ),
     }
 
@@ -112,8 +111,8 @@ def module_name(theirs: str) -> str:
     return f"layers.{layer}.{own}"
 
 
-def canonical(named: dict[str, torch.Tensor], swapped: bool = False) -> dict[str, torch.Tensor]:
-    """The trained parameters by canonical names, in canonical shapes. `swapped`: of a stack, in and out are exchanged."""
+def canonical(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The trained parameters by canonical names, in canonical shapes."""
     found: dict[str, torch.Tensor] = {}
     experts: dict[str, dict[int, torch.Tensor]] = {}
     for name, value in named.items():
@@ -140,11 +139,6 @@ def canonical(named: dict[str, torch.Tensor], swapped: bool = False) -> dict[str
         else:
             found[f"{module}.{suffix}"] = value
     found |= {name: torch.stack([some[e] for e in range(E)]) for name, some in experts.items()}
-    if swapped:
-        # There Δ_e is (B_e·A_e)ᵀ: what is called A is Bᵀ.
-        for name in [name for name in found if "moe.experts" in name and name.endswith("lora_a")]:
-            b = name.removesuffix("a") + "b"
-            found[name], found[b] = found[b].transpose(1, 2), found[name].transpose(1, 2)
     return {name: value.detach().clone().contiguous() for name, value in found.items()}
 
 
@@ -196,9 +190,8 @@ def trained(model) -> dict[str, torch.Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def mean_cross_entropy(model, rows: list[dict]) -> torch.Tensor:
-    from torch.nn.functional import cross_entropy
-
+def mean_cross_entropy(model, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean over the tokens to be learned, and the logits of all tokens."""
     width = max(len(row["input_ids"]) for row in rows)
     ids, mask, labels = (torch.full((len(rows), width), fill) for fill in (io.PAD, 0, -100))
     for at, row in enumerate(rows):
@@ -250,15 +243,12 @@ def trainer_steps(work: Path, task: str, model, config: LoraConfig, settings: di
     return trainer.recorded_steps, trained(trainer.model)
 
 
-def make(work: Path, name: str, case: dict, check: bool) -> tuple[dict, dict[str, torch.Tensor]]:
+def make(work: Path, name: str, case: dict) -> tuple[dict, dict[str, torch.Tensor]]:
     task, settings = case.get("task"), case.get("settings", {})
     seed = case.get("seed", 0)
     config = lambda: LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **case["lora"])
     model = get_peft_model(io.load(work / "policy"), config())
     fill(model, seed)
-    if case.get("files") and not check:
-        folder = io.DIRECTORY / f"adapter_{'0_21' if FUSED else '0_18'}_{name}"
-        save(model, folder)
     # Gradients come with the trainer's mode, but there is no dropout.
     loss, logits = mean_cross_entropy(model.train(), ROWS["conversations"][:4])
     loss.backward()
@@ -287,48 +277,19 @@ def make(work: Path, name: str, case: dict, check: bool) -> tuple[dict, dict[str
     return written, {f"{name}/{key}": value.contiguous() for key, value in tensors.items()}
 
 
-def save(model, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = "policy"
-    # With the embedding adapted it would also save the embedding as a whole, and with the head the head.
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    print(f"{folder.name}: {sorted(path.name for path in folder.iterdir())}, {sum(path.stat().st_size for path in folder.iterdir())} bytes")
-
-
-def swapped(work: Path, check: bool) -> tuple[dict, dict[str, torch.Tensor]]:
-    """An adapter of stacks by peft before 0.19, which takes the inputs of a stack for its outputs."""
-    lora = dict(r=2, lora_alpha=4, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
-    model = get_peft_model(io.load(work / "policy"), LoraConfig(task_type="CAUSAL_LM", **lora))
-    fill(model, 0)
-    if not check:
-        save(model, io.DIRECTORY / "adapter_0_18_swapped")
-    loss, logits = mean_cross_entropy(model, ROWS["conversations"][:4])
-    initial = unfused(canonical(trained(model), swapped=True))
-    written = {"name": "swapped", "by": f"peft {peft.__version__}", "lora": lora, "modules": modules(model), "cross_entropy": loss.item(), "rows": "conversations"}
-    tensors = {f"initial.{key}": value for key, value in initial.items()} | {"logits": logits.detach()}
-    print("swapped", loss.item())
-    return written, {f"swapped/{key}": value.contiguous() for key, value in tensors.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
-    parser.add_argument("--swapped", action="store_true", help="the layout that peft had before 0.19")
     args = parser.parse_args()
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp())
     io.save_models(work)
-    made = [swapped(work, args.check)] if args.swapped else [make(work, name, case, args.check) for name, case in cases().items()]
+    made = [make(work, name, case) for name, case in cases().items()]
     written, tensors = [case for case, _ in made], {key: value for _, some in made for key, value in some.items()}
     versions = {"python": platform.python_version(), "torch": torch.__version__.split("+")[0], "peft": peft.__version__,
-                "transformers": transformers.__version__}
-    if not args.swapped:
-        import trl
-
-        versions["trl"] = trl.__version__
-    head = {"made_by": "tools/reference/make_golden_adapters.py", "versions": versions, "learning_rate": LEARNING_RATE, "rows": ROWS}
-    stem = "adapters_peft_0_18_swapped" if args.swapped else "adapters_peft_0_21" if FUSED else "adapters_peft_0_18"
+                "transformers": transformers.__version__, "trl": trl.__version__}
+    head = {"made_by": "tools/reference/make_golden_adapter_steps.py", "versions": versions, "learning_rate": LEARNING_RATE, "rows": ROWS}
+    stem = "adapters_peft_0_21" if FUSED else "adapters_peft_0_18"
     path, data = io.DIRECTORY / f"{stem}.json", io.DIRECTORY / f"{stem}.safetensors"
     if args.check:
         problems = io.differences(path, head, written)
