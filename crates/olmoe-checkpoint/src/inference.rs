@@ -117,7 +117,7 @@ impl Checkpoint {
     /// [`CheckpointError::OtherModel`] before anything is read; NaN or infinity in the weights, and errors of the
     /// system, after which the parameters are arbitrary.
     pub fn load_into(&self, model: &mut Model, advance: &(dyn Fn(u64) + Sync)) -> Result<(), CheckpointError> {
-        self.check_parameters(model.parameters())?;
+        self.check_parameters(model.base_parameters())?;
         self.fill(model, advance)
     }
 

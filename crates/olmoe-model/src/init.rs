@@ -47,6 +47,12 @@ pub fn initialize_chunk(spec: &ParameterSpec, seed: u64, index: usize, out: &mut
     match spec.init {
         InitRule::Zeros => out.fill(0.0),
         InitRule::Ones => out.fill(1.0),
+        InitRule::Uniform { bound } => {
+            let mut source = NormalDraws::new(seed, &spec.name, index as u64);
+            for element in out {
+                *element = (bound * source.uniform()) as f32;
+            }
+        }
         InitRule::Normal { std, cutoff_factor } => {
             let mut source = NormalDraws::new(seed, &spec.name, index as u64);
             for element in out {

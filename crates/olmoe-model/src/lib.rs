@@ -1,5 +1,6 @@
 //! The OLMoE architecture and its variants: configuration, parameters and their initial values, forward and backward.
 
+pub mod adapter;
 pub mod auxiliary;
 pub mod batch;
 pub mod config;

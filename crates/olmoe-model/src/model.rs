@@ -17,6 +17,7 @@
 //! the choices of the routers are always in the [`RoutingRecord`].
 
 mod activations;
+mod adapters;
 mod attention;
 mod block;
 mod error;
@@ -42,11 +43,13 @@ use olmoe_tensor::ops::router::Assignment;
 use olmoe_tensor::ops::{embedding, norm};
 use olmoe_tensor::tensor::Tensor;
 
+use self::adapters::AdapterSet;
 use self::block::BlockPass;
 use self::feed_forward::RouterGradients;
 use self::held::Stage;
 use self::residual::norm_backward;
 use self::weights::Weights;
+use crate::adapter::{Adapter, AdapterIds};
 use crate::auxiliary::{self, AuxiliaryLosses};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
@@ -95,7 +98,7 @@ impl Model {
     /// # Errors
     /// [`ModelError::Config`].
     pub fn new(config: ModelConfig, precision: Precision, held: Held) -> Result<Model, ModelError> {
-        Self::build(config, precision, |count| vec![held; count], &[])
+        Self::build(config, precision, |count| vec![held; count], &[], &[])
     }
 
     /// A model for inference that holds parameters in their encodings in a file; see [`Model::with`].
@@ -107,7 +110,7 @@ impl Model {
         precision: Precision,
         encodings: &[Option<Encoding>],
     ) -> Result<Model, ModelError> {
-        Self::build(config, precision, |count| vec![Held::Inference; count], encodings)
+        Self::build(config, precision, |count| vec![Held::Inference; count], encodings, &[])
     }
 
     /// A model that holds each parameter for the purpose in `held`, in canonical order; [`Held::for_training`] returns
@@ -129,7 +132,24 @@ impl Model {
         held: Vec<Held>,
         encodings: &[Option<Encoding>],
     ) -> Result<Model, ModelError> {
-        Self::build(config, precision, |_| held, encodings)
+        Self::build(config, precision, |_| held, encodings, &[])
+    }
+
+    /// A model with adapters, whose parameters follow the canonical ones; `held` has a purpose for each of
+    /// [`parameters_with`](crate::adapter::parameters_with), which [`Held::of`] returns.
+    ///
+    /// The values of the adapters are arbitrary until they are set or [`Model::initialize_adapters`] draws them.
+    ///
+    /// # Errors
+    /// As [`Model::with`]; [`ModelError::Adapter`].
+    pub fn with_adapters(
+        config: ModelConfig,
+        precision: Precision,
+        held: Vec<Held>,
+        encodings: &[Option<Encoding>],
+        adapters: &[Adapter],
+    ) -> Result<Model, ModelError> {
+        Self::build(config, precision, |_| held, encodings, adapters)
     }
 
     fn build(
@@ -137,10 +157,12 @@ impl Model {
         precision: Precision,
         held: impl FnOnce(usize) -> Vec<Held>,
         encodings: &[Option<Encoding>],
+        adapters: &[Adapter],
     ) -> Result<Model, ModelError> {
         // Validated before anything is allocated for each layer.
         config.validate()?;
-        let (specs, modules) = registry(&config);
+        let (mut specs, modules) = registry(&config);
+        let adapters = AdapterSet::new(&config, adapters, &mut specs)?;
         let held = held(specs.len());
         if held.len() != specs.len() {
             return Err(ModelError::HeldCount { found: held.len(), expected: specs.len() });
@@ -156,7 +178,7 @@ impl Model {
                 return Err(ModelError::NoWayBack { name: spec.name.clone(), trained: lowest.name.clone() });
             }
         }
-        let weights = Weights::new(config, precision, specs, modules.embedding, held, encodings);
+        let weights = Weights::new(config, precision, specs, modules.embedding, held, encodings, adapters);
         Ok(Model { weights, modules })
     }
 
@@ -170,7 +192,28 @@ impl Model {
         self.weights.precision
     }
 
-    /// The registry, in canonical order: the index of an entry is its [`ParameterId`].
+    /// The adapters, in the order of their parameters.
+    pub fn adapters(&self) -> &[Adapter] {
+        self.weights.adapters.all()
+    }
+
+    /// The ids of the parameters of each adapter.
+    pub fn adapter_ids(&self) -> &[AdapterIds] {
+        self.weights.adapters.ids()
+    }
+
+    /// Switches all adapters on, as they are at first, or off: then the model is the one without adapters, bit for bit.
+    pub fn set_adapters_enabled(&mut self, enabled: bool) {
+        self.weights.adapters.enabled = enabled;
+    }
+
+    /// The canonical parameters, without those of adapters.
+    pub fn base_parameters(&self) -> &[ParameterSpec] {
+        let all = self.parameters();
+        &all[..self.adapter_ids().first().map_or(all.len(), |ids| ids.a)]
+    }
+
+    /// The registry, in canonical order, then the parameters of adapters: the index of an entry is its [`ParameterId`].
     pub fn parameters(&self) -> &[ParameterSpec] {
         &self.weights.specs
     }
@@ -266,9 +309,17 @@ impl Model {
         self.weights.held_mut(id)
     }
 
-    /// Draws the initial values of every parameter by the `init` of the configuration.
+    /// Draws the initial values of every parameter by the `init` of the configuration, and those of adapters.
     pub fn initialize(&mut self, seed: u64) {
-        self.weights.initialize(seed);
+        self.weights.initialize(0..self.base_parameters().len(), seed);
+        self.initialize_adapters(seed);
+    }
+
+    /// Draws the initial values of the adapters: A as its `init` says, B zeros, and the magnitudes of DoRA the norms of
+    /// the rows of the adapted matrices, which have to be there.
+    pub fn initialize_adapters(&mut self, seed: u64) {
+        self.weights.initialize(self.base_parameters().len()..self.parameters().len(), seed);
+        self.weights.set_magnitudes();
     }
 
     /// Changes the numbers of a parameter on all threads and packs them again. `change` is called with a range of the

@@ -71,12 +71,29 @@ pub enum ParameterKind {
     Norm,
     /// A bias of a linear or of a norm.
     Bias,
+    /// The matrix A of an adapter.
+    LoraA,
+    /// The matrix B of an adapter.
+    LoraB,
+    /// The magnitude of a DoRA adapter.
+    LoraMagnitude,
 }
 
 impl ParameterKind {
     /// The end of the name of such a parameter, after the name of its module.
     pub fn suffix(self) -> &'static str {
-        if self == ParameterKind::Bias { "bias" } else { "weight" }
+        match self {
+            ParameterKind::Bias => "bias",
+            ParameterKind::LoraA => "lora_a",
+            ParameterKind::LoraB => "lora_b",
+            ParameterKind::LoraMagnitude => "lora_magnitude",
+            _ => "weight",
+        }
+    }
+
+    /// Whether it is a parameter of an adapter.
+    pub fn is_of_adapter(self) -> bool {
+        matches!(self, ParameterKind::LoraA | ParameterKind::LoraB | ParameterKind::LoraMagnitude)
     }
 }
 
@@ -87,6 +104,11 @@ pub enum InitRule {
     Zeros,
     /// All elements 1.
     Ones,
+    /// Independent uniform draws.
+    Uniform {
+        /// The draws lie between −bound and bound.
+        bound: f64,
+    },
     /// Independent normal draws with mean 0.
     Normal {
         /// Standard deviation before truncation.

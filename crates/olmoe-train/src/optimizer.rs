@@ -65,6 +65,7 @@ impl OptimizerConfig {
             ParameterKind::Norm | ParameterKind::Bias => self.decay_norm_and_bias,
             ParameterKind::Embedding => self.decay_embeddings,
             ParameterKind::Linear | ParameterKind::Router | ParameterKind::Expert => true,
+            ParameterKind::LoraA | ParameterKind::LoraB | ParameterKind::LoraMagnitude => true,
         }
     }
 }

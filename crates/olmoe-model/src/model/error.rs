@@ -1,5 +1,6 @@
 //! The errors of a model.
 
+use crate::adapter::AdapterError;
 use crate::config::ConfigError;
 
 /// Why a model cannot be made, or a pass cannot be run.
@@ -8,6 +9,9 @@ pub enum ModelError {
     /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// An adapter cannot be one of this model.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// A name that is not the name of a precision.
     #[error("precision: found {found:?}, expected fp32 or amp_bf16")]
     UnknownPrecision {

@@ -10,6 +10,7 @@ use olmoe_tensor::quant::product::{QuantizedWeight, packed_bytes};
 
 use super::held::Held;
 use super::precision::Precision;
+use crate::adapter::{Adapter, AdapterError, AdapterIds, add_adapters};
 use crate::config::ModelConfig;
 use crate::parameters::{ModuleId, ModulePart, ParameterKind, ParameterSpec, parameters};
 
@@ -56,11 +57,28 @@ impl ParameterForms {
             ParameterKind::Router => (false, Some(FactorForm::Packed(Operand::F32))),
             ParameterKind::Linear | ParameterKind::Expert => (false, Some(matrix())),
             ParameterKind::Embedding => (true, config.tie_embeddings.then(matrix)),
-            ParameterKind::Norm | ParameterKind::Bias => (false, None),
+            ParameterKind::Norm | ParameterKind::Bias | ParameterKind::LoraMagnitude => (false, None),
+            // The rows of the embedding's A are looked up. An adapter of the router is computed in f32 as the router is.
+            ParameterKind::LoraA if spec.module.part == ModulePart::Embedding => (true, None),
+            ParameterKind::LoraA | ParameterKind::LoraB => match spec.module.part {
+                ModulePart::Router => (false, Some(FactorForm::Packed(Operand::F32))),
+                _ => (false, Some(FactorForm::Packed(precision.operand()))),
+            },
         };
         let rows = encoding.filter(|_| looked_up);
         let numbers = held == Held::Trained || rows.is_none() && (looked_up || factor.is_none());
         ParameterForms { numbers, rows, factor, way_back: held != Held::Inference }
+    }
+
+    /// The forms of the parameters of a DoRA adapter and of the matrix that it adapts: the norms of the rows need the
+    /// numbers of A and B, and the rows of the matrix, which its packing for the backward product gives back.
+    fn with_norms(mut self, base: bool) -> ParameterForms {
+        if base {
+            self.way_back = true;
+        } else {
+            self.numbers = true;
+        }
+        self
     }
 
     /// The forms of all parameters, in canonical order. `encodings` are the encodings of the parameters in a file,
@@ -72,6 +90,7 @@ impl ParameterForms {
         precision: Precision,
         held: &[Held],
         encodings: &[Option<Encoding>],
+        adapters: &[AdapterIds],
     ) -> Vec<ParameterForms> {
         let held = |index: usize| held.get(index).copied().unwrap_or(Held::Inference);
         let given = |index: usize| encodings.get(index).copied().flatten().filter(|_| held(index) != Held::Trained);
@@ -93,7 +112,13 @@ impl ParameterForms {
             (whole && columns > 0 && columns.is_multiple_of(own.block_len())).then_some(own)
         };
         let form = |(index, spec)| ParameterForms::of(spec, config, precision, held(index), encoding(index));
-        specs.iter().enumerate().map(form).collect()
+        let mut forms: Vec<ParameterForms> = specs.iter().enumerate().map(form).collect();
+        for ids in adapters.iter().filter(|ids| ids.magnitude.is_some()) {
+            for id in [ids.base, ids.a, ids.b] {
+                forms[id] = forms[id].with_norms(id == ids.base);
+            }
+        }
+        forms
     }
 
     /// The form of rows, with arbitrary contents.
@@ -172,8 +197,34 @@ impl ModelConfig {
     /// The same for a model made by [`Model::with`](super::Model::with). Gradients, the state of the optimizer and
     /// activations are not included.
     pub fn parameter_bytes(&self, precision: Precision, held: &[Held], encodings: &[Option<Encoding>]) -> u64 {
-        let specs = parameters(self);
-        let forms = ParameterForms::all(&specs, self, precision, held, encodings);
+        self.bytes_of(parameters(self), precision, held, encodings, &[])
+    }
+
+    /// The same for a model made by [`Model::with_adapters`](super::Model::with_adapters).
+    ///
+    /// # Errors
+    /// As [`parameters_with`](crate::adapter::parameters_with).
+    pub fn bytes_with_adapters(
+        &self,
+        precision: Precision,
+        held: &[Held],
+        encodings: &[Option<Encoding>],
+        adapters: &[Adapter],
+    ) -> Result<u64, AdapterError> {
+        let mut specs = parameters(self);
+        let ids = add_adapters(self, adapters, &mut specs)?;
+        Ok(self.bytes_of(specs, precision, held, encodings, &ids))
+    }
+
+    fn bytes_of(
+        &self,
+        specs: Vec<ParameterSpec>,
+        precision: Precision,
+        held: &[Held],
+        encodings: &[Option<Encoding>],
+        adapters: &[AdapterIds],
+    ) -> u64 {
+        let forms = ParameterForms::all(&specs, self, precision, held, encodings, adapters);
         let bytes = specs.iter().zip(forms).map(|(spec, form)| form.bytes(spec));
         bytes.fold(RopeTables::table_bytes(self.head_dim, self.max_sequence_length), u64::saturating_add)
     }

@@ -23,7 +23,12 @@ impl Held {
     /// The purposes for training the parameters for which `trained` is true, in canonical order, with the least memory:
     /// other parameters are frozen where a gradient passes through them, and for inference below.
     pub fn for_training(config: &ModelConfig, trained: impl Fn(&ParameterSpec) -> bool) -> Vec<Held> {
-        let specs = parameters(config);
+        Held::of(&parameters(config), config, trained)
+    }
+
+    /// The same for a model with adapters, whose parameters are `specs`
+    /// ([`parameters_with`](crate::adapter::parameters_with)).
+    pub fn of(specs: &[ParameterSpec], config: &ModelConfig, trained: impl Fn(&ParameterSpec) -> bool) -> Vec<Held> {
         let trained: Vec<bool> = specs.iter().map(trained).collect();
         let lowest =
             specs.iter().zip(&trained).filter(|(_, trained)| **trained).map(|(spec, _)| Stage::of(spec, config));

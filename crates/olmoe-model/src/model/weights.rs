@@ -7,13 +7,14 @@ use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::activation;
 use olmoe_tensor::ops::cross_entropy::Head;
 use olmoe_tensor::ops::embedding::{EmbeddingTable, EncodedRows};
-use olmoe_tensor::ops::linear::Weight;
+use olmoe_tensor::ops::linear::{PackedWeight, Weight};
 use olmoe_tensor::ops::mlp;
 use olmoe_tensor::ops::norm::{NormFormula, NormParameters};
 use olmoe_tensor::ops::rope::RopeTables;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::{Shared, parallel};
 
+use super::adapters::AdapterSet;
 use super::failure::FirstFailure;
 use super::forms::{ParameterFactor, ParameterForms, strips};
 use super::held::{Held, Stage};
@@ -43,6 +44,7 @@ pub(super) struct Weights {
     /// The embedding in the encoding of a file.
     rows: Option<EncodedRows>,
     pub(super) rope: RopeTables,
+    pub(super) adapters: AdapterSet,
 }
 
 impl Weights {
@@ -54,8 +56,9 @@ impl Weights {
         embedding: ParameterId,
         held: Vec<Held>,
         encodings: &[Option<Encoding>],
+        adapters: AdapterSet,
     ) -> Weights {
-        let forms = ParameterForms::all(&specs, &config, precision, &held, encodings);
+        let forms = ParameterForms::all(&specs, &config, precision, &held, encodings, adapters.ids());
         let factors = specs.iter().zip(&forms).map(|(spec, form)| form.factor(spec)).collect();
         let values = specs.iter().zip(&forms).map(|(spec, form)| form.numbers.then(|| Tensor::zeros(&spec.shape)));
         let values = values.collect();
@@ -63,7 +66,7 @@ impl Weights {
         let rope = RopeTables::new(config.head_dim, config.rope.theta, config.max_sequence_length);
         let trained = specs.iter().zip(&held).filter(|(_, held)| **held == Held::Trained);
         let lowest = trained.map(|(spec, _)| Stage::of(spec, &config)).min();
-        Weights { config, precision, specs, held, lowest, values, factors, embedding, rows, rope }
+        Weights { config, precision, specs, held, lowest, values, factors, embedding, rows, rope, adapters }
     }
 
     /// The f32 numbers of one parameter, if it has that form.
@@ -110,6 +113,7 @@ impl Weights {
         read: impl Fn(Range<usize>, &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         assert!(self.encoding(id).is_some(), "`Model::encoding` returns which parameters are held encoded");
+        self.adapters.changed(id);
         let failure = FirstFailure::new();
         let read = |range: Range<usize>, out: &mut [u8]| failure.note(range.start, || read(range, out));
         if let Some(rows) = self.rows.as_mut().filter(|_| id == self.embedding) {
@@ -123,6 +127,7 @@ impl Weights {
 
     /// As `Model::held_mut`.
     pub(super) fn held_mut(&mut self, id: ParameterId) -> impl Iterator<Item = &mut [u8]> {
+        self.adapters.changed(id);
         let numbers = self.values[id].as_deref_mut().map(bytemuck::cast_slice_mut);
         let rows = self.rows.as_mut().filter(|_| id == self.embedding).map(EncodedRows::data_mut);
         let factor = self.factors[id].as_mut().map(ParameterFactor::packed_mut);
@@ -130,8 +135,8 @@ impl Weights {
     }
 
     /// As `Model::initialize`.
-    pub(super) fn initialize(&mut self, seed: u64) {
-        for id in 0..self.specs.len() {
+    pub(super) fn initialize(&mut self, ids: Range<ParameterId>, seed: u64) {
+        for id in ids {
             let strips = strips(&self.specs[id]);
             let at_once = (DRAWN_AT_ONCE / strips.numbers(0).len().max(1)).max(1);
             for first in (0..strips.count()).step_by(at_once) {
@@ -166,6 +171,7 @@ impl Weights {
     /// Changes some strips of a parameter and packs them again. Where a parameter is held only packed, `change` gets
     /// arbitrary numbers.
     fn change(&mut self, id: ParameterId, some: Range<usize>, change: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+        self.adapters.changed(id);
         let strips = strips(&self.specs[id]);
         let value = self.values[id].as_deref_mut();
         match (&mut self.factors[id], value) {
@@ -221,12 +227,17 @@ impl Weights {
         factor.expect("every matrix that takes part in a product has a packed form").weight()
     }
 
+    /// A matrix of an adapter.
+    pub(super) fn packed(&self, id: ParameterId) -> &PackedWeight {
+        self.weight(id).packed()
+    }
+
     pub(super) fn optional(&self, id: Option<ParameterId>) -> Option<&[f32]> {
         id.map(|id| self.numbers(id))
     }
 
     /// The numbers of a vector or of the embedding.
-    fn numbers(&self, id: ParameterId) -> &[f32] {
+    pub(super) fn numbers(&self, id: ParameterId) -> &[f32] {
         self.values[id]
             .as_ref()
             .expect("`ParameterForms::of` keeps the numbers of every parameter that is not only a factor of products")

@@ -210,6 +210,12 @@ impl<'x> LinearInput<'x> {
         LinearInput { index, groups: Some(offsets), ..LinearInput::new(x) }
     }
 
+    /// The rows of [`LinearInput::grouped`] as one group, which is multiplied with one weight.
+    pub(super) fn ungrouped(&self) -> LinearInput<'x> {
+        let rows = self.groups.map_or(self.all[1], |offsets| offsets.last().copied().unwrap_or(0));
+        LinearInput { index: self.index, all: [0, rows], ..LinearInput::new(self.x) }
+    }
+
     /// `y [S, out]`, `y_s = W_e·x_s`, for the rows `s` of each group `e`.
     pub fn times(&self, weight: Weight<'_>) -> Tensor {
         let [y] = self.times_each([weight]);
@@ -228,15 +234,21 @@ impl<'x> LinearInput<'x> {
         if weights.iter().all(|weight| kind(*weight) == kind(weights[0])) {
             let mut ys = all.iter_mut();
             let factors = weights.map(|weight| (weight, ys.next().expect("as many products as weights")));
-            self.multiply(offsets, factors);
+            self.multiply(offsets, factors, Store::Overwrite);
         } else {
-            weights.into_iter().zip(&mut all).for_each(|factor| self.multiply(offsets, [factor]));
+            weights.into_iter().zip(&mut all).for_each(|factor| self.multiply(offsets, [factor], Store::Overwrite));
         }
         all
     }
 
+    /// `y_s += W_e·x_s`, as [`LinearInput::times`].
+    pub fn add_to(&self, weight: Weight<'_>, y: &mut Tensor) {
+        let offsets = self.groups.unwrap_or(&self.all);
+        self.multiply(offsets, [(weight, y)], Store::Accumulate);
+    }
+
     /// The products with weights of the same kind.
-    fn multiply<const N: usize>(&self, offsets: &[u32], factors: [(Weight<'_>, &mut Tensor); N]) {
+    fn multiply<const N: usize>(&self, offsets: &[u32], factors: [(Weight<'_>, &mut Tensor); N], store: Store) {
         match factors.first() {
             None => {}
             Some((Weight::Packed(first), _)) => {
@@ -245,13 +257,13 @@ impl<'x> LinearInput<'x> {
                 let x = self.packed[usize::from(operand == Operand::Bf16)]
                     .get_or_init(|| Left::from_groups(source, offsets, k, operand));
                 let factors = factors.map(|(weight, y)| gemm::RightFactor { weight: weight.packed().forward(), y });
-                gemm::products(x, offsets, factors, Store::Overwrite);
+                gemm::products(x, offsets, factors, store);
             }
             Some((Weight::Quantized(first, _), _)) => {
                 let x = self.quantized[usize::from(first.format().block_len() > 32)]
                     .get_or_init(|| QuantizedInput::pack(self.x, self.x.cols(), first.format()));
                 let factors = factors.map(|(weight, y)| product::QuantizedFactor { weight: weight.quantized(), y });
-                product::products(x, GroupedRows { index: self.index, offsets, first: 0 }, factors, Store::Overwrite);
+                product::products(x, GroupedRows { index: self.index, offsets, first: 0 }, factors, store);
             }
         }
     }

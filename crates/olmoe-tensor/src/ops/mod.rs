@@ -12,6 +12,7 @@ pub mod grouped_linear;
 mod lanes;
 pub mod linear;
 pub mod lionw;
+pub mod low_rank;
 pub mod mlp;
 pub mod norm;
 pub mod rmsprop;

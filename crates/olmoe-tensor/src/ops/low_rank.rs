@@ -1,0 +1,311 @@
+//! Low-rank adapters of matrices: `y = W·x + s·B·(A·x)`, with DoRA `y = c ⊙ (W·x + s·B·(A·x))`, for one matrix and for
+//! the matrices of experts.
+//!
+//! Shapes: `x [S, in]`, `W [E, out, in]`, `A [E, r, in]`, `B [E, out, r]`, `c [E, out]`, `y [S, out]`; a side of an
+//! adapter that all experts share is the only one of its kind. With `t = s·A·x` and `z = W·x + B·t`, the backward pass
+//! has `dz = c ⊙ dy`, `u = s·Bᵀ·dz`, `dB += dz ⊗ t`, `dA += u ⊗ x`, `dx = Wᵀ·dz + Aᵀ·u`, and for the magnitude `m`, of
+//! which `c = m/n` with norms n that count as constants, `dm += Σ dy ⊙ z/n`.
+
+use crate::gemm::{Left, Operand, Source, Store, gemm_here};
+use crate::memory::Buffer;
+use crate::ops::add::{add_assign, scale};
+use crate::ops::grouped_linear::{self, BLOCK_ROWS};
+use crate::ops::linear::{LinearInput, PackedWeight, Weight};
+use crate::simd::kernel;
+use crate::tensor::Tensor;
+use crate::threads::{Shared, parallel, parallel_ranges};
+
+/// An adapter of a matrix, or of the matrices of experts.
+#[derive(Clone, Copy)]
+pub struct LowRank<'a> {
+    /// `[E, r, in]`, or one for all experts.
+    pub a: &'a PackedWeight,
+    /// `[E, out, r]`, or one for all experts.
+    pub b: &'a PackedWeight,
+    /// The constant s.
+    pub scale: f32,
+    /// What the rows are multiplied by, with DoRA.
+    pub rows: Option<RowFactors<'a>>,
+}
+
+/// What DoRA multiplies the rows of a matrix by.
+#[derive(Clone, Copy)]
+pub struct RowFactors<'a> {
+    /// The magnitude of each row divided by its norm, `[E, out]`.
+    pub factors: &'a [f32],
+    /// The norms, `[E, out]`.
+    pub norms: &'a [f32],
+}
+
+/// Where the gradients of an adapter are accumulated; `None` for those that are not wanted.
+#[derive(Default)]
+pub struct LowRankGradients<'a> {
+    /// Of A, in its shape.
+    pub a: Option<&'a mut [f32]>,
+    /// Of B, in its shape.
+    pub b: Option<&'a mut [f32]>,
+    /// Of the magnitude, `[E, out]`.
+    pub magnitude: Option<&'a mut [f32]>,
+}
+
+impl LowRankGradients<'_> {
+    /// Whether no gradient is wanted.
+    pub fn is_empty(&self) -> bool {
+        self.a.is_none() && self.b.is_none() && self.magnitude.is_none()
+    }
+}
+
+/// The number of a group's matrix, where there may be one for all groups.
+fn group_of(weight: &PackedWeight, group: usize) -> usize {
+    if weight.strips().groups == 1 { 0 } else { group }
+}
+
+kernel! {
+    /// `y_rd *= c_d` for each row.
+    fn scale_columns[s: S](y: &mut [f32], c: &[f32]) {
+        for y in y.chunks_exact_mut(c.len()) {
+            crate::ops::lanes::lanes!(s; read [c]; update [y]; write []; { [s.mul(y, c)] })
+        }
+    }
+}
+
+kernel! {
+    /// `sum_d += w·y_d·z_d/n_d`
+    fn add_magnitude_gradient[s: S](y: &[f32], z: &[f32], n: &[f32], w: f32, sum: &mut [f32]) {
+        let w = s.splat(w);
+        crate::ops::lanes::lanes!(s; read [y, z, n]; update [sum]; write []; { [s.fma(s.mul(w, y), s.div(z, n), sum)] })
+    }
+}
+
+impl<'a> RowFactors<'a> {
+    fn of(slice: &'a [f32], group: usize, out: usize) -> &'a [f32] {
+        &slice[group * out..(group + 1) * out]
+    }
+
+    /// Multiplies rows of a group, `[rows, out]`, on the calling thread.
+    pub(super) fn scale_here(&self, group: usize, out: usize, y: &mut [f32]) {
+        if out > 0 {
+            scale_columns(y, RowFactors::of(self.factors, group, out));
+        }
+    }
+
+    /// Adds the gradient of the magnitude from rows of a group: `dy`, and `z` before the factors.
+    pub(super) fn gradient_here(
+        &self,
+        group: usize,
+        dy: &[f32],
+        z: &[f32],
+        weights: Option<&[f32]>,
+        dmagnitude: &mut [f32],
+    ) {
+        let out = dmagnitude.len();
+        let norms = RowFactors::of(self.norms, group, out);
+        for (i, (dy, z)) in dy.chunks_exact(out.max(1)).zip(z.chunks_exact(out.max(1))).enumerate() {
+            add_magnitude_gradient(dy, z, norms, weights.map_or(1.0, |weights| weights[i]), dmagnitude);
+        }
+    }
+}
+
+impl LowRank<'_> {
+    /// Rank r.
+    pub fn rank(&self) -> usize {
+        self.a.strips().out
+    }
+
+    fn input(&self) -> usize {
+        self.a.strips().input
+    }
+
+    /// The rows of the result.
+    pub fn out(&self) -> usize {
+        self.b.strips().out
+    }
+
+    /// Adds the adapter to `y = W·x [S, out]` of rows in groups, and multiplies by the factors of DoRA. `inputs` are the
+    /// same rows, for a matrix of each group and for one that all share.
+    pub(super) fn apply(&self, inputs: [&LinearInput<'_>; 2], offsets: &[u32], y: &mut Tensor) {
+        self.add(inputs, offsets, y);
+        if let Some(rows) = self.rows {
+            let out = y.cols();
+            let y = Shared::new(y);
+            for (group, pair) in offsets.windows(2).enumerate() {
+                let first = pair[0] as usize;
+                parallel_ranges((pair[1] - pair[0]) as usize, 32, |some| {
+                    // SAFETY: the ranges of a parallel loop are disjoint.
+                    let y = unsafe { y.range((first + some.start) * out..(first + some.end) * out) };
+                    rows.scale_here(group, out, y);
+                });
+            }
+        }
+    }
+
+    /// Adds `B·t` to `y [S, out]`; returns `t = s·A·x [S, r]`.
+    fn add(&self, [grouped, shared]: [&LinearInput<'_>; 2], offsets: &[u32], y: &mut Tensor) -> Tensor {
+        let experts = offsets.len() - 1;
+        let own = |weight: &PackedWeight| weight.strips().groups == experts;
+        let mut t = if own(self.a) { grouped } else { shared }.times(Weight::Packed(self.a));
+        scale(&mut t, self.scale);
+        let input = match own(self.b) {
+            true => LinearInput::grouped(&t, None, offsets),
+            false => LinearInput::new(&t),
+        };
+        input.add_to(Weight::Packed(self.b), y);
+        t
+    }
+
+    /// The adapter of one matrix with the input `x [T, in]`: adds to `y = W·x [T, out]`, and multiplies by the factors of
+    /// DoRA.
+    pub fn forward(&self, x: &LinearInput<'_>, y: &mut Tensor) {
+        let offsets = [0, y.rows() as u32];
+        self.apply([x, x], &offsets, y);
+    }
+
+    /// Backward of [`LowRank::forward`] of `x [T, in]`: accumulates the gradients, turns `dy` into the gradient of the
+    /// result before the factors of DoRA, which is that of `W·x`, and adds `Aᵀ·u` to `dx [T, in]`.
+    pub fn backward(
+        &self,
+        base: Weight<'_>,
+        x: &Tensor,
+        dy: &mut Tensor,
+        dx: Option<&mut Tensor>,
+        gradients: LowRankGradients<'_>,
+    ) {
+        let offsets = [0, dy.rows() as u32];
+        let input = LinearInput::new(x);
+        if let Some(rows) = self.rows {
+            if let Some(dmagnitude) = gradients.magnitude {
+                let mut z = input.times(base);
+                self.add([&input, &input], &offsets, &mut z);
+                magnitude_gradient(rows, dy, &z, dmagnitude);
+            }
+            rows_times(dy, rows.factors);
+        }
+        let operand = self.a.operand();
+        if let Some(db) = gradients.b {
+            let mut t = input.times(Weight::Packed(self.a));
+            scale(&mut t, self.scale);
+            grouped_linear::backward_weight(dy, &t, &offsets, operand, db);
+        }
+        if dx.is_none() && gradients.a.is_none() {
+            return;
+        }
+        let mut u = grouped_linear::backward_input(dy, &offsets, Weight::Packed(self.b));
+        scale(&mut u, self.scale);
+        if let Some(da) = gradients.a {
+            grouped_linear::backward_weight(&u, x, &offsets, operand, da);
+        }
+        if let Some(dx) = dx {
+            crate::ops::linear::backward_input(&u, Weight::Packed(self.a), dx, Store::Accumulate);
+        }
+    }
+
+    /// Adds the adapter to the rows of a block, `y [rows, out]` of `source [rows, in]` of a group, on the calling thread,
+    /// and writes `t [rows, r]`. The factors of DoRA are left to the caller.
+    pub(super) fn add_here(&self, group: usize, source: Source<'_>, y: &mut [f32], t: &mut [f32]) {
+        let (r, out, operand) = (self.rank(), self.out(), self.a.operand());
+        let rows = y.len() / out.max(1);
+        let mut left = Left::scratch_of(BLOCK_ROWS, rows, self.input(), operand);
+        left.repack_rows(source);
+        gemm_here(left.panels(), self.a.forward().group(group_of(self.a, group)), t, Store::Overwrite);
+        scale(t, self.scale);
+        let mut left = Left::scratch_of(BLOCK_ROWS, rows, r, operand);
+        left.repack_rows(Source::new(t, r));
+        gemm_here(left.panels(), self.b.forward().group(group_of(self.b, group)), y, Store::Accumulate);
+    }
+
+    /// `u = s·Bᵀ·dz [rows, r]` of `dz [rows, out]` of a group, and `dx [rows, in] += Aᵀ·u`, on the calling thread.
+    pub(super) fn backward_here(&self, group: usize, dz: Source<'_>, u: &mut [f32], dx: Option<&mut [f32]>) {
+        let (r, out, operand) = (self.rank(), self.out(), self.a.operand());
+        let rows = u.len() / r.max(1);
+        let mut left = Left::scratch_of(BLOCK_ROWS, rows, out, operand);
+        left.repack_rows(dz);
+        gemm_here(left.panels(), self.b.backward().group(group_of(self.b, group)), u, Store::Overwrite);
+        scale(u, self.scale);
+        if let Some(dx) = dx {
+            let mut left = Left::scratch_of(BLOCK_ROWS, rows, r, operand);
+            left.repack_rows(Source::new(u, r));
+            gemm_here(left.panels(), self.a.backward().group(group_of(self.a, group)), dx, Store::Accumulate);
+        }
+    }
+}
+
+/// Rows whose gradients of the magnitude are summed first, so that the sums do not depend on the threads.
+const SUMMED_ROWS: usize = 64;
+
+fn magnitude_gradient(rows: RowFactors<'_>, dy: &Tensor, z: &Tensor, dmagnitude: &mut [f32]) {
+    let (count, out) = (dy.rows().div_ceil(SUMMED_ROWS), dy.cols());
+    let mut sums = Tensor::zeros(&[count, out]);
+    let shared = Shared::new(&mut sums);
+    parallel(count, |task| {
+        let some = task * SUMMED_ROWS..((task + 1) * SUMMED_ROWS).min(dy.rows());
+        // SAFETY: each task has a row of its own.
+        let sum = unsafe { shared.range(task * out..(task + 1) * out) };
+        rows.gradient_here(0, dy.row_range(some.clone()), z.row_range(some), None, sum);
+    });
+    (0..count).for_each(|row| add_assign(dmagnitude, sums.row(row)));
+}
+
+/// Multiplies each row by the factors of its columns.
+fn rows_times(y: &mut Tensor, factors: &[f32]) {
+    let out = y.cols();
+    let (rows, y) = (y.rows(), Shared::new(y));
+    parallel_ranges(rows, 32, |some| {
+        // SAFETY: the ranges of a parallel loop are disjoint.
+        let y = unsafe { y.range(some.start * out..some.end * out) };
+        if out > 0 {
+            scale_columns(y, factors);
+        }
+    });
+}
+
+/// `‖W + s·B·A‖` of each row, `[E, out]`, for a matrix that is also packed for the backward product, or quantised; `a`
+/// and `b` are the numbers of A and B.
+///
+/// `‖w + s·bA‖² = ‖w‖² + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b`, where `A·w` of all rows is the product of the matrix with the rows
+/// of A as inputs, so that the norm belongs to the matrix as the forward pass multiplies it.
+pub fn row_norms(w: Weight<'_>, a: &[f32], b: &[f32], rank: usize, s: f32) -> Buffer<f32> {
+    let shape = w.strips();
+    let (experts, out, input) = (shape.groups, shape.out, shape.input);
+    let own_a = a.len() == experts * rank * input;
+    let own_b = b.len() == experts * out * rank;
+    let a = Tensor::new(a, &[a.len() / input.max(1), input]);
+    let offsets: Vec<u32> = (0..=experts).map(|e| (e * rank) as u32).collect();
+    let index: Vec<u32> = (0..experts * rank).map(|at| if own_a { at } else { at % rank } as u32).collect();
+    let crossed = LinearInput::grouped(&a, Some(&index), &offsets).times(w);
+    let mut norms = Buffer::scratch(experts * out);
+    let shared = Shared::new(&mut norms);
+    parallel(shape.count(), |strip| {
+        let (group, rows) = shape.rows(strip);
+        let count = rows.len();
+        // The rows of the strip are its product with the identity.
+        let mut identity = Buffer::<f32>::zeroed(count * count);
+        (0..count).for_each(|i| identity[i * count + i] = 1.0);
+        let mut left = Left::scratch(count, count, w.operand());
+        left.repack_rows(Source::new(&identity, count));
+        let mut own = Buffer::<f32>::scratch(count * input);
+        w.backward_here(left.panels(), group, rows.clone(), &mut own, Store::Overwrite);
+        let first_a = if own_a { group * rank } else { 0 };
+        let products: Vec<f64> = (0..rank * rank)
+            .map(|at| dot64(a.row(first_a + at / rank), a.row(first_a + at % rank)))
+            .collect();
+        // SAFETY: each strip has rows of its own.
+        let out_rows = unsafe { shared.range(group * out + rows.start..group * out + rows.end) };
+        for (i, norm) in out_rows.iter_mut().enumerate() {
+            let row = rows.start + i;
+            let b = &b[(if own_b { group * out } else { 0 } + row) * rank..][..rank];
+            let mut square = dot64(&own[i * input..(i + 1) * input], &own[i * input..(i + 1) * input]);
+            for (k, bk) in b.iter().enumerate() {
+                let bk = f64::from(s) * f64::from(*bk);
+                square += 2.0 * bk * f64::from(crossed[(group * rank + k) * out + row]);
+                let inner: f64 = b.iter().zip(&products[k * rank..]).map(|(b, p)| f64::from(*b) * p).sum();
+                square += bk * f64::from(s) * inner;
+            }
+            *norm = square.max(0.0).sqrt() as f32;
+        }
+    });
+    norms
+}
+
+fn dot64(x: &[f32], y: &[f32]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+}
