@@ -28,6 +28,7 @@ mod forms;
 mod gradients;
 mod held;
 mod kv_cache;
+mod linear;
 mod precision;
 mod residual;
 mod weights;
@@ -88,6 +89,8 @@ pub struct Objective<'a> {
     pub z: f32,
     /// Factor on the auxiliary losses: the share of this batch in a step; 0 turns them off.
     pub auxiliary: f64,
+    /// Whether the statistics of the distributions are computed ([`LogProbs::statistics`]).
+    pub statistics: bool,
 }
 
 /// Construction and parameters.
@@ -387,12 +390,21 @@ impl Model {
 
     /// The residual stream before the first block.
     fn embed(&self, batch: &Batch, keep: Keep, activations: &mut Activations) -> Tensor {
-        let h_td = embedding::forward(self.weights.embedding(), &batch.ids);
+        let h_td = self.embedded(batch);
         let Some(module) = &self.modules.embedding_norm else { return h_td };
         let (normed, saved) = norm::forward(&h_td, &self.weights.norm(module));
         let kept = keep != Keep::Nothing && self.weights.reaches(Stage::EMBEDDING);
         activations.embedding = kept.then_some((h_td, saved));
         normed
+    }
+
+    /// The rows of the embedding.
+    fn embedded(&self, batch: &Batch) -> Tensor {
+        let mut h_td = embedding::forward(self.weights.embedding(), &batch.ids);
+        if let Some(adapter) = self.weights.embedding_adapter() {
+            adapter.add(&batch.ids, &mut h_td);
+        }
+        h_td
     }
 
     /// The residual stream after a block, from the stream before it.
@@ -445,7 +457,20 @@ impl Model {
     /// [`ModelError::TokenId`] for a target outside the vocabulary.
     pub fn log_probs(&self, activations: &Activations, targets: &[u32]) -> Result<LogProbs, ModelError> {
         self.check_targets(targets)?;
-        Ok(cross_entropy::forward(activations.hidden(), self.weights.head(&self.modules.head), targets))
+        Ok(cross_entropy::forward(activations.hidden(), self.weights.head(&self.modules.head), targets, false))
+    }
+
+    /// The same with the statistics of the distributions ([`LogProbs::statistics`]).
+    ///
+    /// # Errors
+    /// As [`Model::log_probs`].
+    pub fn log_probs_and_statistics(
+        &self,
+        activations: &Activations,
+        targets: &[u32],
+    ) -> Result<LogProbs, ModelError> {
+        self.check_targets(targets)?;
+        Ok(cross_entropy::forward(activations.hidden(), self.weights.head(&self.modules.head), targets, true))
     }
 
     /// Log-probabilities of `targets [R]` after the tokens `rows [R]` of a forward pass. The head computes nothing for
@@ -515,8 +540,21 @@ impl Model {
         let (head, norm) = (&self.modules.head, &self.modules.norm);
         let passes = self.weights.passes(Stage::head(self.config()));
         let input = passes || gradients.wants_any([norm.weight, norm.bias]);
-        let [dweight, dbias] = gradients.several([Some(head.weight), head.bias]);
-        let into = cross_entropy::HeadGradients { dlogp_t: objective.dlogp_t, z: objective.z, dweight, dbias, input };
+        let [a, b, magnitude] = match self.config().tie_embeddings {
+            true => [None; 3],
+            false => self.weights.adapter_parameters(head.weight),
+        };
+        let [dweight, dbias, a, b, magnitude] =
+            gradients.several([Some(head.weight), head.bias, a, b, magnitude]);
+        let into = cross_entropy::HeadGradients {
+            dlogp_t: objective.dlogp_t,
+            z: objective.z,
+            dweight,
+            dbias,
+            adapter: linear::low_rank_gradients([a, b, magnitude]),
+            statistics: objective.statistics,
+            input,
+        };
         let head = self.weights.head(head);
         let (log_probs, dhidden_td) =
             cross_entropy::forward_backward(activations.hidden(), head, objective.targets, into);
@@ -549,8 +587,12 @@ impl Model {
         let normed = self.modules.embedding_norm.as_ref().zip(activations.embedding.take());
         let before =
             normed.map(|(module, (x, saved))| norm_backward(&self.weights, module, &x, &saved, dh_td, gradients));
+        let dh_td = before.as_ref().unwrap_or(dh_td);
         if let Some(dw) = gradients.get_mut(self.modules.embedding) {
-            embedding::backward(before.as_ref().unwrap_or(dh_td), &batch.ids, dw);
+            embedding::backward(dh_td, &batch.ids, dw);
+        }
+        if let Some(adapter) = self.weights.embedding_adapter() {
+            adapter.backward(&batch.ids, dh_td, gradients);
         }
     }
 

@@ -70,7 +70,7 @@ fn step(model: &Model, keep: Keep) -> (Gradients, Vec<f32>) {
     let mut activations = Activations::new(keep);
     model.forward(&batch, &mut activations).expect("a pass");
     let dlogp_t = vec![-1.0 / count as f32; targets.len()];
-    let objective = Objective { targets: &targets, dlogp_t: &dlogp_t, z: 0.01, auxiliary: 1.0 };
+    let objective = Objective { targets: &targets, dlogp_t: &dlogp_t, z: 0.01, auxiliary: 1.0, statistics: false };
     let mut gradients = model.gradients();
     let (log_probs, _) = model.backward(&batch, &mut activations, &objective, &mut gradients).expect("the way back");
     (gradients, log_probs.logp_t.to_vec())

@@ -72,7 +72,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_lost() {
     let good = batch(&ids(8, 1));
     model.forward(&good, &mut activations).expect("a pass");
     let mut gradients = model.gradients();
-    let objective = Objective { targets: &[99; 8], dlogp_t: &[-1.0; 8], z: 0.0, auxiliary: 0.0 };
+    let objective = Objective { targets: &[99; 8], dlogp_t: &[-1.0; 8], z: 0.0, auxiliary: 0.0, statistics: false };
     let error = model.backward(&good, &mut activations, &objective, &mut gradients).unwrap_err();
     assert!(matches!(error, ModelError::TokenId { at: 0, id: 99, .. }), "{error}");
     assert!(gradients.iter().all(|(_, g)| g.iter().all(|x| *x == 0.0)));
@@ -139,7 +139,7 @@ fn an_empty_batch_is_no_accident() {
     let batch = Batch::uniform(&[], 0).expect("nothing");
     let mut gradients = model.gradients();
     model.forward(&batch, &mut activations).expect("a pass over nothing");
-    let objective = Objective { targets: &[], dlogp_t: &[], z: 0.0, auxiliary: 1.0 };
+    let objective = Objective { targets: &[], dlogp_t: &[], z: 0.0, auxiliary: 1.0, statistics: false };
     let (log_probs, losses) = model.backward(&batch, &mut activations, &objective, &mut gradients).expect("a way back");
     assert!(log_probs.logp_t.is_empty() && (losses.load_balancing, losses.z) == (0.0, 0.0));
     assert!(gradients.iter().all(|(_, g)| g.iter().all(|x| *x == 0.0)));

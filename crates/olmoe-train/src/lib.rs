@@ -11,6 +11,7 @@
 //! | [`optimizer`] | AdamW, LionW and RMSprop, clipping, metrics, saving and restoring |
 //! | [`state`] | the progress of a run, and its position in the data |
 //! | [`trainer`] | the loop: steps, checkpoints, evaluations, from a configuration to a trained model |
+//! | [`finetune`] | fine-tuning with the same loop: supervised, by pairs of answers, by labelled answers |
 //! | [`plan`] | the resources and the length of a run, computed before it begins |
 //!
 //! [`trainer::Trainer`] is the loop. The parts of its step, for a loop of one's own:
@@ -67,6 +68,7 @@
 //! ```
 
 pub mod config;
+pub mod finetune;
 pub mod loss;
 pub mod metrics;
 pub mod names;

@@ -116,6 +116,26 @@ impl Loss {
         activations: &mut Activations,
         gradients: &mut Gradients,
     ) -> Result<Losses, ModelError> {
+        let (log_probs, routers) = self.passes(model, batch, targets, weight_t, activations, gradients)?;
+        Ok(self.losses(&log_probs, targets, weight_t, routers))
+    }
+
+    /// The passes of [`Loss::weighted_step`], for what is to be computed from the log-probabilities besides.
+    ///
+    /// # Errors
+    /// As [`Loss::step`].
+    ///
+    /// # Panics
+    /// As [`Loss::weighted_step`].
+    pub fn passes(
+        &self,
+        model: &Model,
+        batch: &Batch,
+        targets: &[u32],
+        weight_t: Option<&[f64]>,
+        activations: &mut Activations,
+        gradients: &mut Gradients,
+    ) -> Result<(LogProbs, AuxiliaryLosses), ModelError> {
         model.forward(batch, activations)?;
         let found = match self.token_loss {
             TokenLoss::Nll => None,
@@ -123,9 +143,13 @@ impl Loss {
         };
         let dlogp_t = self.dlogp(targets.len(), weight_t, found.as_ref().map(|found| &found.logp_t[..]));
         let z = (2.0 * self.logits_z / self.denominator) as f32;
-        let objective = Objective { targets, dlogp_t: &dlogp_t, z, auxiliary: self.share };
-        let (log_probs, routers) = model.backward(batch, activations, &objective, gradients)?;
-        Ok(self.losses(&log_probs, targets, weight_t, routers))
+        let objective = Objective { targets, dlogp_t: &dlogp_t, z, auxiliary: self.share, statistics: false };
+        model.backward(batch, activations, &objective, gradients)
+    }
+
+    /// The loss of a token of this weight.
+    pub fn of_token(&self, logp: f32, weight: f64) -> f64 {
+        -weight * self.factor(logp) * f64::from(logp) / self.denominator
     }
 
     /// What a log-probability counts by.

@@ -15,6 +15,8 @@ mod clip;
 pub mod metrics;
 pub mod state;
 
+use std::ops::Range;
+
 use olmoe_checkpoint::olmo::tensor_names;
 use olmoe_model::model::{Gradients, Held, Model, ParameterId};
 use olmoe_model::parameters::{ParameterKind, ParameterSpec};
@@ -81,6 +83,8 @@ pub struct Optimizer {
     names: Vec<String>,
     /// Weight decay of each.
     weight_decay: Vec<f64>,
+    /// How each is updated.
+    rules: Vec<UpdateRule>,
     /// Of AdamW and LionW.
     exp_avg: Vec<Tensor>,
     /// Of AdamW and RMSprop.
@@ -88,6 +92,61 @@ pub struct Optimizer {
     clipping: Clipping,
     metrics: Option<Metrics>,
     recorded: bool,
+}
+
+/// How a parameter is updated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpdateRule {
+    /// The factor on the learning rate.
+    pub rate: f64,
+    /// Of a stack of matrices, the ones that are trained; none: all. The others have no gradient, no moments and no decay.
+    pub slices: Option<Slices>,
+}
+
+impl Default for UpdateRule {
+    fn default() -> Self {
+        UpdateRule { rate: 1.0, slices: None }
+    }
+}
+
+/// The trained matrices of a stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slices {
+    /// The place of each among those that are trained.
+    places: Vec<Option<usize>>,
+}
+
+impl Slices {
+    /// Those with a flag.
+    pub fn new(trained: &[bool]) -> Slices {
+        let mut count = 0;
+        let place = |trained: &bool| {
+            count += usize::from(*trained);
+            trained.then(|| count - 1)
+        };
+        Slices { places: trained.iter().map(place).collect() }
+    }
+
+    /// How many are trained.
+    pub fn count(&self) -> usize {
+        self.places.iter().flatten().count()
+    }
+
+    /// The place of a range of the stack's numbers, which is within one matrix, among the numbers of those that are trained;
+    /// `numbers` are those of the stack.
+    fn range(&self, range: &Range<usize>, numbers: usize) -> Option<Range<usize>> {
+        let each = (numbers / self.places.len().max(1)).max(1);
+        let at = range.start / each;
+        let start = (*self.places.get(at)?)? * each + (range.start - at * each);
+        Some(start..start + range.len())
+    }
+
+    /// Sets the numbers of the others to zero.
+    fn clear_others(&self, numbers: &mut [f32]) {
+        let each = (numbers.len() / self.places.len().max(1)).max(1);
+        let others = numbers.chunks_mut(each).zip(&self.places).filter(|(_, place)| place.is_none());
+        others.for_each(|(slice, _)| slice.fill(0.0));
+    }
 }
 
 /// The settings of a step.
@@ -118,13 +177,27 @@ pub struct UpdateReport {
 impl Optimizer {
     /// No step taken yet.
     pub fn new(config: OptimizerConfig, model: &Model) -> Optimizer {
+        Self::with_rules(config, model, |_| UpdateRule::default())
+    }
+
+    /// The same with a rule for each trained parameter.
+    pub fn with_rules(config: OptimizerConfig, model: &Model, rule: impl Fn(ParameterId) -> UpdateRule) -> Optimizer {
         let ids = (0..model.parameters().len()).filter(|id| model.held(*id) == Held::Trained);
         let ids: Vec<ParameterId> = ids.collect();
         let specs = || ids.iter().map(|id| &model.parameters()[*id]);
         let all = tensor_names(model.config(), model.parameters());
         let names: Vec<String> = ids.iter().map(|id| all[*id].clone()).collect();
+        let rules: Vec<UpdateRule> = ids.iter().map(|id| rule(*id)).collect();
+        let moment = |(spec, rule): (&ParameterSpec, &UpdateRule)| {
+            let mut shape = spec.shape.clone();
+            if let (Some(slices), Some(count)) = (&rule.slices, shape.first_mut()) {
+                assert_eq!(slices.places.len(), *count, "a flag for each matrix of a stack");
+                *count = slices.count();
+            }
+            Tensor::zeros(&shape)
+        };
         let zeros = |held: bool| match held {
-            true => specs().map(|spec| Tensor::zeros(&spec.shape)).collect(),
+            true => specs().zip(&rules).map(moment).collect(),
             false => Vec::new(),
         };
         let decay = |spec: &ParameterSpec| if config.decays(spec.kind) { config.weight_decay } else { 0.0 };
@@ -138,6 +211,7 @@ impl Optimizer {
             metrics: None,
             recorded: false,
             ids,
+            rules,
             config,
         }
     }
@@ -150,6 +224,11 @@ impl Optimizer {
     pub fn step(&mut self, model: &mut Model, gradients: &mut Gradients, step: &Step) -> UpdateReport {
         assert!(gradients.iter().map(|(id, _)| id).eq(self.ids.iter().copied()), "an optimizer belongs to one model");
         self.recorded = false;
+        for ((_, gradient), rule) in gradients.iter_mut().zip(&self.rules) {
+            if let Some(slices) = &rule.slices {
+                slices.clear_others(gradient);
+            }
+        }
         let grad_norm = self.clipping.measure(gradients.iter().map(|(_, g)| sum_of_squares(g)));
         if !grad_norm.is_finite() {
             return UpdateReport { grad_norm, clip: 1.0, applied: false };
@@ -164,8 +243,15 @@ impl Optimizer {
         for ((at, id), (_, gradient)) in self.ids.iter().copied().enumerate().zip(gradients.iter_mut()) {
             let scale = self.clipping.coefficient(at);
             let (beta1, beta2) = self.config.betas;
-            let (lr, weight_decay, selective) =
-                (step.learning_rate, self.weight_decay[at], self.config.selective_updates);
+            let UpdateRule { rate, slices } = &self.rules[at];
+            let lr = step.learning_rate * rate;
+            let (weight_decay, selective) = (self.weight_decay[at], self.config.selective_updates);
+            let numbers = gradient.len();
+            // The place of a range of the parameter among the moments; none where it is not trained.
+            let kept = |range: &Range<usize>| match slices {
+                None => Some(range.clone()),
+                Some(slices) => slices.range(range, numbers),
+            };
             let g = Shared::new(&mut *gradient);
             match self.config.name {
                 OptimizerName::AdamW => {
@@ -173,8 +259,10 @@ impl Optimizer {
                     let rule = adamw::AdamW { lr, beta1, beta2, eps: self.config.eps, weight_decay, selective };
                     let steps = self.steps;
                     model.update(id, |range, p| {
-                        // SAFETY: the ranges of an update are disjoint.
-                        let [g, m, v] = [&g, &m, &v].map(|x| unsafe { x.range(range.clone()) });
+                        let Some(kept) = kept(&range) else { return };
+                        // SAFETY: the ranges of an update are disjoint, and so are those of the moments.
+                        let [g, m, v] =
+                            [(&g, range), (&m, kept.clone()), (&v, kept)].map(|(x, r)| unsafe { x.range(r) });
                         rule.step(steps, scale, p, g, m, v, leave);
                     });
                 }
@@ -182,8 +270,9 @@ impl Optimizer {
                     let m = Shared::new(&mut self.exp_avg[at]);
                     let rule = lionw::LionW { lr, beta1, beta2, weight_decay, selective };
                     model.update(id, |range, p| {
-                        // SAFETY: the ranges of an update are disjoint.
-                        let [g, m] = [&g, &m].map(|x| unsafe { x.range(range.clone()) });
+                        let Some(kept) = kept(&range) else { return };
+                        // SAFETY: the ranges of an update are disjoint, and so are those of the moments.
+                        let [g, m] = [(&g, range), (&m, kept)].map(|(x, r)| unsafe { x.range(r) });
                         rule.step(scale, p, g, m, leave);
                     });
                 }
@@ -191,8 +280,9 @@ impl Optimizer {
                     let v = Shared::new(&mut self.exp_avg_sq[at]);
                     let rule = rmsprop::RmsProp { lr, alpha: beta2, eps: self.config.eps, weight_decay, selective };
                     model.update(id, |range, p| {
-                        // SAFETY: the ranges of an update are disjoint.
-                        let [g, v] = [&g, &v].map(|x| unsafe { x.range(range.clone()) });
+                        let Some(kept) = kept(&range) else { return };
+                        // SAFETY: the ranges of an update are disjoint, and so are those of the moments.
+                        let [g, v] = [(&g, range), (&v, kept)].map(|(x, r)| unsafe { x.range(r) });
                         rule.step(scale, p, g, v, leave);
                     });
                 }

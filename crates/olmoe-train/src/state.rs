@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Progress, TrainConfig};
+use crate::preference::RunningMean;
 
 /// The state of the trainer, which the manifest of a checkpoint carries
 /// ([`Writer::state`](olmoe_checkpoint::save::Writer::state)).
@@ -22,6 +23,26 @@ pub struct TrainerState {
     /// Where a warm-up of a fresh optimizer began, in the units of the schedule
     /// ([`Schedule::with_new_warmup`](crate::schedule::Schedule::with_new_warmup)).
     pub new_warmup: Option<u64>,
+    /// What the evaluations came to by which the run is judged; none: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Evaluated>,
+    /// The running mean of rewards, of losses that compare with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_reward: Option<RunningMean>,
+}
+
+/// What the evaluations so far came to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluated {
+    /// The step of the last one.
+    pub step: u64,
+    /// The smallest loss.
+    pub best: f64,
+    /// Its step.
+    pub best_step: u64,
+    /// Evaluations since then.
+    pub worse: u64,
 }
 
 impl TrainerState {
@@ -34,6 +55,8 @@ impl TrainerState {
             tokens_seen: 0,
             min_train_loss: None,
             new_warmup: None,
+            evaluation: None,
+            mean_reward: None,
         }
     }
 
@@ -64,9 +87,25 @@ impl TrainerState {
 
     /// Counts a batch, which comes before its step.
     pub fn count_batch(&mut self, config: &TrainConfig) {
+        self.count(config.global_train_batch_size, config.tokens_per_batch());
+    }
+
+    /// Counts a batch of so many sequences and tokens, which comes before its step.
+    pub fn count(&mut self, examples: u64, tokens: u64) {
         self.step = self.step.saturating_add(1);
-        self.examples_seen_this_epoch = self.examples_seen_this_epoch.saturating_add(config.global_train_batch_size);
-        self.tokens_seen = self.tokens_seen.saturating_add(config.tokens_per_batch());
+        self.examples_seen_this_epoch = self.examples_seen_this_epoch.saturating_add(examples);
+        self.tokens_seen = self.tokens_seen.saturating_add(tokens);
+    }
+
+    /// Takes in the loss of an evaluation at the present step; whether it is the smallest so far.
+    pub fn evaluated(&mut self, loss: f64) -> bool {
+        let step = self.step;
+        let before = self.evaluation.filter(|before| before.best <= loss || loss.is_nan());
+        self.evaluation = Some(match before {
+            Some(before) => Evaluated { step, worse: before.worse + 1, ..before },
+            None => Evaluated { step, best: loss, best_step: step, worse: 0 },
+        });
+        before.is_none()
     }
 
     /// The next pass over the data begins.
@@ -94,6 +133,8 @@ mod tests {
             tokens_seen: 9_000,
             min_train_loss: Some(2.5),
             new_warmup: None,
+            evaluation: None,
+            mean_reward: None,
         };
         let plain = TrainConfig { global_train_batch_size: 10, ..TrainConfig::default() };
         let with = |change: fn(&mut TrainConfig)| {

@@ -5,6 +5,8 @@
 //! | `begin` | the start of a run: initial weights, its own newest checkpoint, or `load_path` |
 //! | `decisions` | what is due after a step, and whether the run ends |
 //! | `event` | the events that a run reports |
+//! | `task` | what one kind of training has to itself |
+//! | `pretraining` | pretraining as such a task |
 //! | `data` | the data of a configuration |
 //! | `record` | what a checkpoint was trained on |
 //! | `step` | one step: micro-batches forward and back, then the update |
@@ -46,37 +48,38 @@ mod event;
 mod folder;
 mod indices;
 mod metrics;
+mod pretraining;
 mod record;
 mod samples;
 mod step;
+mod task;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use olmoe_checkpoint::disk::{Disk, LocalDisk};
-use olmoe_data::pretrain::{Batch, DataSet, GLOBAL_INDICES, Loader, LoaderSettings};
 use olmoe_model::model::{Activations, Gradients, Held, Model};
 
-use crate::config::{TrainConfig, TrainConfigError, count};
+use crate::config::{TrainConfig, TrainConfigError};
 use crate::optimizer::{Optimizer, Step};
-use crate::plan::{Plan, olmo_flops_per_token, too_little_memory};
-use crate::schedule::Schedule;
+use crate::plan::{Plan, too_little_memory};
 use crate::state::TrainerState;
-use begin::Beginning;
 use decisions::{Due, Moment, Situation};
-use evaluation::Evaluator;
-use folder::RunFolder;
 use indices::Indices;
-use metrics::Speed;
-use record::DataRecord;
-use samples::Samples;
+use pretraining::Pretraining;
 
 pub use error::TrainError;
 pub use event::{Event, Outcome};
 pub use folder::{CONFIG_FILE, LOCK_FILE};
 pub use step::StepReport;
+
+pub(crate) use begin::Beginning;
+pub(crate) use folder::{RunFolder, saves};
+pub(crate) use metrics::Speed;
+pub(crate) use samples::Samples;
+pub(crate) use step::check_loss;
+pub(crate) use task::{DataPosition, Evaluation, Pass, SavedWeights, Task};
 
 /// The instances of a configuration's data, which is opened and closed again.
 ///
@@ -87,28 +90,36 @@ pub fn instances(config: &TrainConfig) -> Result<u64, TrainError> {
     Ok(data::open(&config.data, config.data.files(), &config.model)?.len().into())
 }
 
-/// A run.
-pub struct Trainer<D: Disk = LocalDisk> {
+/// A run of one kind of training; [`Trainer`] alone is pretraining.
+pub struct Trainer<D: Disk = LocalDisk, T: Task = Pretraining> {
     config: TrainConfig,
+    task: T,
     /// Shared with the engine that writes samples, while it does.
     model: Arc<Model>,
     gradients: Gradients,
     optimizer: Optimizer,
     activations: Activations,
-    schedule: Schedule,
     state: TrainerState,
-    data: Arc<DataSet>,
-    record: DataRecord,
-    evaluators: Vec<Evaluator>,
     samples: Option<Samples>,
     /// The step of the newest samples.
     last_sampled: Option<u64>,
     folder: RunFolder<D>,
     speed: Speed,
-    flops_per_token: f64,
     /// Whether it began from a checkpoint.
     loaded: bool,
     last_saved: Option<u64>,
+}
+
+/// What a run begins with.
+pub(crate) struct Start<D: Disk, T: Task> {
+    pub(crate) config: TrainConfig,
+    pub(crate) task: T,
+    pub(crate) model: Arc<Model>,
+    pub(crate) optimizer: Optimizer,
+    pub(crate) activations: Activations,
+    pub(crate) samples: Option<Samples>,
+    pub(crate) folder: RunFolder<D>,
+    pub(crate) beginning: Beginning,
 }
 
 impl Trainer {
@@ -130,22 +141,11 @@ impl<D: Disk> Trainer<D> {
         config.check_start()?;
         let missing = TrainConfigError::Missing { path: "precision", advice: "set amp_bf16 or fp32" };
         let precision = config.precision().ok_or(missing)?;
-        let data = data::open(&config.data, config.data.files(), &config.model)?;
+        let task = Pretraining::open(&config, on)?;
         let samples = Samples::open(&config)?;
-        let (evaluators, others) = evaluation::evaluators(&config)?;
-        if !others.is_empty() {
-            let text = format!("evaluators of the type downstream are left out: {}", others.join(", "));
-            on(Event::Notice(&text));
-        }
-        let instances = u64::from(data.len());
-        if instances < config.global_train_batch_size {
-            let length = config.model.max_sequence_length;
-            return Err(TrainError::TooLittleData { instances, length, batch: config.global_train_batch_size });
-        }
         let folder = RunFolder::open(&config, disk)?;
-        let record = DataRecord::of(&config, &data)?;
-        let beginning = Beginning::find(&config, &folder, &record, on)?;
-        let plan = Plan::new(&config, &beginning.state, instances)?;
+        let beginning = Beginning::find(&config, &folder, task.position(), on)?;
+        let plan = Plan::new(&config, &beginning.state, task.instances())?;
         if let Some(available) = too_little_memory(plan.memory) {
             return Err(TrainError::Memory { parameters: plan.parameters.total, needed: plan.memory, available });
         }
@@ -153,34 +153,45 @@ impl<D: Disk> Trainer<D> {
         samples.iter().try_for_each(|samples| samples.check(&model))?;
         let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
         beginning.load(&config, unshared(&mut model), &mut optimizer, on)?;
-        let moved = folder.claim(&config, beginning.path(), beginning.state.step, beginning.goes_on)?;
-        for path in moved {
-            on(Event::Notice(&format!("save_overwrite: a checkpoint of another run is now {}", path.display())));
-        }
-        if folder::saves(&config) && plan.steps > 0 {
+        folder.claim_for(&config, &beginning, on)?;
+        if saves(&config) && plan.steps > 0 {
             folder.check_space(beginning.state.step, plan.checkpoint)?;
         }
         let yaml = config.to_yaml()?;
         folder.write(CONFIG_FILE, |out| out.write_all(yaml.as_bytes()))?;
-        Ok(Trainer {
+        let task = task.with_schedule(beginning.schedule(&config));
+        let activations = Activations::new(config.keep());
+        Ok(Trainer::start(Start { config, task, model, optimizer, activations, samples, folder, beginning }))
+    }
+
+    /// What is left to do.
+    ///
+    /// # Errors
+    /// More parameters than any model has.
+    pub fn plan(&self) -> Result<Plan, TrainError> {
+        Ok(Plan::new(&self.config, &self.state, self.task.instances())?)
+    }
+}
+
+impl<D: Disk, T: Task> Trainer<D, T> {
+    /// A run that is ready.
+    pub(crate) fn start(start: Start<D, T>) -> Trainer<D, T> {
+        let Start { config, task, model, optimizer, activations, samples, folder, beginning } = start;
+        Trainer {
             gradients: model.gradients(),
-            activations: Activations::new(config.keep()),
-            schedule: beginning.schedule(&config),
+            activations,
             state: beginning.state,
-            flops_per_token: olmo_flops_per_token(&config.model, config.model.max_sequence_length)?,
             speed: Speed::new(&config),
             loaded: beginning.path().is_some(),
             last_saved: beginning.goes_on.then_some(beginning.state.step),
             optimizer,
             model,
-            data,
-            record,
-            evaluators,
+            task,
             samples,
             last_sampled: None,
             folder,
             config,
-        })
+        }
     }
 
     /// The configuration.
@@ -203,22 +214,20 @@ impl<D: Disk> Trainer<D> {
         unshared(&mut self.model)
     }
 
-    /// What is left to do.
-    ///
-    /// # Errors
-    /// More parameters than any model has.
-    pub fn plan(&self) -> Result<Plan, TrainError> {
-        Ok(Plan::new(&self.config, &self.state, self.data.len().into())?)
+    /// What this kind of training has to itself.
+    pub fn task(&self) -> &T {
+        &self.task
     }
 
     /// The step up to which the samples of an earlier part of this run are there; those of later steps are (still, or
     /// again) to come.
     ///
     /// # Errors
-    /// As [`plan`](Self::plan).
+    /// More parameters than any model has.
     pub fn sampled_up_to(&self) -> Result<u64, TrainError> {
         let step = self.state.step;
-        let again = decisions::samples_are_due(&self.config, step) || self.plan()?.steps == 0;
+        let over = self.task.steps_left(&self.config, &self.state)? == 0;
+        let again = decisions::samples_are_due(&self.config, step) || over;
         Ok(if again { step.saturating_sub(1) } else { step })
     }
 
@@ -230,14 +239,13 @@ impl<D: Disk> Trainer<D> {
     /// Existing checkpoints are not changed.
     pub fn run(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, TrainError> {
         let began = Instant::now();
-        let batches_per_epoch = u64::from(self.data.len()) / self.config.global_train_batch_size;
+        let batches_per_epoch = self.task.batches_per_epoch(&self.config);
         let at = self.state.progress(batches_per_epoch);
         let (last_step, epochs) = (self.config.stop_step(&at), self.config.max_epochs(&at));
         let mut indices = match self.config.save_data_indices && self.state.step < last_step {
             true => Some(Indices::open(self.folder.disk(), self.folder.path(), self.state.step)?),
             false => None,
         };
-        let mut loader = None;
         let mut moment = Moment::Start { loaded: self.loaded };
         loop {
             let now = Situation {
@@ -250,6 +258,8 @@ impl<D: Disk> Trainer<D> {
                 seconds: began.elapsed().as_secs_f64(),
                 saved: self.last_saved,
                 sampled: self.last_sampled,
+                given_up: self.has_given_up(),
+                unevaluated: self.task.lacks_evaluation(&self.config, &self.state, last_step),
             };
             let end = decisions::end_reason(&self.config, &now);
             let Due { save, evaluate, sample } = decisions::due(&self.config, &now, end);
@@ -262,13 +272,13 @@ impl<D: Disk> Trainer<D> {
             match end {
                 Some(end) if whole => return Ok(end),
                 Some(_) => return Ok(Outcome::Interrupted),
-                None if !whole => continue,
+                None if !whole || self.has_given_up() => continue,
                 None => {}
             }
-            if let Some(batch) = self.next_batch(&mut loader, epochs)? {
+            if let Some(batch) = self.task.next_batch(&self.config, &mut self.state, epochs, &self.folder)? {
                 let report = self.step(&batch, batches_per_epoch)?;
                 if let Some(indices) = &mut indices {
-                    indices.record(self.folder.disk(), report.step, &batch.indices)?;
+                    indices.record(self.folder.disk(), report.step, T::rows(&batch))?;
                 }
                 self.log(&report, on);
                 moment = Moment::Step(report.cross_entropy);
@@ -276,32 +286,10 @@ impl<D: Disk> Trainer<D> {
         }
     }
 
-    /// The next batch, from the next pass over the data if the present one has ended; `None` after the last pass.
-    fn next_batch(&mut self, loader: &mut Option<Loader>, epochs: u64) -> Result<Option<Batch>, TrainError> {
-        while self.state.epoch < epochs {
-            let open = match loader.take() {
-                Some(open) => open,
-                None => {
-                    let order = data::order(&self.config, &self.data, self.state.epoch)?;
-                    self.folder.write(Path::new("train_data").join(GLOBAL_INDICES), |out| {
-                        order.pieces().try_for_each(|piece| out.write_all(&piece))
-                    })?;
-                    let settings = LoaderSettings {
-                        batch_size: count(self.config.global_train_batch_size),
-                        start: self.state.examples_seen_this_epoch,
-                        drop_last: true,
-                        ..LoaderSettings::default()
-                    };
-                    Loader::new(self.data.clone(), order, settings)?
-                }
-            };
-            if let Some(batch) = loader.insert(open).next() {
-                return Ok(Some(batch?));
-            }
-            *loader = None;
-            self.state.next_epoch();
-        }
-        Ok(None)
+    /// Whether the evaluations have not improved for too long.
+    fn has_given_up(&self) -> bool {
+        let worse = self.state.evaluation.map_or(0, |evaluation| evaluation.worse);
+        self.task.patience().is_some_and(|patience| worse >= patience)
     }
 
     /// Takes a training step with one batch. After an error, weights, state and gradients are unchanged, so that
@@ -309,7 +297,7 @@ impl<D: Disk> Trainer<D> {
     ///
     /// # Errors
     /// [`TrainError::NotFinite`], ids that the model has no rows for.
-    pub fn step(&mut self, batch: &Batch, batches_per_epoch: u64) -> Result<StepReport, TrainError> {
+    pub fn step(&mut self, batch: &T::Batch, batches_per_epoch: u64) -> Result<StepReport, TrainError> {
         let learned = self.learn(batch, batches_per_epoch);
         if learned.is_err() {
             // Micro-batches before the failed one have accumulated gradients.
@@ -318,26 +306,19 @@ impl<D: Disk> Trainer<D> {
         learned
     }
 
-    fn learn(&mut self, batch: &Batch, batches_per_epoch: u64) -> Result<StepReport, TrainError> {
+    fn learn(&mut self, batch: &T::Batch, batches_per_epoch: u64) -> Result<StepReport, TrainError> {
         let started = Instant::now();
         let config = &self.config;
-        let before = config.schedule_position(&self.state.progress(batches_per_epoch));
+        let (examples, tokens) = self.task.counts(config, batch);
         let mut state = self.state;
-        state.count_batch(config);
-        let at = state.progress(batches_per_epoch);
-        let mut report = StepReport {
-            step: state.step,
-            epoch: state.epoch,
-            tokens: batch.ids.len() as u64,
-            ..StepReport::default()
-        };
-        step::passes(config, &self.model, batch, &mut self.activations, &mut self.gradients, &mut report)?;
-        let step = Step {
-            number: state.step,
-            learning_rate: self.schedule.learning_rate(config.schedule_position(&at), config.schedule_end(&at)),
-            clip: self.schedule.clip(before),
-            record: config.records_metrics(state.step),
-        };
+        state.count(examples, tokens);
+        let mut report = StepReport { step: state.step, epoch: state.epoch, tokens, ..StepReport::default() };
+        let (learning_rate, clip) = self.task.rate(config, &self.state, &state, batches_per_epoch);
+        let (model, activations) = (unshared(&mut self.model), &mut self.activations);
+        let (gradients, state_after) = (&mut self.gradients, &mut state);
+        let pass = Pass { config, model, activations, gradients, state: state_after, report: &mut report };
+        self.task.learn(batch, pass)?;
+        let step = Step { number: state.step, learning_rate, clip, record: config.records_metrics(state.step) };
         let model = unshared(&mut self.model);
         step::update(&mut self.optimizer, model, &mut self.gradients, &step, &mut report)?;
         let least = state.min_train_loss.unwrap_or(f64::INFINITY);
@@ -349,19 +330,13 @@ impl<D: Disk> Trainer<D> {
 
     fn log(&mut self, report: &StepReport, on: &mut dyn FnMut(Event<'_>)) {
         self.speed.add(report);
-        let interval = self.config.wandb.as_ref().map_or(1, |wandb| wandb.log_interval);
-        let metrics = if report.step.is_multiple_of(interval) {
-            let (seen, parameters) = (self.state.tokens_seen, self.optimizer.metrics());
-            metrics::named(&self.config, report, seen, self.flops_per_token, &self.speed, parameters)
-        } else {
-            Vec::new()
-        };
+        let parameters = self.optimizer.metrics();
+        let metrics = self.task.metrics(&self.config, report, &self.state, &self.speed, parameters);
         on(Event::Step(report, &metrics));
     }
 
     fn save(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        let (saved, removed) =
-            self.folder.save(&self.config, &self.state, &self.model, &self.optimizer, &self.record)?;
+        let (saved, removed) = self.folder.save(&self.config, &self.state, &self.model, &self.optimizer, &self.task)?;
         self.last_saved = Some(saved.step);
         if let Some(path) = &saved.set_aside {
             on(Event::Notice(&format!("a damaged checkpoint of this step is now {}", path.display())));
@@ -370,13 +345,19 @@ impl<D: Disk> Trainer<D> {
         Ok(())
     }
 
-    /// Whether all evaluators came to their end.
-    fn evaluate(&self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
-        let (metrics, whole) = evaluation::evaluate(&self.evaluators, &self.model, interrupt)?;
-        if !metrics.is_empty() {
-            on(Event::Evaluated(self.state.step, &metrics));
+    /// Whether all evaluations came to their end.
+    fn evaluate(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
+        let found = self.task.evaluate(&self.config, unshared(&mut self.model), &self.state, interrupt)?;
+        if !found.metrics.is_empty() {
+            on(Event::Evaluated(self.state.step, &found.metrics));
         }
-        Ok(whole)
+        if let Some(loss) = found.loss.filter(|_| found.whole) {
+            let best = self.state.evaluated(loss);
+            if best && self.task.keeps_best() && saves(&self.config) && self.last_saved != Some(self.state.step) {
+                self.save(on)?;
+            }
+        }
+        Ok(found.whole)
     }
 
     /// Writes the samples of the present step; whether they came to their end.
@@ -390,6 +371,6 @@ impl<D: Disk> Trainer<D> {
 }
 
 /// The model, to be changed.
-fn unshared(model: &mut Arc<Model>) -> &mut Model {
+pub(crate) fn unshared(model: &mut Arc<Model>) -> &mut Model {
     Arc::get_mut(model).expect("the engine of the samples is dropped when they are written")
 }

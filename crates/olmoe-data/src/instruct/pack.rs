@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::conversation::Example;
 use super::error::InstructError;
 
 /// Into which of the sequences that have room a row goes, and what happens to rows that are longer than a sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Packing {
     /// The one that it fills best; the end of a longer row is left out (trl's `bfd`).

@@ -2,13 +2,20 @@
 
 use std::sync::OnceLock;
 
+use olmoe_tensor::gemm::Store;
 use olmoe_tensor::memory::Buffer;
+use olmoe_tensor::ops::add::scale;
+use olmoe_tensor::ops::embedding::{self, EmbeddingTable};
+use olmoe_tensor::ops::linear::{self, LinearInput, Weight};
 use olmoe_tensor::ops::low_rank::{LowRank, RowFactors, row_norms};
+use olmoe_tensor::tensor::Tensor;
 
 use super::error::ModelError;
+use super::gradients::Gradients;
 use super::weights::Weights;
 use crate::adapter::{Adapter, AdapterIds, add_adapters};
 use crate::config::ModelConfig;
+use crate::identity::ModulePart;
 use crate::modules::ParameterId;
 use crate::parameters::ParameterSpec;
 
@@ -104,8 +111,54 @@ impl Weights {
     pub(super) fn set_magnitudes(&mut self) {
         for at in 0..self.adapters.ids.len() {
             let Some(magnitude) = self.adapters.ids[at].magnitude else { continue };
-            let norms = Buffer::copy_of(self.norms(at));
+            let mut norms = Buffer::copy_of(self.norms(at));
+            norms.iter_mut().filter(|norm| norm.is_infinite()).for_each(|norm| *norm = 0.0);
             self.update(magnitude, |range, out| out.copy_from_slice(&norms[range]));
+        }
+    }
+}
+
+/// The adapter of the embedding: `h_t += s·B·a_t`, where `a_t` is the row of A of the token.
+pub(super) struct EmbeddingAdapter<'a> {
+    a: &'a Tensor,
+    b: Weight<'a>,
+    scale: f32,
+    ids: AdapterIds,
+}
+
+impl Weights {
+    /// The adapter of the embedding, if it has one and adapters are on. It is not an adapter of a head that is tied to it.
+    pub(super) fn embedding_adapter(&self) -> Option<EmbeddingAdapter<'_>> {
+        let set = &self.adapters;
+        let at = set.adapters.iter().position(|adapter| adapter.module.part == ModulePart::Embedding)?;
+        let ids = set.ids[at];
+        let a = self.value(ids.a).filter(|_| set.enabled)?;
+        Some(EmbeddingAdapter { a, b: self.weight(ids.b), scale: set.adapters[at].scale, ids })
+    }
+}
+
+impl EmbeddingAdapter<'_> {
+    /// `t = s·a [T, r]`
+    fn rows(&self, ids: &[u32]) -> Tensor {
+        let mut t = embedding::forward(EmbeddingTable::Numbers(self.a), ids);
+        scale(&mut t, self.scale);
+        t
+    }
+
+    pub(super) fn add(&self, ids: &[u32], h_td: &mut Tensor) {
+        LinearInput::new(&self.rows(ids)).add_to(self.b, h_td);
+    }
+
+    /// Accumulates the gradients.
+    pub(super) fn backward(&self, ids: &[u32], dh_td: &Tensor, gradients: &mut Gradients) {
+        if let Some(db) = gradients.get_mut(self.ids.b) {
+            linear::backward_weight(dh_td, &linear::pack_saved(&self.rows(ids), self.b.packed().operand()), db);
+        }
+        if let Some(da) = gradients.get_mut(self.ids.a) {
+            let mut u = Tensor::scratch(&[dh_td.rows(), self.a.cols()]);
+            linear::backward_input(dh_td, self.b, &mut u, Store::Overwrite);
+            scale(&mut u, self.scale);
+            embedding::backward(&u, ids, da);
         }
     }
 }

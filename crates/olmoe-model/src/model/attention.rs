@@ -1,19 +1,20 @@
 //! Self-attention: projections, clip, query and key norm, rotary embedding, attention, output projection.
 
-use olmoe_tensor::gemm::{Right, Store};
+use olmoe_tensor::gemm::Store;
 use olmoe_tensor::ops::attention;
-use olmoe_tensor::ops::linear::{self, LinearInput, pack_saved};
+use olmoe_tensor::ops::clip;
+use olmoe_tensor::ops::linear::pack_saved;
 use olmoe_tensor::ops::norm;
-use olmoe_tensor::ops::{add, clip};
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
 use super::kv_cache::{KvCache, heads};
+use super::linear;
 use super::residual::norm_backward;
 use super::weights::Weights;
 use crate::batch::Batch;
 use crate::config::ClipOrder;
-use crate::modules::{AttentionModule, Linear, NormModule};
+use crate::modules::{AttentionModule, NormModule};
 
 /// The norm of a projection: its input, and what it saved.
 struct Normed {
@@ -39,17 +40,6 @@ pub(super) struct SelfAttentionSaved {
     v: Tensor,
     o: Tensor,
     attention: attention::AttentionSaved,
-}
-
-/// Several projections of `x`, computed at once.
-fn project<const N: usize>(weights: &Weights, x: &Tensor, linears: [Linear; N]) -> [Tensor; N] {
-    let mut all = LinearInput::new(x).times_each(linears.map(|linear| weights.weight(linear.weight)));
-    for (y, linear) in all.iter_mut().zip(linears) {
-        if let Some(bias) = weights.optional(linear.bias) {
-            add::add_bias(y, bias);
-        }
-    }
-    all
 }
 
 /// The limit of the clip, if the model clips in this order.
@@ -78,7 +68,7 @@ fn clip_all(weights: &Weights, order: ClipOrder, [q, k, v]: [&mut Tensor; 3]) ->
 
 /// Queries, keys and values as attention reads them.
 fn qkv(weights: &Weights, module: &AttentionModule, x_td: &Tensor, batch: &Batch) -> ([Tensor; 3], Projected) {
-    let [mut q, mut k, mut v] = project(weights, x_td, [module.q, module.k, module.v]);
+    let [mut q, mut k, mut v] = linear::forward(weights, x_td, [module.q, module.k, module.v]);
     let before = clip_all(weights, ClipOrder::BeforeNorm, [&mut q, &mut k, &mut v]);
     let (mut q, q_norm) = normed(weights, module.q_norm, q);
     let (mut k, k_norm) = normed(weights, module.k_norm, k);
@@ -89,7 +79,7 @@ fn qkv(weights: &Weights, module: &AttentionModule, x_td: &Tensor, batch: &Batch
 }
 
 fn output(weights: &Weights, module: &AttentionModule, o_td: &Tensor) -> Tensor {
-    let [y_td] = project(weights, o_td, [module.o]);
+    let [y_td] = linear::forward(weights, o_td, [module.o]);
     y_td
 }
 
@@ -130,17 +120,6 @@ pub(super) fn forward_cached(
     output(weights, module, &o)
 }
 
-/// Accumulates the gradients of the trained parameters of one linear layer; `x` is its packed input, which is present
-/// if the weight is trained.
-fn linear_gradients(dy: &Tensor, x: Option<&Right>, linear: &Linear, gradients: &mut Gradients) {
-    if let (Some(x), Some(dw)) = (x, gradients.get_mut(linear.weight)) {
-        linear::backward_weight(dy, x, dw);
-    }
-    if let Some(dbias) = linear.bias.and_then(|bias| gradients.get_mut(bias)) {
-        add::bias_backward(dy, dbias);
-    }
-}
-
 /// Accumulates the gradients of the parameters; with `input`, returns the gradient of `x`.
 pub(super) fn backward(
     weights: &Weights,
@@ -155,21 +134,18 @@ pub(super) fn backward(
     let operand = weights.precision.operand();
     let SelfAttentionSaved { projected, q, k, v, o, attention } = saved;
     let Projected { q_norm, k_norm, clipped } = projected;
-    let read = gradients.wants_any([Some(module.o.weight)]).then(|| pack_saved(&o, operand));
-    linear_gradients(dy_td, read.as_ref(), &module.o, gradients);
-    drop(read);
     let projections = [module.q, module.k, module.v];
     let norm = |module: Option<NormModule>| module.map_or([None; 2], |norm| [norm.weight, norm.bias]);
-    if !input
-        && !gradients.wants_any(projections.map(|linear| Some(linear.weight)))
-        && !gradients.wants_any(projections.map(|linear| linear.bias))
-        && !gradients.wants_any(norm(module.q_norm))
-        && !gradients.wants_any(norm(module.k_norm))
-    {
-        return None;
-    }
-    let mut d_o = Tensor::scratch(o.shape());
-    linear::backward_input(dy_td, weights.weight(module.o.weight), &mut d_o, Store::Overwrite);
+    let below = input
+        || projections.into_iter().any(|linear| weights.trains(linear, gradients))
+        || gradients.wants_any(norm(module.q_norm))
+        || gradients.wants_any(norm(module.k_norm));
+    let mut d_o = below.then(|| Tensor::scratch(o.shape()));
+    let packed = gradients.wants_any([Some(module.o.weight)]).then(|| pack_saved(&o, operand));
+    let into = d_o.as_mut().map(|d_o| (d_o, Store::Overwrite));
+    linear::backward(weights, module.o, &o, packed.as_ref(), dy_td, into, gradients);
+    drop(packed);
+    let d_o = d_o?;
 
     let (heads, segments) = (heads(&weights.config), &batch.segments[..]);
     let hidden = batch.hidden.as_deref();
@@ -198,11 +174,9 @@ pub(super) fn backward(
     let x = trained.then(|| pack_saved(x_td, operand));
     let mut dx_td = input.then(|| Tensor::scratch(x_td.shape()));
     for (i, (d, linear)) in [&dq, &dk, &dv].into_iter().zip(projections).enumerate() {
-        linear_gradients(d, x.as_ref(), &linear, gradients);
-        if let Some(dx_td) = &mut dx_td {
-            let store = if i == 0 { Store::Overwrite } else { Store::Accumulate };
-            linear::backward_input(d, weights.weight(linear.weight), dx_td, store);
-        }
+        let store = if i == 0 { Store::Overwrite } else { Store::Accumulate };
+        let into = dx_td.as_mut().map(|dx_td| (dx_td, store));
+        linear::backward(weights, linear, x_td, x.as_ref(), d, into, gradients);
     }
     dx_td
 }

@@ -2,15 +2,16 @@
 
 use olmoe_tensor::gemm::{Operand, Store};
 use olmoe_tensor::memory::Buffer;
-use olmoe_tensor::ops::linear::{self, LinearInput, pack_saved};
+use olmoe_tensor::ops::linear::pack_saved;
 use olmoe_tensor::ops::router::{self, Assignment, DROPPED};
 use olmoe_tensor::ops::{add, mlp};
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
+use super::linear::{self, low_rank_gradients};
 use super::weights::Weights;
 use crate::config::Moe;
-use crate::modules::{FeedForwardModule, MlpModule, MoeModule, ParameterId};
+use crate::modules::{FeedForwardModule, Linear, MlpModule, MoeModule, ParameterId};
 use crate::routing::LayerRouting;
 
 /// What the backward pass needs in addition to the input and the routing.
@@ -68,7 +69,7 @@ pub(super) fn forward(
                     router::assign(&known.routing, capacity)
                 }
                 Routed::New(record) => {
-                    let logits_te = LinearInput::new(x_td).times(weights.weight(module.router));
+                    let [logits_te] = linear::forward(weights, x_td, [router(module)]);
                     let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
                     let assignment = router::assign(&routing, capacity);
                     record.push(LayerRouting { layer, routing, load_e: assignment.load_e.clone() });
@@ -111,11 +112,22 @@ fn mlp_forward(
     (mlp::combine(out_sd, assignment), saved)
 }
 
-/// The parameters of an MLP: gate, up and down projection, then their biases.
-fn parameters(module: &MlpModule) -> [Option<ParameterId>; 6] {
-    let MlpModule { gate, up, down, .. } = module;
-    let gate_bias = gate.and_then(|linear| linear.bias);
-    [gate.map(|linear| linear.weight), Some(up.weight), Some(down.weight), gate_bias, up.bias, down.bias]
+/// The router as a linear layer.
+fn router(module: &MoeModule) -> Linear {
+    Linear { weight: module.router, bias: None }
+}
+
+/// The parameters of an MLP: of the gate, up and down projection the weight, the bias, A, B and the magnitude.
+fn parameters(weights: &Weights, module: &MlpModule) -> [Option<ParameterId>; 15] {
+    let of = |linear: Option<Linear>| {
+        let [a, b, magnitude] = linear.map_or([None; 3], |linear| weights.adapter_parameters(linear.weight));
+        [linear.map(|linear| linear.weight), linear.and_then(|linear| linear.bias), a, b, magnitude]
+    };
+    let mut all = [None; 15];
+    for (into, linear) in all.chunks_exact_mut(5).zip([module.gate, Some(module.up), Some(module.down)]) {
+        into.copy_from_slice(&of(linear));
+    }
+    all
 }
 
 /// Accumulates the gradients of the parameters; returns the gradients of `x`, with `input`, and of the weights of the
@@ -131,9 +143,23 @@ fn mlp_backward(
     gradients: &mut Gradients,
 ) -> (Option<Tensor>, Buffer<f32>) {
     let saved = saved.expect("a backward pass follows a forward pass that keeps something");
-    let [gate, up, down, gate_bias, up_bias, down_bias] = gradients.several(parameters(module));
-    let biases = mlp::Biases { gate: gate_bias, up: up_bias, down: down_bias };
-    let into = mlp::MlpGradients { gate, up, down, biases };
+    #[rustfmt::skip]
+    let [
+        gate, gate_bias, gate_a, gate_b, gate_m,
+        up, up_bias, up_a, up_b, up_m,
+        down, down_bias, down_a, down_b, down_m,
+    ] = gradients.several(parameters(weights, module));
+    let into = mlp::MlpGradients {
+        gate,
+        up,
+        down,
+        biases: mlp::PerMatrix { gate: gate_bias, up: up_bias, down: down_bias },
+        adapters: mlp::PerMatrix {
+            gate: Some(low_rank_gradients([gate_a, gate_b, gate_m])),
+            up: Some(low_rank_gradients([up_a, up_b, up_m])),
+            down: Some(low_rank_gradients([down_a, down_b, down_m])),
+        },
+    };
     let output = mlp::combine_backward(dy_td, assignment);
     let slots = mlp::dispatch(x_td, assignment);
     let (dx_sd, dweight_s) = mlp::experts_backward(slots, &weights.mlp(module), saved, output, into, input);
@@ -156,15 +182,15 @@ pub(super) fn backward(
     let mlp = saved.mlp.as_ref();
     match (module, saved.assignment) {
         (FeedForwardModule::Dense(module), _) => {
-            let wanted = input || gradients.wants_any(parameters(module));
+            let wanted = input || gradients.wants_any(parameters(weights, module));
             wanted.then(|| mlp_backward(weights, module, x_td, dense, mlp, dy_td, input, gradients).0).flatten()
         }
         (FeedForwardModule::Moe(module), Some(assignment)) => {
             if let Some(dbias) = module.bias.and_then(|bias| gradients.get_mut(bias)) {
                 add::bias_backward(dy_td, dbias);
             }
-            let routed = input || gradients.wants_any([Some(module.router)]);
-            if !routed && !gradients.wants_any(parameters(&module.experts)) {
+            let routed = input || weights.trains(router(module), gradients);
+            if !routed && !gradients.wants_any(parameters(weights, &module.experts)) {
                 shared_backward(weights, module, x_td, dense, &saved.shared_expert, dy_td, None, gradients);
                 return None;
             }
@@ -174,13 +200,9 @@ pub(super) fn backward(
             if routed {
                 let known = known.expect("a forward pass records the routing of every mixture-of-experts layer");
                 let dlogits_te = router_backward(weights, known, &assignment, &dweight_s, auxiliary);
-                if let Some(dw) = gradients.get_mut(module.router) {
-                    linear::backward_weight(&dlogits_te, &pack_saved(x_td, Operand::F32), dw);
-                }
-                if let Some(dx_td) = &mut dx_td {
-                    let router = weights.weight(module.router);
-                    linear::backward_input(&dlogits_te, router, dx_td, Store::Accumulate);
-                }
+                let packed = gradients.wants_any([Some(module.router)]).then(|| pack_saved(x_td, Operand::F32));
+                let into = dx_td.as_mut().map(|dx_td| (dx_td, Store::Accumulate));
+                linear::backward(weights, router(module), x_td, packed.as_ref(), &dlogits_te, into, gradients);
             }
             dx_td
         }
@@ -200,7 +222,7 @@ fn shared_backward(
     gradients: &mut Gradients,
 ) {
     let Some(shared) = &module.shared_expert else { return };
-    if dx_td.is_none() && !gradients.wants_any(parameters(shared)) {
+    if dx_td.is_none() && !gradients.wants_any(parameters(weights, shared)) {
         return;
     }
     let input = dx_td.is_some();

@@ -278,12 +278,22 @@ impl Weights {
                 config::Activation::Gelu => activation::Nonlinearity::Gelu,
                 config::Activation::Relu => activation::Nonlinearity::Relu,
             },
-            biases: mlp::Biases { gate: bias(module.gate), up: bias(Some(module.up)), down: bias(Some(module.down)) },
+            biases: mlp::PerMatrix { gate: bias(module.gate), up: bias(Some(module.up)), down: bias(Some(module.down)) },
+            adapters: mlp::PerMatrix {
+                gate: module.gate.and_then(|gate| self.low_rank(gate.weight)),
+                up: self.low_rank(module.up.weight),
+                down: self.low_rank(module.down.weight),
+            },
         }
     }
 
     pub(super) fn head(&self, head: &Linear) -> Head<'_> {
         let scale = if self.config.scale_logits { (self.config.d_model as f32).sqrt().recip() } else { 1.0 };
-        Head { weight: self.weight(head.weight), bias: self.optional(head.bias), scale }
+        Head {
+            weight: self.weight(head.weight),
+            bias: self.optional(head.bias),
+            scale,
+            adapter: self.low_rank(head.weight).filter(|_| !self.config.tie_embeddings),
+        }
     }
 }

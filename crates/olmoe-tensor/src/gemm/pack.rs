@@ -41,7 +41,7 @@ impl<'a> Source<'a> {
 
     /// Numbers `range` of row `i`.
     #[inline(always)]
-    fn row(&self, i: usize, range: Range<usize>) -> &'a [f32] {
+    pub(crate) fn row(&self, i: usize, range: Range<usize>) -> &'a [f32] {
         let i = self.index.map_or(i, |index| index[i] as usize);
         &self.data[i * self.stride..][range]
     }

@@ -12,6 +12,8 @@
 //! = dl·W` and of `dW += dlᵀ·x`, and multiplies at once. So the logits are written and read once, and their gradient
 //! stays in the cache.
 
+mod statistics;
+
 use std::ops::Range;
 
 use crate::elementary::{exp as exp64, ln};
@@ -22,11 +24,14 @@ use crate::gemm::{
 use crate::memory::Buffer;
 use crate::ops::add::{add_assign, scale};
 use crate::ops::lanes::lanes;
-use crate::ops::linear::{Weight, pack_input, pack_saved};
+use crate::ops::linear::{Weight, backward_input, backward_weight, pack_input, pack_saved};
+use crate::ops::low_rank::{LowRank, LowRankGradients};
 use crate::quant::product::{QuantizedInput, product};
 use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
+
+pub use statistics::TokenStatistics;
 
 /// The target of a token that has none: its log-probability is 0 and it adds no gradient.
 pub const IGNORE: u32 = u32::MAX;
@@ -64,6 +69,8 @@ pub struct Head<'a> {
     pub bias: Option<&'a [f32]>,
     /// The constant `c`: 1, or 1/√D where the model scales its logits.
     pub scale: f32,
+    /// An adapter of the weight, without DoRA.
+    pub adapter: Option<LowRank<'a>>,
 }
 
 /// The results of the forward pass for each token.
@@ -73,6 +80,8 @@ pub struct LogProbs {
     pub logp_t: Buffer<f32>,
     /// `log Σ_v exp l_tv`, `[T]`; 0 where there is no target.
     pub lse_t: Buffer<f32>,
+    /// What else is known of the distributions, where it was asked for.
+    pub statistics: Option<TokenStatistics>,
 }
 
 /// The gradients of the objective by the log-probabilities, and where the gradients of the head are accumulated.
@@ -85,6 +94,10 @@ pub struct HeadGradients<'a> {
     pub dweight: Option<&'a mut [f32]>,
     /// `[V]`, accumulated; `None` for a head that is frozen or has no bias.
     pub dbias: Option<&'a mut [f32]>,
+    /// Of the adapter, accumulated.
+    pub adapter: LowRankGradients<'a>,
+    /// Whether [`LogProbs::statistics`] are computed.
+    pub statistics: bool,
     /// Whether the gradient of `x` is computed.
     pub input: bool,
 }
@@ -98,16 +111,17 @@ impl Head<'_> {
 /// All logits `[T, V]`: for generation, and for tests.
 pub fn logits(x_td: &Tensor, head: Head<'_>) -> Tensor {
     let mut logits_tv = Tensor::scratch(&[x_td.rows(), head.words()]);
-    forward_pieces(x_td, head, &mut logits_tv, false);
+    let adapted = head.adapter.map(|adapter| adapter.inner(x_td));
+    forward_pieces(x_td, head, adapted.as_ref(), &mut logits_tv, false);
     logits_tv
 }
 
-/// Log-probabilities of `targets [T]` without gradients.
-pub fn forward(x_td: &Tensor, head: Head<'_>, targets: &[u32]) -> LogProbs {
+/// Log-probabilities of `targets [T]` without gradients; with `statistics`, also [`LogProbs::statistics`].
+pub fn forward(x_td: &Tensor, head: Head<'_>, targets: &[u32], statistics: bool) -> LogProbs {
     assert_eq!(targets.len(), x_td.rows(), "a target a token");
     let rows = selected(targets, |t| targets[t] != IGNORE);
-    let found = forward_at(x_td, &rows, head, &gather(targets, &rows));
-    scatter(&found, &rows, targets)
+    let found = run(x_td, &rows, head, &gather(targets, &rows), None, statistics).0;
+    scatter(found, &rows, targets)
 }
 
 /// Log-probabilities of `targets [R]` after the tokens `rows [R]` of `x`, without gradients. Nothing is computed for
@@ -116,7 +130,7 @@ pub fn forward(x_td: &Tensor, head: Head<'_>, targets: &[u32]) -> LogProbs {
 /// # Panics
 /// When a row is not below T, a target is not below V, or `rows` and `targets` differ in length.
 pub fn forward_at(x_td: &Tensor, rows: &[u32], head: Head<'_>, targets: &[u32]) -> LogProbs {
-    run(x_td, rows, head, targets, None).0
+    run(x_td, rows, head, targets, None, false).0
 }
 
 /// Log-probabilities of `targets [T]` and, in the same pass, the gradients; returns `dx [T, D]` if `into.input` is set.
@@ -132,8 +146,9 @@ pub fn forward_backward(
     let rows = selected(targets, |t| targets[t] != IGNORE || targets.get(t ^ 1).is_some_and(|other| *other != IGNORE));
     let dlogp_r = gather(gradients.dlogp_t, &rows);
     let own = HeadGradients { dlogp_t: &dlogp_r, ..gradients };
-    let (found, dx_td) = run(x_td, &rows, head, &gather(targets, &rows), Some(own));
-    (scatter(&found, &rows, targets), dx_td)
+    let statistics = own.statistics;
+    let (found, dx_td) = run(x_td, &rows, head, &gather(targets, &rows), Some(own), statistics);
+    (scatter(found, &rows, targets), dx_td)
 }
 
 /// The tokens that take part.
@@ -155,14 +170,21 @@ fn gather<T: bytemuck::Pod>(all: &[T], rows: &[u32]) -> Buffer<T> {
 }
 
 /// Scatters the results of some tokens to their places among all tokens.
-fn scatter(found: &LogProbs, rows: &[u32], targets: &[u32]) -> LogProbs {
-    let mut all = LogProbs { logp_t: Buffer::zeroed(targets.len()), lse_t: Buffer::zeroed(targets.len()) };
-    for (i, t) in rows.iter().map(|row| *row as usize).enumerate() {
-        if targets[t] != IGNORE {
-            (all.logp_t[t], all.lse_t[t]) = (found.logp_t[i], found.lse_t[i]);
+fn scatter(found: LogProbs, rows: &[u32], targets: &[u32]) -> LogProbs {
+    let scattered = |own: &Buffer<f32>| {
+        let mut all = Buffer::zeroed(targets.len());
+        for (x, t) in own.iter().zip(rows.iter().map(|row| *row as usize)) {
+            if targets[t] != IGNORE {
+                all[t] = *x;
+            }
         }
+        all
+    };
+    LogProbs {
+        logp_t: scattered(&found.logp_t),
+        lse_t: scattered(&found.lse_t),
+        statistics: found.statistics.map(|own| own.map(scattered)),
     }
-    all
 }
 
 /// The pass over some rows of `x`, each with a target, a result and a gradient by its log-probability; `dx` has one row
@@ -173,12 +195,17 @@ fn run(
     head: Head<'_>,
     targets: &[u32],
     mut gradients: Option<HeadGradients<'_>>,
+    statistics: bool,
 ) -> (LogProbs, Option<Tensor>) {
     let (tokens, d, v) = (rows.len(), x_td.cols(), head.words());
     assert_eq!(targets.len(), tokens, "a target a token");
     let bad = targets.iter().find(|target| **target != IGNORE && **target as usize >= v);
     assert!(bad.is_none(), "target {bad:?} of {v} words");
-    let mut out = LogProbs { logp_t: Buffer::scratch(tokens), lse_t: Buffer::scratch(tokens) };
+    let mut out = LogProbs {
+        logp_t: Buffer::scratch(tokens),
+        lse_t: Buffer::scratch(tokens),
+        statistics: statistics.then(|| TokenStatistics::scratch(tokens)),
+    };
     let wanted = gradients.as_ref().is_some_and(|gradients| gradients.input);
     let mut dx_td = wanted.then(|| match tokens == x_td.rows() {
         true => Tensor::scratch(x_td.shape()),
@@ -194,14 +221,17 @@ fn run(
         let mut x = Tensor::scratch(&[rows.len(), d]);
         rows.iter().enumerate().for_each(|(i, row)| x.row_mut(i).copy_from_slice(x_td.row(*row as usize)));
         let logits = &mut logits[..rows.len() * v];
-        let pieces = forward_pieces(&x, head, logits, true);
+        let t = head.adapter.map(|adapter| adapter.inner(&x));
+        let pieces = forward_pieces(&x, head, t.as_ref(), logits, true);
         let targets = &targets[some.clone()];
         finish(&pieces, logits, v, targets, &mut out.logp_t[some.clone()], &mut out.lse_t[some.clone()]);
+        if let Some(statistics) = &mut out.statistics {
+            statistics.fill(some.clone(), logits, v, targets, &out.lse_t[some.clone()]);
+        }
         if let Some(gradients) = &mut gradients {
             let (lse, dlogp) = (&out.lse_t[some.clone()], &gradients.dlogp_t[some]);
-            let chunk = Chunk { logits, x: &x, head, rows, targets, lse, dlogp, z: gradients.z };
-            let (dweight, dbias) = (gradients.dweight.as_deref_mut(), gradients.dbias.as_deref_mut());
-            chunk.backward(dweight, dbias, dx_td.as_mut());
+            let chunk = Chunk { logits, x: &x, head, t: t.as_ref(), rows, targets, lse, dlogp, z: gradients.z };
+            chunk.backward(gradients, dx_td.as_mut());
         }
     }
     (out, dx_td)
@@ -214,7 +244,15 @@ struct PieceStatistics {
 }
 
 /// Logits `[T, V]` and, with `statistics`, those of their pieces.
-fn forward_pieces(x_td: &Tensor, head: Head<'_>, logits: &mut [f32], statistics: bool) -> PieceStatistics {
+///
+/// `t` is `s·A·x [T, r]` of the adapter.
+fn forward_pieces(
+    x_td: &Tensor,
+    head: Head<'_>,
+    t: Option<&Tensor>,
+    logits: &mut [f32],
+    statistics: bool,
+) -> PieceStatistics {
     let (tokens, v) = (x_td.rows(), head.words());
     let packed = match head.weight {
         Weight::Packed(weight) => Some((pack_input(x_td, weight.operand()), weight.forward().group(0))),
@@ -223,6 +261,7 @@ fn forward_pieces(x_td: &Tensor, head: Head<'_>, logits: &mut [f32], statistics:
             None
         }
     };
+    let adapter = head.adapter.zip(t).map(|(adapter, t)| (pack_input(t, adapter.b.operand()), adapter.b.forward().group(0)));
     let panels = panel_count(tokens);
     let (token_pieces, word_pieces) = (tokens.div_ceil(PIECE_TOKENS), v.div_ceil(PIECE_WORDS));
     let room = || Tensor::scratch(&[if statistics { tokens } else { 0 }, word_pieces]);
@@ -237,10 +276,11 @@ fn forward_pieces(x_td: &Tensor, head: Head<'_>, logits: &mut [f32], statistics:
         let words = j * PIECE_WORDS..((j + 1) * PIECE_WORDS).min(v);
         // SAFETY: each task writes another piece.
         unsafe {
-            if let Some((left, right)) = &packed {
+            let products = packed.iter().map(|factors| (factors, Store::Overwrite));
+            for ((left, right), store) in products.chain(adapter.iter().map(|factors| (factors, Store::Accumulate))) {
                 let c = logits.range(0..tokens * v).as_mut_ptr();
                 let columns = j * PIECE_PANELS..words.end.div_ceil(PANEL_COLS);
-                block(left.panels(), own, *right, columns, c, v, Store::Overwrite);
+                block(left.panels(), own.clone(), *right, columns, c, v, store);
             }
             for t in rows {
                 let row = logits.range(t * v + words.start..t * v + words.end);
@@ -311,6 +351,8 @@ struct Chunk<'a> {
     logits: &'a [f32],
     x: &'a Tensor,
     head: Head<'a>,
+    /// `s·A·x [T, r]` of the adapter.
+    t: Option<&'a Tensor>,
     /// The rows of `dx` of these tokens.
     rows: &'a [u32],
     targets: &'a [u32],
@@ -325,24 +367,45 @@ struct Outputs<'a> {
     dx: Option<Shared<'a, f32>>,
     dweight: Option<Shared<'a, f32>>,
     dbias: Option<Shared<'a, f32>>,
+    /// `dl·B`, `[slabs, T, r]`
+    dt: Option<Shared<'a, f32>>,
+    /// Gradient of B.
+    db: Option<Shared<'a, f32>>,
+}
+
+/// The factors of the gradients of the weight, and of B of the adapter.
+#[derive(Clone, Copy)]
+struct WordFactors<'a> {
+    x: Option<&'a Right>,
+    t: Option<&'a Right>,
 }
 
 impl Chunk<'_> {
-    fn backward(&self, dweight: Option<&mut [f32]>, dbias: Option<&mut [f32]>, dx_td: Option<&mut Tensor>) {
-        if dweight.is_none() && dbias.is_none() && dx_td.is_none() {
+    fn backward(&self, gradients: &mut HeadGradients<'_>, mut dx_td: Option<&mut Tensor>) {
+        let HeadGradients { dweight, dbias, adapter: into, .. } = gradients;
+        let (dweight, dbias) = (dweight.as_deref_mut(), dbias.as_deref_mut());
+        if dweight.is_none() && dbias.is_none() && dx_td.is_none() && into.is_empty() {
             return;
         }
         let (tokens, d, v) = (self.targets.len(), self.x.cols(), self.head.words());
-        let x = dweight.is_some().then(|| pack_saved(self.x, self.head.weight.operand()));
+        let operand = self.head.weight.operand();
+        let x = dweight.is_some().then(|| pack_saved(self.x, operand));
+        let adapter = self.head.adapter;
+        let t = self.t.filter(|_| into.b.is_some()).map(|t| pack_saved(t, operand));
         let size = block_size(d);
         let blocks = v.div_ceil(size);
         let slabs = SLABS.min(blocks);
         let mut partial = dx_td.is_some().then(|| Tensor::scratch(&[slabs, tokens, d]));
+        let inner = adapter.filter(|_| dx_td.is_some() || into.a.is_some());
+        let mut partial_t = inner.map(|adapter| Tensor::scratch(&[slabs, tokens, adapter.rank()]));
         let outputs = Outputs {
             dx: partial.as_deref_mut().map(Shared::new),
             dweight: dweight.map(Shared::new),
             dbias: dbias.map(Shared::new),
+            dt: partial_t.as_deref_mut().map(Shared::new),
+            db: into.b.as_deref_mut().map(Shared::new),
         };
+        let factors = WordFactors { x: x.as_ref(), t: t.as_ref() };
         parallel(slabs, |slab| {
             let own = blocks * slab / slabs..blocks * (slab + 1) / slabs;
             for (i, j) in own.enumerate() {
@@ -351,12 +414,26 @@ impl Chunk<'_> {
                 for start in (0..tokens).step_by(size) {
                     let rows = start..(start + size).min(tokens);
                     // SAFETY: each slab has words and a `dx` of its own.
-                    unsafe { self.block_backward(rows, words.clone(), slab, store, x.as_ref(), &outputs) }
+                    unsafe { self.block_backward(rows, words.clone(), slab, store, factors, &outputs) }
                 }
             }
         });
-        if let (Some(partial), Some(dx_td)) = (&partial, dx_td) {
+        if let (Some(partial), Some(dx_td)) = (&partial, dx_td.as_deref_mut()) {
             sum_slabs(partial, self.rows, dx_td);
+        }
+        if let (Some(adapter), Some(partial)) = (adapter, &partial_t) {
+            let mut u = Tensor::scratch(&[tokens, adapter.rank()]);
+            let all: Buffer<u32> = selected(self.targets, |_| true);
+            sum_slabs(partial, &all, &mut u);
+            scale(&mut u, adapter.scale);
+            if let Some(da) = into.a.as_deref_mut() {
+                backward_weight(&u, &pack_saved(self.x, operand), da);
+            }
+            if let Some(dx_td) = dx_td {
+                let mut own = Tensor::scratch(&[tokens, d]);
+                backward_input(&u, Weight::Packed(adapter.a), &mut own, Store::Overwrite);
+                self.rows.iter().enumerate().for_each(|(i, row)| add_assign(dx_td.row_mut(*row as usize), own.row(i)));
+            }
         }
     }
 
@@ -370,13 +447,15 @@ impl Chunk<'_> {
         words: Range<usize>,
         slab: usize,
         store: Store,
-        x: Option<&Right>,
+        factors: WordFactors<'_>,
         outputs: &Outputs,
     ) {
         let (tokens, d, v, operand) =
             (self.targets.len(), self.x.cols(), self.head.words(), self.head.weight.operand());
-        let mut by_token = outputs.dx.as_ref().map(|_| Left::scratch(rows.len(), words.len(), operand));
-        let mut by_word = x.map(|_| Left::scratch(words.len(), rows.len(), operand));
+        let (tokenwise, wordwise) =
+            (outputs.dx.is_some() || outputs.dt.is_some(), factors.x.is_some() || factors.t.is_some());
+        let mut by_token = tokenwise.then(|| Left::scratch(rows.len(), words.len(), operand));
+        let mut by_word = wordwise.then(|| Left::scratch(words.len(), rows.len(), operand));
         let mut band = Buffer::<f32>::scratch(BAND_TOKENS.min(rows.len()) * words.len());
         let panels = panel_count(rows.len());
         let panels_in_band = BAND_TOKENS / PANEL_ROWS;
@@ -413,10 +492,20 @@ impl Chunk<'_> {
             let dx = unsafe { dx.range(from..from + rows.len() * d) };
             self.head.weight.backward_here(by_token.panels(), 0, words.clone(), dx, store);
         }
-        if let (Some(by_word), Some(x), Some(dweight)) = (&by_word, x, &outputs.dweight) {
+        if let (Some(by_token), Some(dt), Some(adapter)) = (&by_token, &outputs.dt, self.head.adapter) {
+            let r = adapter.rank();
+            let from = (slab * tokens + rows.start) * r;
             // SAFETY: by the caller's promise.
-            let dweight = unsafe { dweight.range(words.start * d..words.end * d) };
-            gemm_here(by_word.panels(), x.group(0).section(rows), dweight, Store::Accumulate);
+            let dt = unsafe { dt.range(from..from + rows.len() * r) };
+            Weight::Packed(adapter.b).backward_here(by_token.panels(), 0, words.clone(), dt, store);
+        }
+        for (right, dweight) in [(factors.x, &outputs.dweight), (factors.t, &outputs.db)] {
+            if let (Some(by_word), Some(right), Some(dweight)) = (&by_word, right, dweight) {
+                let columns = right.rows();
+                // SAFETY: by the caller's promise.
+                let dweight = unsafe { dweight.range(words.start * columns..words.end * columns) };
+                gemm_here(by_word.panels(), right.group(0).section(rows.clone()), dweight, Store::Accumulate);
+            }
         }
     }
 
@@ -466,223 +555,4 @@ fn sum_slabs(partial: &Tensor, rows: &[u32], dx_td: &mut Tensor) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gemm::Operand;
-    use crate::ops::linear::PackedWeight;
-    use crate::quant::product::QuantizedWeight;
-    use crate::quant::{BlockFormat, dequantize, quantize};
-    use crate::testing::{finite_differences, numbers, on_every_isa, relative_error, wide};
-
-    /// `Σ_t g_t·logp_t + z/2·lse_t²` over the tokens that have a target.
-    fn naive(x: &[f64], w: &[f64], b: &[f64], c: f64, targets: &[u32], g: &[f64], z: f64) -> f64 {
-        let (v, d) = (b.len(), w.len() / b.len());
-        let mut loss = 0.0;
-        for (t, target) in targets.iter().enumerate().filter(|(_, target)| **target != IGNORE) {
-            let l: Vec<f64> =
-                (0..v).map(|i| c * (b[i] + (0..d).map(|j| x[t * d + j] * w[i * d + j]).sum::<f64>())).collect();
-            let lse = l.iter().map(|x| x.exp()).sum::<f64>().ln();
-            loss += g[t] * (l[*target as usize] - lse) + z / 2.0 * lse * lse;
-        }
-        loss
-    }
-
-    #[test]
-    fn gradients_match_finite_differences() {
-        for (t, d, v, c) in [(1, 1, 2, 1.0), (5, 6, 37, 0.5), (61, 4, 33, 1.0)] {
-            let (x, w, b) = (numbers(1, t * d), numbers(2, v * d), numbers(3, v));
-            let g = numbers(4, t);
-            let z = 0.2f32;
-            let mut targets: Vec<u32> = (0..t).map(|i| (i * 7 % v) as u32).collect();
-            if t > 3 {
-                targets[2] = IGNORE;
-            }
-            let got = on_every_isa(|| {
-                let mut weight = PackedWeight::new(1, v, d, Operand::F32, true);
-                weight.pack(&w);
-                let head = Head { weight: Weight::Packed(&weight), bias: Some(&b), scale: c };
-                let (mut dw, mut db) = (vec![0.0; v * d], vec![0.0; v]);
-                let x = Tensor::new(&x, &[t, d]);
-                let gradients =
-                    HeadGradients { dlogp_t: &g, z, dweight: Some(&mut dw), dbias: Some(&mut db), input: true };
-                let (log_probs, dx) = forward_backward(&x, head, &targets, gradients);
-                assert_eq!(forward(&x, head, &targets).logp_t[..], log_probs.logp_t[..]);
-                let dx = dx.expect("asked for");
-                [&log_probs.logp_t[..], &dx[..], &dw, &db].concat()
-            });
-            let (x, w, b, g) = (wide(&x), wide(&w), wide(&b), wide(&g));
-            let (c, z) = (f64::from(c), f64::from(z));
-            let loss = |x: &[f64], w: &[f64], b: &[f64]| naive(x, w, b, c, &targets, &g, z);
-            for (at, target) in targets.iter().enumerate() {
-                let one = |i| if i == at { 1.0 } else { 0.0 };
-                let only: Vec<f64> = (0..t).map(one).collect();
-                let expected = naive(&x, &w, &b, c, &targets, &only, 0.0);
-                assert!((f64::from(got[at]) - expected).abs() < 2e-6 * expected.abs().max(1.0), "token {at} {target}");
-            }
-            let mut rest = &got[t..];
-            for (what, expected) in [
-                ("dx", finite_differences(&x, |x| loss(x, &w, &b))),
-                ("dW", finite_differences(&w, |w| loss(&x, w, &b))),
-                ("db", finite_differences(&b, |b| loss(&x, &w, b))),
-            ] {
-                let error = relative_error(&rest[..expected.len()], &expected);
-                assert!(error < 1e-6, "{what} of {t} tokens, {v} words: {error}");
-                rest = &rest[expected.len()..];
-            }
-        }
-    }
-
-    #[test]
-    fn chunks_and_batches_do_not_show() {
-        // More than one chunk.
-        let (t, d, v) = (260, 2, 150_001);
-        assert!(t * v * 4 > CHUNK_BYTES);
-        for operand in [Operand::F32, Operand::Bf16] {
-            let (x, w) = (numbers(1, t * d), numbers(2, v * d));
-            let targets: Vec<u32> = (0..t).map(|i| (i * 997 % v) as u32).collect();
-            let mut weight = PackedWeight::new(1, v, d, operand, true);
-            weight.pack(&w);
-            let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0 };
-            let g = vec![-0.01; t];
-            let run = |range: Range<usize>| {
-                let mut dw = vec![0.0; v * d];
-                let x = Tensor::new(&x[range.start * d..range.end * d], &[range.len(), d]);
-                let gradients = HeadGradients {
-                    dlogp_t: &g[range.clone()],
-                    z: 0.0,
-                    dweight: Some(&mut dw),
-                    dbias: None,
-                    input: true,
-                };
-                let (log_probs, dx) = forward_backward(&x, head, &targets[range], gradients);
-                (log_probs.logp_t.to_vec(), dx.expect("asked for").to_vec(), dw)
-            };
-            let (logp, dx, dw) = run(0..t);
-            for range in [0..1, 7..40, 150..260] {
-                let (some_logp, some_dx, _) = run(range.clone());
-                assert_eq!(some_logp, logp[range.clone()]);
-                assert_eq!(some_dx, dx[range.start * d..range.end * d]);
-            }
-            // Σ_v dW_vd = Σ_t x_td·Σ_v dl_tv = 0, since the gradients of a row's logits sum to zero.
-            let sum: f64 = dw.iter().map(|x| f64::from(*x)).sum();
-            let size: f64 = dw.iter().map(|x| f64::from(x.abs())).sum();
-            assert!(sum.abs() < 2e-3 * size, "{sum} of {size}");
-        }
-    }
-
-    #[test]
-    fn a_wide_model_and_several_blocks_match_the_formula() {
-        let (t, d, v) = (470, 516, 910);
-        assert!(d > 512 && t > block_size(d) && v > 2 * block_size(d));
-        let (x, w) = (numbers(1, t * d), numbers(2, v * d));
-        let (x, w): (Vec<f32>, Vec<f32>) = (x.iter().map(|x| x / 8.0).collect(), w.iter().map(|w| w / 8.0).collect());
-        let targets: Vec<u32> = (0..t).map(|i| (i * 31 % v) as u32).collect();
-        let g = numbers(3, t);
-        let mut weight = PackedWeight::new(1, v, d, Operand::F32, true);
-        weight.pack(&w);
-        let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0 };
-        let mut dw = vec![0.0; v * d];
-        let gradients = HeadGradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, input: true };
-        let (_, dx) = forward_backward(&Tensor::new(&x, &[t, d]), head, &targets, gradients);
-        let dx = dx.expect("asked for");
-        let (x, w) = (wide(&x), wide(&w));
-        let (mut expected_dx, mut expected_dw) = (vec![0.0; t * d], vec![0.0; v * d]);
-        for t in 0..t {
-            let x = &x[t * d..(t + 1) * d];
-            let l: Vec<f64> = w.chunks_exact(d).map(|w| w.iter().zip(x).map(|(a, b)| a * b).sum()).collect();
-            let sum: f64 = l.iter().map(|l| l.exp()).sum();
-            for (i, l) in l.iter().enumerate() {
-                let hit = f64::from(u8::from(targets[t] as usize == i));
-                let dl = f64::from(g[t]) * (hit - l.exp() / sum);
-                for j in 0..d {
-                    expected_dx[t * d + j] += dl * w[i * d + j];
-                    expected_dw[i * d + j] += dl * x[j];
-                }
-            }
-        }
-        assert!(relative_error(&dx, &expected_dx) < 1e-6);
-        assert!(relative_error(&dw, &expected_dw) < 1e-6);
-    }
-
-    /// In fine-tuning on instructions or on questions, most tokens have no target.
-    #[test]
-    fn ignored_tokens_leave_no_trace() {
-        let (t, d, v) = (61, 40, 230);
-        let (x, w, b, g) = (numbers(1, t * d), numbers(2, v * d), numbers(3, v), numbers(4, t));
-        let x = Tensor::new(&x, &[t, d]);
-        let target = |i: usize| if i % 7 < 3 || i > 40 && i != 60 { IGNORE } else { (i * 5 % v) as u32 };
-        let targets: Vec<u32> = (0..t).map(target).collect();
-        for operand in [Operand::F32, Operand::Bf16] {
-            let mut weight = PackedWeight::new(1, v, d, operand, true);
-            weight.pack(&w);
-            let head = Head { weight: Weight::Packed(&weight), bias: Some(&b), scale: 0.5 };
-            // With a target and without a gradient by it, a token takes part and adds zeros.
-            let all: Vec<u32> = targets.iter().map(|t| if *t == IGNORE { 0 } else { *t }).collect();
-            let zeroed: Vec<f32> = targets.iter().zip(&g).map(|(t, g)| if *t == IGNORE { 0.0 } else { *g }).collect();
-            let run = |targets: &[u32], g: &[f32]| {
-                let (mut dw, mut db) = (vec![0.0; v * d], vec![0.0; v]);
-                let into =
-                    HeadGradients { dlogp_t: g, z: 0.0, dweight: Some(&mut dw), dbias: Some(&mut db), input: true };
-                let (log_probs, dx) = forward_backward(&x, head, targets, into);
-                (log_probs, [&dx.expect("asked for")[..], &dw, &db].concat())
-            };
-            let (some, gradients) = run(&targets, &g);
-            let (every, expected) = run(&all, &zeroed);
-            assert!(gradients == expected, "{operand:?}");
-            let rows: Vec<u32> = (0..t as u32).filter(|t| targets[*t as usize] != IGNORE).collect();
-            let own: Vec<u32> = rows.iter().map(|t| targets[*t as usize]).collect();
-            let at = forward_at(&x, &rows, head, &own);
-            for (i, t) in rows.iter().map(|t| *t as usize).enumerate() {
-                for found in [&some, &forward(&x, head, &targets)] {
-                    assert_eq!((found.logp_t[t], found.lse_t[t]), (every.logp_t[t], every.lse_t[t]));
-                }
-                assert_eq!((at.logp_t[i], at.lse_t[i]), (every.logp_t[t], every.lse_t[t]));
-            }
-            assert!((0..t).all(|t| targets[t] != IGNORE || (some.logp_t[t], some.lse_t[t]) == (0.0, 0.0)));
-
-            // Leaving out the gradient of a frozen head changes no other result.
-            let mut dw = vec![0.0; v * d];
-            let into = HeadGradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, input: false };
-            assert!(forward_backward(&x, head, &targets, into).1.is_none());
-            assert_eq!(dw, expected[t * d..t * d + v * d]);
-            let into = HeadGradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, input: true };
-            let (_, dx) = forward_backward(&x, head, &targets, into);
-            assert_eq!(dx.expect("asked for")[..], expected[..t * d]);
-        }
-    }
-
-    /// More words than a slab has in a block, and the last band not full.
-    #[test]
-    fn the_way_back_through_quantised_words_is_that_of_their_numbers() {
-        let (t, d, v) = (9, 64, 1000);
-        let mut w = numbers(2, v * d);
-        let format = BlockFormat::Q5_1;
-        let mut blocks = vec![0; format.bytes(v * d).expect("whole blocks")];
-        quantize(format, &w, &mut blocks);
-        dequantize(format, &blocks, &mut w);
-        let mut quantized = QuantizedWeight::new(format, 1, v, d);
-        quantized.pack(0..quantized.strips().count(), &blocks);
-        let (x, g) = (Tensor::new(&numbers(1, t * d), &[t, d]), numbers(4, t));
-        let targets: Vec<u32> = (0..t).map(|i| (i * 77 % v) as u32).collect();
-        let mut packed = PackedWeight::new(1, v, d, Operand::F32, true);
-        packed.pack(&w);
-        let [ours, dense] = [Weight::Quantized(&quantized, Operand::F32), Weight::Packed(&packed)].map(|weight| {
-            let head = Head { weight, bias: None, scale: 1.0 };
-            let into = HeadGradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, input: true };
-            forward_backward(&x, head, &targets, into).1.expect("asked for")
-        });
-        // The logits differ by the rounding of the activations to eight bits.
-        let error = relative_error(&ours, &wide(&dense));
-        assert!((1e-6..3e-2).contains(&error), "{error}");
-    }
-
-    #[test]
-    fn nothing_in_nothing_out() {
-        let mut weight = PackedWeight::new(1, 5, 3, Operand::F32, true);
-        weight.pack(&numbers(1, 15));
-        let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0 };
-        assert!(forward(&Tensor::zeros(&[0, 3]), head, &[]).logp_t.is_empty());
-        let nan = forward(&Tensor::new(&[f32::NAN, 0.0, 0.0], &[1, 3]), head, &[2]);
-        assert!(nan.logp_t[0].is_nan());
-    }
-}
+mod tests;

@@ -214,12 +214,22 @@ pub(super) struct WeightGradient<'a> {
 }
 
 impl LeftFactors {
+    /// Rows of the gradient that they are a factor of.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     pub(super) fn shared(&mut self) -> Shared<'_, f32> {
         Shared::new(&mut self.data)
     }
 }
 
 impl RightFactors {
+    /// Columns of the gradient that they are a factor of.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     pub(super) fn shared(&mut self) -> Shared<'_, f32> {
         Shared::new(&mut self.data)
     }

@@ -6,11 +6,11 @@
 //! has `dz = c ⊙ dy`, `u = s·Bᵀ·dz`, `dB += dz ⊗ t`, `dA += u ⊗ x`, `dx = Wᵀ·dz + Aᵀ·u`, and for the magnitude `m`, of
 //! which `c = m/n` with norms n that count as constants, `dm += Σ dy ⊙ z/n`.
 
-use crate::gemm::{Left, Operand, Source, Store, gemm_here};
+use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::add::{add_assign, scale};
-use crate::ops::grouped_linear::{self, BLOCK_ROWS};
-use crate::ops::linear::{LinearInput, PackedWeight, Weight};
+use crate::ops::grouped_linear::BLOCK_ROWS;
+use crate::ops::linear::{LinearInput, PackedWeight, Weight, backward_input, backward_weight, pack_saved};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
@@ -89,6 +89,18 @@ impl<'a> RowFactors<'a> {
         }
     }
 
+    /// Takes the bias and the factors away again: rows of a group before both.
+    pub(super) fn divide_here(&self, group: usize, out: usize, bias: Option<&[f32]>, y: &mut [f32]) {
+        let factors = RowFactors::of(self.factors, group, out);
+        for row in y.chunks_exact_mut(out.max(1)) {
+            for (o, y) in row.iter_mut().enumerate() {
+                let without = *y - bias.map_or(0.0, |bias| bias[o]);
+                // Where the factor is 0 the result tells nothing; the magnitude then has no gradient.
+                *y = if factors[o] == 0.0 { 0.0 } else { without / factors[o] };
+            }
+        }
+    }
+
     /// Adds the gradient of the magnitude from rows of a group: `dy`, and `z` before the factors.
     pub(super) fn gradient_here(
         &self,
@@ -122,9 +134,9 @@ impl LowRank<'_> {
     }
 
     /// Adds the adapter to `y = W·x [S, out]` of rows in groups, and multiplies by the factors of DoRA. `inputs` are the
-    /// same rows, for a matrix of each group and for one that all share.
-    pub(super) fn apply(&self, inputs: [&LinearInput<'_>; 2], offsets: &[u32], y: &mut Tensor) {
-        self.add(inputs, offsets, y);
+    /// same rows, for a matrix of each group and for one that all share. Returns `t = s·A·x [S, r]`.
+    pub(super) fn apply(&self, inputs: [&LinearInput<'_>; 2], offsets: &[u32], y: &mut Tensor) -> Tensor {
+        let t = self.add(inputs, offsets, y);
         if let Some(rows) = self.rows {
             let out = y.cols();
             let y = Shared::new(y);
@@ -137,6 +149,7 @@ impl LowRank<'_> {
                 });
             }
         }
+        t
     }
 
     /// Adds `B·t` to `y [S, out]`; returns `t = s·A·x [S, r]`.
@@ -160,43 +173,57 @@ impl LowRank<'_> {
         self.apply([x, x], &offsets, y);
     }
 
-    /// Backward of [`LowRank::forward`] of `x [T, in]`: accumulates the gradients, turns `dy` into the gradient of the
-    /// result before the factors of DoRA, which is that of `W·x`, and adds `Aᵀ·u` to `dx [T, in]`.
-    pub fn backward(
+    /// `t = s·A·x [T, r]`.
+    pub(super) fn inner(&self, x: &Tensor) -> Tensor {
+        let mut t = LinearInput::new(x).times(Weight::Packed(self.a));
+        scale(&mut t, self.scale);
+        t
+    }
+
+    /// The gradient of the result of [`LowRank::forward`] before the factors of DoRA, from the gradient `dy [T, out]` with
+    /// them; none without DoRA, where it is the same. Accumulates the gradient of the magnitude.
+    pub fn before_factors(
         &self,
         base: Weight<'_>,
         x: &Tensor,
-        dy: &mut Tensor,
-        dx: Option<&mut Tensor>,
-        gradients: LowRankGradients<'_>,
-    ) {
-        let offsets = [0, dy.rows() as u32];
-        let input = LinearInput::new(x);
-        if let Some(rows) = self.rows {
-            if let Some(dmagnitude) = gradients.magnitude {
-                let mut z = input.times(base);
-                self.add([&input, &input], &offsets, &mut z);
-                magnitude_gradient(rows, dy, &z, dmagnitude);
-            }
-            rows_times(dy, rows.factors);
+        dy: &Tensor,
+        dmagnitude: Option<&mut [f32]>,
+    ) -> Option<Tensor> {
+        let rows = self.rows?;
+        if let Some(dmagnitude) = dmagnitude {
+            let input = LinearInput::new(x);
+            let mut z = input.times(base);
+            self.add([&input, &input], &[0, dy.rows() as u32], &mut z);
+            magnitude_gradient(rows, dy, &z, dmagnitude);
         }
+        let mut dz = dy.clone();
+        rows_times(&mut dz, rows.factors);
+        Some(dz)
+    }
+
+    /// Backward of [`LowRank::forward`] of `x [T, in]` from `dz`, the gradient before the factors of DoRA: accumulates the
+    /// gradients of A and B; with `input`, returns `u [T, r]`, of which [`LowRank::backward_input`] makes the gradient
+    /// of `x`.
+    pub fn backward(&self, x: &Tensor, dz: &Tensor, gradients: LowRankGradients<'_>, input: bool) -> Option<Tensor> {
         let operand = self.a.operand();
         if let Some(db) = gradients.b {
-            let mut t = input.times(Weight::Packed(self.a));
-            scale(&mut t, self.scale);
-            grouped_linear::backward_weight(dy, &t, &offsets, operand, db);
+            backward_weight(dz, &pack_saved(&self.inner(x), operand), db);
         }
-        if dx.is_none() && gradients.a.is_none() {
-            return;
+        if !input && gradients.a.is_none() {
+            return None;
         }
-        let mut u = grouped_linear::backward_input(dy, &offsets, Weight::Packed(self.b));
+        let mut u = Tensor::scratch(&[dz.rows(), self.rank()]);
+        backward_input(dz, Weight::Packed(self.b), &mut u, Store::Overwrite);
         scale(&mut u, self.scale);
         if let Some(da) = gradients.a {
-            grouped_linear::backward_weight(&u, x, &offsets, operand, da);
+            backward_weight(&u, &pack_saved(x, operand), da);
         }
-        if let Some(dx) = dx {
-            crate::ops::linear::backward_input(&u, Weight::Packed(self.a), dx, Store::Accumulate);
-        }
+        Some(u)
+    }
+
+    /// `dx [T, in] += Aᵀ·u`.
+    pub fn backward_input(&self, u: &Tensor, dx: &mut Tensor) {
+        backward_input(u, Weight::Packed(self.a), dx, Store::Accumulate);
     }
 
     /// Adds the adapter to the rows of a block, `y [rows, out]` of `source [rows, in]` of a group, on the calling thread,
@@ -258,7 +285,7 @@ fn rows_times(y: &mut Tensor, factors: &[f32]) {
     });
 }
 
-/// `‖W + s·B·A‖` of each row, `[E, out]`, for a matrix that is also packed for the backward product, or quantised; `a`
+/// `‖W + s·B·A‖` of each row, `[E, out]`, infinity for a row of zeros, for a matrix that is also packed for the backward product, or quantised; `a`
 /// and `b` are the numbers of A and B.
 ///
 /// `‖w + s·bA‖² = ‖w‖² + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b`, where `A·w` of all rows is the product of the matrix with the rows
@@ -285,9 +312,8 @@ pub fn row_norms(w: Weight<'_>, a: &[f32], b: &[f32], rank: usize, s: f32) -> Bu
         let mut own = Buffer::<f32>::scratch(count * input);
         w.backward_here(left.panels(), group, rows.clone(), &mut own, Store::Overwrite);
         let first_a = if own_a { group * rank } else { 0 };
-        let products: Vec<f64> = (0..rank * rank)
-            .map(|at| dot64(a.row(first_a + at / rank), a.row(first_a + at % rank)))
-            .collect();
+        let products: Vec<f64> =
+            (0..rank * rank).map(|at| dot64(a.row(first_a + at / rank), a.row(first_a + at % rank))).collect();
         // SAFETY: each strip has rows of its own.
         let out_rows = unsafe { shared.range(group * out + rows.start..group * out + rows.end) };
         for (i, norm) in out_rows.iter_mut().enumerate() {
@@ -300,7 +326,8 @@ pub fn row_norms(w: Weight<'_>, a: &[f32], b: &[f32], rank: usize, s: f32) -> Bu
                 let inner: f64 = b.iter().zip(&products[k * rank..]).map(|(b, p)| f64::from(*b) * p).sum();
                 square += bk * f64::from(s) * inner;
             }
-            *norm = square.max(0.0).sqrt() as f32;
+            // A row of zeros stays one: its factor is 0, and so is its gradient.
+            *norm = if square > 0.0 { square.sqrt() as f32 } else { f32::INFINITY };
         }
     });
     norms

@@ -22,11 +22,12 @@ use std::ops::Range;
 
 use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
-use crate::ops::activation::{Nonlinearity, activate, activate_backward, swiglu, swiglu_backward};
-use crate::ops::add::{add_assign, scale};
-use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, LeftFactors, RightFactors, WeightGradient, blocks};
+use crate::ops::activation::{Nonlinearity, activate, swiglu};
+use crate::ops::add::add_assign;
+use crate::ops::grouped_linear::{BLOCK_ROWS, blocks};
 use crate::ops::lanes::lanes;
 use crate::ops::linear::{LinearInput, Weight};
+use crate::ops::low_rank::{LowRank, LowRankGradients};
 use crate::ops::router::{Assignment, DROPPED};
 use crate::quant::product::{self, GroupedRows, QuantizedFactor, QuantizedInput};
 use crate::simd::kernel;
@@ -44,19 +45,42 @@ pub struct MlpWeights<'a> {
     pub down: Weight<'a>,
     /// The activation function `f`; always SiLU in a layer with a gate.
     pub activation: Nonlinearity,
-    /// Biases of a dense layer.
-    pub biases: Biases<&'a [f32]>,
+    /// Biases of a dense layer: `[I]`, `[I]`, `[D]`.
+    pub biases: PerMatrix<&'a [f32]>,
+    /// Low-rank adapters.
+    pub adapters: PerMatrix<LowRank<'a>>,
 }
 
-/// One value for each bias of the layer; `None` for a bias that it does not have.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Biases<T> {
-    /// `[I]`
+/// A value for each matrix of the layer; `None` where it has none.
+#[derive(Clone, Copy, Debug)]
+pub struct PerMatrix<T> {
+    /// Of the gate.
     pub gate: Option<T>,
-    /// `[I]`
+    /// Of the other input projection.
     pub up: Option<T>,
-    /// `[D]`
+    /// Of the output projection.
     pub down: Option<T>,
+}
+
+impl<T> Default for PerMatrix<T> {
+    fn default() -> Self {
+        PerMatrix { gate: None, up: None, down: None }
+    }
+}
+
+impl<T> PerMatrix<T> {
+    /// The values of each matrix, mapped.
+    fn map<U>(self, mut to: impl FnMut(T) -> U) -> PerMatrix<U> {
+        PerMatrix { gate: self.gate.map(&mut to), up: self.up.map(&mut to), down: self.down.map(&mut to) }
+    }
+
+    fn as_ref(&self) -> PerMatrix<&T> {
+        PerMatrix { gate: self.gate.as_ref(), up: self.up.as_ref(), down: self.down.as_ref() }
+    }
+
+    fn as_mut(&mut self) -> PerMatrix<&mut T> {
+        PerMatrix { gate: self.gate.as_mut(), up: self.up.as_mut(), down: self.down.as_mut() }
+    }
 }
 
 /// The rows that the slots read, expert after expert.
@@ -102,25 +126,41 @@ pub struct MlpGradients<'a> {
     /// `[E, D, I]`
     pub down: Option<&'a mut [f32]>,
     /// Biases of a dense layer.
-    pub biases: Biases<&'a mut [f32]>,
+    pub biases: PerMatrix<&'a mut [f32]>,
+    /// Adapters.
+    pub adapters: PerMatrix<LowRankGradients<'a>>,
 }
 
-/// What the backward pass needs: the inputs of the activation function.
+/// What the backward pass needs: the inputs of the activation function, and `t = s·A·x [S, r]` of each adapter.
 pub struct MlpSaved {
     gate_si: Option<Tensor>,
     up_si: Tensor,
+    low_rank: PerMatrix<Tensor>,
 }
 
 impl MlpSaved {
     fn scratch(slots: usize, mlp: &MlpWeights<'_>) -> MlpSaved {
         let room = || Tensor::scratch(&[slots, mlp.up.strips().out]);
-        MlpSaved { gate_si: mlp.gate.map(|_| room()), up_si: room() }
+        let low_rank = mlp.adapters.map(|adapter| Tensor::scratch(&[slots, adapter.rank()]));
+        MlpSaved { gate_si: mlp.gate.map(|_| room()), up_si: room(), low_rank }
     }
 
-    /// Both inputs for tasks that fill them: that of the gate, where there is one, and the other.
-    fn shared(&mut self) -> (Option<Shared<'_, f32>>, Shared<'_, f32>) {
-        (self.gate_si.as_deref_mut().map(Shared::new), Shared::new(&mut self.up_si))
+    /// For tasks that fill it.
+    fn shared(&mut self) -> SharedSaved<'_> {
+        SharedSaved {
+            gate: self.gate_si.as_deref_mut().map(Shared::new),
+            up: Some(Shared::new(&mut self.up_si)),
+            low_rank: self.low_rank.as_mut().map(|t| Shared::new(t)),
+        }
     }
+}
+
+/// What is kept, for tasks that fill it; nothing where nothing is kept.
+#[derive(Default)]
+struct SharedSaved<'a> {
+    gate: Option<Shared<'a, f32>>,
+    up: Option<Shared<'a, f32>>,
+    low_rank: PerMatrix<Shared<'a, f32>>,
 }
 
 /// The least mean number of rows of a chosen expert for which the layer is computed block by block.
@@ -195,6 +235,30 @@ unsafe fn place<'a>(
     }
 }
 
+/// Adds an adapter to the rows of a block, which `source` are the inputs of, and multiplies by the factors of DoRA. Writes
+/// `t` to its rows of what is kept.
+///
+/// # Safety
+/// No other block has the slots `some`.
+unsafe fn adapt_here(
+    adapter: Option<LowRank<'_>>,
+    e: usize,
+    source: Source<'_>,
+    some: Range<usize>,
+    y: &mut [f32],
+    kept: Option<&Shared<'_, f32>>,
+) {
+    let Some(adapter) = adapter else { return };
+    let rank = adapter.rank();
+    let mut own = Buffer::scratch(0);
+    // SAFETY: by the caller's promise.
+    let t = unsafe { place(kept, some.start * rank..some.end * rank, rank, &mut own) };
+    adapter.add_here(e, source, y, t);
+    if let Some(rows) = adapter.rows {
+        rows.scale_here(e, adapter.out(), y);
+    }
+}
+
 /// The outputs of the slots, block by block: intermediate results stay in the cache.
 fn by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Option<MlpSaved>) {
     let (d, width) = (slots.rows.cols(), mlp.up.strips().out);
@@ -202,8 +266,7 @@ fn by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Opt
     let mut saved = keep.then(|| MlpSaved::scratch(slots.count(), mlp));
     let mut out_sd = Tensor::scratch(&[slots.count(), d]);
     {
-        let (kept_gate, kept_up) = saved.as_mut().map(MlpSaved::shared).unzip();
-        let kept_gate = kept_gate.flatten();
+        let kept = saved.as_mut().map_or_else(SharedSaved::default, MlpSaved::shared);
         let out_sd = Shared::new(&mut out_sd);
         for_blocks(slots.offsets_e, |e, some| {
             let mut left = Left::scratch_of(BLOCK_ROWS, some.len(), d, operand);
@@ -211,15 +274,20 @@ fn by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Opt
             let inner = some.start * width..some.end * width;
             let [mut own_gate, mut own_up] = [(); 2].map(|()| Buffer::scratch(0));
             // SAFETY: each block is another range of slots.
-            let up = unsafe { place(kept_up.as_ref(), inner.clone(), width, &mut own_up) };
+            let up = unsafe { place(kept.up.as_ref(), inner.clone(), width, &mut own_up) };
             gemm_here(left.panels(), mlp.up.packed().forward().group(e), up, Store::Overwrite);
+            let x = slots.source(some.clone());
+            // SAFETY: as above.
+            unsafe { adapt_here(mlp.adapters.up, e, x, some.clone(), up, kept.low_rank.up.as_ref()) };
             add_bias(up, mlp.biases.up);
             let mut act = block_scratch(inner.len(), width);
             match mlp.gate {
                 Some(weight) => {
                     // SAFETY: as above.
-                    let gate = unsafe { place(kept_gate.as_ref(), inner, width, &mut own_gate) };
+                    let gate = unsafe { place(kept.gate.as_ref(), inner, width, &mut own_gate) };
                     gemm_here(left.panels(), weight.packed().forward().group(e), gate, Store::Overwrite);
+                    // SAFETY: as above.
+                    unsafe { adapt_here(mlp.adapters.gate, e, x, some.clone(), gate, kept.low_rank.gate.as_ref()) };
                     add_bias(gate, mlp.biases.gate);
                     swiglu(gate, up, &mut act);
                 }
@@ -230,6 +298,9 @@ fn by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Opt
             // SAFETY: as above.
             let out = unsafe { out_sd.range(some.start * d..some.end * d) };
             gemm_here(left.panels(), mlp.down.packed().forward().group(e), out, Store::Overwrite);
+            let act = Source::new(&act, width);
+            // SAFETY: as above.
+            unsafe { adapt_here(mlp.adapters.down, e, act, some, out, kept.low_rank.down.as_ref()) };
             add_bias(out, mlp.biases.down);
         });
     }
@@ -247,6 +318,15 @@ fn by_products(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, O
         }
         None => (None, x.times(mlp.up)),
     };
+    let all = x.ungrouped();
+    let adapt = |adapter: Option<LowRank<'_>>, inputs: [&LinearInput<'_>; 2], y: &mut Tensor| {
+        adapter.map(|adapter| adapter.apply(inputs, slots.offsets_e, y))
+    };
+    let mut low_rank = PerMatrix {
+        gate: gate_si.as_mut().and_then(|gate_si| adapt(mlp.adapters.gate, [&x, &all], gate_si)),
+        up: adapt(mlp.adapters.up, [&x, &all], &mut up_si),
+        down: None,
+    };
     add_bias(&mut up_si, mlp.biases.up);
     let mut act_si = Tensor::scratch(up_si.shape());
     match &mut gate_si {
@@ -256,9 +336,11 @@ fn by_products(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, O
         }
         None => each_slot(&mut act_si, |range, act| activate(mlp.activation, &up_si[range], act)),
     }
-    let mut out_sd = LinearInput::grouped(&act_si, None, slots.offsets_e).times(mlp.down);
+    let act = LinearInput::grouped(&act_si, None, slots.offsets_e);
+    let mut out_sd = act.times(mlp.down);
+    low_rank.down = adapt(mlp.adapters.down, [&act, &act.ungrouped()], &mut out_sd);
     add_bias(&mut out_sd, mlp.biases.down);
-    (out_sd, keep.then_some(MlpSaved { gate_si, up_si }))
+    (out_sd, keep.then_some(MlpSaved { gate_si, up_si, low_rank }))
 }
 
 /// [`by_blocks`] with quantised weights.
@@ -272,8 +354,7 @@ fn quantized_by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (T
     let mut saved = keep.then(|| MlpSaved::scratch(slots.count(), mlp));
     let mut out_sd = Tensor::scratch(&[slots.count(), d]);
     {
-        let (kept_gate, kept_up) = saved.as_mut().map(MlpSaved::shared).unzip();
-        let kept_gate = kept_gate.flatten();
+        let kept = saved.as_mut().map_or_else(SharedSaved::default, MlpSaved::shared);
         let out_shared = Shared::new(&mut out_sd);
         for_blocks(slots.offsets_e, |e, some| {
             let count = some.len();
@@ -293,15 +374,21 @@ fn quantized_by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (T
             let [mut own_gate, mut own_up] = [(); 2].map(|()| Buffer::scratch(0));
             let mut act_si = block_scratch(inner.len(), width);
             // SAFETY: each block is another range of slots.
-            let up_si = unsafe { place(kept_up.as_ref(), inner.clone(), width, &mut own_up) };
+            let up_si = unsafe { place(kept.up.as_ref(), inner.clone(), width, &mut own_up) };
             product::products(&x, rows, [QuantizedFactor { weight: up, y: &mut *up_si }], Store::Overwrite);
+            let source = slots.source(some.clone());
+            // SAFETY: as above.
+            unsafe { adapt_here(mlp.adapters.up, e, source, some.clone(), up_si, kept.low_rank.up.as_ref()) };
             add_bias(up_si, mlp.biases.up);
             match gate {
                 Some(gate) => {
                     // SAFETY: as above.
-                    let gate_si = unsafe { place(kept_gate.as_ref(), inner, width, &mut own_gate) };
+                    let gate_si = unsafe { place(kept.gate.as_ref(), inner, width, &mut own_gate) };
                     let factor = QuantizedFactor { weight: gate, y: &mut *gate_si };
                     product::products(x_gate.as_ref().unwrap_or(&x), rows, [factor], Store::Overwrite);
+                    let kept = kept.low_rank.gate.as_ref();
+                    // SAFETY: as above.
+                    unsafe { adapt_here(mlp.adapters.gate, e, source, some.clone(), gate_si, kept) };
                     add_bias(gate_si, mlp.biases.gate);
                     swiglu(gate_si, up_si, &mut act_si);
                 }
@@ -312,6 +399,9 @@ fn quantized_by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (T
             let out = unsafe { out_shared.range(some.start * d..some.end * d) };
             let rows = GroupedRows { index: None, offsets: &offsets, first: e };
             product::products(&act, rows, [QuantizedFactor { weight: down, y: &mut *out }], Store::Overwrite);
+            let source = Source::new(&act_si, width);
+            // SAFETY: as above.
+            unsafe { adapt_here(mlp.adapters.down, e, source, some, out, kept.low_rank.down.as_ref()) };
             add_bias(out, mlp.biases.down);
         });
     }
@@ -367,24 +457,6 @@ kernel! {
     }
 }
 
-kernel! {
-    /// `Σ x·y`
-    fn dot[s: S](x: &[f32], y: &[f32]) -> f32 {
-        let mut sum = s.zero();
-        lanes!(s; read [x, y]; { sum = s.fma(x, y, sum); });
-        s.reduce_add(sum)
-    }
-}
-
-/// The gradient of a weight as a product, if there is a buffer for it.
-fn weight_product<'a>(
-    left: &'a Option<LeftFactors>,
-    right: &'a Option<RightFactors>,
-    dw: Option<&'a mut [f32]>,
-) -> Option<WeightGradient<'a>> {
-    Some(WeightGradient { left: left.as_ref()?, right: right.as_ref()?, dw: Shared::new(dw?) })
-}
-
 /// The gradients of the outputs of the slots, from `dy [T, D]`. Nothing is copied.
 pub fn combine_backward<'a>(dy_td: &'a Tensor, assignment: &'a Assignment) -> OutputGradients<'a> {
     OutputGradients { dy: dispatch(dy_td, assignment), weight_s: &assignment.weight_s }
@@ -395,135 +467,8 @@ pub fn dispatch_backward(dx_sd: Tensor, assignment: &Assignment) -> Tensor {
     sum_slots(dx_sd, assignment, None)
 }
 
-/// The gradients of the rows of the slots, `[S, D]`, with `input`, and of the weights of the slots, `[S]`. Accumulates
-/// the gradients of the layer's weights.
-pub fn experts_backward(
-    slots: Slots<'_>,
-    mlp: &MlpWeights<'_>,
-    saved: &MlpSaved,
-    output: OutputGradients<'_>,
-    gradients: MlpGradients<'_>,
-    input: bool,
-) -> (Option<Tensor>, Buffer<f32>) {
-    let (d, width, operand) = (slots.rows.cols(), mlp.up.strips().out, mlp.up.operand());
-    let OutputGradients { dy, weight_s } = output;
-    // The factors of the gradients of the weights, packed block by block.
-    let contraction = Contraction::new(slots.offsets_e, operand);
-    let mut dgate_factors = gradients.gate.is_some().then(|| contraction.left(width));
-    let mut dup_factors = gradients.up.is_some().then(|| contraction.left(width));
-    let mut x_factors = (gradients.gate.is_some() || gradients.up.is_some()).then(|| contraction.right(d));
-    let mut dy_factors = gradients.down.is_some().then(|| contraction.left(d));
-    let mut act_factors = gradients.down.is_some().then(|| contraction.right(width));
-    let mut dx_sd = input.then(|| Tensor::scratch(&[slots.count(), d]));
-    let mut dweight_s = Buffer::scratch(slots.count());
-    let blocks = blocks(slots.offsets_e);
-    // Column sums of the blocks of a dense layer, for the gradients of its biases.
-    let summed = gradients.biases.gate.is_some() || gradients.biases.up.is_some();
-    let mut sums = Tensor::zeros(&[blocks.len() * usize::from(summed), 2 * width]);
-    {
-        let packed_dgate = dgate_factors.as_mut().map(LeftFactors::shared);
-        let packed_dup = dup_factors.as_mut().map(LeftFactors::shared);
-        let packed_x = x_factors.as_mut().map(RightFactors::shared);
-        let packed_dy = dy_factors.as_mut().map(LeftFactors::shared);
-        let packed_act = act_factors.as_mut().map(RightFactors::shared);
-        let dx_sd = dx_sd.as_deref_mut().map(Shared::new);
-        let dweight_s = Shared::new(&mut dweight_s);
-        let sums = Shared::new(&mut sums);
-        parallel(blocks.len(), |b| {
-            let (e, some) = (blocks[b].group(), blocks[b].rows());
-            let (count, inner) = (some.len(), some.len() * width);
-            let weights = &weight_s[some.clone()];
-            let (x, dy) = (slots.source(some.clone()), dy.source(some.clone()));
-
-            let mut left = Left::scratch_of(BLOCK_ROWS, count, d, operand);
-            left.repack_rows(dy);
-            let mut dact = block_scratch(inner, width);
-            mlp.down.backward_here(left.panels(), e, 0..d, &mut dact, Store::Overwrite);
-
-            // SAFETY: each block is another range of slots.
-            let dweight = unsafe { dweight_s.range(some.clone()) };
-            let up = saved.up_si.row_range(some.clone());
-            let [mut dgate, mut dup, mut act] = [(); 3].map(|()| block_scratch(inner, width));
-            for i in 0..count {
-                let row = i * width..(i + 1) * width;
-                let (dup, act) = (&mut dup[row.clone()], &mut act[row.clone()]);
-                let (up, dact) = (&up[row.clone()], &mut dact[row.clone()]);
-                dweight[i] = match &saved.gate_si {
-                    Some(gate) => {
-                        let gate = gate.row(some.start + i);
-                        swiglu_backward(gate, up, dact, weights[i], &mut dgate[row], dup, act)
-                    }
-                    None => {
-                        activate(mlp.activation, up, act);
-                        let dweight = dot(dact, act);
-                        scale(dact, weights[i]);
-                        activate_backward(mlp.activation, up, dact, dup);
-                        dweight
-                    }
-                };
-            }
-
-            if let Some(dx_sd) = &dx_sd {
-                // SAFETY: as above.
-                let dx = unsafe { dx_sd.range(some.start * d..some.end * d) };
-                let mut left = Left::scratch_of(BLOCK_ROWS, count, width, operand);
-                left.repack_rows(Source::new(&dup, width));
-                mlp.up.backward_here(left.panels(), e, 0..width, dx, Store::Overwrite);
-                if let Some(gate) = mlp.gate {
-                    left.repack_rows(Source::new(&dgate, width));
-                    gate.backward_here(left.panels(), e, 0..width, dx, Store::Accumulate);
-                }
-            }
-
-            // SAFETY: each task packs another block.
-            unsafe {
-                if let Some(out) = &packed_dgate {
-                    contraction.pack_left(out, width, Source::new(&dgate, width), &blocks[b]);
-                }
-                if let Some(out) = &packed_dup {
-                    contraction.pack_left(out, width, Source::new(&dup, width), &blocks[b]);
-                }
-                if let Some(out) = &packed_dy {
-                    contraction.pack_left(out, d, dy, &blocks[b]);
-                }
-                if let Some(out) = &packed_x {
-                    contraction.pack_right(out, d, x, None, &blocks[b]);
-                }
-                if let Some(out) = &packed_act {
-                    contraction.pack_right(out, width, Source::new(&act, width), Some(weights), &blocks[b]);
-                }
-            }
-            if summed {
-                // SAFETY: each block is another row.
-                let (gate_sum, up_sum) = unsafe { sums.range(b * 2 * width..(b + 1) * 2 * width) }.split_at_mut(width);
-                dup.chunks_exact(width).for_each(|row| add_assign(up_sum, row));
-                if mlp.gate.is_some() {
-                    dgate.chunks_exact(width).for_each(|row| add_assign(gate_sum, row));
-                }
-            }
-        });
-    }
-    bias_gradients(gradients.biases, &sums, dy.rows);
-    contraction.accumulate(&[
-        weight_product(&dgate_factors, &x_factors, gradients.gate),
-        weight_product(&dup_factors, &x_factors, gradients.up),
-        weight_product(&dy_factors, &act_factors, gradients.down),
-    ]);
-    (dx_sd, dweight_s)
-}
-
-fn bias_gradients(biases: Biases<&mut [f32]>, sums: &Tensor, dy_td: &Tensor) {
-    let width = sums.cols() / 2;
-    if let Some(gate) = biases.gate {
-        (0..sums.rows()).for_each(|b| add_assign(gate, &sums.row(b)[..width]));
-    }
-    if let Some(up) = biases.up {
-        (0..sums.rows()).for_each(|b| add_assign(up, &sums.row(b)[width..]));
-    }
-    if let Some(down) = biases.down {
-        crate::ops::add::bias_backward(dy_td, down);
-    }
-}
-
+mod backward;
 #[cfg(test)]
 mod tests;
+
+pub use backward::experts_backward;

@@ -63,7 +63,7 @@ impl Optimizer {
         let moments = [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
         let moments = moments.into_iter().flat_map(|(moment, values)| {
             self.ids.iter().map(|id| &specs[*id]).zip(values).map(move |(spec, value)| {
-                (Spec::new(format!("{}.{moment}", spec.name), SafeType::F32, spec.shape.clone()), &value[..])
+                (Spec::new(format!("{}.{moment}", spec.name), SafeType::F32, value.shape()), &value[..])
             })
         });
         let means = self.clipping.norms.as_deref();

@@ -11,29 +11,30 @@ use olmoe_model::model::Model;
 use super::error::TrainError;
 use super::event::Event;
 use super::folder::RunFolder;
-use super::record::DataRecord;
+use super::record::DATA_FILE;
+use super::task::DataPosition;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;
 use crate::schedule::Schedule;
 use crate::state::TrainerState;
 
 /// The start of a run.
-pub(super) struct Beginning {
-    pub(super) state: TrainerState,
+pub(crate) struct Beginning {
+    pub(crate) state: TrainerState,
     /// The checkpoint with the weights; `None` for initial weights.
     weights: Option<PathBuf>,
     /// The state of the optimizer.
     optimizer: Option<Found>,
     /// Whether the run resumes in its own folder.
-    pub(super) goes_on: bool,
+    pub(crate) goes_on: bool,
 }
 
 impl Beginning {
-    /// Finds the start of a run over the data of `record`.
-    pub(super) fn find<D: Disk>(
+    /// Finds the start of a run over the data of `position`.
+    pub(crate) fn find<D: Disk, P: DataPosition>(
         config: &TrainConfig,
         folder: &RunFolder<D>,
-        record: &DataRecord,
+        position: &P,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<Beginning, TrainError> {
         if config.try_load_latest_save
@@ -42,7 +43,7 @@ impl Beginning {
             found.notices.iter().for_each(|notice| on(Event::Notice(&notice.to_string())));
             // A resumed run ignores `load_path`, which was used when the run began. Its position means nothing in other data.
             let mut state = trainer_state(&found)?;
-            let differences = differences(&found, &state, record, on)?;
+            let differences = differences(&found, &state, position, on)?;
             if !differences.is_empty() && config.restore_dataloader {
                 return Err(other_data(&found, &state, differences, true));
             }
@@ -84,7 +85,7 @@ impl Beginning {
                 let state = trainer_state(&found)?;
                 let goes_on = config.restore_dataloader && config.epoch.is_none_or(|epoch| epoch == state.epoch);
                 if goes_on {
-                    let differences = differences(&found, &state, record, on)?;
+                    let differences = differences(&found, &state, position, on)?;
                     if !differences.is_empty() {
                         return Err(other_data(&found, &state, differences, false));
                     }
@@ -100,8 +101,13 @@ impl Beginning {
         Ok(Beginning { state, weights: Some(path), optimizer, goes_on: false })
     }
 
+    /// The run's own checkpoint that it goes on from.
+    pub(crate) fn own(&self) -> Option<&Found> {
+        self.optimizer.as_ref().filter(|_| self.goes_on)
+    }
+
     /// The checkpoint it comes from.
-    pub(super) fn path(&self) -> Option<&Path> {
+    pub(crate) fn path(&self) -> Option<&Path> {
         self.weights.as_deref()
     }
 
@@ -141,17 +147,17 @@ impl Beginning {
 }
 
 /// In what the data that a checkpoint is in the middle of differs from the present one.
-fn differences(
+fn differences<P: DataPosition>(
     found: &Found,
     state: &TrainerState,
-    record: &DataRecord,
+    position: &P,
     on: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<String>, TrainError> {
     if state.examples_seen_this_epoch == 0 {
         return Ok(Vec::new());
     }
-    if let Some(own) = DataRecord::read(found)? {
-        return Ok(own.differences(record));
+    if found.manifest.file(DATA_FILE).is_some() {
+        return Ok(found.json::<P>(DATA_FILE)?.differences(position));
     }
     on(Event::Notice(&format!(
         "{}: it does not say what it was trained on, as older ones do not; the run goes on at its place in the data, which is \

@@ -34,6 +34,10 @@ pub(super) struct Situation<'a> {
     /// The steps of the newest checkpoint, and of the newest samples, in this process or the one it goes on from.
     pub(super) saved: Option<u64>,
     pub(super) sampled: Option<u64>,
+    /// Whether the evaluations have not improved for too long.
+    pub(super) given_up: bool,
+    /// Whether an evaluation that was due at this step has not come.
+    pub(super) unevaluated: bool,
 }
 
 /// What is due, in this order.
@@ -52,6 +56,9 @@ pub(super) fn end_reason(config: &TrainConfig, now: &Situation<'_>) -> Option<Ou
     let Situation { moment, state, last_step, epochs, interrupted, seconds, .. } = *now;
     if interrupted {
         return Some(Outcome::Interrupted);
+    }
+    if now.given_up {
+        return Some(Outcome::EarlyStop);
     }
     // A run that goes on takes a step at least, or it would never come to its end.
     if let Moment::Step(loss) = moment {
@@ -79,7 +86,7 @@ pub(super) fn due(config: &TrainConfig, now: &Situation<'_>, end: Option<Outcome
     let regular = matches!(moment, Moment::Step(_)) && is_due(config, step);
     let unsaved = saved != Some(step) && (regular || end.is_some());
     let evaluate = match (moment, end) {
-        (Moment::Start { loaded }, _) => loaded && config.eval_on_load,
+        (Moment::Start { loaded }, _) => loaded && config.eval_on_load || now.unevaluated,
         (Moment::Step(_), None) => step.is_multiple_of(config.eval_interval),
         // Of a run that ends, only the last step is evaluated.
         (Moment::Step(_), Some(Outcome::Finished)) => step >= last_step || step.is_multiple_of(config.eval_interval),
@@ -130,6 +137,8 @@ mod tests {
             seconds: 1.0,
             saved: None,
             sampled: None,
+            given_up: false,
+            unevaluated: false,
         }
     }
 
@@ -165,7 +174,13 @@ mod tests {
             let now = Situation { interrupted, seconds, ..at(moment, &state) };
             assert_eq!(end_reason(&config(), &now), expected, "{now:?}");
         }
+        // Even where it goes on, since another evaluation would not come before the next step.
         let state = state(3);
+        for moment in [start, Step(2.0), Between] {
+            let now = Situation { given_up: true, ..at(moment, &state) };
+            assert_eq!(end_reason(&config(), &now), Some(Outcome::EarlyStop));
+            assert!(due(&config(), &Situation { unevaluated: true, ..at(start, &state) }, None).evaluate);
+        }
         let none = TrainConfig { time_limit: None, early_stopping_factor: None, ..config() };
         assert_eq!(end_reason(&none, &Situation { seconds: 1e9, ..at(Step(1e9), &state) }), None);
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::CheckpointError;
 use olmoe_checkpoint::save::SaveError;
+use olmoe_data::instruct::InstructError;
 use olmoe_data::pretrain::DataError;
 use olmoe_data::{SpecialTokenError, TokenizerError};
 use olmoe_engine::{EngineError, SubmitError};
@@ -12,7 +13,9 @@ use olmoe_model::config::ConfigError;
 use olmoe_model::model::ModelError;
 
 use crate::config::TrainConfigError;
+use crate::finetune::FinetuneError;
 use crate::optimizer::state::StateError;
+use crate::preference::PreferenceError;
 use olmoe_data::counted;
 
 /// Why training cannot begin, or ends before its time. What was saved before is as it was.
@@ -21,6 +24,12 @@ pub enum TrainError {
     /// The configuration.
     #[error(transparent)]
     Config(Box<TrainConfigError>),
+    /// What is wrong with a run of fine-tuning.
+    #[error(transparent)]
+    Finetune(Box<FinetuneError>),
+    /// The data of fine-tuning.
+    #[error(transparent)]
+    Instruct(Box<InstructError>),
     /// The model's configuration.
     #[error(transparent)]
     ModelConfig(Box<ConfigError>),
@@ -190,9 +199,15 @@ impl TrainError {
         }
     }
 
-    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> TrainError {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> TrainError {
         let path = path.into();
         move |source| TrainError::Io { action, path, source }
+    }
+}
+
+impl From<PreferenceError> for TrainError {
+    fn from(error: PreferenceError) -> TrainError {
+        FinetuneError::from(error).into()
     }
 }
 
@@ -209,6 +224,8 @@ macro_rules! boxed {
 
 boxed! {
     Config: TrainConfigError,
+    Finetune: FinetuneError,
+    Instruct: InstructError,
     ModelConfig: ConfigError,
     Model: ModelError,
     Data: DataError,

@@ -5,14 +5,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::disk::{Disk, make_folders, write_whole};
-use olmoe_checkpoint::open::MODEL_GROUP;
 use olmoe_checkpoint::safetensors::{SafeType, Spec};
 use olmoe_checkpoint::save::{Checkpoints, SavedCheckpoint};
 use olmoe_model::model::Model;
 
+use super::begin::Beginning;
 use super::error::TrainError;
-use super::record::{DATA_FILE, DataRecord};
+use super::event::Event;
+use super::record::DATA_FILE;
 use super::step::bad_weight;
+use super::task::Task;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;
 use crate::state::TrainerState;
@@ -37,7 +39,7 @@ enum CheckpointKind {
     Ephemeral,
 }
 
-pub(super) struct RunFolder<D: Disk> {
+pub struct RunFolder<D: Disk> {
     pub(super) checkpoints: Checkpoints<D>,
     /// Locked as long as it is open.
     _lock: File,
@@ -45,7 +47,7 @@ pub(super) struct RunFolder<D: Disk> {
 
 impl<D: Disk> RunFolder<D> {
     /// Creates the folder if it does not exist, and locks it.
-    pub(super) fn open(config: &TrainConfig, disk: D) -> Result<Self, TrainError> {
+    pub(crate) fn open(config: &TrainConfig, disk: D) -> Result<Self, TrainError> {
         let path = Path::new(&config.save_folder);
         let checkpoints = Checkpoints::open_on(path, disk)?;
         let lock = path.join(LOCK_FILE);
@@ -59,16 +61,16 @@ impl<D: Disk> RunFolder<D> {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.checkpoints.run_dir()
     }
 
-    pub(super) fn disk(&self) -> &D {
+    pub(crate) fn disk(&self) -> &D {
         self.checkpoints.disk()
     }
 
     /// Writes a file of the folder, or of a folder in it, whole.
-    pub(super) fn write(
+    pub(crate) fn write(
         &self,
         name: impl AsRef<Path>,
         fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
@@ -81,7 +83,7 @@ impl<D: Disk> RunFolder<D> {
     /// Ensures that the folder has no checkpoints of another run than the one that begins at `state`: these are
     /// refused, or moved aside with `save_overwrite`. `goes_on` is set if the run resumes from the newest checkpoint of
     /// the folder. Returns the new paths of the moved checkpoints.
-    pub(super) fn claim(
+    fn claim(
         &self,
         config: &TrainConfig,
         from: Option<&Path>,
@@ -113,42 +115,61 @@ impl<D: Disk> RunFolder<D> {
         Ok(moved)
     }
 
+    /// As [`claim`](Self::claim), for a run that begins so; the moved checkpoints are noted.
+    pub(crate) fn claim_for(
+        &self,
+        config: &TrainConfig,
+        beginning: &Beginning,
+        on: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        for path in self.claim(config, beginning.path(), beginning.state.step, beginning.goes_on)? {
+            on(Event::Notice(&format!("save_overwrite: a checkpoint of another run is now {}", path.display())));
+        }
+        Ok(())
+    }
+
     /// Checks that the disk has room for a checkpoint of `bytes` bytes.
-    pub(super) fn check_space(&self, step: u64, bytes: u64) -> Result<(), TrainError> {
+    pub(crate) fn check_space(&self, step: u64, bytes: u64) -> Result<(), TrainError> {
         Ok(self.checkpoints.begin(step)?.require_space(bytes)?)
     }
 
     /// Saves a checkpoint, then removes those that are not kept. Returns the steps of the removed ones.
-    pub(super) fn save(
+    pub(super) fn save<T: Task>(
         &self,
         config: &TrainConfig,
         state: &TrainerState,
         model: &Model,
         optimizer: &Optimizer,
-        record: &DataRecord,
+        task: &T,
     ) -> Result<(SavedCheckpoint, Vec<u64>), TrainError> {
         if let Some(place) = bad_weight(model) {
             return Err(TrainError::BadWeight { step: state.step, place });
         }
         let specs = model.parameters();
+        let saved = task.saved(model);
         let values: Vec<&[f32]> =
-            (0..specs.len()).map(|id| model.value(id).map_or(&[][..], |value| &value[..])).collect();
+            saved.ids.iter().map(|id| model.value(*id).map_or(&[][..], |value| &value[..])).collect();
+        let of = saved.ids.iter().map(|id| &specs[*id]);
         let tensors: Vec<Spec> =
-            specs.iter().map(|spec| Spec::new(spec.name.clone(), SafeType::F32, spec.shape.clone())).collect();
+            of.map(|spec| Spec::new(spec.name.clone(), SafeType::F32, spec.shape.clone())).collect();
         let mut writer = self.checkpoints.begin(state.step)?;
         let weights: usize = values.iter().map(|value| size_of_val(*value)).sum();
         writer.require_space(weights as u64 + optimizer.state_bytes())?;
-        writer.numbers(MODEL_GROUP, &tensors, MAX_SHARD_BYTES, &values)?;
+        writer.numbers(saved.group, &tensors, MAX_SHARD_BYTES, &values)?;
         optimizer.save(specs, &mut writer, MAX_SHARD_BYTES)?;
-        writer.json("config.json", model.config())?;
-        writer.bytes(CONFIG_FILE, config.to_yaml()?.as_bytes())?;
+        writer.json("config.json", task.model_config(model))?;
+        for (name, bytes) in task.files(config)? {
+            writer.bytes(&name, &bytes)?;
+        }
         if let Some(tokenizer) = tokenizer_file(&config.tokenizer.identifier) {
             writer.bytes("tokenizer.json", &tokenizer)?;
         }
-        writer.json(DATA_FILE, record)?;
+        writer.json(DATA_FILE, task.position())?;
         writer.state(state)?;
         let saved = writer.commit()?;
-        let removed = superfluous(config, &self.checkpoints.steps()?, state.step);
+        let best = state.evaluation.filter(|_| task.keeps_best()).map(|evaluation| evaluation.best_step);
+        let mut removed = superfluous(config, &self.checkpoints.steps()?, state.step);
+        removed.retain(|step| Some(*step) != best);
         if !removed.is_empty() {
             self.checkpoints.prune(&removed)?;
         }
@@ -181,7 +202,7 @@ fn kind(config: &TrainConfig, step: u64) -> CheckpointKind {
 }
 
 /// Whether checkpoints are saved.
-pub(super) fn saves(config: &TrainConfig) -> bool {
+pub(crate) fn saves(config: &TrainConfig) -> bool {
     config.save_num_checkpoints_to_keep != 0
         || (config.save_interval_unsharded.is_some() && config.save_num_unsharded_checkpoints_to_keep != 0)
 }

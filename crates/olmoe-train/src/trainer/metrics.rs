@@ -7,14 +7,14 @@ use crate::config::{TrainConfig, count};
 use crate::optimizer::metrics::Metrics;
 
 /// Speed over the last steps.
-pub(super) struct Speed {
+pub struct Speed {
     /// Tokens and seconds of steps, the newest last.
     window: VecDeque<(u64, f64)>,
     size: usize,
 }
 
 impl Speed {
-    pub(super) fn new(config: &TrainConfig) -> Speed {
+    pub(crate) fn new(config: &TrainConfig) -> Speed {
         Speed { window: VecDeque::new(), size: count(config.speed_monitor.window_size) }
     }
 
@@ -26,7 +26,7 @@ impl Speed {
     }
 
     /// Tokens and batches a second.
-    pub(super) fn rates(&self) -> (f64, f64) {
+    pub(crate) fn rates(&self) -> (f64, f64) {
         let (tokens, seconds) = self.window.iter().fold((0, 0.0), |sum, step| (sum.0 + step.0, sum.1 + step.1));
         let seconds = f64::max(seconds, 1e-9);
         (tokens as f64 / seconds, self.window.len() as f64 / seconds)

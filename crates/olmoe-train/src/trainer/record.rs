@@ -4,11 +4,11 @@
 //! their order, their ratios and the length of a sequence. A position means something only as long as all of these are what
 //! they were. It counts instances, so that the size of a batch may change. Files may lie in another folder.
 
-use olmoe_checkpoint::save::Found;
 use olmoe_data::pretrain::{DataError, DataSet};
 use serde::{Deserialize, Serialize};
 
 use super::error::TrainError;
+use super::task::DataPosition;
 use crate::config::TrainConfig;
 use olmoe_data::counted;
 
@@ -22,7 +22,7 @@ const SHOWN: usize = 12;
 /// What the position in the data depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct DataRecord {
+pub struct DataRecord {
     seed: u64,
     sequence_length: u64,
     memmap_dtype: String,
@@ -56,17 +56,10 @@ impl DataRecord {
             files: files.collect::<Result<_, _>>()?,
         })
     }
+}
 
-    /// That of a checkpoint; none in one of an older version.
-    pub(super) fn read(found: &Found) -> Result<Option<DataRecord>, TrainError> {
-        match found.manifest.file(DATA_FILE) {
-            Some(_) => Ok(Some(found.json(DATA_FILE)?)),
-            None => Ok(None),
-        }
-    }
-
-    /// What differs from the present one, each with both values.
-    pub(super) fn differences(&self, now: &DataRecord) -> Vec<String> {
+impl DataPosition for DataRecord {
+    fn differences(&self, now: &DataRecord) -> Vec<String> {
         let mut all = Vec::new();
         let mut differ = |what: &str, then: &str, now: &str| {
             if then != now {

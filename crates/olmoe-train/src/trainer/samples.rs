@@ -15,7 +15,7 @@ use crate::metrics::Sample;
 const AT_ONCE: usize = 16;
 
 /// Prompts to go on from.
-pub(super) struct Samples {
+pub(crate) struct Samples {
     tokenizer: Arc<Tokenizer>,
     prompts: Vec<(String, Request)>,
     limits: EngineConfig,
@@ -23,7 +23,7 @@ pub(super) struct Samples {
 
 impl Samples {
     /// Reads the tokenizer, and what the prompts are with it. None if there is nothing to write.
-    pub(super) fn open(config: &TrainConfig) -> Result<Option<Samples>, TrainError> {
+    pub(crate) fn open(config: &TrainConfig) -> Result<Option<Samples>, TrainError> {
         let Some(samples) = &config.samples else { return Ok(None) };
         let tokenizer = Tokenizer::from_file(&config.tokenizer.identifier)?;
         let below = u32::try_from(tokenizer.size()).ok();
@@ -49,7 +49,7 @@ impl Samples {
     }
 
     /// Whether the model can go on from every prompt.
-    pub(super) fn check(&self, model: &Arc<Model>) -> Result<(), TrainError> {
+    pub(crate) fn check(&self, model: &Arc<Model>) -> Result<(), TrainError> {
         let engine = self.engine(model)?;
         self.prompts.iter().enumerate().try_for_each(|(index, (_, request))| {
             engine.check(request).map_err(|source| TrainError::Prompt { index, source: Box::new(source) })

@@ -1,7 +1,7 @@
 //! One step: micro-batches forward and back, then the update.
 
 use olmoe_data::pretrain::Batch;
-use olmoe_model::model::{Activations, Gradients, Model};
+use olmoe_model::model::{Activations, Gradients, Model, RoutingRecord};
 
 use super::data;
 use super::error::TrainError;
@@ -36,6 +36,8 @@ pub struct StepReport {
     pub masked_instances: u64,
     /// Choices of each expert, by layer; none for a layer that is dense.
     pub loads: Vec<Vec<u64>>,
+    /// What the kind of training measured besides, by name.
+    pub named: Vec<(String, f64)>,
     /// Seconds it took.
     pub seconds: f64,
 }
@@ -54,6 +56,18 @@ impl StepReport {
             most as f64 * loads.len() as f64 / sum.max(1) as f64
         };
         self.loads.iter().map(layer).reduce(f64::max)
+    }
+
+    /// Takes in the choices of a pass.
+    pub(crate) fn add_loads(&mut self, record: &RoutingRecord) {
+        for routing in &record.layers {
+            self.loads.resize(self.loads.len().max(routing.layer + 1), Vec::new());
+            let loads = &mut self.loads[routing.layer];
+            loads.resize(routing.load_e.len(), 0);
+            for (sum, load) in loads.iter_mut().zip(&routing.load_e[..]) {
+                *sum += u64::from(*load);
+            }
+        }
     }
 }
 
@@ -87,20 +101,19 @@ pub(super) fn passes(
         report.load_balancing += losses.load_balancing;
         report.router_z += losses.router_z;
         report.logits_z += losses.logits_z;
-        for routing in &activations.routing.layers {
-            report.loads.resize(report.loads.len().max(routing.layer + 1), Vec::new());
-            let loads = &mut report.loads[routing.layer];
-            loads.resize(routing.load_e.len(), 0);
-            for (sum, load) in loads.iter_mut().zip(&routing.load_e[..]) {
-                *sum += u64::from(*load);
-            }
-        }
-        if !report.total_loss().is_finite() {
-            let what = format!("the loss is {}", report.total_loss());
-            return Err(TrainError::NotFinite { step: report.step, what, place: forward_place(model, activations) });
-        }
+        report.add_loads(&activations.routing);
+        check_loss(report, model, activations)?;
     }
     Ok(())
+}
+
+/// Ends the step if its loss so far is NaN or infinite.
+pub(crate) fn check_loss(report: &StepReport, model: &Model, activations: &Activations) -> Result<(), TrainError> {
+    if report.total_loss().is_finite() {
+        return Ok(());
+    }
+    let what = format!("the loss is {}", report.total_loss());
+    Err(TrainError::NotFinite { step: report.step, what, place: forward_place(model, activations) })
 }
 
 /// The update.

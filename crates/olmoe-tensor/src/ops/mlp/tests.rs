@@ -1,5 +1,7 @@
 //! Tests of feed-forward layers.
 
+mod adapters;
+
 use std::ops::Range;
 
 use super::*;
@@ -71,7 +73,8 @@ impl MlpCase {
             up: Weight::Packed(&up),
             down: Weight::Packed(&down),
             activation: self.activation,
-            biases: Biases::default(),
+            biases: PerMatrix::default(),
+            adapters: PerMatrix::default(),
         };
         let assignment = router::assign(&self.routing, None);
         let x = Tensor::new(x, &[self.tokens, d]);
@@ -81,7 +84,8 @@ impl MlpCase {
             gate: self.gated.then_some(&mut dg[..]),
             up: Some(&mut du),
             down: Some(&mut dd),
-            biases: Biases::default(),
+            biases: PerMatrix::default(),
+            adapters: PerMatrix::default(),
         };
         let dy = Tensor::new(dy, &[self.tokens, d]);
         let (dx, dweight_s) = backward(&x, &mlp, &assignment, &saved, &dy, gradients);
@@ -202,7 +206,8 @@ fn both_ways_through_the_layer_give_the_same_bits() {
             up: Weight::Packed(&up),
             down: Weight::Packed(&down),
             activation: Nonlinearity::Silu,
-            biases: Biases { gate: None, up: Some(&bias[..width]), down: Some(&bias) },
+            biases: PerMatrix { gate: None, up: Some(&bias[..width]), down: Some(&bias) },
+            adapters: PerMatrix::default(),
         };
         let x = Tensor::new(&numbers(9, tokens * d), &[tokens, d]);
         let assignment = router::assign(&case.routing, None);
@@ -231,13 +236,14 @@ fn a_dropped_choice_adds_nothing() {
         packed
     };
     let (gate, up, down) = (pack(&wg, 4, 3), pack(&wu, 4, 3), pack(&wd, 3, 4));
-    let biases = Biases::default();
+    let biases = PerMatrix::default();
     let mlp = MlpWeights {
         gate: Some(Weight::Packed(&gate)),
         up: Weight::Packed(&up),
         down: Weight::Packed(&down),
         activation: Nonlinearity::Silu,
         biases,
+        adapters: PerMatrix::default(),
     };
     let x = Tensor::new(&numbers(4, 12), &[4, 3]);
     let (all, _) = forward(&x, &mlp, &router::assign(&case.routing, None));
@@ -269,7 +275,8 @@ fn quantised_tokens_alone_are_tokens_together() {
                 up: Weight::Quantized(&up, Operand::F32),
                 down: Weight::Quantized(&down, Operand::F32),
                 activation: Nonlinearity::Silu,
-                biases: Biases::default(),
+                biases: PerMatrix::default(),
+                adapters: PerMatrix::default(),
             };
             let x = Tensor::new(&x[tokens.start * d..tokens.end * d], &[tokens.len(), d]);
             forward(&x, &mlp, &router::assign(&routing, None)).0.to_vec()
@@ -307,12 +314,13 @@ fn experts_elsewhere_give_the_same_bits() {
                 up: Weight::Packed(&up),
                 down: Weight::Packed(&down),
                 activation: Nonlinearity::Silu,
-                biases: Biases::default(),
+                biases: PerMatrix::default(),
+                adapters: PerMatrix::default(),
             };
             let mut dw = [(); 3].map(|()| vec![0.0; own.len() * d * width]);
             let (out_sd, saved) = experts(slots, &mlp, true);
             let [gate, up, down] = dw.each_mut().map(|dw| Some(&mut dw[..]));
-            let gradients = MlpGradients { gate, up, down, biases: Biases::default() };
+            let gradients = MlpGradients { gate, up, down, biases: PerMatrix::default(), adapters: PerMatrix::default() };
             let saved = saved.expect("the inputs of the activation function were kept");
             let (dx_sd, dweight_s) = experts_backward(slots, &mlp, &saved, output, gradients, true);
             (out_sd.to_vec(), dx_sd.expect("asked for").to_vec(), dweight_s.to_vec(), dw)
@@ -352,7 +360,8 @@ fn what_is_not_asked_for_changes_nothing_else() {
         up: Weight::Packed(&up),
         down: Weight::Packed(&down),
         activation: Nonlinearity::Silu,
-        biases: Biases::default(),
+        biases: PerMatrix::default(),
+        adapters: PerMatrix::default(),
     };
     let (x, dy) = (numbers(4, 150 * 40), numbers(5, 150 * 40));
     let (x, dy) = (Tensor::new(&x, &[150, 40]), Tensor::new(&dy, &[150, 40]));
@@ -362,7 +371,7 @@ fn what_is_not_asked_for_changes_nothing_else() {
         let mut dw = [(); 3].map(|()| vec![0.0; wg.len()]);
         let mut into = dw.iter_mut().zip(wanted).map(|(dw, wanted)| wanted.then_some(&mut dw[..]));
         let [gate, up, down] = [(); 3].map(|()| into.next().flatten());
-        let gradients = MlpGradients { gate, up, down, biases: Biases::default() };
+        let gradients = MlpGradients { gate, up, down, biases: PerMatrix::default(), adapters: PerMatrix::default() };
         let output = combine_backward(&dy, &assignment);
         let (dx, dweight) = experts_backward(dispatch(&x, &assignment), &mlp, &saved, output, gradients, input);
         (dx.map(|dx| dx.to_vec()), dweight.to_vec(), dw)
@@ -410,12 +419,13 @@ fn the_way_back_through_blocks_is_that_of_their_numbers() {
                 up: weight((&up.0, &up.1)),
                 down: weight((&down.0, &down.1)),
                 activation: Nonlinearity::Silu,
-                biases: Biases::default(),
+                biases: PerMatrix::default(),
+                adapters: PerMatrix::default(),
             }
         };
         let (_, saved) = forward(&x, &mlp(false), &assignment);
         let run = |blocks: bool| {
-            let gradients = MlpGradients { gate: None, up: None, down: None, biases: Biases::default() };
+            let gradients = MlpGradients { gate: None, up: None, down: None, biases: PerMatrix::default(), adapters: PerMatrix::default() };
             let (dx, dweight) = backward(&x, &mlp(blocks), &assignment, &saved, &dy, gradients);
             [&dx[..], &dweight].concat()
         };

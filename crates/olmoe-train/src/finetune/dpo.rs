@@ -1,0 +1,153 @@
+//! DPO and its relatives: both answers of a pair in one pass, as two sequences.
+//!
+//! The prompt of a pair is computed for each of its answers. Attention has no prefix that two sequences share; where it gets
+//! one, [`Dpo::sequences`] is the place to say so.
+
+use std::borrow::Cow;
+use std::sync::atomic::AtomicBool;
+
+use olmoe_data::instruct::PairExample;
+use olmoe_model::model::{Model, Objective};
+
+use super::error::FinetuneError;
+use super::examples::{Stack, micro_batches};
+use super::reference::{References, RowSums, Sequence, learned, scores};
+use super::settings::MicroBatch;
+use crate::preference::{
+    Completion, PairLoss, Preference, PreferenceMetrics, PreferencePair, ReferenceLogProb, StepTotals,
+};
+use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
+
+/// Pairs and how they are learned.
+pub(super) struct Dpo {
+    pub(super) preference: Preference,
+    pub(super) rows: Vec<PairExample>,
+    pub(super) references: References,
+}
+
+impl Dpo {
+    /// The two sequences of a row.
+    pub(super) fn sequences(rows: &[PairExample], row: usize) -> Vec<Sequence<'_>> {
+        let sides = [&rows[row].chosen, &rows[row].rejected];
+        sides.map(|side| (Cow::Borrowed(&side.ids[..]), Cow::Borrowed(&side.weights[..]))).into()
+    }
+
+    /// Whether the reference is kept in two sums.
+    pub(super) fn splits(&self) -> bool {
+        self.preference.settings().ld_alpha.is_some_and(|alpha| alpha != 1.0)
+    }
+
+    fn totals(&self, rows: &[u32]) -> StepTotals {
+        let tokens = |row: &u32| self.rows[*row as usize].chosen.num_targets() as u64;
+        StepTotals { pairs: rows.len() as u64, chosen_tokens: rows.iter().map(tokens).sum(), delta: 0.0 }
+    }
+
+    /// The losses of pairs, given the log-probabilities of their answers' tokens.
+    fn losses(
+        &self,
+        answers: &[Vec<f32>],
+        references: &[RowSums],
+        totals: &StepTotals,
+    ) -> Result<Vec<PairLoss>, TrainError> {
+        let (exist, split) = (self.references.exist(), self.splits());
+        let mut pairs = Vec::with_capacity(references.len());
+        for (own, sums) in answers.chunks_exact(2).zip(references) {
+            let side = |at: usize| Completion {
+                logp_t: &own[at],
+                log_sum_squares_t: None,
+                reference: if exist { sums[at].log_prob(split) } else { ReferenceLogProb::None },
+            };
+            pairs.push(PreferencePair { chosen: side(0), rejected: side(1) });
+        }
+        Ok(self.preference.losses(&pairs, totals)?)
+    }
+
+    /// Forward and backward passes over the pairs of a step.
+    pub(super) fn learn(&self, rows: &[u32], micro_batch: MicroBatch, pass: Pass<'_>) -> Result<(), TrainError> {
+        let Pass { model, activations, gradients, report, .. } = pass;
+        let sequences = |row: usize| Dpo::sequences(&self.rows, row);
+        let references = self.references.of_rows(rows, model, &sequences, self.splits(), micro_batch)?;
+        let totals = self.totals(rows);
+        let tokens = rows.iter().map(|row| sequences(*row as usize).iter().map(|(ids, _)| ids.len()).sum());
+        let tokens: Vec<usize> = tokens.collect();
+        let total = tokens.iter().sum::<usize>().max(1) as f64;
+        let micros = micro_batches(&tokens, micro_batch);
+        // Losses that compare all pairs of a step need all of them before the first gradient.
+        let known = match self.preference.is_of_whole_step() && micros.len() > 1 {
+            true => {
+                let never = AtomicBool::new(false);
+                let answers: Vec<Vec<f32>> =
+                    scores(model, rows, &sequences, micro_batch, &never)?.into_iter().flatten().collect();
+                Some(self.losses(&answers, &references, &totals)?)
+            }
+            false => None,
+        };
+        let mut metrics = PreferenceMetrics::of_pairs(&self.preference);
+        for some in micros {
+            let own: Vec<Sequence<'_>> = rows[some.clone()].iter().flat_map(|row| sequences(*row as usize)).collect();
+            let stack = Stack::new(own.iter().map(|(ids, weights)| (&ids[..], &weights[..])))?;
+            model.forward(&stack.batch, activations)?;
+            let losses = match &known {
+                Some(all) => all[some].to_vec(),
+                None => self.losses(&learned(model, &stack, activations)?, &references[some], &totals)?,
+            };
+            let dlogp_t = stack.spread(|sequence, token| {
+                let pair = &losses[sequence / 2];
+                [pair.chosen, pair.rejected][sequence % 2].gradient.at(token)
+            });
+            losses.iter().for_each(|loss| metrics.add_pair(loss));
+            report.cross_entropy = metrics.loss();
+            let auxiliary = stack.batch.tokens() as f64 / total;
+            let objective = Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: false };
+            let (_, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
+            report.load_balancing += routers.load_balancing;
+            report.router_z += routers.z;
+            report.add_loads(&activations.routing);
+            check_loss(report, model, activations)?;
+        }
+        report.named = named(&metrics);
+        Ok(())
+    }
+
+    /// Loss and metrics of all pairs, however they are divided into passes.
+    pub(super) fn evaluate(
+        &self,
+        model: &mut Model,
+        micro_batch: MicroBatch,
+        interrupt: &AtomicBool,
+    ) -> Result<Evaluation, TrainError> {
+        let rows: Vec<u32> = (0..self.rows.len() as u32).collect();
+        let sequences = |row: usize| Dpo::sequences(&self.rows, row);
+        let references = self.references.of_rows(&rows, model, &sequences, self.splits(), micro_batch)?;
+        let Some(answers) = whole(scores(model, &rows, &sequences, micro_batch, interrupt))? else {
+            return Ok(Evaluation::default());
+        };
+        let answers: Vec<Vec<f32>> = answers.into_iter().flatten().collect();
+        let mut metrics = PreferenceMetrics::of_pairs(&self.preference);
+        self.losses(&answers, &references, &self.totals(&rows))?.iter().for_each(|loss| metrics.add_pair(loss));
+        Ok(evaluation(&metrics))
+    }
+}
+
+/// What was computed, or nothing where it was interrupted.
+pub(super) fn whole<T>(found: Result<T, TrainError>) -> Result<Option<T>, TrainError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(TrainError::Finetune(error)) if *error == FinetuneError::Interrupted => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The metrics of a step by trl's names, and those of open-instruct's that trl has no such name for.
+pub(super) fn named(metrics: &PreferenceMetrics) -> Vec<(String, f64)> {
+    let trl = metrics.trl();
+    let others: Vec<_> =
+        metrics.open_instruct().into_iter().filter(|(name, _)| !trl.iter().any(|(known, _)| known == name)).collect();
+    trl.into_iter().chain(others).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The metrics of an evaluation.
+pub(super) fn evaluation(metrics: &PreferenceMetrics) -> Evaluation {
+    let metrics_by_name = metrics.trl().into_iter().map(|(name, value)| (format!("eval_{name}"), value));
+    Evaluation { metrics: metrics_by_name.collect(), whole: true, loss: Some(metrics.loss()) }
+}

@@ -1,0 +1,77 @@
+//! Supervised fine-tuning: cross-entropy of the learned tokens.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use olmoe_data::instruct::{Example, Part};
+use olmoe_model::model::{Activations, Keep, Model};
+use olmoe_tensor::ops::cross_entropy::IGNORE;
+
+use super::examples::{Stack, documents, micro_batches};
+use super::settings::{MicroBatch, SftSettings};
+use crate::loss::{Loss, StepCounts};
+use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
+
+/// Conversations and how they are learned.
+pub(super) struct Sft {
+    pub(super) settings: SftSettings,
+    pub(super) rows: Vec<Example>,
+}
+
+impl Sft {
+    /// Forward and backward passes over the units of a step.
+    pub(super) fn learn(&self, units: &[Vec<Part>], micro_batch: MicroBatch, pass: Pass<'_>) -> Result<(), TrainError> {
+        let Pass { model, activations, gradients, report, .. } = pass;
+        let tokens: Vec<usize> = units.iter().map(|unit| unit.iter().map(|part| part.length).sum()).collect();
+        let total = tokens.iter().sum::<usize>().max(1) as f64;
+        let stack = |some: Range<usize>| Stack::new(documents(&self.rows, units[some].iter().flatten()));
+        let stacks = micro_batches(&tokens, micro_batch).into_iter().map(stack).collect::<Result<Vec<_>, _>>()?;
+        let mut counts = StepCounts::default();
+        stacks.iter().for_each(|stack| counts.add(&stack.targets, &stack.batch.segments));
+        for stack in &stacks {
+            let share = self.settings.reduction.weights(&counts, &stack.targets, &stack.batch.segments);
+            let weights: Vec<f64> = share.iter().zip(&stack.weights).map(|(share, weight)| share * weight).collect();
+            let token_loss = self.settings.token_loss;
+            let loss = Loss { share: stack.batch.tokens() as f64 / total, token_loss, ..Loss::over(1.0) };
+            let targets = &stack.targets;
+            let (log_probs, routers) =
+                loss.passes(model, &stack.batch, targets, Some(&weights), activations, gradients)?;
+            // Sequence by sequence, so that the division into passes does not show.
+            for range in stack.ranges() {
+                let own = range.map(|t| loss.of_token(log_probs.logp_t[t], weights[t]));
+                report.cross_entropy += own.sum::<f64>();
+            }
+            report.load_balancing += routers.load_balancing;
+            report.router_z += routers.z;
+            report.add_loads(&activations.routing);
+            check_loss(report, model, activations)?;
+        }
+        Ok(())
+    }
+
+    /// Cross-entropy over all learned tokens, however they are divided into passes.
+    pub(super) fn evaluate(
+        &self,
+        model: &Model,
+        micro_batch: MicroBatch,
+        interrupt: &AtomicBool,
+    ) -> Result<Evaluation, TrainError> {
+        let mut activations = Activations::new(Keep::Nothing);
+        let tokens: Vec<usize> = self.rows.iter().map(|row| row.ids.len()).collect();
+        let (mut sum, mut count) = (0.0, 0u64);
+        for some in micro_batches(&tokens, micro_batch) {
+            if interrupt.load(Ordering::Relaxed) {
+                return Ok(Evaluation::default());
+            }
+            let stack = Stack::new(self.rows[some].iter().map(|row| (&row.ids[..], &row.weights[..])))?;
+            model.forward(&stack.batch, &mut activations)?;
+            let log_probs = model.log_probs(&activations, &stack.targets)?;
+            for range in stack.ranges() {
+                count += range.clone().filter(|t| stack.targets[*t] != IGNORE).count() as u64;
+                sum -= range.map(|t| stack.weights[t] * f64::from(log_probs.logp_t[t])).sum::<f64>();
+            }
+        }
+        let loss = sum / count.max(1) as f64;
+        Ok(Evaluation { metrics: vec![("eval_loss".to_owned(), loss)], whole: true, loss: Some(loss) })
+    }
+}
