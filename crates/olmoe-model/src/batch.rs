@@ -16,6 +16,32 @@ pub struct Batch {
     pub segments: Buffer<u32>,
     /// Whether a token is hidden from the attention of the others, as padding is, `[T]`; none: no token is. Without a cache.
     pub hidden: Option<Vec<bool>>,
+    /// The sequences that attention runs over, where several of them have a prefix in common.
+    pub branches: Option<Branches>,
+    /// The randomness of a training pass; none: nothing is random.
+    pub noise: Option<TokenNoise>,
+}
+
+/// Sequences that begin with the same tokens, which the batch has once: attention runs over whole sequences, everything
+/// else over the tokens of the batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Branches {
+    /// The token of the batch that each token of the whole sequences is.
+    pub tokens: Vec<u32>,
+    /// For each token of the batch, its first place among those of the whole sequences.
+    pub places: Vec<u32>,
+    /// The first token of each whole sequence, followed by their number.
+    pub segments: Vec<u32>,
+}
+
+/// The randomness of a training pass: the dropout of adapters, and noise on the embeddings. It depends on the key of a
+/// token and its place in the model alone, so that it is the same in any batch and when a block is recomputed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenNoise {
+    /// A key for each token, `[T]`.
+    pub keys_t: Vec<u64>,
+    /// Uniform numbers between minus this and this are added to the embeddings (NEFTune); 0 for none.
+    pub embedding: f32,
 }
 
 /// Why the lengths of a batch were rejected.
@@ -59,6 +85,14 @@ pub enum BatchError {
     #[error("batch: {found} flags of hidden tokens, expected {tokens}, one for each token")]
     Flags {
         /// Flags given.
+        found: usize,
+        /// Tokens of the batch.
+        tokens: usize,
+    },
+    /// Not one key for each token.
+    #[error("batch: {found} keys of random numbers, expected {tokens}, one for each token")]
+    Keys {
+        /// Keys given.
         found: usize,
         /// Tokens of the batch.
         tokens: usize,
@@ -123,7 +157,51 @@ impl Batch {
                 positions[t as usize] = t - pair[0];
             }
         }
-        Batch { ids: Buffer::copy_of(ids), positions, segments: sequences.clone(), sequences, hidden: None }
+        Batch {
+            ids: Buffer::copy_of(ids),
+            positions,
+            segments: sequences.clone(),
+            sequences,
+            hidden: None,
+            branches: None,
+            noise: None,
+        }
+    }
+
+    /// Groups of sequences with a common prefix, which is there once. `groups` are the length of the prefix and those of
+    /// what follows it in each sequence, at least one, in the order of the tokens. Each token has the results that it has
+    /// in its whole sequence, bit for bit. A sequence of the batch is a group.
+    ///
+    /// A token predicts one other: the token after which sequences differ belongs to each of them, not to the prefix.
+    ///
+    /// # Errors
+    /// [`BatchError::Sum`], [`BatchError::TooMany`].
+    pub fn branched(ids: &[u32], groups: &[(usize, Vec<usize>)]) -> Result<Batch, BatchError> {
+        let length = |(prefix, branches): &(usize, Vec<usize>)| {
+            branches.iter().fold(*prefix, |sum: usize, length| sum.saturating_add(*length))
+        };
+        let lengths: Vec<usize> = groups.iter().map(length).collect();
+        let mut batch = Batch::new(ids, &lengths)?;
+        let mut all = Branches { places: vec![0; ids.len()], segments: vec![0], ..Branches::default() };
+        let mut start = 0;
+        for (prefix, lengths) in groups {
+            let shared = start..start + prefix;
+            start += prefix;
+            for (branch, length) in lengths.iter().enumerate() {
+                let own = start..start + length;
+                start += length;
+                for (position, token) in shared.clone().chain(own).enumerate() {
+                    if branch == 0 || position >= *prefix {
+                        all.places[token] = all.tokens.len() as u32;
+                        batch.positions[token] = position as u32;
+                    }
+                    all.tokens.push(token as u32);
+                }
+                all.segments.push(counted("tokens of whole sequences:", all.tokens.len())?);
+            }
+        }
+        batch.branches = Some(all);
+        Ok(batch)
     }
 
     /// The same tokens with attention restricted to documents of the given lengths.
@@ -150,6 +228,18 @@ impl Batch {
             return Err(BatchError::Flags { found: hidden.len(), tokens: self.tokens() });
         }
         self.hidden = hidden.contains(&true).then_some(hidden);
+        Ok(self)
+    }
+
+    /// The same tokens with the randomness of a training pass.
+    ///
+    /// # Errors
+    /// [`BatchError::Keys`].
+    pub fn with_noise(mut self, noise: TokenNoise) -> Result<Batch, BatchError> {
+        if noise.keys_t.len() != self.tokens() {
+            return Err(BatchError::Keys { found: noise.keys_t.len(), tokens: self.tokens() });
+        }
+        self.noise = Some(noise);
         Ok(self)
     }
 

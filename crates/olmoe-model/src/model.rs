@@ -41,7 +41,7 @@ use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::ops::cross_entropy::{self, IGNORE, LogProbs};
 use olmoe_tensor::ops::router::Assignment;
-use olmoe_tensor::ops::{embedding, norm};
+use olmoe_tensor::ops::{embedding, noise, norm};
 use olmoe_tensor::tensor::Tensor;
 
 use self::adapters::AdapterSet;
@@ -379,7 +379,7 @@ impl Model {
     }
 
     fn run(&self, batch: &Batch, mut caches: Option<&mut [KvCache]>, activations: &mut Activations) {
-        activations.begin(batch.tokens());
+        activations.begin(batch);
         let keep = if caches.is_some() { Keep::Nothing } else { activations.keep };
         let mut h_td = self.embed(batch, keep, activations);
         for layer in 0..self.modules.blocks.len() {
@@ -403,6 +403,9 @@ impl Model {
         let mut h_td = embedding::forward(self.weights.embedding(), &batch.ids);
         if let Some(adapter) = self.weights.embedding_adapter() {
             adapter.add(&batch.ids, &mut h_td);
+        }
+        if let Some(noise) = batch.noise.as_ref().filter(|noise| noise.embedding != 0.0) {
+            noise::add_uniform(&mut h_td, &noise.keys_t, noise.embedding);
         }
         h_td
     }
@@ -447,7 +450,7 @@ impl Model {
 
     /// Logits `[T, V]` of hidden states `[T, D]`.
     pub fn logits_of(&self, hidden_td: &Tensor) -> Tensor {
-        cross_entropy::logits(hidden_td, self.weights.head(&self.modules.head))
+        cross_entropy::logits(hidden_td, self.weights.head(&self.modules.head, None))
     }
 
     /// Log-probabilities of `targets [T]` after a forward pass; those of [`IGNORE`] are 0, and the head computes
@@ -457,20 +460,21 @@ impl Model {
     /// [`ModelError::TokenId`] for a target outside the vocabulary.
     pub fn log_probs(&self, activations: &Activations, targets: &[u32]) -> Result<LogProbs, ModelError> {
         self.check_targets(targets)?;
-        Ok(cross_entropy::forward(activations.hidden(), self.weights.head(&self.modules.head), targets, false))
+        Ok(self.head_forward(activations, targets, false))
     }
 
     /// The same with the statistics of the distributions ([`LogProbs::statistics`]).
     ///
     /// # Errors
     /// As [`Model::log_probs`].
-    pub fn log_probs_and_statistics(
-        &self,
-        activations: &Activations,
-        targets: &[u32],
-    ) -> Result<LogProbs, ModelError> {
+    pub fn log_probs_and_statistics(&self, activations: &Activations, targets: &[u32]) -> Result<LogProbs, ModelError> {
         self.check_targets(targets)?;
-        Ok(cross_entropy::forward(activations.hidden(), self.weights.head(&self.modules.head), targets, true))
+        Ok(self.head_forward(activations, targets, true))
+    }
+
+    fn head_forward(&self, activations: &Activations, targets: &[u32], statistics: bool) -> LogProbs {
+        let head = self.weights.head(&self.modules.head, activations.noise.as_ref());
+        cross_entropy::forward(activations.hidden(), head, targets, statistics)
     }
 
     /// Log-probabilities of `targets [R]` after the tokens `rows [R]` of a forward pass. The head computes nothing for
@@ -493,7 +497,7 @@ impl Model {
             return Err(ModelError::Row { row: *row, tokens });
         }
         self.check_targets(targets)?;
-        Ok(cross_entropy::forward_at(hidden_td, rows, self.weights.head(&self.modules.head), targets))
+        Ok(cross_entropy::forward_at(hidden_td, rows, self.weights.head(&self.modules.head, None), targets))
     }
 
     /// Backward pass after a forward pass that kept what it needs. Accumulates the gradients of the objective by the
@@ -544,8 +548,7 @@ impl Model {
             true => [None; 3],
             false => self.weights.adapter_parameters(head.weight),
         };
-        let [dweight, dbias, a, b, magnitude] =
-            gradients.several([Some(head.weight), head.bias, a, b, magnitude]);
+        let [dweight, dbias, a, b, magnitude] = gradients.several([Some(head.weight), head.bias, a, b, magnitude]);
         let into = cross_entropy::HeadGradients {
             dlogp_t: objective.dlogp_t,
             z: objective.z,
@@ -555,7 +558,8 @@ impl Model {
             statistics: objective.statistics,
             input,
         };
-        let head = self.weights.head(head);
+        let noise = activations.noise.as_ref();
+        let head = self.weights.head(head, noise);
         let (log_probs, dhidden_td) =
             cross_entropy::forward_backward(activations.hidden(), head, objective.targets, into);
         let dh_td = dhidden_td.map(|dhidden_td| {

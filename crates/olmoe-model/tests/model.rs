@@ -303,3 +303,47 @@ fn log_probabilities_of_some_rows_are_those_of_all() {
     let error = model.log_probs_at(&activations, &[2], &[61]).unwrap_err();
     assert!(matches!(error, ModelError::TokenId { at: 0, id: 61, rows: 61 }), "{error}");
 }
+
+/// Sequences with a common prefix, which is there once, have the bits of whole sequences, and the gradient of their sum.
+#[test]
+fn a_common_prefix_is_computed_once() {
+    let model = model(Precision::Fp32);
+    let (prefix, first, second, alone) = (ids(9, 1), ids(6, 2), ids(11, 3), ids(5, 4));
+    let whole = [[&prefix[..], &first].concat(), [&prefix[..], &second].concat(), alone.clone()];
+    let apart = Batch::new(&whole.concat(), &whole.each_ref().map(Vec::len)).expect("three sequences");
+    let tokens = [&prefix[..], &first, &second, &alone].concat();
+    let together = Batch::branched(&tokens, &[(9, vec![6, 11]), (0, vec![5])]).expect("two groups");
+    let run = |batch: &Batch, targets: &[u32], keep: Keep| {
+        let mut activations = Activations::new(keep);
+        model.forward(batch, &mut activations).expect("a pass");
+        let hidden = activations.hidden().to_vec();
+        let mut gradients = model.gradients();
+        let dlogp_t = vec![-0.1; targets.len()];
+        let objective = Objective { targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary: 0.0, statistics: false };
+        let (found, _) = model.backward(batch, &mut activations, &objective, &mut gradients).expect("the way back");
+        (hidden, found.logp_t.to_vec(), gradients)
+    };
+    // Only what follows the prefix is learned.
+    let mut targets = vec![u32::MAX; apart.tokens()];
+    for at in (9..14).chain(24..34).chain(35..39) {
+        targets[at] = apart.ids[at + 1];
+    }
+    let kept: Vec<usize> = (0..15).chain(24..40).collect();
+    let own: Vec<u32> = kept.iter().map(|at| targets[*at]).collect();
+    let (hidden, logp, gradients) = run(&apart, &targets, Keep::Everything);
+    for keep in [Keep::Everything, Keep::BlockInputs] {
+        let (own_hidden, own_logp, own_gradients) = run(&together, &own, keep);
+        let width = own_hidden.len() / kept.len();
+        for (i, at) in kept.iter().enumerate() {
+            assert_eq!(own_hidden[i * width..(i + 1) * width], hidden[at * width..(at + 1) * width], "token {at}");
+            assert_eq!(own_logp[i], logp[*at]);
+        }
+        for ((id, own), (_, both)) in own_gradients.iter().zip(gradients.iter()) {
+            let size = both.iter().fold(1e-6f32, |a, b| a.max(b.abs()));
+            let far = own.iter().zip(both.iter()).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
+            assert!(far < 1e-5 * size, "{}: {far} of {size}", model.parameters()[id].name);
+        }
+    }
+    let fewer = Batch::branched(&tokens, &[(9, vec![6, 11])]).expect_err("fewer tokens");
+    assert!(fewer.to_string().contains("26"), "{fewer}");
+}

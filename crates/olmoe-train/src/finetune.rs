@@ -10,6 +10,7 @@
 //! | `selection` | which parameters are trained |
 //! | `routing` | the experts that the data uses most, and the drift of the routers |
 //! | `schedule` | the learning rate over time |
+//! | `scores` | forward passes over sequences |
 //! | `reference` | the log-probabilities of the reference model |
 //! | `sft`, `dpo`, `kto` | what a step learns and an evaluation measures |
 //! | `task` | all of it as a task of the loop |
@@ -52,6 +53,7 @@ mod reference;
 mod routing;
 mod saved;
 mod schedule;
+mod scores;
 mod selection;
 mod settings;
 mod sft;

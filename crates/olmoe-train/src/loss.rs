@@ -46,6 +46,8 @@ pub struct Loss {
     pub share: f64,
     /// What a token's log-probability counts by.
     pub token_loss: TokenLoss,
+    /// Whether the head computes the statistics of its distributions.
+    pub statistics: bool,
 }
 
 /// What a loss came to, its parts with their weights. Those of the parts of a step add up.
@@ -80,7 +82,7 @@ impl AddAssign for Losses {
 impl Loss {
     /// Of a step in one part, without a z-loss on the logits.
     pub fn over(denominator: f64) -> Loss {
-        Loss { denominator, logits_z: 0.0, share: 1.0, token_loss: TokenLoss::Nll }
+        Loss { denominator, logits_z: 0.0, share: 1.0, token_loss: TokenLoss::Nll, statistics: false }
     }
 
     /// Forward and backward pass of a part; `targets [T]` are [`IGNORE`] where there is nothing to learn. The gradients are
@@ -143,7 +145,7 @@ impl Loss {
         };
         let dlogp_t = self.dlogp(targets.len(), weight_t, found.as_ref().map(|found| &found.logp_t[..]));
         let z = (2.0 * self.logits_z / self.denominator) as f32;
-        let objective = Objective { targets, dlogp_t: &dlogp_t, z, auxiliary: self.share, statistics: false };
+        let objective = Objective { targets, dlogp_t: &dlogp_t, z, auxiliary: self.share, statistics: self.statistics };
         model.backward(batch, activations, &objective, gradients)
     }
 

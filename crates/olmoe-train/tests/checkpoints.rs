@@ -58,6 +58,8 @@ fn a_resumed_run_is_the_uninterrupted_run() {
             tokens_seen: u64::MAX,
             min_train_loss: Some(0.1 + 0.2),
             new_warmup: Some(7),
+            evaluation: None,
+            mean_reward: None,
         };
         let mut writer = checkpoints.begin(3).expect("a checkpoint");
         optimizer.save(&specs, &mut writer, 4096).expect("saved");

@@ -266,6 +266,8 @@ fn checkpoints_hold_what_is_trained_and_where_the_rest_is() {
     assert_eq!(record["trained"][1]["name"], "layers.1.moe.router.weight");
     assert_eq!(std::fs::read(desk.path("part/config.yaml")).unwrap(), b"x: 1\n");
 
+    drop(trainer);
+
     // Another model, or other parameters, are refused with what differs.
     settings.length = RunLength::Steps(6);
     let mut other = Model::new(tuning::config(), Precision::Fp32, Held::Trained).unwrap();

@@ -7,13 +7,14 @@ use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::add::scale;
 use olmoe_tensor::ops::embedding::{self, EmbeddingTable};
 use olmoe_tensor::ops::linear::{self, LinearInput, Weight};
-use olmoe_tensor::ops::low_rank::{LowRank, RowFactors, row_norms};
+use olmoe_tensor::ops::low_rank::{Dropout, LowRank, RowFactors, row_norms};
 use olmoe_tensor::tensor::Tensor;
 
 use super::error::ModelError;
 use super::gradients::Gradients;
 use super::weights::Weights;
 use crate::adapter::{Adapter, AdapterIds, add_adapters};
+use crate::batch::TokenNoise;
 use crate::config::ModelConfig;
 use crate::identity::ModulePart;
 use crate::modules::ParameterId;
@@ -83,8 +84,9 @@ impl AdapterSet {
 }
 
 impl Weights {
-    /// The adapter of a matrix as the operations take it, if it has one and adapters are on.
-    pub(super) fn low_rank(&self, base: ParameterId) -> Option<LowRank<'_>> {
+    /// The adapter of a matrix as the operations take it, if it has one and adapters are on. Without noise nothing is left
+    /// out.
+    pub(super) fn low_rank<'a>(&'a self, base: ParameterId, noise: Option<&'a TokenNoise>) -> Option<LowRank<'a>> {
         let set = &self.adapters;
         let at = set.of_base.get(base).copied().flatten().filter(|_| set.enabled)?;
         let (adapter, ids) = (&set.adapters[at], &set.ids[at]);
@@ -97,7 +99,12 @@ impl Weights {
             });
             RowFactors { factors, norms }
         });
-        Some(LowRank { a: self.packed(ids.a), b: self.packed(ids.b), scale: adapter.scale, rows })
+        let dropout = noise.filter(|_| adapter.dropout > 0.0).map(|noise| Dropout {
+            probability: adapter.dropout,
+            seed: base as u64,
+            keys_t: &noise.keys_t,
+        });
+        Some(LowRank { a: self.packed(ids.a), b: self.packed(ids.b), scale: adapter.scale, rows, dropout })
     }
 
     fn norms(&self, at: usize) -> &[f32] {

@@ -2,9 +2,9 @@
 
 use olmoe_tensor::gemm::Store;
 use olmoe_tensor::ops::attention;
-use olmoe_tensor::ops::clip;
 use olmoe_tensor::ops::linear::pack_saved;
 use olmoe_tensor::ops::norm;
+use olmoe_tensor::ops::{add, clip};
 use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
@@ -68,7 +68,7 @@ fn clip_all(weights: &Weights, order: ClipOrder, [q, k, v]: [&mut Tensor; 3]) ->
 
 /// Queries, keys and values as attention reads them.
 fn qkv(weights: &Weights, module: &AttentionModule, x_td: &Tensor, batch: &Batch) -> ([Tensor; 3], Projected) {
-    let [mut q, mut k, mut v] = linear::forward(weights, x_td, [module.q, module.k, module.v]);
+    let [mut q, mut k, mut v] = linear::forward(weights, batch.noise.as_ref(), x_td, [module.q, module.k, module.v]);
     let before = clip_all(weights, ClipOrder::BeforeNorm, [&mut q, &mut k, &mut v]);
     let (mut q, q_norm) = normed(weights, module.q_norm, q);
     let (mut k, k_norm) = normed(weights, module.k_norm, k);
@@ -78,9 +78,23 @@ fn qkv(weights: &Weights, module: &AttentionModule, x_td: &Tensor, batch: &Batch
     ([q, k, v], Projected { q_norm, k_norm, clipped: before.or(after) })
 }
 
-fn output(weights: &Weights, module: &AttentionModule, o_td: &Tensor) -> Tensor {
-    let [y_td] = linear::forward(weights, o_td, [module.o]);
+fn output(weights: &Weights, module: &AttentionModule, o_td: &Tensor, batch: &Batch) -> Tensor {
+    let [y_td] = linear::forward(weights, batch.noise.as_ref(), o_td, [module.o]);
     y_td
+}
+
+/// The rows that `index` names.
+fn rows_of(x: &Tensor, index: &[u32]) -> Tensor {
+    let mut rows = Tensor::scratch(&[index.len(), x.cols()]);
+    index.iter().enumerate().for_each(|(i, row)| rows.row_mut(i).copy_from_slice(x.row(*row as usize)));
+    rows
+}
+
+/// For each token, the sum of the rows of its places, in order.
+fn sum_of_places(x: &Tensor, tokens: &[u32], count: usize) -> Tensor {
+    let mut sums = Tensor::zeros(&[count, x.cols()]);
+    tokens.iter().enumerate().for_each(|(place, token)| add::add_assign(sums.row_mut(*token as usize), x.row(place)));
+    sums
 }
 
 /// `y [T, D]` of `x [T, D]`.
@@ -92,9 +106,16 @@ pub(super) fn forward(
 ) -> (Tensor, SelfAttentionSaved) {
     let ([q, k, v], projected) = qkv(weights, module, x_td, batch);
     let operand = weights.precision.operand();
-    let (heads, segments) = (heads(&weights.config), &batch.segments[..]);
-    let (o, attention) = attention::forward(&q, &k, &v, heads, segments, batch.hidden.as_deref(), operand);
-    let y_td = output(weights, module, &o);
+    let (heads, segments, hidden) = (heads(&weights.config), &batch.segments[..], batch.hidden.as_deref());
+    let (o, attention) = match &batch.branches {
+        None => attention::forward(&q, &k, &v, heads, segments, hidden, operand),
+        Some(branches) => {
+            let [q, k, v] = [&q, &k, &v].map(|x| rows_of(x, &branches.tokens));
+            let (o, attention) = attention::forward(&q, &k, &v, heads, &branches.segments, None, operand);
+            (rows_of(&o, &branches.places), attention)
+        }
+    };
+    let y_td = output(weights, module, &o, batch);
     (y_td, SelfAttentionSaved { projected, q, k, v, o, attention })
 }
 
@@ -117,7 +138,7 @@ pub(super) fn forward_cached(
         cache.append(&k, &v, rows.clone());
         attention::forward_cached(&q, rows, cache, heads(&weights.config), &mut o);
     }
-    output(weights, module, &o)
+    output(weights, module, &o, batch)
 }
 
 /// Accumulates the gradients of the parameters; with `input`, returns the gradient of `x`.
@@ -134,6 +155,7 @@ pub(super) fn backward(
     let operand = weights.precision.operand();
     let SelfAttentionSaved { projected, q, k, v, o, attention } = saved;
     let Projected { q_norm, k_norm, clipped } = projected;
+    let noise = batch.noise.as_ref();
     let projections = [module.q, module.k, module.v];
     let norm = |module: Option<NormModule>| module.map_or([None; 2], |norm| [norm.weight, norm.bias]);
     let below = input
@@ -143,14 +165,27 @@ pub(super) fn backward(
     let mut d_o = below.then(|| Tensor::scratch(o.shape()));
     let packed = gradients.wants_any([Some(module.o.weight)]).then(|| pack_saved(&o, operand));
     let into = d_o.as_mut().map(|d_o| (d_o, Store::Overwrite));
-    linear::backward(weights, module.o, &o, packed.as_ref(), dy_td, into, gradients);
+    linear::backward(weights, noise, module.o, &o, packed.as_ref(), dy_td, into, gradients);
     drop(packed);
     let d_o = d_o?;
 
     let (heads, segments) = (heads(&weights.config), &batch.segments[..]);
     let hidden = batch.hidden.as_deref();
-    let (mut dq, mut dk, mut dv) =
-        attention::backward(&q, &k, &v, &o, &attention, &d_o, heads, segments, hidden, operand);
+    let (mut dq, mut dk, mut dv) = match &batch.branches {
+        None => attention::backward(&q, &k, &v, &o, &attention, &d_o, heads, segments, hidden, operand),
+        Some(branches) => {
+            let [q, k, v, o] = [&q, &k, &v, &o].map(|x| rows_of(x, &branches.tokens));
+            // A token has one output, whatever the number of sequences that it is in.
+            let mut d_all = Tensor::zeros(o.shape());
+            branches.places.iter().enumerate().for_each(|(token, place)| {
+                d_all.row_mut(*place as usize).copy_from_slice(d_o.row(token));
+            });
+            let (dq, dk, dv) =
+                attention::backward(&q, &k, &v, &o, &attention, &d_all, heads, &branches.segments, None, operand);
+            let [dq, dk, dv] = [dq, dk, dv].map(|d| sum_of_places(&d, &branches.tokens, d_o.rows()));
+            (dq, dk, dv)
+        }
+    };
     weights.rope.apply_inverse(&mut dq, weights.config.n_heads, &batch.positions);
     weights.rope.apply_inverse(&mut dk, weights.config.n_kv_heads, &batch.positions);
     let clip_back = |order: ClipOrder, [dq, dk, dv]: [&mut Tensor; 3]| {
@@ -176,7 +211,7 @@ pub(super) fn backward(
     for (i, (d, linear)) in [&dq, &dk, &dv].into_iter().zip(projections).enumerate() {
         let store = if i == 0 { Store::Overwrite } else { Store::Accumulate };
         let into = dx_td.as_mut().map(|dx_td| (dx_td, store));
-        linear::backward(weights, linear, x_td, x.as_ref(), d, into, gradients);
+        linear::backward(weights, noise, linear, x_td, x.as_ref(), d, into, gradients);
     }
     dx_td
 }

@@ -99,9 +99,9 @@ impl BlockPass<'_> {
         routed: Routed<'_>,
         keep: bool,
     ) -> (Tensor, residual::ResidualSaved<feed_forward::FeedForwardSaved>) {
-        let BlockPass { weights, module, layer, dense, .. } = self;
+        let BlockPass { weights, module, layer, batch, dense } = self;
         residual::forward(weights, &module.mlp_norm, middle_td, |x| {
-            feed_forward::forward(weights, layer, &module.feed_forward, x, dense, routed, keep)
+            feed_forward::forward(weights, batch.noise.as_ref(), layer, &module.feed_forward, x, dense, routed, keep)
         })
     }
 
@@ -131,7 +131,8 @@ impl BlockPass<'_> {
         let input = weights.passes(Stage::feed_forward(layer));
         let back = |x: &Tensor, saved, dy: &Tensor, input, gradients: &mut Gradients| {
             let module = &module.feed_forward;
-            feed_forward::backward(weights, module, x, dense, saved, known, router, dy, input, gradients)
+            let noise = batch.noise.as_ref();
+            feed_forward::backward(weights, noise, module, x, dense, saved, known, router, dy, input, gradients)
         };
         residual::backward(weights, &module.mlp_norm, &middle, saved, dh_td, input, gradients, back);
         if !weights.reaches(Stage::attention(layer)) {

@@ -10,6 +10,7 @@ use olmoe_tensor::tensor::Tensor;
 use super::gradients::Gradients;
 use super::linear::{self, low_rank_gradients};
 use super::weights::Weights;
+use crate::batch::TokenNoise;
 use crate::config::Moe;
 use crate::modules::{FeedForwardModule, Linear, MlpModule, MoeModule, ParameterId};
 use crate::routing::LayerRouting;
@@ -48,6 +49,7 @@ pub(super) enum Routed<'a> {
 /// `y [T, D]` of `x [T, D]`, and with `keep` what the backward pass needs.
 pub(super) fn forward(
     weights: &Weights,
+    noise: Option<&TokenNoise>,
     layer: usize,
     module: &FeedForwardModule,
     x_td: &Tensor,
@@ -57,7 +59,7 @@ pub(super) fn forward(
 ) -> (Tensor, FeedForwardSaved) {
     match module {
         FeedForwardModule::Dense(module) => {
-            let (y_td, mlp) = mlp_forward(weights, module, x_td, dense, keep);
+            let (y_td, mlp) = mlp_forward(weights, noise, module, x_td, dense, keep);
             (y_td, FeedForwardSaved { assignment: None, mlp, shared_expert: None })
         }
         FeedForwardModule::Moe(module) => {
@@ -69,32 +71,33 @@ pub(super) fn forward(
                     router::assign(&known.routing, capacity)
                 }
                 Routed::New(record) => {
-                    let [logits_te] = linear::forward(weights, x_td, [router(module)]);
+                    let [logits_te] = linear::forward(weights, noise, x_td, [router(module)]);
                     let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
                     let assignment = router::assign(&routing, capacity);
                     record.push(LayerRouting { layer, routing, load_e: assignment.load_e.clone() });
                     assignment
                 }
             };
-            experts(weights, module, x_td, dense, assignment, keep)
+            experts(weights, noise, module, x_td, dense, assignment, keep)
         }
     }
 }
 
 fn experts(
     weights: &Weights,
+    noise: Option<&TokenNoise>,
     module: &MoeModule,
     x_td: &Tensor,
     dense: &Assignment,
     assignment: Assignment,
     keep: bool,
 ) -> (Tensor, FeedForwardSaved) {
-    let (mut y_td, mlp) = mlp_forward(weights, &module.experts, x_td, &assignment, keep);
+    let (mut y_td, mlp) = mlp_forward(weights, noise, &module.experts, x_td, &assignment, keep);
     if let Some(bias) = weights.optional(module.bias) {
         add::add_bias(&mut y_td, bias);
     }
     let shared_expert = module.shared_expert.and_then(|shared| {
-        let (shared_td, saved) = mlp_forward(weights, &shared, x_td, dense, keep);
+        let (shared_td, saved) = mlp_forward(weights, noise, &shared, x_td, dense, keep);
         add::add_assign(&mut y_td, &shared_td);
         saved
     });
@@ -103,12 +106,13 @@ fn experts(
 
 fn mlp_forward(
     weights: &Weights,
+    noise: Option<&TokenNoise>,
     module: &MlpModule,
     x_td: &Tensor,
     assignment: &Assignment,
     keep: bool,
 ) -> (Tensor, Option<mlp::MlpSaved>) {
-    let (out_sd, saved) = mlp::experts(mlp::dispatch(x_td, assignment), &weights.mlp(module), keep);
+    let (out_sd, saved) = mlp::experts(mlp::dispatch(x_td, assignment), &weights.mlp(module, noise), keep);
     (mlp::combine(out_sd, assignment), saved)
 }
 
@@ -134,6 +138,7 @@ fn parameters(weights: &Weights, module: &MlpModule) -> [Option<ParameterId>; 15
 /// slots.
 fn mlp_backward(
     weights: &Weights,
+    noise: Option<&TokenNoise>,
     module: &MlpModule,
     x_td: &Tensor,
     assignment: &Assignment,
@@ -162,13 +167,14 @@ fn mlp_backward(
     };
     let output = mlp::combine_backward(dy_td, assignment);
     let slots = mlp::dispatch(x_td, assignment);
-    let (dx_sd, dweight_s) = mlp::experts_backward(slots, &weights.mlp(module), saved, output, into, input);
+    let (dx_sd, dweight_s) = mlp::experts_backward(slots, &weights.mlp(module, noise), saved, output, into, input);
     (dx_sd.map(|dx_sd| mlp::dispatch_backward(dx_sd, assignment)), dweight_s)
 }
 
 /// Accumulates the gradients of the parameters; with `input`, returns the gradient of `x`.
 pub(super) fn backward(
     weights: &Weights,
+    noise: Option<&TokenNoise>,
     module: &FeedForwardModule,
     x_td: &Tensor,
     dense: &Assignment,
@@ -183,7 +189,7 @@ pub(super) fn backward(
     match (module, saved.assignment) {
         (FeedForwardModule::Dense(module), _) => {
             let wanted = input || gradients.wants_any(parameters(weights, module));
-            wanted.then(|| mlp_backward(weights, module, x_td, dense, mlp, dy_td, input, gradients).0).flatten()
+            wanted.then(|| mlp_backward(weights, noise, module, x_td, dense, mlp, dy_td, input, gradients).0).flatten()
         }
         (FeedForwardModule::Moe(module), Some(assignment)) => {
             if let Some(dbias) = module.bias.and_then(|bias| gradients.get_mut(bias)) {
@@ -191,18 +197,28 @@ pub(super) fn backward(
             }
             let routed = input || weights.trains(router(module), gradients);
             if !routed && !gradients.wants_any(parameters(weights, &module.experts)) {
-                shared_backward(weights, module, x_td, dense, &saved.shared_expert, dy_td, None, gradients);
+                shared_backward(weights, noise, module, x_td, dense, &saved.shared_expert, dy_td, None, gradients);
                 return None;
             }
             let (mut dx_td, dweight_s) =
-                mlp_backward(weights, &module.experts, x_td, &assignment, mlp, dy_td, input, gradients);
-            shared_backward(weights, module, x_td, dense, &saved.shared_expert, dy_td, dx_td.as_mut(), gradients);
+                mlp_backward(weights, noise, &module.experts, x_td, &assignment, mlp, dy_td, input, gradients);
+            shared_backward(
+                weights,
+                noise,
+                module,
+                x_td,
+                dense,
+                &saved.shared_expert,
+                dy_td,
+                dx_td.as_mut(),
+                gradients,
+            );
             if routed {
                 let known = known.expect("a forward pass records the routing of every mixture-of-experts layer");
                 let dlogits_te = router_backward(weights, known, &assignment, &dweight_s, auxiliary);
                 let packed = gradients.wants_any([Some(module.router)]).then(|| pack_saved(x_td, Operand::F32));
                 let into = dx_td.as_mut().map(|dx_td| (dx_td, Store::Accumulate));
-                linear::backward(weights, router(module), x_td, packed.as_ref(), &dlogits_te, into, gradients);
+                linear::backward(weights, noise, router(module), x_td, packed.as_ref(), &dlogits_te, into, gradients);
             }
             dx_td
         }
@@ -213,6 +229,7 @@ pub(super) fn backward(
 /// Backward of the shared expert, if there is one; adds to the gradient of `x`, if it is computed.
 fn shared_backward(
     weights: &Weights,
+    noise: Option<&TokenNoise>,
     module: &MoeModule,
     x_td: &Tensor,
     dense: &Assignment,
@@ -226,7 +243,7 @@ fn shared_backward(
         return;
     }
     let input = dx_td.is_some();
-    let (shared_dx, _) = mlp_backward(weights, shared, x_td, dense, saved.as_ref(), dy_td, input, gradients);
+    let (shared_dx, _) = mlp_backward(weights, noise, shared, x_td, dense, saved.as_ref(), dy_td, input, gradients);
     if let (Some(dx_td), Some(shared_dx)) = (dx_td, shared_dx) {
         add::add_assign(dx_td, &shared_dx);
     }

@@ -8,14 +8,20 @@ use olmoe_tensor::tensor::Tensor;
 
 use super::gradients::Gradients;
 use super::weights::Weights;
+use crate::batch::TokenNoise;
 use crate::modules::{Linear, ParameterId};
 
 /// Several projections of `x`, computed at once.
-pub(super) fn forward<const N: usize>(weights: &Weights, x: &Tensor, linears: [Linear; N]) -> [Tensor; N] {
+pub(super) fn forward<const N: usize>(
+    weights: &Weights,
+    noise: Option<&TokenNoise>,
+    x: &Tensor,
+    linears: [Linear; N],
+) -> [Tensor; N] {
     let input = LinearInput::new(x);
     let mut all = input.times_each(linears.map(|linear| weights.weight(linear.weight)));
     for (y, linear) in all.iter_mut().zip(linears) {
-        if let Some(adapter) = weights.low_rank(linear.weight) {
+        if let Some(adapter) = weights.low_rank(linear.weight, noise) {
             adapter.forward(&input, y);
         }
         if let Some(bias) = weights.optional(linear.bias) {
@@ -39,9 +45,7 @@ impl Weights {
 }
 
 /// The gradients of an adapter, from those of its parameters.
-pub(super) fn low_rank_gradients<'a>(
-    [a, b, magnitude]: [Option<&'a mut [f32]>; 3],
-) -> LowRankGradients<'a> {
+pub(super) fn low_rank_gradients<'a>([a, b, magnitude]: [Option<&'a mut [f32]>; 3]) -> LowRankGradients<'a> {
     LowRankGradients { a, b, magnitude }
 }
 
@@ -49,6 +53,7 @@ pub(super) fn low_rank_gradients<'a>(
 /// is present if the weight is trained. With `dx`, computes the gradient of the input.
 pub(super) fn backward(
     weights: &Weights,
+    noise: Option<&TokenNoise>,
     linear: Linear,
     x: &Tensor,
     packed: Option<&Right>,
@@ -60,7 +65,7 @@ pub(super) fn backward(
         add::bias_backward(dy, dbias);
     }
     let weight = weights.weight(linear.weight);
-    let adapter = weights.low_rank(linear.weight);
+    let adapter = weights.low_rank(linear.weight, noise);
     let LowRankGradients { a, b, magnitude } =
         low_rank_gradients(gradients.several(weights.adapter_parameters(linear.weight)));
     let dz = adapter.and_then(|adapter| adapter.before_factors(weight, x, dy, magnitude));

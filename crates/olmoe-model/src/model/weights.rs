@@ -19,6 +19,7 @@ use super::failure::FirstFailure;
 use super::forms::{ParameterFactor, ParameterForms, strips};
 use super::held::{Held, Stage};
 use super::precision::Precision;
+use crate::batch::TokenNoise;
 use crate::config::{self, ModelConfig};
 use crate::init::{CHUNK, initialize_chunk};
 use crate::modules::{Linear, MlpModule, NormModule, ParameterId};
@@ -267,7 +268,7 @@ impl Weights {
         }
     }
 
-    pub(super) fn mlp(&self, module: &MlpModule) -> mlp::MlpWeights<'_> {
+    pub(super) fn mlp<'a>(&'a self, module: &MlpModule, noise: Option<&'a TokenNoise>) -> mlp::MlpWeights<'a> {
         let bias = |linear: Option<Linear>| linear.and_then(|linear| self.optional(linear.bias));
         mlp::MlpWeights {
             gate: module.gate.map(|gate| self.weight(gate.weight)),
@@ -278,22 +279,26 @@ impl Weights {
                 config::Activation::Gelu => activation::Nonlinearity::Gelu,
                 config::Activation::Relu => activation::Nonlinearity::Relu,
             },
-            biases: mlp::PerMatrix { gate: bias(module.gate), up: bias(Some(module.up)), down: bias(Some(module.down)) },
+            biases: mlp::PerMatrix {
+                gate: bias(module.gate),
+                up: bias(Some(module.up)),
+                down: bias(Some(module.down)),
+            },
             adapters: mlp::PerMatrix {
-                gate: module.gate.and_then(|gate| self.low_rank(gate.weight)),
-                up: self.low_rank(module.up.weight),
-                down: self.low_rank(module.down.weight),
+                gate: module.gate.and_then(|gate| self.low_rank(gate.weight, noise)),
+                up: self.low_rank(module.up.weight, noise),
+                down: self.low_rank(module.down.weight, noise),
             },
         }
     }
 
-    pub(super) fn head(&self, head: &Linear) -> Head<'_> {
+    pub(super) fn head<'a>(&'a self, head: &Linear, noise: Option<&'a TokenNoise>) -> Head<'a> {
         let scale = if self.config.scale_logits { (self.config.d_model as f32).sqrt().recip() } else { 1.0 };
         Head {
             weight: self.weight(head.weight),
             bias: self.optional(head.bias),
             scale,
-            adapter: self.low_rank(head.weight).filter(|_| !self.config.tie_embeddings),
+            adapter: self.low_rank(head.weight, noise).filter(|_| !self.config.tie_embeddings),
         }
     }
 }

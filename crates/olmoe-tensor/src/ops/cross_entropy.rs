@@ -24,8 +24,8 @@ use crate::gemm::{
 use crate::memory::Buffer;
 use crate::ops::add::{add_assign, scale};
 use crate::ops::lanes::lanes;
-use crate::ops::linear::{Weight, backward_input, backward_weight, pack_input, pack_saved};
-use crate::ops::low_rank::{LowRank, LowRankGradients};
+use crate::ops::linear::{Weight, backward_weight, pack_input, pack_saved};
+use crate::ops::low_rank::{LowRank, LowRankGradients, Tokens};
 use crate::quant::product::{QuantizedInput, product};
 use crate::simd::{LANES, exp, kernel};
 use crate::tensor::Tensor;
@@ -111,7 +111,8 @@ impl Head<'_> {
 /// All logits `[T, V]`: for generation, and for tests.
 pub fn logits(x_td: &Tensor, head: Head<'_>) -> Tensor {
     let mut logits_tv = Tensor::scratch(&[x_td.rows(), head.words()]);
-    let adapted = head.adapter.map(|adapter| adapter.inner(x_td));
+    let adapted =
+        head.adapter.map(|adapter| adapter.inner(adapter.dropped(x_td, Tokens::ALL).as_ref().unwrap_or(x_td)));
     forward_pieces(x_td, head, adapted.as_ref(), &mut logits_tv, false);
     logits_tv
 }
@@ -221,7 +222,9 @@ fn run(
         let mut x = Tensor::scratch(&[rows.len(), d]);
         rows.iter().enumerate().for_each(|(i, row)| x.row_mut(i).copy_from_slice(x_td.row(*row as usize)));
         let logits = &mut logits[..rows.len() * v];
-        let t = head.adapter.map(|adapter| adapter.inner(&x));
+        let dropped = head.adapter.and_then(|adapter| adapter.dropped(&x, Tokens { index: Some(rows), first: 0 }));
+        let adapter_x = dropped.as_ref().unwrap_or(&x);
+        let t = head.adapter.map(|adapter| adapter.inner(adapter_x));
         let pieces = forward_pieces(&x, head, t.as_ref(), logits, true);
         let targets = &targets[some.clone()];
         finish(&pieces, logits, v, targets, &mut out.logp_t[some.clone()], &mut out.lse_t[some.clone()]);
@@ -230,7 +233,8 @@ fn run(
         }
         if let Some(gradients) = &mut gradients {
             let (lse, dlogp) = (&out.lse_t[some.clone()], &gradients.dlogp_t[some]);
-            let chunk = Chunk { logits, x: &x, head, t: t.as_ref(), rows, targets, lse, dlogp, z: gradients.z };
+            let chunk =
+                Chunk { logits, x: &x, head, adapter_x, t: t.as_ref(), rows, targets, lse, dlogp, z: gradients.z };
             chunk.backward(gradients, dx_td.as_mut());
         }
     }
@@ -261,7 +265,8 @@ fn forward_pieces(
             None
         }
     };
-    let adapter = head.adapter.zip(t).map(|(adapter, t)| (pack_input(t, adapter.b.operand()), adapter.b.forward().group(0)));
+    let adapter =
+        head.adapter.zip(t).map(|(adapter, t)| (pack_input(t, adapter.b.operand()), adapter.b.forward().group(0)));
     let panels = panel_count(tokens);
     let (token_pieces, word_pieces) = (tokens.div_ceil(PIECE_TOKENS), v.div_ceil(PIECE_WORDS));
     let room = || Tensor::scratch(&[if statistics { tokens } else { 0 }, word_pieces]);
@@ -351,6 +356,8 @@ struct Chunk<'a> {
     logits: &'a [f32],
     x: &'a Tensor,
     head: Head<'a>,
+    /// The input of the adapter: without what dropout leaves out.
+    adapter_x: &'a Tensor,
     /// `s·A·x [T, r]` of the adapter.
     t: Option<&'a Tensor>,
     /// The rows of `dx` of these tokens.
@@ -427,11 +434,10 @@ impl Chunk<'_> {
             sum_slabs(partial, &all, &mut u);
             scale(&mut u, adapter.scale);
             if let Some(da) = into.a.as_deref_mut() {
-                backward_weight(&u, &pack_saved(self.x, operand), da);
+                backward_weight(&u, &pack_saved(self.adapter_x, operand), da);
             }
             if let Some(dx_td) = dx_td {
-                let mut own = Tensor::scratch(&[tokens, d]);
-                backward_input(&u, Weight::Packed(adapter.a), &mut own, Store::Overwrite);
+                let own = adapter.input_gradient(&u, Tokens { index: Some(self.rows), first: 0 });
                 self.rows.iter().enumerate().for_each(|(i, row)| add_assign(dx_td.row_mut(*row as usize), own.row(i)));
             }
         }

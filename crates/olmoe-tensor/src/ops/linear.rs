@@ -210,6 +210,11 @@ impl<'x> LinearInput<'x> {
         LinearInput { index, groups: Some(offsets), ..LinearInput::new(x) }
     }
 
+    /// The tensor that the rows are of.
+    pub(super) fn rows(&self) -> &'x Tensor {
+        self.x
+    }
+
     /// The rows of [`LinearInput::grouped`] as one group, which is multiplied with one weight.
     pub(super) fn ungrouped(&self) -> LinearInput<'x> {
         let rows = self.groups.map_or(self.all[1], |offsets| offsets.last().copied().unwrap_or(0));

@@ -11,6 +11,7 @@ use crate::memory::Buffer;
 use crate::ops::add::{add_assign, scale};
 use crate::ops::grouped_linear::BLOCK_ROWS;
 use crate::ops::linear::{LinearInput, PackedWeight, Weight, backward_input, backward_weight, pack_saved};
+use crate::ops::noise::{GOLDEN, mix};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
 use crate::threads::{Shared, parallel, parallel_ranges};
@@ -26,6 +27,52 @@ pub struct LowRank<'a> {
     pub scale: f32,
     /// What the rows are multiplied by, with DoRA.
     pub rows: Option<RowFactors<'a>>,
+    /// In training, which inputs of A are left out.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+/// The inputs of A that are left out. The choice depends on the key of the token, the seed, the expert and the column
+/// alone, so that it is the same in every pass, for any batch and on any number of threads.
+#[derive(Clone, Copy)]
+pub struct Dropout<'a> {
+    /// The probability with which an input is left out; the others are divided by one minus it.
+    pub probability: f32,
+    /// That of the matrix.
+    pub seed: u64,
+    /// A key for each token, `[T]`.
+    pub keys_t: &'a [u64],
+}
+
+impl Dropout<'_> {
+    /// Multiplies the inputs of a token, or their gradients, by 0 or by `1/(1 − p)`.
+    fn apply(&self, token: usize, expert: usize, row: &mut [f32]) {
+        let state = mix(self.keys_t[token] ^ mix(self.seed ^ mix(expert as u64 + 1)));
+        let (threshold, kept) =
+            ((f64::from(self.probability) * 4_294_967_296.0) as u64, 1.0 / (1.0 - self.probability));
+        for (pair, numbers) in row.chunks_mut(2).enumerate() {
+            let bits = mix(state.wrapping_add((pair as u64).wrapping_mul(GOLDEN)));
+            for (x, bits) in numbers.iter_mut().zip([bits & 0xffff_ffff, bits >> 32]) {
+                *x *= if bits < threshold { 0.0 } else { kept };
+            }
+        }
+    }
+}
+
+/// The token of each row.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens<'a> {
+    /// Where present, row i is of token `index[i]`, otherwise of token `first + i`.
+    pub(super) index: Option<&'a [u32]>,
+    pub(super) first: usize,
+}
+
+impl Tokens<'_> {
+    /// Row i is of token i.
+    pub(super) const ALL: Tokens<'static> = Tokens { index: None, first: 0 };
+
+    fn of(&self, row: usize) -> usize {
+        self.index.map_or(self.first + row, |index| index[row] as usize)
+    }
 }
 
 /// What DoRA multiplies the rows of a matrix by.
@@ -124,7 +171,8 @@ impl LowRank<'_> {
         self.a.strips().out
     }
 
-    fn input(&self) -> usize {
+    /// The columns of the input.
+    pub(super) fn input(&self) -> usize {
         self.a.strips().input
     }
 
@@ -170,10 +218,54 @@ impl LowRank<'_> {
     /// DoRA.
     pub fn forward(&self, x: &LinearInput<'_>, y: &mut Tensor) {
         let offsets = [0, y.rows() as u32];
+        let dropped = self.dropped(x.rows(), Tokens::ALL);
+        let own = dropped.as_ref().map(LinearInput::new);
+        let x = own.as_ref().unwrap_or(x);
         self.apply([x, x], &offsets, y);
     }
 
-    /// `t = s·A·x [T, r]`.
+    /// The rows of `x`, which are of these tokens, without the inputs that are left out; none where none are.
+    pub(super) fn dropped(&self, x: &Tensor, tokens: Tokens<'_>) -> Option<Tensor> {
+        self.dropped_slots(Source::new(x, x.cols()), &[0, x.rows() as u32], tokens)
+    }
+
+    /// The same for the rows of experts.
+    pub(super) fn dropped_slots(&self, source: Source<'_>, offsets_e: &[u32], tokens: Tokens<'_>) -> Option<Tensor> {
+        let (dropout, input) = (self.dropout?, self.input());
+        let rows = offsets_e.last().map_or(0, |rows| *rows as usize);
+        let mut x = Tensor::scratch(&[rows, input]);
+        let shared = Shared::new(&mut x);
+        parallel_ranges(rows, 8, |some| {
+            for row in some {
+                let expert = offsets_e.partition_point(|first| *first as usize <= row) - 1;
+                // SAFETY: each row is another one.
+                let out = unsafe { shared.range(row * input..(row + 1) * input) };
+                out.copy_from_slice(source.row(row, 0..input));
+                dropout.apply(tokens.of(row), expert, out);
+            }
+        });
+        Some(x)
+    }
+
+    /// The rows of a block of an expert without the inputs that are left out, on the calling thread.
+    pub(super) fn dropped_here(
+        &self,
+        expert: usize,
+        source: Source<'_>,
+        rows: usize,
+        tokens: Tokens<'_>,
+    ) -> Option<Buffer<f32>> {
+        let (dropout, input) = (self.dropout?, self.input());
+        let mut x = Buffer::scratch(BLOCK_ROWS * input);
+        x.truncate(rows * input);
+        for (i, out) in x.chunks_exact_mut(input.max(1)).enumerate() {
+            out.copy_from_slice(source.row(i, 0..input));
+            dropout.apply(tokens.of(i), expert, out);
+        }
+        Some(x)
+    }
+
+    /// `t = s·A·x [T, r]` of the inputs that are not left out.
     pub(super) fn inner(&self, x: &Tensor) -> Tensor {
         let mut t = LinearInput::new(x).times(Weight::Packed(self.a));
         scale(&mut t, self.scale);
@@ -206,6 +298,8 @@ impl LowRank<'_> {
     /// of `x`.
     pub fn backward(&self, x: &Tensor, dz: &Tensor, gradients: LowRankGradients<'_>, input: bool) -> Option<Tensor> {
         let operand = self.a.operand();
+        let dropped = self.dropped(x, Tokens::ALL);
+        let x = dropped.as_ref().unwrap_or(x);
         if let Some(db) = gradients.b {
             backward_weight(dz, &pack_saved(&self.inner(x), operand), db);
         }
@@ -223,14 +317,26 @@ impl LowRank<'_> {
 
     /// `dx [T, in] += Aᵀ·u`.
     pub fn backward_input(&self, u: &Tensor, dx: &mut Tensor) {
-        backward_input(u, Weight::Packed(self.a), dx, Store::Accumulate);
+        if self.dropout.is_none() {
+            return backward_input(u, Weight::Packed(self.a), dx, Store::Accumulate);
+        }
+        add_assign(dx, &self.input_gradient(u, Tokens::ALL));
+    }
+
+    /// `Aᵀ·u [T, in]` of the inputs that are not left out.
+    pub(super) fn input_gradient(&self, u: &Tensor, tokens: Tokens<'_>) -> Tensor {
+        let mut own = Tensor::scratch(&[u.rows(), self.input()]);
+        backward_input(u, Weight::Packed(self.a), &mut own, Store::Overwrite);
+        self.dropped(&own, tokens).unwrap_or(own)
     }
 
     /// Adds the adapter to the rows of a block, `y [rows, out]` of `source [rows, in]` of a group, on the calling thread,
     /// and writes `t [rows, r]`. The factors of DoRA are left to the caller.
-    pub(super) fn add_here(&self, group: usize, source: Source<'_>, y: &mut [f32], t: &mut [f32]) {
+    pub(super) fn add_here(&self, group: usize, source: Source<'_>, tokens: Tokens<'_>, y: &mut [f32], t: &mut [f32]) {
         let (r, out, operand) = (self.rank(), self.out(), self.a.operand());
         let rows = y.len() / out.max(1);
+        let dropped = self.dropped_here(group, source, rows, tokens);
+        let source = dropped.as_ref().map_or(source, |x| Source::new(x, self.input()));
         let mut left = Left::scratch_of(BLOCK_ROWS, rows, self.input(), operand);
         left.repack_rows(source);
         gemm_here(left.panels(), self.a.forward().group(group_of(self.a, group)), t, Store::Overwrite);
@@ -241,7 +347,14 @@ impl LowRank<'_> {
     }
 
     /// `u = s·Bᵀ·dz [rows, r]` of `dz [rows, out]` of a group, and `dx [rows, in] += Aᵀ·u`, on the calling thread.
-    pub(super) fn backward_here(&self, group: usize, dz: Source<'_>, u: &mut [f32], dx: Option<&mut [f32]>) {
+    pub(super) fn backward_here(
+        &self,
+        group: usize,
+        dz: Source<'_>,
+        tokens: Tokens<'_>,
+        u: &mut [f32],
+        dx: Option<&mut [f32]>,
+    ) {
         let (r, out, operand) = (self.rank(), self.out(), self.a.operand());
         let rows = u.len() / r.max(1);
         let mut left = Left::scratch_of(BLOCK_ROWS, rows, out, operand);
@@ -251,7 +364,16 @@ impl LowRank<'_> {
         if let Some(dx) = dx {
             let mut left = Left::scratch_of(BLOCK_ROWS, rows, r, operand);
             left.repack_rows(Source::new(u, r));
-            gemm_here(left.panels(), self.a.backward().group(group_of(self.a, group)), dx, Store::Accumulate);
+            let a = self.a.backward().group(group_of(self.a, group));
+            if self.dropout.is_none() {
+                return gemm_here(left.panels(), a, dx, Store::Accumulate);
+            }
+            let mut own = Buffer::scratch(BLOCK_ROWS * self.input());
+            own.truncate(dx.len());
+            gemm_here(left.panels(), a, &mut own, Store::Overwrite);
+            if let Some(own) = self.dropped_here(group, Source::new(&own, self.input()), rows, tokens) {
+                add_assign(dx, &own);
+            }
         }
     }
 }
@@ -335,4 +457,27 @@ pub fn row_norms(w: Weight<'_>, a: &[f32], b: &[f32], rank: usize, s: f32) -> Bu
 
 fn dot64(x: &[f32], y: &[f32]) -> f64 {
     x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_inputs_are_left_out_as_are_asked_for() {
+        let (tokens, width) = (64, 501);
+        let keys: Vec<u64> = (0..tokens as u64).collect();
+        let dropout = Dropout { probability: 0.3, seed: 5, keys_t: &keys };
+        let rows = |expert: usize| {
+            let mut x = Tensor::new(&vec![1.0; tokens * width], &[tokens, width]);
+            (0..tokens).for_each(|t| dropout.apply(t, expert, x.row_mut(t)));
+            x
+        };
+        let x = rows(0);
+        let left_out = x.iter().filter(|x| **x == 0.0).count() as f64 / x.len() as f64;
+        assert!((left_out - 0.3).abs() < 0.01, "{left_out}");
+        assert!(x.iter().all(|x| *x == 0.0 || (*x - 1.0 / 0.7).abs() < 1e-6));
+        let same = x.iter().zip(rows(1).iter()).filter(|(a, b)| a == b).count() as f64 / x.len() as f64;
+        assert!((same - 0.58).abs() < 0.02, "another expert leaves out others: {same}");
+    }
 }

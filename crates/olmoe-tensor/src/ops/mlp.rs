@@ -27,7 +27,7 @@ use crate::ops::add::add_assign;
 use crate::ops::grouped_linear::{BLOCK_ROWS, blocks};
 use crate::ops::lanes::lanes;
 use crate::ops::linear::{LinearInput, Weight};
-use crate::ops::low_rank::{LowRank, LowRankGradients};
+use crate::ops::low_rank::{LowRank, LowRankGradients, Tokens};
 use crate::ops::router::{Assignment, DROPPED};
 use crate::quant::product::{self, GroupedRows, QuantizedFactor, QuantizedInput};
 use crate::simd::kernel;
@@ -95,6 +95,11 @@ pub struct Slots<'a> {
 }
 
 impl<'a> Slots<'a> {
+    /// The tokens of some slots.
+    fn tokens(self, some: Range<usize>) -> Tokens<'a> {
+        Tokens { index: self.index.map(|index| &index[some.clone()]), first: some.start }
+    }
+
     fn count(self) -> usize {
         self.offsets_e.last().map_or(0, |count| *count as usize)
     }
@@ -244,6 +249,7 @@ unsafe fn adapt_here(
     adapter: Option<LowRank<'_>>,
     e: usize,
     source: Source<'_>,
+    slots: Slots<'_>,
     some: Range<usize>,
     y: &mut [f32],
     kept: Option<&Shared<'_, f32>>,
@@ -253,7 +259,7 @@ unsafe fn adapt_here(
     let mut own = Buffer::scratch(0);
     // SAFETY: by the caller's promise.
     let t = unsafe { place(kept, some.start * rank..some.end * rank, rank, &mut own) };
-    adapter.add_here(e, source, y, t);
+    adapter.add_here(e, source, slots.tokens(some), y, t);
     if let Some(rows) = adapter.rows {
         rows.scale_here(e, adapter.out(), y);
     }
@@ -278,7 +284,7 @@ fn by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Opt
             gemm_here(left.panels(), mlp.up.packed().forward().group(e), up, Store::Overwrite);
             let x = slots.source(some.clone());
             // SAFETY: as above.
-            unsafe { adapt_here(mlp.adapters.up, e, x, some.clone(), up, kept.low_rank.up.as_ref()) };
+            unsafe { adapt_here(mlp.adapters.up, e, x, slots, some.clone(), up, kept.low_rank.up.as_ref()) };
             add_bias(up, mlp.biases.up);
             let mut act = block_scratch(inner.len(), width);
             match mlp.gate {
@@ -287,7 +293,9 @@ fn by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Opt
                     let gate = unsafe { place(kept.gate.as_ref(), inner, width, &mut own_gate) };
                     gemm_here(left.panels(), weight.packed().forward().group(e), gate, Store::Overwrite);
                     // SAFETY: as above.
-                    unsafe { adapt_here(mlp.adapters.gate, e, x, some.clone(), gate, kept.low_rank.gate.as_ref()) };
+                    unsafe {
+                        adapt_here(mlp.adapters.gate, e, x, slots, some.clone(), gate, kept.low_rank.gate.as_ref())
+                    };
                     add_bias(gate, mlp.biases.gate);
                     swiglu(gate, up, &mut act);
                 }
@@ -300,7 +308,7 @@ fn by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, Opt
             gemm_here(left.panels(), mlp.down.packed().forward().group(e), out, Store::Overwrite);
             let act = Source::new(&act, width);
             // SAFETY: as above.
-            unsafe { adapt_here(mlp.adapters.down, e, act, some, out, kept.low_rank.down.as_ref()) };
+            unsafe { adapt_here(mlp.adapters.down, e, act, slots, some, out, kept.low_rank.down.as_ref()) };
             add_bias(out, mlp.biases.down);
         });
     }
@@ -319,12 +327,19 @@ fn by_products(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, O
         None => (None, x.times(mlp.up)),
     };
     let all = x.ungrouped();
-    let adapt = |adapter: Option<LowRank<'_>>, inputs: [&LinearInput<'_>; 2], y: &mut Tensor| {
-        adapter.map(|adapter| adapter.apply(inputs, slots.offsets_e, y))
+    let every = 0..slots.count();
+    let adapt = |adapter: Option<LowRank<'_>>, rows: Source<'_>, inputs: [&LinearInput<'_>; 2], y: &mut Tensor| {
+        let adapter = adapter?;
+        let Some(own) = adapter.dropped_slots(rows, slots.offsets_e, slots.tokens(every.clone())) else {
+            return Some(adapter.apply(inputs, slots.offsets_e, y));
+        };
+        let own = LinearInput::grouped(&own, None, slots.offsets_e);
+        Some(adapter.apply([&own, &own.ungrouped()], slots.offsets_e, y))
     };
+    let rows = slots.source(every.clone());
     let mut low_rank = PerMatrix {
-        gate: gate_si.as_mut().and_then(|gate_si| adapt(mlp.adapters.gate, [&x, &all], gate_si)),
-        up: adapt(mlp.adapters.up, [&x, &all], &mut up_si),
+        gate: gate_si.as_mut().and_then(|gate_si| adapt(mlp.adapters.gate, rows, [&x, &all], gate_si)),
+        up: adapt(mlp.adapters.up, rows, [&x, &all], &mut up_si),
         down: None,
     };
     add_bias(&mut up_si, mlp.biases.up);
@@ -338,7 +353,8 @@ fn by_products(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (Tensor, O
     }
     let act = LinearInput::grouped(&act_si, None, slots.offsets_e);
     let mut out_sd = act.times(mlp.down);
-    low_rank.down = adapt(mlp.adapters.down, [&act, &act.ungrouped()], &mut out_sd);
+    let rows = Source::new(&act_si, act_si.cols());
+    low_rank.down = adapt(mlp.adapters.down, rows, [&act, &act.ungrouped()], &mut out_sd);
     add_bias(&mut out_sd, mlp.biases.down);
     (out_sd, keep.then_some(MlpSaved { gate_si, up_si, low_rank }))
 }
@@ -378,7 +394,7 @@ fn quantized_by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (T
             product::products(&x, rows, [QuantizedFactor { weight: up, y: &mut *up_si }], Store::Overwrite);
             let source = slots.source(some.clone());
             // SAFETY: as above.
-            unsafe { adapt_here(mlp.adapters.up, e, source, some.clone(), up_si, kept.low_rank.up.as_ref()) };
+            unsafe { adapt_here(mlp.adapters.up, e, source, slots, some.clone(), up_si, kept.low_rank.up.as_ref()) };
             add_bias(up_si, mlp.biases.up);
             match gate {
                 Some(gate) => {
@@ -388,7 +404,7 @@ fn quantized_by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (T
                     product::products(x_gate.as_ref().unwrap_or(&x), rows, [factor], Store::Overwrite);
                     let kept = kept.low_rank.gate.as_ref();
                     // SAFETY: as above.
-                    unsafe { adapt_here(mlp.adapters.gate, e, source, some.clone(), gate_si, kept) };
+                    unsafe { adapt_here(mlp.adapters.gate, e, source, slots, some.clone(), gate_si, kept) };
                     add_bias(gate_si, mlp.biases.gate);
                     swiglu(gate_si, up_si, &mut act_si);
                 }
@@ -401,7 +417,7 @@ fn quantized_by_blocks(slots: Slots<'_>, mlp: &MlpWeights<'_>, keep: bool) -> (T
             product::products(&act, rows, [QuantizedFactor { weight: down, y: &mut *out }], Store::Overwrite);
             let source = Source::new(&act_si, width);
             // SAFETY: as above.
-            unsafe { adapt_here(mlp.adapters.down, e, source, some, out, kept.low_rank.down.as_ref()) };
+            unsafe { adapt_here(mlp.adapters.down, e, source, slots, some, out, kept.low_rank.down.as_ref()) };
             add_bias(out, mlp.biases.down);
         });
     }

@@ -14,6 +14,7 @@ pub mod linear;
 pub mod lionw;
 pub mod low_rank;
 pub mod mlp;
+pub mod noise;
 pub mod norm;
 pub mod rmsprop;
 pub mod rope;

@@ -9,12 +9,12 @@ use std::sync::atomic::AtomicBool;
 use olmoe_data::instruct::PairExample;
 use olmoe_model::model::{Model, Objective};
 
-use super::error::FinetuneError;
 use super::examples::{Stack, micro_batches};
-use super::reference::{References, RowSums, Sequence, learned, scores};
+use super::reference::{References, RowSums};
+use super::scores::{Scored, Sequence, TokenSums, scores, whole};
 use super::settings::MicroBatch;
 use crate::preference::{
-    Completion, PairLoss, Preference, PreferenceMetrics, PreferencePair, ReferenceLogProb, StepTotals,
+    Completion, PairLoss, Preference, PreferenceMetrics, PreferencePair, ReferenceLogProb, StepTotals, TokenStatistics,
 };
 use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
 
@@ -45,7 +45,7 @@ impl Dpo {
     /// The losses of pairs, given the log-probabilities of their answers' tokens.
     fn losses(
         &self,
-        answers: &[Vec<f32>],
+        answers: &[Scored],
         references: &[RowSums],
         totals: &StepTotals,
     ) -> Result<Vec<PairLoss>, TrainError> {
@@ -53,8 +53,8 @@ impl Dpo {
         let mut pairs = Vec::with_capacity(references.len());
         for (own, sums) in answers.chunks_exact(2).zip(references) {
             let side = |at: usize| Completion {
-                logp_t: &own[at],
-                log_sum_squares_t: None,
+                logp_t: &own[at].logp_t,
+                log_sum_squares_t: own[at].square_sums_t.as_deref(),
                 reference: if exist { sums[at].log_prob(split) } else { ReferenceLogProb::None },
             };
             pairs.push(PreferencePair { chosen: side(0), rejected: side(1) });
@@ -72,24 +72,29 @@ impl Dpo {
         let tokens: Vec<usize> = tokens.collect();
         let total = tokens.iter().sum::<usize>().max(1) as f64;
         let micros = micro_batches(&tokens, micro_batch);
+        let square_sums = self.preference.needs_square_sums();
         // Losses that compare all pairs of a step need all of them before the first gradient.
         let known = match self.preference.is_of_whole_step() && micros.len() > 1 {
             true => {
                 let never = AtomicBool::new(false);
-                let answers: Vec<Vec<f32>> =
-                    scores(model, rows, &sequences, micro_batch, &never)?.into_iter().flatten().collect();
+                let found = scores(model, rows, &sequences, square_sums, micro_batch, &never)?;
+                let answers: Vec<Scored> = found.into_iter().flatten().collect();
                 Some(self.losses(&answers, &references, &totals)?)
             }
             false => None,
         };
         let mut metrics = PreferenceMetrics::of_pairs(&self.preference);
+        let mut sides = Sides::default();
         for some in micros {
             let own: Vec<Sequence<'_>> = rows[some.clone()].iter().flat_map(|row| sequences(*row as usize)).collect();
             let stack = Stack::new(own.iter().map(|(ids, weights)| (&ids[..], &weights[..])))?;
             model.forward(&stack.batch, activations)?;
             let losses = match &known {
                 Some(all) => all[some].to_vec(),
-                None => self.losses(&learned(model, &stack, activations)?, &references[some], &totals)?,
+                None => {
+                    let answers = Scored::after(model, &stack, activations, square_sums)?;
+                    self.losses(&answers, &references[some], &totals)?
+                }
             };
             let dlogp_t = stack.spread(|sequence, token| {
                 let pair = &losses[sequence / 2];
@@ -98,14 +103,18 @@ impl Dpo {
             losses.iter().for_each(|loss| metrics.add_pair(loss));
             report.cross_entropy = metrics.loss();
             let auxiliary = stack.batch.tokens() as f64 / total;
-            let objective = Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: false };
-            let (_, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
+            let objective =
+                Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: true };
+            let (found, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
+            sides.add(&Scored::of(&stack, &found));
             report.load_balancing += routers.load_balancing;
             report.router_z += routers.z;
             report.add_loads(&activations.routing);
             check_loss(report, model, activations)?;
         }
+        metrics.add_tokens(&sides.statistics());
         report.named = named(&metrics);
+        report.named.extend(sides.logits());
         Ok(())
     }
 
@@ -119,22 +128,46 @@ impl Dpo {
         let rows: Vec<u32> = (0..self.rows.len() as u32).collect();
         let sequences = |row: usize| Dpo::sequences(&self.rows, row);
         let references = self.references.of_rows(&rows, model, &sequences, self.splits(), micro_batch)?;
-        let Some(answers) = whole(scores(model, &rows, &sequences, micro_batch, interrupt))? else {
+        let Some(answers) = whole(scores(model, &rows, &sequences, true, micro_batch, interrupt))? else {
             return Ok(Evaluation::default());
         };
-        let answers: Vec<Vec<f32>> = answers.into_iter().flatten().collect();
+        let answers: Vec<Scored> = answers.into_iter().flatten().collect();
+        let mut sides = Sides::default();
+        sides.add(&answers);
         let mut metrics = PreferenceMetrics::of_pairs(&self.preference);
+        metrics.add_tokens(&sides.statistics());
         self.losses(&answers, &references, &self.totals(&rows))?.iter().for_each(|loss| metrics.add_pair(loss));
-        Ok(evaluation(&metrics))
+        let mut found = evaluation(&metrics);
+        found.metrics.extend(sides.logits().map(|(name, value)| (format!("eval_{name}"), value)));
+        Ok(found)
     }
 }
 
-/// What was computed, or nothing where it was interrupted.
-pub(super) fn whole<T>(found: Result<T, TrainError>) -> Result<Option<T>, TrainError> {
-    match found {
-        Ok(found) => Ok(Some(found)),
-        Err(TrainError::Finetune(error)) if *error == FinetuneError::Interrupted => Ok(None),
-        Err(error) => Err(error),
+/// Sums over the tokens of chosen and of rejected answers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sides([TokenSums; 2]);
+
+impl Sides {
+    /// Takes in chosen and rejected answers in turn.
+    fn add(&mut self, answers: &[Scored]) {
+        answers.iter().enumerate().for_each(|(at, answer)| self.0[at % 2] += answer.sums);
+    }
+
+    /// Accuracy over chosen answers and entropy over all, as trl has them.
+    fn statistics(&self) -> TokenStatistics {
+        let [chosen, rejected] = self.0;
+        TokenStatistics {
+            correct: chosen.correct,
+            chosen_tokens: chosen.tokens,
+            entropy: chosen.entropy + rejected.entropy,
+            tokens: chosen.tokens + rejected.tokens,
+        }
+    }
+
+    /// The mean logits of both sides.
+    fn logits(&self) -> impl Iterator<Item = (String, f64)> {
+        let named = ["logits/chosen", "logits/rejected"].into_iter().zip(self.0);
+        named.map(|(name, sums)| (name.to_owned(), sums.logits / sums.tokens.max(1) as f64))
     }
 }
 

@@ -7,12 +7,13 @@ use std::sync::atomic::AtomicBool;
 use olmoe_data::instruct::LabelledExample;
 use olmoe_model::model::{Model, Objective};
 
-use super::dpo::{evaluation, named, whole};
+use super::dpo::{evaluation, named};
 use super::examples::{Stack, micro_batches};
-use super::reference::{References, RowSums, Sequence, learned, scores};
+use super::reference::{References, RowSums};
+use super::scores::{Scored, Sequence, TokenSums, scores, whole};
 use super::settings::MicroBatch;
 use crate::preference::kto::{self, KlBatch, KtoStep, LabelledCompletion, LabelledLoss};
-use crate::preference::{Completion, PreferenceMetrics, log_prob};
+use crate::preference::{Completion, PreferenceMetrics, TokenStatistics, log_prob};
 use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
 
 /// Labelled answers and how they are learned.
@@ -62,11 +63,11 @@ impl Kto {
     fn labelled<'a>(
         &'a self,
         rows: &'a [u32],
-        scores: &'a [Vec<f32>],
+        scores: &'a [Scored],
         references: &'a [RowSums],
     ) -> Vec<LabelledCompletion<'a>> {
-        let of = |((row, logp_t), sums): ((&u32, &'a Vec<f32>), &RowSums)| LabelledCompletion {
-            completion: Completion { logp_t, log_sum_squares_t: None, reference: sums[0].log_prob(false) },
+        let of = |((row, own), sums): ((&u32, &'a Scored), &RowSums)| LabelledCompletion {
+            completion: Completion { logp_t: &own.logp_t, log_sum_squares_t: None, reference: sums[0].log_prob(false) },
             desirable: self.answers.rows[*row as usize].desirable,
         };
         rows.iter().zip(scores).zip(references).map(of).collect()
@@ -79,9 +80,9 @@ impl Kto {
         }
         let never = AtomicBool::new(false);
         let sequences = |row: usize| self.answers.mismatched(row).into_iter().collect::<Vec<_>>();
-        let scores = scores(model, rows, &sequences, by, &never)?;
+        let scores = scores(model, rows, &sequences, false, by, &never)?;
         let pairs = scores.iter().zip(references);
-        let pairs: Vec<(f64, f64)> = pairs.map(|(own, sums)| (log_prob(&own[0]), sums[1].total())).collect();
+        let pairs: Vec<(f64, f64)> = pairs.map(|(own, sums)| (log_prob(&own[0].logp_t), sums[1].total())).collect();
         Ok(self.kto.kl(&pairs))
     }
 
@@ -100,12 +101,13 @@ impl Kto {
         }
         if self.kto.needs_delta() {
             let never = AtomicBool::new(false);
-            let scores: Vec<Vec<f32>> = scores(model, rows, &own, micro_batch, &never)?.into_iter().flatten().collect();
+            let found = scores(model, rows, &own, false, micro_batch, &never)?;
+            let scores: Vec<Scored> = found.into_iter().flatten().collect();
             let mean = self.kto.mean_reward(&self.labelled(rows, &scores, &references))?;
             step.delta = state.mean_reward.get_or_insert_default().update(mean);
         }
         let mut losses: Vec<LabelledLoss> = Vec::with_capacity(rows.len());
-        let mut kl = 0.0;
+        let (mut kl, mut sums) = (0.0, TokenSums::default());
         for some in micro_batches(&tokens, micro_batch) {
             let (rows, references) = (&rows[some.clone()], &references[some.clone()]);
             if !of_step {
@@ -115,7 +117,7 @@ impl Kto {
             let sequences: Vec<Sequence<'_>> = rows.iter().flat_map(|row| own(*row as usize)).collect();
             let stack = Stack::new(sequences.iter().map(|(ids, weights)| (&ids[..], &weights[..])))?;
             model.forward(&stack.batch, activations)?;
-            let scores = learned(model, &stack, activations)?;
+            let scores = Scored::after(model, &stack, activations, false)?;
             let found = self.kto.losses(&self.labelled(rows, &scores, references), &step)?;
             let dlogp_t = stack.spread(|sequence, token| found[sequence].answer.gradient.at(token));
             for loss in &found {
@@ -123,8 +125,10 @@ impl Kto {
             }
             losses.extend(found);
             let auxiliary = stack.batch.tokens() as f64 / total;
-            let objective = Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: false };
-            let (_, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
+            let objective =
+                Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: true };
+            let (found, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
+            Scored::of(&stack, &found).iter().for_each(|own| sums += own.sums);
             report.load_balancing += routers.load_balancing;
             report.router_z += routers.z;
             report.add_loads(&activations.routing);
@@ -133,6 +137,7 @@ impl Kto {
         let kl = if of_step { step.kl } else { kl / rows.len().max(1) as f64 };
         let mut metrics = PreferenceMetrics::of_answers(&self.kto, kl);
         losses.iter().for_each(|loss| metrics.add_answer(loss));
+        metrics.add_tokens(&statistics(&sums));
         report.named = named(&metrics);
         Ok(())
     }
@@ -149,15 +154,23 @@ impl Kto {
         let all = |row: usize| self.answers.sequences(row);
         let references = self.references.of_rows(&rows, model, &all, false, micro_batch)?;
         let own = |row: usize| self.answers.own(row);
-        let Some(scores) = whole(scores(model, &rows, &own, micro_batch, interrupt))? else {
+        let Some(scores) = whole(scores(model, &rows, &own, true, micro_batch, interrupt))? else {
             return Ok(Evaluation::default());
         };
-        let scores: Vec<Vec<f32>> = scores.into_iter().flatten().collect();
+        let scores: Vec<Scored> = scores.into_iter().flatten().collect();
+        let mut sums = TokenSums::default();
+        scores.iter().for_each(|own| sums += own.sums);
         let kl = self.kl(&rows, &references, model, micro_batch)?;
         let step = KtoStep { answers: rows.len() as u64, kl, delta: mean_reward };
         let mut metrics = PreferenceMetrics::of_answers(&self.kto, kl);
         let losses = self.kto.losses(&self.labelled(&rows, &scores, &references), &step)?;
         losses.iter().for_each(|loss| metrics.add_answer(loss));
+        metrics.add_tokens(&statistics(&sums));
         Ok(evaluation(&metrics))
     }
+}
+
+/// The entropy of all answers.
+fn statistics(sums: &TokenSums) -> TokenStatistics {
+    TokenStatistics { entropy: sums.entropy, tokens: sums.tokens, ..TokenStatistics::default() }
 }

@@ -7,16 +7,14 @@
 //! The file: a magic number, the key, the number of rows, for each row two answers of tokens (u32), sum and rest (f64), all
 //! little endian, and a blake3 of everything before it. A file of another key, or a damaged one, is made again.
 
-use std::borrow::Cow;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use olmoe_checkpoint::disk::{Disk, write_whole};
-use olmoe_model::model::{Activations, Keep, Model};
+use olmoe_model::model::Model;
 
-use super::error::FinetuneError;
-use super::examples::{Stack, micro_batches};
+use super::scores::{Scored, SequencesOf, scores};
 use super::settings::MicroBatch;
 use crate::preference::{ReferenceLogProb, log_prob};
 use crate::trainer::TrainError;
@@ -26,9 +24,6 @@ const MAGIC: [u8; 8] = *b"OLMOERF\x01";
 const HASH: usize = 32;
 const HEAD: usize = MAGIC.len() + HASH + 8;
 const ANSWER: usize = 4 + 8 + 8;
-
-/// Tokens with their weights as targets.
-pub(super) type Sequence<'a> = (Cow<'a, [u32]>, Cow<'a, [f32]>);
 
 /// What is known of an answer under the reference.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -78,9 +73,6 @@ pub(super) enum References {
     Model(Box<Model>),
 }
 
-/// What gives the sequences of a row, one or two.
-pub(super) type SequencesOf<'a> = dyn Fn(usize) -> Vec<Sequence<'a>> + 'a;
-
 impl References {
     /// Whether there are any.
     pub(super) fn exist(&self) -> bool {
@@ -111,37 +103,6 @@ impl References {
     }
 }
 
-/// The log-probabilities of the learned tokens of sequences, after a forward pass.
-pub(super) fn learned(model: &Model, stack: &Stack, activations: &Activations) -> Result<Vec<Vec<f32>>, TrainError> {
-    Ok(stack.learned(&model.log_probs(activations, &stack.targets)?.logp_t))
-}
-
-/// The log-probabilities of the learned tokens of the sequences of rows, sequence by sequence. Nothing is kept for a backward
-/// pass.
-pub(super) fn scores(
-    model: &Model,
-    rows: &[u32],
-    sequences: &SequencesOf<'_>,
-    micro_batch: MicroBatch,
-    interrupt: &AtomicBool,
-) -> Result<Vec<Vec<Vec<f32>>>, TrainError> {
-    let mut activations = Activations::new(Keep::Nothing);
-    let all: Vec<Vec<Sequence<'_>>> = rows.iter().map(|row| sequences(*row as usize)).collect();
-    let tokens: Vec<usize> = all.iter().map(|own| own.iter().map(|(ids, _)| ids.len()).sum()).collect();
-    let mut found = Vec::with_capacity(rows.len());
-    for some in micro_batches(&tokens, micro_batch) {
-        if interrupt.load(Ordering::Relaxed) {
-            return Err(FinetuneError::Interrupted.into());
-        }
-        let own = &all[some];
-        let stack = Stack::new(own.iter().flatten().map(|(ids, weights)| (&ids[..], &weights[..])))?;
-        model.forward(&stack.batch, &mut activations)?;
-        let mut scores = learned(model, &stack, &activations)?.into_iter();
-        found.extend(own.iter().map(|own| scores.by_ref().take(own.len()).collect::<Vec<_>>()));
-    }
-    Ok(found)
-}
-
 /// The sums of rows under a model.
 fn sums(
     model: &Model,
@@ -151,15 +112,15 @@ fn sums(
     micro_batch: MicroBatch,
     interrupt: &AtomicBool,
 ) -> Result<Vec<RowSums>, TrainError> {
-    let of = |own: &Vec<Vec<f32>>| {
-        let shorter = split.then(|| own.iter().map(Vec::len).min().unwrap_or(0));
+    let of = |own: &Vec<Scored>| {
+        let shorter = split.then(|| own.iter().map(|answer| answer.logp_t.len()).min().unwrap_or(0));
         let mut row = RowSums::default();
-        for (sums, logp_t) in row.iter_mut().zip(own) {
-            *sums = AnswerSums::of(logp_t, shorter);
+        for (sums, answer) in row.iter_mut().zip(own) {
+            *sums = AnswerSums::of(&answer.logp_t, shorter);
         }
         row
     };
-    Ok(scores(model, rows, sequences, micro_batch, interrupt)?.iter().map(of).collect())
+    Ok(scores(model, rows, sequences, false, micro_batch, interrupt)?.iter().map(of).collect())
 }
 
 /// The sums of all rows, from the file or else computed and written there; and what there is to say of a file that was not used.

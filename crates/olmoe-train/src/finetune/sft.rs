@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use olmoe_data::instruct::{Example, Part};
 use olmoe_model::model::{Activations, Keep, Model};
-use olmoe_tensor::ops::cross_entropy::IGNORE;
 
 use super::examples::{Stack, documents, micro_batches};
+use super::scores::{Scored, TokenSums};
 use super::settings::{MicroBatch, SftSettings};
 use crate::loss::{Loss, StepCounts};
 use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
@@ -28,11 +28,13 @@ impl Sft {
         let stacks = micro_batches(&tokens, micro_batch).into_iter().map(stack).collect::<Result<Vec<_>, _>>()?;
         let mut counts = StepCounts::default();
         stacks.iter().for_each(|stack| counts.add(&stack.targets, &stack.batch.segments));
+        let mut sums = TokenSums::default();
         for stack in &stacks {
             let share = self.settings.reduction.weights(&counts, &stack.targets, &stack.batch.segments);
             let weights: Vec<f64> = share.iter().zip(&stack.weights).map(|(share, weight)| share * weight).collect();
             let token_loss = self.settings.token_loss;
-            let loss = Loss { share: stack.batch.tokens() as f64 / total, token_loss, ..Loss::over(1.0) };
+            let loss =
+                Loss { share: stack.batch.tokens() as f64 / total, token_loss, statistics: true, ..Loss::over(1.0) };
             let targets = &stack.targets;
             let (log_probs, routers) =
                 loss.passes(model, &stack.batch, targets, Some(&weights), activations, gradients)?;
@@ -41,11 +43,13 @@ impl Sft {
                 let own = range.map(|t| loss.of_token(log_probs.logp_t[t], weights[t]));
                 report.cross_entropy += own.sum::<f64>();
             }
+            Scored::of(stack, &log_probs).iter().for_each(|own| sums += own.sums);
             report.load_balancing += routers.load_balancing;
             report.router_z += routers.z;
             report.add_loads(&activations.routing);
             check_loss(report, model, activations)?;
         }
+        report.named = sums.named();
         Ok(())
     }
 
@@ -58,20 +62,22 @@ impl Sft {
     ) -> Result<Evaluation, TrainError> {
         let mut activations = Activations::new(Keep::Nothing);
         let tokens: Vec<usize> = self.rows.iter().map(|row| row.ids.len()).collect();
-        let (mut sum, mut count) = (0.0, 0u64);
+        let (mut sum, mut sums) = (0.0, TokenSums::default());
         for some in micro_batches(&tokens, micro_batch) {
             if interrupt.load(Ordering::Relaxed) {
                 return Ok(Evaluation::default());
             }
             let stack = Stack::new(self.rows[some].iter().map(|row| (&row.ids[..], &row.weights[..])))?;
             model.forward(&stack.batch, &mut activations)?;
-            let log_probs = model.log_probs(&activations, &stack.targets)?;
+            let log_probs = model.log_probs_and_statistics(&activations, &stack.targets)?;
+            Scored::of(&stack, &log_probs).iter().for_each(|own| sums += own.sums);
             for range in stack.ranges() {
-                count += range.clone().filter(|t| stack.targets[*t] != IGNORE).count() as u64;
                 sum -= range.map(|t| stack.weights[t] * f64::from(log_probs.logp_t[t])).sum::<f64>();
             }
         }
-        let loss = sum / count.max(1) as f64;
-        Ok(Evaluation { metrics: vec![("eval_loss".to_owned(), loss)], whole: true, loss: Some(loss) })
+        let loss = sum / sums.tokens.max(1) as f64;
+        let named = std::iter::once(("loss".to_owned(), loss)).chain(sums.named());
+        let metrics = named.map(|(name, value)| (format!("eval_{name}"), value)).collect();
+        Ok(Evaluation { metrics, whole: true, loss: Some(loss) })
     }
 }

@@ -62,7 +62,8 @@ impl TokenStatistics {
     /// Fills the tokens `some` from their logits `[some, V]`.
     pub(super) fn fill(&mut self, some: Range<usize>, logits: &[f32], v: usize, targets: &[u32], lse: &[f32]) {
         let TokenStatistics { entropy_t, log_square_sum_t, mean_logit_t, top1_t } = self;
-        let outputs = [entropy_t, log_square_sum_t, mean_logit_t, top1_t].map(|out| Shared::new(&mut out[some.clone()]));
+        let outputs =
+            [entropy_t, log_square_sum_t, mean_logit_t, top1_t].map(|out| Shared::new(&mut out[some.clone()]));
         parallel_ranges(targets.len(), 4, |range| {
             for t in range {
                 let row = &logits[t * v..(t + 1) * v];

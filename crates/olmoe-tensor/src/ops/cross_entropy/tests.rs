@@ -36,8 +36,15 @@ fn gradients_match_finite_differences() {
             let head = Head { weight: Weight::Packed(&weight), bias: Some(&b), scale: c, adapter: None };
             let (mut dw, mut db) = (vec![0.0; v * d], vec![0.0; v]);
             let x = Tensor::new(&x, &[t, d]);
-            let gradients =
-                HeadGradients { dlogp_t: &g, z, dweight: Some(&mut dw), dbias: Some(&mut db), adapter: LowRankGradients::default(), statistics: true, input: true };
+            let gradients = HeadGradients {
+                dlogp_t: &g,
+                z,
+                dweight: Some(&mut dw),
+                dbias: Some(&mut db),
+                adapter: LowRankGradients::default(),
+                statistics: true,
+                input: true,
+            };
             let (log_probs, dx) = forward_backward(&x, head, &targets, gradients);
             assert_eq!(forward(&x, head, &targets, false).logp_t[..], log_probs.logp_t[..]);
             let dx = dx.expect("asked for");
@@ -117,7 +124,15 @@ fn a_wide_model_and_several_blocks_match_the_formula() {
     weight.pack(&w);
     let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0, adapter: None };
     let mut dw = vec![0.0; v * d];
-    let gradients = HeadGradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, adapter: LowRankGradients::default(), statistics: false, input: true };
+    let gradients = HeadGradients {
+        dlogp_t: &g,
+        z: 0.0,
+        dweight: Some(&mut dw),
+        dbias: None,
+        adapter: LowRankGradients::default(),
+        statistics: false,
+        input: true,
+    };
     let (_, dx) = forward_backward(&Tensor::new(&x, &[t, d]), head, &targets, gradients);
     let dx = dx.expect("asked for");
     let (x, w) = (wide(&x), wide(&w));
@@ -156,8 +171,15 @@ fn ignored_tokens_leave_no_trace() {
         let zeroed: Vec<f32> = targets.iter().zip(&g).map(|(t, g)| if *t == IGNORE { 0.0 } else { *g }).collect();
         let run = |targets: &[u32], g: &[f32]| {
             let (mut dw, mut db) = (vec![0.0; v * d], vec![0.0; v]);
-            let into =
-                HeadGradients { dlogp_t: g, z: 0.0, dweight: Some(&mut dw), dbias: Some(&mut db), adapter: LowRankGradients::default(), statistics: true, input: true };
+            let into = HeadGradients {
+                dlogp_t: g,
+                z: 0.0,
+                dweight: Some(&mut dw),
+                dbias: Some(&mut db),
+                adapter: LowRankGradients::default(),
+                statistics: true,
+                input: true,
+            };
             let (log_probs, dx) = forward_backward(&x, head, targets, into);
             (log_probs, [&dx.expect("asked for")[..], &dw, &db].concat())
         };
@@ -177,10 +199,26 @@ fn ignored_tokens_leave_no_trace() {
 
         // Leaving out the gradient of a frozen head changes no other result.
         let mut dw = vec![0.0; v * d];
-        let into = HeadGradients { dlogp_t: &g, z: 0.0, dweight: Some(&mut dw), dbias: None, adapter: LowRankGradients::default(), statistics: false, input: false };
+        let into = HeadGradients {
+            dlogp_t: &g,
+            z: 0.0,
+            dweight: Some(&mut dw),
+            dbias: None,
+            adapter: LowRankGradients::default(),
+            statistics: false,
+            input: false,
+        };
         assert!(forward_backward(&x, head, &targets, into).1.is_none());
         assert_eq!(dw, expected[t * d..t * d + v * d]);
-        let into = HeadGradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, adapter: LowRankGradients::default(), statistics: false, input: true };
+        let into = HeadGradients {
+            dlogp_t: &g,
+            z: 0.0,
+            dweight: None,
+            dbias: None,
+            adapter: LowRankGradients::default(),
+            statistics: false,
+            input: true,
+        };
         let (_, dx) = forward_backward(&x, head, &targets, into);
         assert_eq!(dx.expect("asked for")[..], expected[..t * d]);
     }
@@ -203,7 +241,15 @@ fn the_way_back_through_quantised_words_is_that_of_their_numbers() {
     packed.pack(&w);
     let [ours, dense] = [Weight::Quantized(&quantized, Operand::F32), Weight::Packed(&packed)].map(|weight| {
         let head = Head { weight, bias: None, scale: 1.0, adapter: None };
-        let into = HeadGradients { dlogp_t: &g, z: 0.0, dweight: None, dbias: None, adapter: LowRankGradients::default(), statistics: false, input: true };
+        let into = HeadGradients {
+            dlogp_t: &g,
+            z: 0.0,
+            dweight: None,
+            dbias: None,
+            adapter: LowRankGradients::default(),
+            statistics: false,
+            input: true,
+        };
         forward_backward(&x, head, &targets, into).1.expect("asked for")
     });
     // The logits differ by the rounding of the activations to eight bits.
@@ -241,15 +287,22 @@ fn an_adapter_of_the_head_is_a_change_of_its_weight() {
         let weight = pack(&sum, v, d);
         let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0, adapter: None };
         let adapter = LowRankGradients::default();
-        let into =
-            HeadGradients { dlogp_t: &g, z: 0.1, dweight: Some(&mut dw), dbias: None, adapter, statistics: false, input: true };
+        let into = HeadGradients {
+            dlogp_t: &g,
+            z: 0.1,
+            dweight: Some(&mut dw),
+            dbias: None,
+            adapter,
+            statistics: false,
+            input: true,
+        };
         let (found, dx) = forward_backward(&Tensor::new(&x, &[t, d]), head, &targets, into);
         dx_sum.extend(wide(&dx.expect("asked for")));
         logp_sum.extend(wide(&found.logp_t));
     }
     let got = on_every_isa(|| {
         let (weight, a, b) = (pack(&w, v, d), pack(&a, r, d), pack(&b, v, r));
-        let low_rank = LowRank { a: &a, b: &b, scale: s, rows: None };
+        let low_rank = LowRank { a: &a, b: &b, scale: s, rows: None, dropout: None };
         let head = Head { weight: Weight::Packed(&weight), bias: None, scale: 1.0, adapter: Some(low_rank) };
         let (mut da, mut db) = (vec![0.0; r * d], vec![0.0; v * r]);
         let adapter = LowRankGradients { a: Some(&mut da), b: Some(&mut db), magnitude: None };
@@ -282,7 +335,17 @@ fn statistics_are_those_of_the_distributions() {
     let x = Tensor::new(&x, &[t, d]);
     let all = logits(&x, head);
     let best = |t: usize| (0..v).max_by(|a, b| all.row(t)[*a].total_cmp(&all.row(t)[*b])).expect("words");
-    let targets: Vec<u32> = (0..t).map(|t| if t == 4 { IGNORE } else if t % 2 == 0 { best(t) as u32 } else { 3 }).collect();
+    let targets: Vec<u32> = (0..t)
+        .map(|t| {
+            if t == 4 {
+                IGNORE
+            } else if t % 2 == 0 {
+                best(t) as u32
+            } else {
+                3
+            }
+        })
+        .collect();
     let got = on_every_isa(|| {
         let found = forward(&x, head, &targets, true).statistics.expect("asked for");
         [&found.entropy_t[..], &found.log_square_sum_t, &found.mean_logit_t, &found.top1_t].concat()

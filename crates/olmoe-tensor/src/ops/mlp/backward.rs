@@ -6,10 +6,12 @@ use crate::gemm::{Left, Source, Store, gemm_here};
 use crate::memory::Buffer;
 use crate::ops::activation::{activate, activate_backward, swiglu, swiglu_backward};
 use crate::ops::add::{add_assign, bias_backward, scale};
-use crate::ops::grouped_linear::{BLOCK_ROWS, Contraction, LeftFactors, RightFactors, RowBlock, WeightGradient, blocks};
+use crate::ops::grouped_linear::{
+    BLOCK_ROWS, Contraction, LeftFactors, RightFactors, RowBlock, WeightGradient, blocks,
+};
 use crate::ops::lanes::lanes;
 use crate::ops::linear::Weight;
-use crate::ops::low_rank::{LowRank, LowRankGradients};
+use crate::ops::low_rank::{LowRank, LowRankGradients, Tokens};
 use crate::quant::product::{self, GroupedRows, QuantizedFactor, QuantizedInput};
 use crate::simd::kernel;
 use crate::tensor::Tensor;
@@ -33,6 +35,8 @@ struct Factors {
     u: Option<LeftFactors>,
     /// `t = s·A·x`
     t: Option<RightFactors>,
+    /// The inputs that are not left out, with dropout.
+    x: Option<RightFactors>,
 }
 
 impl Factors {
@@ -49,6 +53,9 @@ impl Factors {
             dy: (base || b).then(|| contraction.left(out)),
             u: a.then(|| contraction.left(rank)),
             t: b.then(|| contraction.right(rank)),
+            x: adapter
+                .filter(|adapter| a && adapter.dropout.is_some())
+                .map(|adapter| contraction.right(adapter.input())),
         }
     }
 
@@ -57,6 +64,7 @@ impl Factors {
             dy: self.dy.as_mut().map(LeftFactors::shared),
             u: self.u.as_mut().map(LeftFactors::shared),
             t: self.t.as_mut().map(RightFactors::shared),
+            x: self.x.as_mut().map(RightFactors::shared),
         }
     }
 }
@@ -66,6 +74,7 @@ struct SharedFactors<'a> {
     dy: Option<Shared<'a, f32>>,
     u: Option<Shared<'a, f32>>,
     t: Option<Shared<'a, f32>>,
+    x: Option<Shared<'a, f32>>,
 }
 
 /// A gradient as a sum of products, and where it is accumulated.
@@ -142,9 +151,13 @@ pub fn experts_backward(
     let contraction = Contraction::new(slots.offsets_e, operand);
     let factors = |out, base, adapter, gradients| Factors::new(&contraction, out, base, adapter, gradients);
     let adapters = mlp.adapters;
-    let wants_a = |gradients: &Option<LowRankGradients<'_>>| gradients.as_ref().is_some_and(|g| g.a.is_some());
-    let x_wanted = dgate_into.is_some() || dup_into.is_some() || wants_a(&low_rank.gate) || wants_a(&low_rank.up);
-    let act_wanted = ddown_into.is_some() || wants_a(&low_rank.down);
+    // With dropout, A has inputs of its own.
+    let wants_a = |adapter: Option<LowRank<'_>>, gradients: &Option<LowRankGradients<'_>>| {
+        adapter.is_some_and(|adapter| adapter.dropout.is_none()) && gradients.as_ref().is_some_and(|g| g.a.is_some())
+    };
+    let (gate_a, up_a) = (wants_a(adapters.gate, &low_rank.gate), wants_a(adapters.up, &low_rank.up));
+    let x_wanted = dgate_into.is_some() || dup_into.is_some() || gate_a || up_a;
+    let act_wanted = ddown_into.is_some() || wants_a(adapters.down, &low_rank.down);
     let mut gate_factors = factors(width, dgate_into.is_some(), adapters.gate, low_rank.gate.as_ref());
     let mut up_factors = factors(width, dup_into.is_some(), adapters.up, low_rank.up.as_ref());
     let mut down_factors = factors(d, ddown_into.is_some(), adapters.down, low_rank.down.as_ref());
@@ -158,8 +171,7 @@ pub fn experts_backward(
     let mut sums = Tensor::zeros(&[blocks.len() * usize::from(summed), 2 * width]);
     let mut magnitudes = magnitude_sums(adapters, &low_rank, blocks.len());
     {
-        let (packed_gate, packed_up, packed_down) =
-            (gate_factors.shared(), up_factors.shared(), down_factors.shared());
+        let (packed_gate, packed_up, packed_down) = (gate_factors.shared(), up_factors.shared(), down_factors.shared());
         let packed_x = x_factors.as_mut().map(RightFactors::shared);
         let packed_act = act_factors.as_mut().map(RightFactors::shared);
         let dx_sd = dx_sd.as_deref_mut().map(Shared::new);
@@ -169,7 +181,7 @@ pub fn experts_backward(
         parallel(blocks.len(), |b| {
             let (e, some) = (blocks[b].group(), blocks[b].rows());
             let (count, inner) = (some.len(), some.len() * width);
-            let weights = &weight_s[some.clone()];
+            let (weights, tokens) = (&weight_s[some.clone()], slots.tokens(some.clone()));
             let (x, dy) = (slots.source(some.clone()), dy.source(some.clone()));
             let up = saved.up_si.row_range(some.clone());
             let gate = saved.gate_si.as_ref().map(|gate| gate.row_range(some.clone()));
@@ -192,7 +204,7 @@ pub fn experts_backward(
                         let mut z = block_scratch(count * d, d);
                         product_here(mlp.down, e, &act, &mut z);
                         let mut t = block_scratch(count * adapter.rank(), adapter.rank());
-                        adapter.add_here(e, Source::new(&act, width), &mut z, &mut t);
+                        adapter.add_here(e, Source::new(&act, width), tokens, &mut z, &mut t);
                         rows.gradient_here(e, &own_dz, &z, Some(weights), sum);
                     }
                     rows.scale_here(e, d, &mut own_dz);
@@ -204,10 +216,12 @@ pub fn experts_backward(
             left.repack_rows(dz);
             let mut dact = block_scratch(inner, width);
             mlp.down.backward_here(left.panels(), e, 0..d, &mut dact, Store::Overwrite);
-            // SAFETY: each task packs another block.
-            unsafe {
-                let (dact, t) = (Some(&mut dact[..]), saved.low_rank.down.as_ref());
-                adapter_here(&contraction, adapters.down, &blocks[b], dz, dact, &packed_down, t, Some(weights));
+            if let Some(adapter) = adapters.down {
+                let at = AdapterBlock { adapter, at: &blocks[b], tokens, scale: Some(weights) };
+                // SAFETY: each task packs another block.
+                unsafe {
+                    at.gradient(&contraction, dz, Some(&mut dact), &packed_down, saved.low_rank.down.as_ref());
+                }
             }
 
             // SAFETY: each block is another range of slots.
@@ -248,11 +262,17 @@ pub fn experts_backward(
             // SAFETY: each task packs another block.
             unsafe {
                 let t = saved.low_rank.as_ref();
-                for (adapter, rows, packed, t) in [
-                    (adapters.up, dup_rows, &packed_up, t.up),
-                    (adapters.gate, dgate_rows, &packed_gate, t.gate),
-                ] {
-                    adapter_here(&contraction, adapter, &blocks[b], rows, dx.as_deref_mut(), packed, t, None);
+                for (adapter, rows, packed, t) in
+                    [(adapters.up, dup_rows, &packed_up, t.up), (adapters.gate, dgate_rows, &packed_gate, t.gate)]
+                {
+                    let Some(adapter) = adapter else { continue };
+                    let at = AdapterBlock { adapter, at: &blocks[b], tokens, scale: None };
+                    at.gradient(&contraction, rows, dx.as_deref_mut(), packed, t);
+                    at.inputs(&contraction, x, packed);
+                }
+                if let Some(adapter) = adapters.down {
+                    let at = AdapterBlock { adapter, at: &blocks[b], tokens, scale: Some(weights) };
+                    at.inputs(&contraction, Source::new(&act, width), &packed_down);
                 }
                 if let Some(out) = &packed_gate.dy {
                     contraction.pack_left(out, width, dgate_rows, &blocks[b]);
@@ -303,6 +323,7 @@ pub fn experts_backward(
         (low_rank.down, &down_factors, &act_factors),
     ] {
         let Some(LowRankGradients { a, b, .. }) = gradients else { continue };
+        let x = if factors.x.is_some() { &factors.x } else { x };
         targets.push(Target::new(&factors.u, x, a, experts));
         targets.push(Target::new(&factors.dy, &factors.t, b, experts));
     }
@@ -311,35 +332,54 @@ pub fn experts_backward(
     (dx_sd, dweight_s)
 }
 
-/// Backward of an adapter with the gradient `dz` of a block: adds to `dx`, and packs `u` and `t`, the latter times `scale`,
-/// as factors.
-///
-/// # Safety
-/// No other task packs this block.
-unsafe fn adapter_here(
-    contraction: &Contraction<'_>,
-    adapter: Option<LowRank<'_>>,
-    at: &RowBlock,
-    dz: Source<'_>,
-    dx: Option<&mut [f32]>,
-    packed: &SharedFactors<'_>,
-    t: Option<&Tensor>,
-    scale: Option<&[f32]>,
-) {
-    let Some(adapter) = adapter else { return };
-    let rank = adapter.rank();
-    if dx.is_some() || packed.u.is_some() {
-        let mut u = block_scratch(at.rows().len() * rank, rank);
-        adapter.backward_here(at.group(), dz, &mut u, dx);
-        if let Some(out) = &packed.u {
+/// An adapter and a block of slots.
+struct AdapterBlock<'a> {
+    adapter: LowRank<'a>,
+    at: &'a RowBlock,
+    tokens: Tokens<'a>,
+    /// Factors of the slots in the gradients of weights.
+    scale: Option<&'a [f32]>,
+}
+
+impl AdapterBlock<'_> {
+    /// Backward with the gradient `dz` of the result: adds to `dx`, and packs `u` and `t` as factors.
+    ///
+    /// # Safety
+    /// No other task packs this block.
+    unsafe fn gradient(
+        &self,
+        contraction: &Contraction<'_>,
+        dz: Source<'_>,
+        dx: Option<&mut [f32]>,
+        packed: &SharedFactors<'_>,
+        t: Option<&Tensor>,
+    ) {
+        let (rank, rows) = (self.adapter.rank(), self.at.rows());
+        if dx.is_some() || packed.u.is_some() {
+            let mut u = block_scratch(rows.len() * rank, rank);
+            self.adapter.backward_here(self.at.group(), dz, self.tokens, &mut u, dx);
+            if let Some(out) = &packed.u {
+                // SAFETY: by the caller's promise.
+                unsafe { contraction.pack_left(out, rank, Source::new(&u, rank), self.at) };
+            }
+        }
+        if let (Some(out), Some(t)) = (&packed.t, t) {
             // SAFETY: by the caller's promise.
-            unsafe { contraction.pack_left(out, rank, Source::new(&u, rank), at) };
+            unsafe { contraction.pack_right(out, rank, Source::new(t.row_range(rows), rank), self.scale, self.at) };
         }
     }
-    if let (Some(out), Some(t)) = (&packed.t, t) {
-        let t = Source::new(t.row_range(at.rows()), rank);
-        // SAFETY: by the caller's promise.
-        unsafe { contraction.pack_right(out, rank, t, scale, at) };
+
+    /// Packs the inputs that are not left out, with dropout.
+    ///
+    /// # Safety
+    /// No other task packs this block.
+    unsafe fn inputs(&self, contraction: &Contraction<'_>, x: Source<'_>, packed: &SharedFactors<'_>) {
+        let Some(out) = &packed.x else { return };
+        let input = self.adapter.input();
+        if let Some(own) = self.adapter.dropped_here(self.at.group(), x, self.at.rows().len(), self.tokens) {
+            // SAFETY: by the caller's promise.
+            unsafe { contraction.pack_right(out, input, Source::new(&own, input), self.scale, self.at) };
+        }
     }
 }
 
@@ -354,7 +394,11 @@ fn magnitude_sums(
         adapter.filter(|_| wanted).map(|adapter| Tensor::zeros(&[blocks, adapter.out()]))
     };
     let of = gradients.as_ref();
-    PerMatrix { gate: zeros(adapters.gate, of.gate), up: zeros(adapters.up, of.up), down: zeros(adapters.down, of.down) }
+    PerMatrix {
+        gate: zeros(adapters.gate, of.gate),
+        up: zeros(adapters.up, of.up),
+        down: zeros(adapters.down, of.down),
+    }
 }
 
 /// The row of a block in the sums of a magnitude.

@@ -320,7 +320,8 @@ fn experts_elsewhere_give_the_same_bits() {
             let mut dw = [(); 3].map(|()| vec![0.0; own.len() * d * width]);
             let (out_sd, saved) = experts(slots, &mlp, true);
             let [gate, up, down] = dw.each_mut().map(|dw| Some(&mut dw[..]));
-            let gradients = MlpGradients { gate, up, down, biases: PerMatrix::default(), adapters: PerMatrix::default() };
+            let gradients =
+                MlpGradients { gate, up, down, biases: PerMatrix::default(), adapters: PerMatrix::default() };
             let saved = saved.expect("the inputs of the activation function were kept");
             let (dx_sd, dweight_s) = experts_backward(slots, &mlp, &saved, output, gradients, true);
             (out_sd.to_vec(), dx_sd.expect("asked for").to_vec(), dweight_s.to_vec(), dw)
@@ -425,7 +426,13 @@ fn the_way_back_through_blocks_is_that_of_their_numbers() {
         };
         let (_, saved) = forward(&x, &mlp(false), &assignment);
         let run = |blocks: bool| {
-            let gradients = MlpGradients { gate: None, up: None, down: None, biases: PerMatrix::default(), adapters: PerMatrix::default() };
+            let gradients = MlpGradients {
+                gate: None,
+                up: None,
+                down: None,
+                biases: PerMatrix::default(),
+                adapters: PerMatrix::default(),
+            };
             let (dx, dweight) = backward(&x, &mlp(blocks), &assignment, &saved, &dy, gradients);
             [&dx[..], &dweight].concat()
         };

@@ -43,7 +43,8 @@ fn all_numbers(shared: bool) -> [Numbers<f32>; 3] {
 
 /// `‖W + s·B·A‖` of each row, in f64.
 fn naive_norms(n: &Numbers<f64>, [out, input]: [usize; 2]) -> Vec<f64> {
-    let row = |at: usize| (0..input).map(|i| effective(n, [out, input], at / out, at % out, i).powi(2)).sum::<f64>().sqrt();
+    let row =
+        |at: usize| (0..input).map(|i| effective(n, [out, input], at / out, at % out, i).powi(2)).sum::<f64>().sqrt();
     (0..EXPERTS * out).map(row).collect()
 }
 
@@ -105,6 +106,7 @@ fn run(x: &[f32], dy: &[f32], all: &[Numbers<f32>; 3], dora: bool, assignment: &
         a: &packed[at][1],
         b: &packed[at][2],
         scale: SCALE,
+        dropout: None,
         rows: dora.then(|| RowFactors { factors: &rows[at].0, norms: &rows[at].1 }),
     };
     let mlp = MlpWeights {
@@ -168,7 +170,11 @@ fn gradients_match_finite_differences() {
         for (at, expected) in expected.iter().enumerate() {
             let (own, others) = rest.split_at(expected.len());
             rest = others;
-            let error = if expected.iter().all(|x| *x == 0.0) { own.iter().fold(0.0, |a: f64, x| a.max(f64::from(x.abs()))) } else { relative_error(own, expected) };
+            let error = if expected.iter().all(|x| *x == 0.0) {
+                own.iter().fold(0.0, |a: f64, x| a.max(f64::from(x.abs())))
+            } else {
+                relative_error(own, expected)
+            };
             assert!(error < 2e-6, "shared {shared}, dora {dora}, number {at}: {error}");
         }
         assert!(rest.is_empty());
