@@ -10,7 +10,9 @@
 //! | `selection` | which parameters are trained |
 //! | `routing` | the experts that the data uses most, and the drift of the routers |
 //! | `schedule` | the learning rate over time |
+//! | `stack` | sequences as a batch of the model, prompts that they have in common, randomness |
 //! | `scores` | forward passes over sequences |
+//! | `plan` | the memory of a run |
 //! | `reference` | the log-probabilities of the reference model |
 //! | `sft`, `dpo`, `kto` | what a step learns and an evaluation measures |
 //! | `task` | all of it as a task of the loop |
@@ -49,6 +51,7 @@ mod dpo;
 mod error;
 mod examples;
 mod kto;
+mod plan;
 mod reference;
 mod routing;
 mod saved;
@@ -57,12 +60,14 @@ mod scores;
 mod selection;
 mod settings;
 mod sft;
+mod stack;
 mod task;
 
 pub use base::Base;
 pub use begin::{Finetune, begin, begin_on};
 pub use error::FinetuneError;
 pub use examples::{Examples, FinetuneData, UnitOrder};
+pub use plan::{MemoryPlan, activation_bytes, plan};
 pub use routing::{ChosenExperts, most_used_experts};
 pub use saved::{AdapterRecord, FINETUNE_FILE, FinetuneRecord, TRAINED_GROUP, TrainedRecord};
 pub use schedule::FinetuneSchedule;

@@ -99,7 +99,7 @@ fn the_command_lines_of_olmoes_readme() {
     let note = whole.notices.iter().find(|notice| notice.key == "num_processes").unwrap();
     assert!(note.text.contains("multiply `gradient_accumulation_steps`"), "{note}");
     let error = line(Task::Sft, &format!("{SFT} --mixed_precision fp16")).unwrap_err();
-    assert!(error.contains("`mixed_precision` is \"fp16\"; it must be bf16 or no"), "{error}");
+    assert!(error.contains("`mixed_precision` is fp16; it must be bf16 or no"), "{error}");
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn what_is_not_known_is_said_with_what_is() {
         (Task::Sft, "--learning_rat 1", "unknown key `learning_rat`; did you mean `learning_rate`?"),
         (Task::Sft, "--max_seq_lenght 1", "did you mean `max_seq_length`?"),
         (Task::Sft, "--xyzzy 1", "unknown key `xyzzy`"),
-        (Task::Sft, "--dpo_beta 0.2", "`dpo_beta` is \"0.2\"; it is for `olmoe dpo`; remove it"),
+        (Task::Sft, "--dpo_beta 0.2", "`dpo_beta` is 0.2; it is for `olmoe dpo`; remove it"),
         (Task::Sft, "--beta 0.2", "unknown key `beta`"),
         (Task::Dpo, "--desirable_weight 2", "it is for `olmoe kto`"),
         (Task::Sft, "--ref_model x", "it is for `olmoe dpo` and `olmoe kto`"),
@@ -119,7 +119,7 @@ fn what_is_not_known_is_said_with_what_is() {
         (Task::Sft, "--train_file a --dataset_name b", "`train_file` is set beside `dataset_name`"),
         (Task::Sft, "--max_steps 1 --epochs 2", "both say how long the run is"),
         (Task::Sft, "--lr_scheduler_type polynomial", "it must be one of linear, cosine,"),
-        (Task::Sft, "--learning_rate fast", "`learning_rate` must be a number, found \"fast\""),
+        (Task::Sft, "--learning_rate fast", "`learning_rate` must be a number, found the text \"fast\""),
         (Task::Sft, "--learning_rate 0", "`learning_rate` is 0; it must be greater than 0"),
         (Task::Sft, "--max_seq_length 1", "it must be at least 2"),
         (Task::Sft, "--checkpointing_steps often", "a number of steps, at least 1, or epoch"),

@@ -97,7 +97,7 @@ impl InitName {
         Self::NAMES.iter().position(|known| *known == name).map(|at| all[at])
     }
 
-    /// The distribution of A; the matrices of PiSSA are computed afterwards.
+    /// The distribution of A; `pissa` is refused before.
     fn drawn(self) -> AdapterInit {
         match self {
             InitName::Kaiming | InitName::Pissa => AdapterInit::Kaiming,
@@ -216,6 +216,9 @@ pub enum AdapterSettingsError {
         /// K
         top_k: usize,
     },
+    /// An initialisation that changes the base.
+    #[error("pissa takes the largest singular values out of the base, which stays as it is here; use kaiming, xavier or gaussian")]
+    Pissa,
     /// A pattern that cannot be used.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -424,6 +427,9 @@ impl AdapterSettings {
                 self.b_rate_factor.to_string(),
                 "a finite number above 0",
             );
+        }
+        if self.init == InitName::Pissa {
+            return Err(AdapterSettingsError::Pissa);
         }
         if self.targets.is_empty() {
             return Err(AdapterSettingsError::Nothing { reason: "no names are given".to_owned() });

@@ -9,19 +9,21 @@ use olmoe_data::counted;
 use olmoe_data::instruct::{Example, LabelledExample, PairExample};
 use olmoe_model::adapter::parameters_with;
 use olmoe_model::config::{Auxiliary, ModelConfig};
-use olmoe_model::model::{Activations, Held, Keep, Model, ModelError};
-use olmoe_model::parameters::{ParameterKind, ParameterSpec};
+use olmoe_model::model::{Activations, Held, Model, ModelError};
+use olmoe_model::parameters::ParameterKind;
+use olmoe_tensor::memory::available_bytes;
 
 use super::base::Base;
 use super::dpo::Dpo;
 use super::error::FinetuneError;
 use super::examples::{CONVERSATIONS, Examples, FinetuneData, LABELLED, PAIRS, UnitOrder, cut};
 use super::kto::{Answers, Kto};
+use super::plan;
 use super::reference::{self, References};
 use super::routing::{Drift, most_used_experts};
 use super::saved::FinetuneRecord;
 use super::schedule::FinetuneSchedule;
-use super::scores::SequencesOf;
+use super::scores::UnitOf;
 use super::selection::Selection;
 use super::settings::{FinetuneSettings, Method, MicroBatch, ReferenceModel, ReferenceSettings, ReferenceTime};
 use super::sft::Sft;
@@ -71,6 +73,8 @@ pub fn begin_on<D: Disk>(
     let order = UnitOrder::new(&settings, &data.train, fixes_order(&settings.method));
     let lengths: Vec<usize> =
         (0..data.train.len()).map(|row| data.train.sequences(row).iter().map(|one| one.ids.len()).sum()).collect();
+    let longest = |row: usize| data.train.sequences(row).iter().map(|one| one.ids.len()).max().unwrap_or(0);
+    let longest: Vec<usize> = (0..data.train.len()).map(longest).collect();
     let units = order.count(&lengths)?;
     if batches(&settings, units) == 0 {
         let expected = if settings.drop_last { settings.batch_size } else { 1 };
@@ -128,7 +132,13 @@ pub fn begin_on<D: Disk>(
     if selection.is_empty() {
         return Err(FinetuneError::NothingTrained.into());
     }
-    let held = held(&specs, &model_config, &selection);
+    let plan = plan::of(&settings, &base, &data.train, &specs, &selection)?;
+    if let Some(limit) = settings.max_memory.or_else(available_bytes).filter(|limit| plan.total() > *limit) {
+        let (needed, parameters) = (plan.total(), plan.trained.iter().map(|(_, trained, _)| trained).sum());
+        return Err(TrainError::Memory { parameters, needed, available: limit });
+    }
+    let keep = plan.keep;
+    let held = plan::held(&specs, &model_config, &selection);
     let is_trained = |id: usize| selection.is_trained(id);
     let mut model =
         base.model(&model_config, settings.precision, held, &settings.adapters, &is_trained, settings.seed)?;
@@ -191,16 +201,18 @@ pub fn begin_on<D: Disk>(
         evaluation,
         order,
         lengths,
+        longest,
         units,
         epoch: None,
         steps,
         selection: selection.clone(),
         drift,
         record,
+        plan,
         base_config: base.config.clone(),
         settings: settings.clone(),
     };
-    let activations = Activations::new(settings.keep.unwrap_or(Keep::Everything));
+    let activations = Activations::new(keep);
     Ok(Trainer::start(Start { config, task, model, optimizer, activations, samples, folder, beginning }))
 }
 
@@ -240,14 +252,6 @@ fn check_data(settings: &FinetuneSettings, data: &FinetuneData, config: &ModelCo
         examples.check(what, config.embedding_size, longest)?;
     }
     Ok(())
-}
-
-/// What the parameters are held for.
-fn held(specs: &[ParameterSpec], config: &ModelConfig, selection: &Selection) -> Vec<Held> {
-    let trained = |spec: &ParameterSpec| {
-        specs.iter().position(|own| own.name == spec.name).is_some_and(|id| selection.is_trained(id))
-    };
-    Held::of(specs, config, trained)
 }
 
 /// The settings of the loop.
@@ -301,13 +305,15 @@ impl<D: Disk> SetUp<'_, '_, D> {
             (Method::Sft(sft), Examples::Conversations(rows)) => Ok(Learner::Sft(Sft { settings: *sft, rows })),
             (Method::Dpo(dpo), Examples::Pairs(rows)) => {
                 let preference = Preference::new(dpo.preference.clone())?;
-                let mut learner = Dpo { preference, rows, references: References::None };
+                // The routers' losses count each token once, so that a prompt has to be there twice for them.
+                let share_prompts = settings.share_prompts && settings.auxiliary.is_none();
+                let mut learner = Dpo { preference, rows, share_prompts, references: References::None };
                 if learner.preference.needs_reference() {
                     let (rows, split) = (learner.rows.len(), learner.splits());
                     let pairs: &[PairExample] = &learner.rows;
-                    let sequences = |row: usize| Dpo::sequences(pairs, row);
+                    let unit = |row: usize| Dpo::unit(pairs, true, row);
                     let key = self.key(&dpo.reference, order, what, split, &[])?;
-                    learner.references = self.references(policy, &dpo.reference, key, rows, &sequences, split, what)?;
+                    learner.references = self.references(policy, &dpo.reference, key, rows, &unit, split, what)?;
                 }
                 Ok(Learner::Dpo(learner))
             }
@@ -327,8 +333,8 @@ impl<D: Disk> SetUp<'_, '_, D> {
                 let answers = Answers { rows, partners, longest };
                 let count = answers.rows.len();
                 let key = self.key(&training.reference, order, what, false, &answers.partners)?;
-                let sequences = |row: usize| answers.sequences(row);
-                let references = self.references(policy, &training.reference, key, count, &sequences, false, what)?;
+                let unit = |row: usize| answers.both(row);
+                let references = self.references(policy, &training.reference, key, count, &unit, false, what)?;
                 Ok(Learner::Kto(Kto { kto, answers, references }))
             }
             (method, examples) => {
@@ -406,7 +412,7 @@ impl<D: Disk> SetUp<'_, '_, D> {
         reference: &ReferenceSettings,
         key: [u8; 32],
         rows: usize,
-        sequences: &SequencesOf<'_>,
+        unit: &UnitOf<'_>,
         split: bool,
         what: &str,
     ) -> Result<References, TrainError> {
@@ -436,7 +442,7 @@ impl<D: Disk> SetUp<'_, '_, D> {
                 None => &*policy,
                 Some(model) => made.insert(Self::other_of(self.base, self.config, settings, self.selection, model)?),
             };
-            reference::compute(model, all, sequences, split, by, interrupt)
+            reference::compute(model, all, unit, split, by, interrupt)
         })?;
         notice.iter().for_each(|text| (self.on)(Event::Notice(text)));
         Ok(References::Before(sums))

@@ -25,7 +25,7 @@ pub use schema::{
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use olmoe_model::config::{closest, describe, parse_yaml, read_text, shorten};
+use olmoe_model::config::{closest, parse_yaml, read_text, shorten};
 use serde_json::{Map, Value};
 
 use crate::config::field::{At, Field, Section, Tree};
@@ -102,6 +102,24 @@ pub fn words(key: &str, task: Task) -> Option<Words> {
     let own = headed_keys().find(|(_, own)| own.name == key).map(|(_, own)| own.words);
     own.or_else(|| names::meaning(key).map(|meaning| words_of(meaning, task)))
         .or_else(|| RECIPE_ONLY.contains(&key).then_some(Words::One))
+}
+
+/// The default of a key, as a command line has it; none where nothing stands for something that is found out.
+pub fn default_of(key: &str) -> Option<String> {
+    fn text(tree: &Tree) -> Option<String> {
+        match tree {
+            Tree::Value(Value::Null | Value::Bool(false)) => None,
+            Tree::Value(Value::String(text)) => Some(text.clone()),
+            Tree::Value(value) => Some(value.to_string()),
+            Tree::List(items) => {
+                let items: Option<Vec<String>> = items.iter().map(text).collect();
+                items.filter(|items| !items.is_empty()).map(|items| items.join(" "))
+            }
+            Tree::Map(_) => None,
+        }
+    }
+    let Tree::Map(entries) = FinetuneConfig::default().tree() else { return None };
+    entries.iter().find(|(own, _)| own == key).and_then(|(_, tree)| text(tree))
 }
 
 fn words_of(meaning: Meaning, task: Task) -> Words {
@@ -195,6 +213,25 @@ fn value_of(key: &str, given: &[String], task: Task) -> Result<Value, TrainConfi
     })
 }
 
+/// A value as it was given.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => shorten(text),
+        Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join(" "),
+        other => shorten(&other.to_string()),
+    }
+}
+
+/// Whether a value says anything: what is null or empty does not.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        _ => true,
+    }
+}
+
 fn twice(key: &str, other: &str) -> TrainConfigError {
     let found = match key == other {
         true => "there twice".to_owned(),
@@ -249,7 +286,7 @@ impl Reading {
                     "KTO" => "it is for `olmoe kto`; remove it",
                     _ => "it is for `olmoe dpo` and `olmoe kto`; remove it",
                 };
-                return Err(TrainConfigError::Value { path: shorten(key), found: describe(&value), problem });
+                return Err(TrainConfigError::Value { path: shorten(key), found: shown(&value), problem });
             }
             return Ok(if self.task.has(heading) { vec![(own.name, value)] } else { Vec::new() });
         }
@@ -260,7 +297,7 @@ impl Reading {
             },
             Some(Meaning::Says(_, says)) => says(&value).map_err(|problem| TrainConfigError::Value {
                 path: shorten(key),
-                found: describe(&value),
+                found: shown(&value),
                 problem,
             }),
             Some(Meaning::NoEffect(_, text)) => {
@@ -273,11 +310,11 @@ impl Reading {
             }
             Some(Meaning::Refused(_, is_off, _)) if is_off(&value) => Ok(Vec::new()),
             Some(Meaning::Refused(_, _, problem)) => {
-                Err(TrainConfigError::Value { path: shorten(key), found: describe(&value), problem })
+                Err(TrainConfigError::Value { path: shorten(key), found: shown(&value), problem })
             }
             None if RECIPE_ONLY.contains(&key) => Err(TrainConfigError::Value {
                 path: key.to_owned(),
-                found: describe(&value),
+                found: shown(&value),
                 problem: "it is an argument of a recipe, and none is named; set `output_dir` or `run_name`",
             }),
             None => Err(self.unknown(key)),

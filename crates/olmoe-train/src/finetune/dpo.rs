@@ -1,18 +1,16 @@
-//! DPO and its relatives: both answers of a pair in one pass, as two sequences.
-//!
-//! The prompt of a pair is computed for each of its answers. Attention has no prefix that two sequences share; where it gets
-//! one, [`Dpo::sequences`] is the place to say so.
+//! DPO and its relatives: both answers of a pair in one pass. Their prompt is computed once for both, with the bits of two
+//! sequences; all but its last token, which predicts the first one of each answer.
 
-use std::borrow::Cow;
 use std::sync::atomic::AtomicBool;
 
 use olmoe_data::instruct::PairExample;
 use olmoe_model::model::{Model, Objective};
 
-use super::examples::{Stack, micro_batches};
+use super::examples::micro_batches;
 use super::reference::{References, RowSums};
-use super::scores::{Scored, Sequence, TokenSums, scores, whole};
+use super::scores::{ScorePass, Scored, TokenSums, scores, whole};
 use super::settings::MicroBatch;
+use super::stack::{Stack, StepNoise, Unit};
 use crate::preference::{
     Completion, PairLoss, Preference, PreferenceMetrics, PreferencePair, ReferenceLogProb, StepTotals, TokenStatistics,
 };
@@ -22,14 +20,19 @@ use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
 pub(super) struct Dpo {
     pub(super) preference: Preference,
     pub(super) rows: Vec<PairExample>,
+    /// Whether prompts are computed once for both answers.
+    pub(super) share_prompts: bool,
     pub(super) references: References,
 }
 
 impl Dpo {
     /// The two sequences of a row.
-    pub(super) fn sequences(rows: &[PairExample], row: usize) -> Vec<Sequence<'_>> {
-        let sides = [&rows[row].chosen, &rows[row].rejected];
-        sides.map(|side| (Cow::Borrowed(&side.ids[..]), Cow::Borrowed(&side.weights[..]))).into()
+    pub(super) fn unit(rows: &[PairExample], share_prompts: bool, row: usize) -> Unit<'_> {
+        let PairExample { chosen, rejected, prompt } = &rows[row];
+        let [mut unit, other] = [chosen, rejected].map(|side| Unit::of(row, side));
+        unit.sequences.extend(other.sequences);
+        unit.prefix = if share_prompts { prompt.saturating_sub(1) } else { 0 };
+        unit
     }
 
     /// Whether the reference is kept in two sums.
@@ -63,13 +66,19 @@ impl Dpo {
     }
 
     /// Forward and backward passes over the pairs of a step.
-    pub(super) fn learn(&self, rows: &[u32], micro_batch: MicroBatch, pass: Pass<'_>) -> Result<(), TrainError> {
+    pub(super) fn learn(
+        &self,
+        rows: &[u32],
+        micro_batch: MicroBatch,
+        noise: Option<&StepNoise>,
+        pass: Pass<'_>,
+    ) -> Result<(), TrainError> {
         let Pass { model, activations, gradients, report, .. } = pass;
-        let sequences = |row: usize| Dpo::sequences(&self.rows, row);
-        let references = self.references.of_rows(rows, model, &sequences, self.splits(), micro_batch)?;
+        let unit = |row: usize| Dpo::unit(&self.rows, self.share_prompts, row);
+        let references = self.references.of_rows(rows, model, &unit, self.splits(), micro_batch)?;
         let totals = self.totals(rows);
-        let tokens = rows.iter().map(|row| sequences(*row as usize).iter().map(|(ids, _)| ids.len()).sum());
-        let tokens: Vec<usize> = tokens.collect();
+        let units: Vec<Unit<'_>> = rows.iter().map(|row| unit(*row as usize)).collect();
+        let tokens: Vec<usize> = units.iter().map(Unit::tokens).collect();
         let total = tokens.iter().sum::<usize>().max(1) as f64;
         let micros = micro_batches(&tokens, micro_batch);
         let square_sums = self.preference.needs_square_sums();
@@ -77,7 +86,8 @@ impl Dpo {
         let known = match self.preference.is_of_whole_step() && micros.len() > 1 {
             true => {
                 let never = AtomicBool::new(false);
-                let found = scores(model, rows, &sequences, square_sums, micro_batch, &never)?;
+                let score = ScorePass { micro_batch, statistics: square_sums, noise };
+                let found = scores(model, rows, &unit, score, &never)?;
                 let answers: Vec<Scored> = found.into_iter().flatten().collect();
                 Some(self.losses(&answers, &references, &totals)?)
             }
@@ -86,8 +96,7 @@ impl Dpo {
         let mut metrics = PreferenceMetrics::of_pairs(&self.preference);
         let mut sides = Sides::default();
         for some in micros {
-            let own: Vec<Sequence<'_>> = rows[some.clone()].iter().flat_map(|row| sequences(*row as usize)).collect();
-            let stack = Stack::new(own.iter().map(|(ids, weights)| (&ids[..], &weights[..])))?;
+            let stack = Stack::new(units[some.clone()].iter(), noise)?;
             model.forward(&stack.batch, activations)?;
             let losses = match &known {
                 Some(all) => all[some].to_vec(),
@@ -126,9 +135,10 @@ impl Dpo {
         interrupt: &AtomicBool,
     ) -> Result<Evaluation, TrainError> {
         let rows: Vec<u32> = (0..self.rows.len() as u32).collect();
-        let sequences = |row: usize| Dpo::sequences(&self.rows, row);
-        let references = self.references.of_rows(&rows, model, &sequences, self.splits(), micro_batch)?;
-        let Some(answers) = whole(scores(model, &rows, &sequences, true, micro_batch, interrupt))? else {
+        let unit = |row: usize| Dpo::unit(&self.rows, self.share_prompts, row);
+        let references = self.references.of_rows(&rows, model, &unit, self.splits(), micro_batch)?;
+        let score = ScorePass { statistics: true, ..ScorePass::plain(micro_batch) };
+        let Some(answers) = whole(scores(model, &rows, &unit, score, interrupt))? else {
             return Ok(Evaluation::default());
         };
         let answers: Vec<Scored> = answers.into_iter().flatten().collect();

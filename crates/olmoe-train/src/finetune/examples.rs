@@ -6,8 +6,6 @@
 use std::ops::Range;
 
 use olmoe_data::instruct::{Encoded, Example, InstructError, LabelledExample, PairExample, Part, epoch_order, pack};
-use olmoe_model::batch::{Batch, BatchError};
-use olmoe_tensor::ops::cross_entropy::IGNORE;
 use serde::{Deserialize, Serialize};
 
 use super::error::FinetuneError;
@@ -287,67 +285,6 @@ pub(super) fn micro_batches(tokens: &[usize], rule: MicroBatch) -> Vec<Range<usi
     all
 }
 
-/// Sequences one after the other, and what is to be predicted in them.
-pub(super) struct Stack {
-    pub(super) batch: Batch,
-    /// The token to predict after each token, [`IGNORE`] for none.
-    pub(super) targets: Vec<u32>,
-    /// The weight of each in the loss; 0 for none.
-    pub(super) weights: Vec<f64>,
-}
-
-impl Stack {
-    /// Sequences of tokens with the weight of each token as a target.
-    pub(super) fn new<'a>(sequences: impl Iterator<Item = (&'a [u32], &'a [f32])>) -> Result<Stack, BatchError> {
-        let (mut ids, mut lengths) = (Vec::new(), Vec::new());
-        let (mut targets, mut weights) = (Vec::new(), Vec::new());
-        for (own, weight) in sequences {
-            ids.extend_from_slice(own);
-            lengths.push(own.len());
-            for at in 1..=own.len() {
-                let learned = weight.get(at).copied().filter(|weight| *weight != 0.0);
-                targets.push(if learned.is_some() { own[at] } else { IGNORE });
-                weights.push(f64::from(learned.unwrap_or(0.0)));
-            }
-        }
-        Ok(Stack { batch: Batch::new(&ids, &lengths)?, targets, weights })
-    }
-
-    /// The tokens of each sequence.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
-        self.batch.sequences.windows(2).map(|ends| ends[0] as usize..ends[1] as usize)
-    }
-
-    /// Of each sequence, the numbers of the tokens that are learned.
-    pub(super) fn learned(&self, numbers: &[f32]) -> Vec<Vec<f32>> {
-        let of = |range: Range<usize>| {
-            range.filter(|t| self.targets[*t] != IGNORE).map(|t| numbers[t]).collect::<Vec<f32>>()
-        };
-        self.ranges().map(of).collect()
-    }
-
-    /// Writes a number for each token that is learned, given the sequence and the place among its learned tokens.
-    pub(super) fn spread(&self, number: impl Fn(usize, usize) -> f64) -> Vec<f32> {
-        let mut all = vec![0.0; self.targets.len()];
-        for (sequence, range) in self.ranges().enumerate() {
-            let learned = range.filter(|t| self.targets[*t] != IGNORE);
-            learned.enumerate().for_each(|(at, t)| all[t] = number(sequence, at) as f32);
-        }
-        all
-    }
-}
-
-/// The parts of rows as sequences with their weights; the first token of a part is no target.
-pub(super) fn documents<'a>(
-    rows: &'a [Example],
-    parts: impl Iterator<Item = &'a Part>,
-) -> impl Iterator<Item = (&'a [u32], &'a [f32])> {
-    parts.map(|part| {
-        let range = part.start..part.start + part.length;
-        (&rows[part.row].ids[range.clone()], &rows[part.row].weights[range])
-    })
-}
-
 /// Whether a row is packed in whole, or its end is left out.
 pub(super) fn cut(lengths: &[usize], packing: &PackingSettings) -> usize {
     use olmoe_data::instruct::Packing::BestFitSplit;
@@ -365,16 +302,5 @@ mod tests {
         assert_eq!(micro_batches(&tokens, MicroBatch::Tokens(7)), [0..2, 2..3, 3..4, 4..6]);
         assert_eq!(micro_batches(&tokens, MicroBatch::Tokens(100)), [0..6]);
         assert_eq!(micro_batches(&[], MicroBatch::Tokens(1)), [0..0; 0]);
-    }
-
-    #[test]
-    fn targets_are_the_next_tokens_within_a_sequence() {
-        let sequences: [(&[u32], &[f32]); 3] =
-            [(&[5, 6, 7], &[0.0, 0.0, 1.0]), (&[8], &[0.0]), (&[9, 4, 3], &[0.0, 0.5, 1.0])];
-        let stack = Stack::new(sequences.into_iter()).expect("a batch");
-        assert_eq!(stack.targets, [IGNORE, 7, IGNORE, IGNORE, 4, 3, IGNORE]);
-        assert_eq!(stack.weights, [0.0, 1.0, 0.0, 0.0, 0.5, 1.0, 0.0]);
-        assert_eq!(stack.learned(&[0., 1., 2., 3., 4., 5., 6.]), [vec![1.0], vec![], vec![4.0, 5.0]]);
-        assert_eq!(stack.spread(|s, t| (10 * s + t) as f64), [0.0, 0.0, 0.0, 0.0, 20.0, 21.0, 0.0]);
     }
 }

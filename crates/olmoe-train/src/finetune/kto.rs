@@ -8,10 +8,11 @@ use olmoe_data::instruct::LabelledExample;
 use olmoe_model::model::{Model, Objective};
 
 use super::dpo::{evaluation, named};
-use super::examples::{Stack, micro_batches};
+use super::examples::micro_batches;
 use super::reference::{References, RowSums};
-use super::scores::{Scored, Sequence, TokenSums, scores, whole};
+use super::scores::{ScorePass, Scored, TokenSums, scores, whole};
 use super::settings::MicroBatch;
+use super::stack::{Sequence, Stack, StepNoise, Unit};
 use crate::preference::kto::{self, KlBatch, KtoStep, LabelledCompletion, LabelledLoss};
 use crate::preference::{Completion, PreferenceMetrics, TokenStatistics, log_prob};
 use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
@@ -33,11 +34,18 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// The sequences of a row: its own, and its prompt with the answer of another.
-    pub(super) fn sequences(&self, row: usize) -> Vec<Sequence<'_>> {
-        let own = &self.rows[row].example;
-        let own = (Cow::Borrowed(&own.ids[..]), Cow::Borrowed(&own.weights[..]));
-        std::iter::once(own).chain(self.mismatched(row)).collect()
+    /// The sequences of a row: its own, and its prompt with the answer of another. The prompt is computed once.
+    pub(super) fn both(&self, row: usize) -> Unit<'_> {
+        let mut unit = self.own(row);
+        if let Some(other) = self.mismatched(row) {
+            unit.prefix = self.rows[row].prompt.min(other.0.len()).saturating_sub(1);
+            unit.sequences.push(other);
+        }
+        unit
+    }
+
+    fn own(&self, row: usize) -> Unit<'_> {
+        Unit::of(row, &self.rows[row].example)
     }
 
     /// The prompt of a row with the answer of another; none for losses without an estimate.
@@ -51,10 +59,6 @@ impl Answers {
         ids.truncate(self.longest);
         weights.truncate(self.longest);
         Some((Cow::Owned(ids), Cow::Owned(weights)))
-    }
-
-    fn own(&self, row: usize) -> Vec<Sequence<'_>> {
-        self.sequences(row).into_iter().take(1).collect()
     }
 }
 
@@ -79,18 +83,27 @@ impl Kto {
             return Ok(0.0);
         }
         let never = AtomicBool::new(false);
-        let sequences = |row: usize| self.answers.mismatched(row).into_iter().collect::<Vec<_>>();
-        let scores = scores(model, rows, &sequences, false, by, &never)?;
+        let unit = |row: usize| {
+            let sequences = self.answers.mismatched(row).into_iter().collect();
+            Unit { row, start: 0, prefix: 0, sequences }
+        };
+        let scores = scores(model, rows, &unit, ScorePass::plain(by), &never)?;
         let pairs = scores.iter().zip(references);
         let pairs: Vec<(f64, f64)> = pairs.map(|(own, sums)| (log_prob(&own[0].logp_t), sums[1].total())).collect();
         Ok(self.kto.kl(&pairs))
     }
 
     /// Forward and backward passes over the answers of a step.
-    pub(super) fn learn(&self, rows: &[u32], micro_batch: MicroBatch, pass: Pass<'_>) -> Result<(), TrainError> {
+    pub(super) fn learn(
+        &self,
+        rows: &[u32],
+        micro_batch: MicroBatch,
+        noise: Option<&StepNoise>,
+        pass: Pass<'_>,
+    ) -> Result<(), TrainError> {
         let Pass { model, activations, gradients, report, state, .. } = pass;
-        let all = |row: usize| self.answers.sequences(row);
-        let references = self.references.of_rows(rows, model, &all, false, micro_batch)?;
+        let both = |row: usize| self.answers.both(row);
+        let references = self.references.of_rows(rows, model, &both, false, micro_batch)?;
         let own = |row: usize| self.answers.own(row);
         let tokens: Vec<usize> = rows.iter().map(|row| self.answers.rows[*row as usize].example.ids.len()).collect();
         let total = tokens.iter().sum::<usize>().max(1) as f64;
@@ -101,7 +114,8 @@ impl Kto {
         }
         if self.kto.needs_delta() {
             let never = AtomicBool::new(false);
-            let found = scores(model, rows, &own, false, micro_batch, &never)?;
+            let score = ScorePass { noise, ..ScorePass::plain(micro_batch) };
+            let found = scores(model, rows, &own, score, &never)?;
             let scores: Vec<Scored> = found.into_iter().flatten().collect();
             let mean = self.kto.mean_reward(&self.labelled(rows, &scores, &references))?;
             step.delta = state.mean_reward.get_or_insert_default().update(mean);
@@ -114,8 +128,8 @@ impl Kto {
                 step.kl = self.kl(rows, references, model, micro_batch)?;
             }
             kl += step.kl * rows.len() as f64;
-            let sequences: Vec<Sequence<'_>> = rows.iter().flat_map(|row| own(*row as usize)).collect();
-            let stack = Stack::new(sequences.iter().map(|(ids, weights)| (&ids[..], &weights[..])))?;
+            let units: Vec<Unit<'_>> = rows.iter().map(|row| own(*row as usize)).collect();
+            let stack = Stack::new(units.iter(), noise)?;
             model.forward(&stack.batch, activations)?;
             let scores = Scored::after(model, &stack, activations, false)?;
             let found = self.kto.losses(&self.labelled(rows, &scores, references), &step)?;
@@ -151,10 +165,11 @@ impl Kto {
         interrupt: &AtomicBool,
     ) -> Result<Evaluation, TrainError> {
         let rows: Vec<u32> = (0..self.answers.rows.len() as u32).collect();
-        let all = |row: usize| self.answers.sequences(row);
-        let references = self.references.of_rows(&rows, model, &all, false, micro_batch)?;
+        let both = |row: usize| self.answers.both(row);
+        let references = self.references.of_rows(&rows, model, &both, false, micro_batch)?;
         let own = |row: usize| self.answers.own(row);
-        let Some(scores) = whole(scores(model, &rows, &own, true, micro_batch, interrupt))? else {
+        let score = ScorePass { statistics: true, ..ScorePass::plain(micro_batch) };
+        let Some(scores) = whole(scores(model, &rows, &own, score, interrupt))? else {
             return Ok(Evaluation::default());
         };
         let scores: Vec<Scored> = scores.into_iter().flatten().collect();

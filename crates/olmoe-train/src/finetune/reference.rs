@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use olmoe_checkpoint::disk::{Disk, write_whole};
 use olmoe_model::model::Model;
 
-use super::scores::{Scored, SequencesOf, scores};
+use super::scores::{ScorePass, Scored, UnitOf, scores};
 use super::settings::MicroBatch;
 use crate::preference::{ReferenceLogProb, log_prob};
 use crate::trainer::TrainError;
@@ -84,7 +84,7 @@ impl References {
         &self,
         rows: &[u32],
         policy: &mut Model,
-        sequences: &SequencesOf<'_>,
+        unit: &UnitOf<'_>,
         split: bool,
         micro_batch: MicroBatch,
     ) -> Result<Vec<RowSums>, TrainError> {
@@ -94,11 +94,11 @@ impl References {
             References::Before(all) => Ok(rows.iter().map(|row| all[*row as usize]).collect()),
             References::AdaptersOff => {
                 policy.set_adapters_enabled(false);
-                let sums = sums(policy, rows, sequences, split, micro_batch, &never);
+                let sums = sums(policy, rows, unit, split, micro_batch, &never);
                 policy.set_adapters_enabled(true);
                 sums
             }
-            References::Model(model) => sums(model, rows, sequences, split, micro_batch, &never),
+            References::Model(model) => sums(model, rows, unit, split, micro_batch, &never),
         }
     }
 }
@@ -107,7 +107,7 @@ impl References {
 fn sums(
     model: &Model,
     rows: &[u32],
-    sequences: &SequencesOf<'_>,
+    unit: &UnitOf<'_>,
     split: bool,
     micro_batch: MicroBatch,
     interrupt: &AtomicBool,
@@ -120,7 +120,7 @@ fn sums(
         }
         row
     };
-    Ok(scores(model, rows, sequences, false, micro_batch, interrupt)?.iter().map(of).collect())
+    Ok(scores(model, rows, unit, ScorePass::plain(micro_batch), interrupt)?.iter().map(of).collect())
 }
 
 /// The sums of all rows, from the file or else computed and written there; and what there is to say of a file that was not used.
@@ -159,12 +159,12 @@ pub(super) fn before<D: Disk>(
 pub(super) fn compute(
     model: &Model,
     rows: &[u32],
-    sequences: &SequencesOf<'_>,
+    unit: &UnitOf<'_>,
     split: bool,
     micro_batch: MicroBatch,
     interrupt: &AtomicBool,
 ) -> Result<Vec<RowSums>, TrainError> {
-    sums(model, rows, sequences, split, micro_batch, interrupt)
+    sums(model, rows, unit, split, micro_batch, interrupt)
 }
 
 /// Why a file cannot be used.

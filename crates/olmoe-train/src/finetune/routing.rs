@@ -6,8 +6,9 @@ use olmoe_data::instruct::Example;
 use olmoe_model::model::{Activations, Keep, Model};
 
 use super::error::FinetuneError;
-use super::examples::{Stack, micro_batches};
+use super::examples::micro_batches;
 use super::settings::{EsftScore, EsftSettings, MicroBatch};
+use super::stack::{Stack, Unit};
 use crate::trainer::TrainError;
 
 /// Tokens of a pass over the data for its statistics.
@@ -42,7 +43,8 @@ pub fn most_used_experts(
         if interrupt.load(Ordering::Relaxed) {
             return Err(FinetuneError::Interrupted.into());
         }
-        let stack = Stack::new(examples[some].iter().map(|row| (&row.ids[..], &row.weights[..])))?;
+        let units: Vec<Unit<'_>> = some.map(|at| Unit::of(at, examples[at])).collect();
+        let stack = Stack::new(units.iter(), None)?;
         model.forward(&stack.batch, &mut activations)?;
         for (at, layer) in activations.routing.layers.iter().enumerate() {
             if scores.len() == at {
@@ -97,7 +99,8 @@ impl Drift {
             left = left.saturating_sub(example.ids.len());
             before > 0
         });
-        let stack = Stack::new(few.map(|row| (&row.ids[..], &row.weights[..])))?;
+        let units: Vec<Unit<'_>> = few.enumerate().map(|(at, row)| Unit::of(at, row)).collect();
+        let stack = Stack::new(units.iter(), None)?;
         let mut drift = Drift { stack, start: Vec::new(), choices: 1 };
         drift.start = drift.choices(model)?;
         Ok(drift)

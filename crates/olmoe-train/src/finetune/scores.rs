@@ -1,6 +1,5 @@
 //! Forward passes over sequences: the log-probabilities of their learned tokens, and statistics of these.
 
-use std::borrow::Cow;
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,15 +7,13 @@ use olmoe_model::model::{Activations, Keep, Model};
 use olmoe_tensor::ops::cross_entropy::LogProbs;
 
 use super::error::FinetuneError;
-use super::examples::{Stack, micro_batches};
+use super::examples::micro_batches;
 use super::settings::MicroBatch;
+use super::stack::{Stack, StepNoise, Unit};
 use crate::trainer::TrainError;
 
-/// Tokens with their weights as targets.
-pub(super) type Sequence<'a> = (Cow<'a, [u32]>, Cow<'a, [f32]>);
-
 /// What gives the sequences of a row.
-pub(super) type SequencesOf<'a> = dyn Fn(usize) -> Vec<Sequence<'a>> + 'a;
+pub(super) type UnitOf<'a> = dyn Fn(usize) -> Unit<'a> + 'a;
 
 /// What is known of the learned tokens of a sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -96,30 +93,48 @@ impl Scored {
     }
 }
 
-/// The scores of the sequences of rows, row by row. Nothing is kept for a backward pass.
+/// The scores of the sequences of rows, row by row; `noise` is that of the training passes of a step. Nothing is kept for a
+/// backward pass.
 pub(super) fn scores(
     model: &Model,
     rows: &[u32],
-    sequences: &SequencesOf<'_>,
-    statistics: bool,
-    micro_batch: MicroBatch,
+    unit: &UnitOf<'_>,
+    pass: ScorePass<'_>,
     interrupt: &AtomicBool,
 ) -> Result<Vec<Vec<Scored>>, TrainError> {
     let mut activations = Activations::new(Keep::Nothing);
-    let all: Vec<Vec<Sequence<'_>>> = rows.iter().map(|row| sequences(*row as usize)).collect();
-    let tokens: Vec<usize> = all.iter().map(|own| own.iter().map(|(ids, _)| ids.len()).sum()).collect();
+    let all: Vec<Unit<'_>> = rows.iter().map(|row| unit(*row as usize)).collect();
+    let tokens: Vec<usize> = all.iter().map(Unit::tokens).collect();
     let mut found = Vec::with_capacity(rows.len());
-    for some in micro_batches(&tokens, micro_batch) {
+    for some in micro_batches(&tokens, pass.micro_batch) {
         if interrupt.load(Ordering::Relaxed) {
             return Err(FinetuneError::Interrupted.into());
         }
         let own = &all[some];
-        let stack = Stack::new(own.iter().flatten().map(|(ids, weights)| (&ids[..], &weights[..])))?;
+        let stack = Stack::new(own.iter(), pass.noise)?;
         model.forward(&stack.batch, &mut activations)?;
-        let mut scores = Scored::after(model, &stack, &activations, statistics)?.into_iter();
-        found.extend(own.iter().map(|own| scores.by_ref().take(own.len()).collect::<Vec<_>>()));
+        let mut scores = Scored::after(model, &stack, &activations, pass.statistics)?.into_iter();
+        found.extend(own.iter().map(|own| scores.by_ref().take(own.sequences.len()).collect::<Vec<_>>()));
     }
     Ok(found)
+}
+
+/// How sequences are scored.
+#[derive(Clone, Copy)]
+pub(super) struct ScorePass<'n> {
+    /// How they are divided into passes.
+    pub(super) micro_batch: MicroBatch,
+    /// Whether statistics are computed.
+    pub(super) statistics: bool,
+    /// The randomness of a training pass.
+    pub(super) noise: Option<&'n StepNoise>,
+}
+
+impl ScorePass<'_> {
+    /// Without statistics and randomness.
+    pub(super) fn plain(micro_batch: MicroBatch) -> ScorePass<'static> {
+        ScorePass { micro_batch, statistics: false, noise: None }
+    }
 }
 
 /// What was computed, or nothing where it was interrupted.

@@ -48,6 +48,9 @@ pub struct FinetuneSettings {
     pub max_grad_norm: Option<f64>,
     /// Alpha of NEFTune's noise on the embeddings of training passes; none: no noise. Default none.
     pub neftune_alpha: Option<f64>,
+    /// Whether the prompt of a pair is computed once for both answers; the log-probabilities have the same bits either way.
+    /// With auxiliary losses it is there twice. Default true.
+    pub share_prompts: bool,
     /// The routers' auxiliary losses; none: off. Default none.
     pub auxiliary: Option<Auxiliary>,
     /// The parameters that are trained, as [`Selection`](super::Selection) reads them; adapters are trained besides. Default
@@ -328,6 +331,7 @@ impl FinetuneSettings {
             schedule: ScheduleSettings::default(),
             max_grad_norm: Some(1.0),
             neftune_alpha: None,
+            share_prompts: true,
             auxiliary: None,
             train: vec!["all".to_owned()],
             adapters: Vec::new(),

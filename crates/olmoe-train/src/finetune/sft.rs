@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use olmoe_data::instruct::{Example, Part};
 use olmoe_model::model::{Activations, Keep, Model};
 
-use super::examples::{Stack, documents, micro_batches};
+use super::examples::micro_batches;
 use super::scores::{Scored, TokenSums};
 use super::settings::{MicroBatch, SftSettings};
+use super::stack::{Stack, StepNoise, Unit};
 use crate::loss::{Loss, StepCounts};
 use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
 
@@ -20,11 +21,21 @@ pub(super) struct Sft {
 
 impl Sft {
     /// Forward and backward passes over the units of a step.
-    pub(super) fn learn(&self, units: &[Vec<Part>], micro_batch: MicroBatch, pass: Pass<'_>) -> Result<(), TrainError> {
+    pub(super) fn learn(
+        &self,
+        units: &[Vec<Part>],
+        micro_batch: MicroBatch,
+        noise: Option<&StepNoise>,
+        pass: Pass<'_>,
+    ) -> Result<(), TrainError> {
         let Pass { model, activations, gradients, report, .. } = pass;
         let tokens: Vec<usize> = units.iter().map(|unit| unit.iter().map(|part| part.length).sum()).collect();
         let total = tokens.iter().sum::<usize>().max(1) as f64;
-        let stack = |some: Range<usize>| Stack::new(documents(&self.rows, units[some].iter().flatten()));
+        let stack = |some: Range<usize>| {
+            let parts = units[some].iter().flatten();
+            let documents: Vec<Unit<'_>> = parts.map(|part| Unit::part(&self.rows, part)).collect();
+            Stack::new(documents.iter(), noise)
+        };
         let stacks = micro_batches(&tokens, micro_batch).into_iter().map(stack).collect::<Result<Vec<_>, _>>()?;
         let mut counts = StepCounts::default();
         stacks.iter().for_each(|stack| counts.add(&stack.targets, &stack.batch.segments));
@@ -39,7 +50,7 @@ impl Sft {
             let (log_probs, routers) =
                 loss.passes(model, &stack.batch, targets, Some(&weights), activations, gradients)?;
             // Sequence by sequence, so that the division into passes does not show.
-            for range in stack.ranges() {
+            for range in stack.sequences.iter().cloned() {
                 let own = range.map(|t| loss.of_token(log_probs.logp_t[t], weights[t]));
                 report.cross_entropy += own.sum::<f64>();
             }
@@ -67,11 +78,12 @@ impl Sft {
             if interrupt.load(Ordering::Relaxed) {
                 return Ok(Evaluation::default());
             }
-            let stack = Stack::new(self.rows[some].iter().map(|row| (&row.ids[..], &row.weights[..])))?;
+            let units: Vec<Unit<'_>> = some.map(|row| Unit::of(row, &self.rows[row])).collect();
+            let stack = Stack::new(units.iter(), None)?;
             model.forward(&stack.batch, &mut activations)?;
             let log_probs = model.log_probs_and_statistics(&activations, &stack.targets)?;
             Scored::of(&stack, &log_probs).iter().for_each(|own| sums += own.sums);
-            for range in stack.ranges() {
+            for range in stack.sequences.iter().cloned() {
                 sum -= range.map(|t| stack.weights[t] * f64::from(log_probs.logp_t[t])).sum::<f64>();
             }
         }

@@ -10,13 +10,16 @@ use olmoe_model::model::Model;
 use super::dpo::Dpo;
 use super::examples::UnitOrder;
 use super::kto::Kto;
+use super::plan::MemoryPlan;
 use super::routing::Drift;
 use super::saved::{FINETUNE_FILE, FinetuneRecord};
 use super::schedule::FinetuneSchedule;
 use super::selection::Selection;
 use super::settings::{FinetuneSettings, RunLength};
 use super::sft::Sft;
+use super::stack::StepNoise;
 use crate::config::TrainConfig;
+use crate::loss::neftune_amplitude;
 use crate::metrics::{EXPERT_LOAD, TOKENS_PER_SECOND, TOTAL_TOKENS};
 use crate::optimizer::Clip;
 use crate::optimizer::metrics::Metrics;
@@ -41,6 +44,8 @@ pub struct Finetuning {
     pub(super) order: UnitOrder,
     /// Tokens of each row of the training data.
     pub(super) lengths: Vec<usize>,
+    /// Tokens of the longest sequence of each row.
+    pub(super) longest: Vec<usize>,
     /// Units of an epoch.
     pub(super) units: u64,
     /// The units of the present epoch.
@@ -51,6 +56,7 @@ pub struct Finetuning {
     pub(super) selection: Selection,
     pub(super) drift: Option<Drift>,
     pub(super) record: FinetuneRecord,
+    pub(super) plan: MemoryPlan,
     /// The configuration of the model that the run began with.
     pub(super) base_config: ModelConfig,
 }
@@ -95,9 +101,25 @@ impl Finetuning {
         &self.record
     }
 
+    /// The memory of the run, and what it trains.
+    pub fn plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
     /// Steps of the run.
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// The randomness of a step; none if nothing is random.
+    fn noise(&self, batch: &UnitBatch, model: &Model, step: u64) -> Option<StepNoise> {
+        // NEFTune's length is that of padded rows: of packed sequences, or of the longest row of the step.
+        let longest = || batch.rows.iter().map(|row| self.longest[*row as usize]).max().unwrap_or(0);
+        let length = self.settings.packing.map_or_else(longest, |packing| packing.length);
+        let alpha = self.settings.neftune_alpha.unwrap_or(0.0);
+        let amplitude = neftune_amplitude(alpha, length, model.config().d_model) as f32;
+        let random = amplitude > 0.0 || model.adapters().iter().any(|adapter| adapter.dropout > 0.0);
+        random.then_some(StepNoise { seed: self.settings.seed, step, amplitude })
     }
 
     fn tokens(batch: &UnitBatch) -> usize {
@@ -156,10 +178,11 @@ impl Task for Finetuning {
 
     fn learn(&mut self, batch: &UnitBatch, pass: Pass<'_>) -> Result<(), TrainError> {
         let by = self.settings.micro_batch;
+        let noise = self.noise(batch, pass.model, pass.state.step);
         match &self.learner {
-            Learner::Sft(sft) => sft.learn(&batch.units, by, pass),
-            Learner::Dpo(dpo) => dpo.learn(&batch.rows, by, pass),
-            Learner::Kto(kto) => kto.learn(&batch.rows, by, pass),
+            Learner::Sft(sft) => sft.learn(&batch.units, by, noise.as_ref(), pass),
+            Learner::Dpo(dpo) => dpo.learn(&batch.rows, by, noise.as_ref(), pass),
+            Learner::Kto(kto) => kto.learn(&batch.rows, by, noise.as_ref(), pass),
         }
     }
 

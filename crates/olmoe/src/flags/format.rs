@@ -135,3 +135,11 @@ impl To {
         }
     }
 }
+
+/// The mix of a name.
+pub(crate) fn mix(name: &str) -> Result<Mix, String> {
+    Mix::by_name(name).ok_or_else(|| {
+        let names: Vec<&str> = Mix::all().map(Mix::name).collect();
+        format!("expected one of {}", names.join(" "))
+    })
+}

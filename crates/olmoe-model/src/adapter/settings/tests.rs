@@ -60,6 +60,7 @@ fn a_name_that_no_matrix_has_is_an_error_with_those_there_are() {
         (AdapterSettings { alpha: f64::NAN, ..with(&["q_proj"]) }, "alpha is NaN"),
         (AdapterSettings { dropout: 1.0, ..with(&["q_proj"]) }, "the dropout is 1"),
         (AdapterSettings { b_rate_factor: 0.0, ..with(&["q_proj"]) }, "learning rate is 0"),
+        (AdapterSettings { init: InitName::Pissa, ..with(&["q_proj"]) }, "pissa takes"),
         (AdapterSettings { rank: 12, rank_by_top_k: true, ..with(&["up_proj"]) }, "no multiple of 8"),
     ] {
         let text = error(settings);

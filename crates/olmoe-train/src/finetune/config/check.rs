@@ -1,10 +1,10 @@
 //! Checks of values, alone and together.
 
-use olmoe_model::config::describe;
 use serde_json::{Map, Value};
 
-use super::Task;
-use super::schema::{FinetuneConfig, LrScheduler, Truncation};
+use super::schema::{FinetuneConfig, LoraInit, LrScheduler, Truncation};
+use super::{Task, says_something, shown};
+use crate::config::field::Field;
 use crate::config::{Notice, TrainConfigError};
 
 /// Keys that are of adapters alone.
@@ -23,6 +23,8 @@ const OF_ADAPTERS: [&str; 13] = [
     "modules_to_save",
     "merge_adapter",
 ];
+/// Those that an adapter does not say itself.
+const WITH_PATH: [&str; 4] = ["lora_dropout", "loraplus_lr_ratio", "modules_to_save", "merge_adapter"];
 /// What `resume_from_checkpoint` may be.
 const RESUME: [&str; 4] = ["true", "latest", "auto", "false"];
 /// The ways to name data; one is taken.
@@ -157,7 +159,7 @@ fn counts(config: &FinetuneConfig) -> Result<(), TrainConfigError> {
 }
 
 fn together(config: &FinetuneConfig, given: &Map<String, Value>) -> Result<(), TrainConfigError> {
-    let is_given = |key: &str| given.get(key).is_some_and(|value| !value.is_null());
+    let is_given = |key: &str| given.get(key).is_some_and(says_something);
     let pairs = [
         ("max_train_steps", "num_train_epochs", "both say how long the run is; keep one"),
         ("warmup_steps", "warmup_ratio", "both say how long the warm-up is; keep one"),
@@ -224,18 +226,30 @@ fn adapters(
     notices: &mut Vec<Notice>,
 ) -> Result<(), TrainConfigError> {
     let on = config.use_lora || config.use_dora || config.use_rslora || config.adapter_name_or_path.is_some();
+    let usual = FinetuneConfig::default().tree().value();
+    let said = |key: &str| {
+        let found = given.get(key).filter(|value| says_something(value) && **value != Value::Bool(false));
+        found.filter(|value| usual.get(key) != Some(value))
+    };
+    if config.adapter_name_or_path.is_some() {
+        for key in OF_ADAPTERS.into_iter().filter(|key| !WITH_PATH.contains(key) && said(key).is_some()) {
+            let text = "no effect; the adapter that the run begins from has its own".to_owned();
+            notices.push(Notice { key: key.to_owned(), text });
+        }
+    }
+    if config.lora_init == LoraInit::Pissa {
+        return Err(value("lora_init", "pissa", "runs begin with random matrices; set kaiming, xavier or gaussian"));
+    }
     if on {
         return Ok(());
     }
     let said_no = given.contains_key("use_lora");
     for key in OF_ADAPTERS {
-        let Some(found) = given.get(key).filter(|value| !value.is_null() && **value != Value::Bool(false)) else {
-            continue;
-        };
+        let Some(found) = said(key) else { continue };
         if !said_no {
             return Err(value(
                 key,
-                describe(found),
+                shown(found),
                 "it is a setting of adapters, and none are asked for; set `use_lora: true`",
             ));
         }

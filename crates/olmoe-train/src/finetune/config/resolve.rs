@@ -331,6 +331,7 @@ impl FinetuneConfig {
         settings.schedule = self.schedule(task, units as u64, part, passes, epochs);
         settings.max_grad_norm = (self.clip_grad_norm > 0.0).then_some(self.clip_grad_norm);
         settings.neftune_alpha = self.neftune_noise_alpha;
+        settings.share_prompts = self.share_prompts;
         settings.auxiliary = self.auxiliary(task);
         settings.train = match (self.has_adapters(), self.esft, &self.train[..]) {
             (true, ..) => self.train.iter().chain(&self.modules_to_save).cloned().collect(),

@@ -368,6 +368,8 @@ sections! {
         pub ref_model_name_or_path: Option<String> = None,
         /// Whether the log-probabilities of the reference are computed before the first step, and kept in a file.
         pub precompute_ref_log_probs: bool = true,
+        /// Whether the prompt of a pair is computed once for both answers, with the same bits.
+        pub share_prompts: bool = true,
 
         /// Files of rows to evaluate on.
         pub eval_file: Vec<String> = Vec::new(),
