@@ -8,7 +8,8 @@ loss, CPO, ORPO, SimPO; open-instruct's losses by their definitions) and `kto.js
 the learning rate, which is constant; the gradients' norm is clipped to 1, trl's default.
 
 In all but the cases named so, the reference is another model than the policy, so that the first step already has
-log-ratios other than 0. Trl's ORPO takes the cross-entropy over prompt and answer: its rows have prompts of one token,
+log-ratios other than 0. What trl logs of a step in parts is the mean over the parts of their means, so that parts of other
+lengths would count the same: `whole` names a case without parts whose first step has the right ones. Trl's ORPO takes the cross-entropy over prompt and answer: its rows have prompts of one token,
 which is no target, so that this is the cross-entropy of the answer.
 """
 
@@ -123,7 +124,13 @@ def sft_cases(work: Path) -> list[dict]:
         ("unclipped_decayed", (2, 2), plain | dict(max_grad_norm=0.0, weight_decay=0.1, adam_beta2=0.95)),
     ]:
         cases.append(run(SFTTrainer, SFTConfig, work, name, rows, batch, settings) | {"rows": "conversations"})
-    return cases
+    return in_parts(cases, {"accumulated": "whole_batch", "dft": "whole_batch", "aux_accumulated": "aux", "unclipped_decayed": "whole_batch"})
+
+
+def in_parts(cases: list[dict], whole: dict[str, str]) -> list[dict]:
+    """Names the case whose first step has the metrics of one in parts."""
+    assert {case["name"] for case in cases if case["accumulation"] > 1} == whole.keys()
+    return [case | ({"whole": whole[case["name"]]} if case["name"] in whole else {}) for case in cases]
 
 
 def dpo_settings() -> dict[str, dict]:
@@ -134,8 +141,10 @@ def dpo_settings() -> dict[str, dict]:
     # A beta with which losses are well bent.
     found["sigmoid_bent"] = dict(beta=0.7)
     found["aot_smoothed"] = dict(loss_type=["aot"], label_smoothing=0.1, beta=0.5)
-    for name in ("forward_kl", "js_divergence", "alpha_divergence"):
-        found[name] = dict(f_divergence_type=name, beta=0.5)
+    # With a beta of 0.5 two of these have a gradient below 1e-8 in the first step, which is mostly rounding, and AdamW a step of
+    # its own.
+    for name, beta in (("forward_kl", 0.6), ("js_divergence", 0.5), ("alpha_divergence", 0.6)):
+        found[name] = dict(f_divergence_type=name, beta=beta)
     found["hinge_js"] = dict(loss_type=["hinge"], f_divergence_type="js_divergence", beta=0.5)
     found["ld_alpha"] = dict(ld_alpha=0.3, beta=0.5)
     found["ld_alpha_ipo"] = dict(loss_type=["ipo"], ld_alpha=0.3, beta=0.5)
@@ -161,8 +170,7 @@ def preference_cases(work: Path) -> list[dict]:
     ]:
         given = dict(router_aux_loss_coef=0.0) | settings
         cases.append(run(DPOTrainer, DPOConfig, work, name, rows, batch, given, reference, settings))
-    for case in cases:
-        case["rows"] = "pairs"
+    cases = [case | {"rows": "pairs"} for case in in_parts(cases, {"accumulated": "weighted", "aux_accumulated": "aux"})]
     short = io.as_text(ROWS["preference"]["short_prompts"])
     orpo = run(ORPOTrainer, ORPOConfig, work, "orpo", short, settings=dict(max_length=64), shown=dict(beta=0.1))
     cpo = [
@@ -312,7 +320,7 @@ def kto_cases(work: Path) -> list[dict]:
     ]:
         given = dict(router_aux_loss_coef=0.0) | settings
         cases.append(run(KTOTrainer, KTOConfig, work, name, rows, batch, given, reference, settings) | {"rows": "answers"})
-    return cases
+    return in_parts(cases, {"kto_accumulated": "apo_zero_unpaired"})
 
 
 def main() -> None:

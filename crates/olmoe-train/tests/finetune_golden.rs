@@ -157,6 +157,15 @@ fn examples(rows: &Value) -> Examples {
     Examples::Pairs(rows.iter().map(row).collect())
 }
 
+/// The largest error of a kind.
+fn bound(kind: &str) -> f64 {
+    match kind {
+        // AdamW divides a gradient by its own size, and with it whatever rounding has made of the smallest ones.
+        "change, of itself" => 3e-4,
+        _ => TOLERANCE,
+    }
+}
+
 /// The largest errors of each kind, and where they are.
 #[derive(Default)]
 struct Errors(BTreeMap<String, (f64, String)>);
@@ -172,38 +181,42 @@ impl Errors {
         }
     }
 
-    fn steps(&mut self, case: &Value, log: &Log, what: &str) {
+    fn steps(&mut self, golden: &Value, case: &Value, log: &Log, what: &str) {
         let steps = case["steps"].as_array().expect("steps");
         assert_eq!(log.reports.len(), steps.len(), "{what}");
-        let aux = case["settings"]["router_aux_loss_coef"].as_f64().unwrap_or(0.0);
         for (report, expected) in log.reports.iter().zip(steps) {
             let what = format!("{what}, step {}", report.step);
             let loss = number(&expected["loss"]);
             self.note("loss", report.total_loss(), loss, loss, &what);
             let norm = number(&expected["grad_norm"]);
             self.note("norm of the gradients", report.grad_norm, norm, norm, &what);
-            let metrics = expected["metrics"].as_object().expect("metrics");
-            let named = &log.metrics[report.step as usize - 1].1;
-            // Rewards and the estimate of the divergence are differences of log-probabilities.
-            let log_prob = ["logps/chosen", "logps/rejected"].iter().filter_map(|name| metrics.get(*name)?.as_f64());
-            let log_prob = log_prob.map(f64::abs).fold(1.0, f64::max);
-            let beta = case["settings"]["beta"].as_f64().unwrap_or(0.1);
-            for (name, value) in metrics {
-                let value = number(value);
-                let got = named.iter().find(|(known, _)| known == name);
-                let Some((_, got)) = got else {
-                    self.note(&format!("missing {name}"), 1.0, 0.0, 1.0, &what);
-                    continue;
-                };
-                let scale = match &name[..] {
-                    "rewards/accuracies" | "rewards/accuracy" | "mean_token_accuracy" => 1.0,
-                    "kl" => log_prob,
-                    "train_loss" if aux != 0.0 => loss,
-                    name if name.starts_with("rewards/") => beta * log_prob,
-                    _ => value.abs(),
-                };
-                self.note(name, *got, value, scale, &what);
-            }
+            let metrics = match case.get("whole") {
+                None => expected["metrics"].as_object().expect("metrics").clone(),
+                Some(whole) if report.step == 1 => metrics_in_parts(golden, whole, expected),
+                Some(_) => continue,
+            };
+            self.metrics(case, &metrics, &log.metrics[report.step as usize - 1].1, &what);
+        }
+    }
+
+    fn metrics(&mut self, case: &Value, metrics: &Map<String, Value>, named: &[(String, f64)], what: &str) {
+        // Rewards and the estimate of the divergence are differences of log-probabilities.
+        let log_probs = ["logps/chosen", "logps/rejected"].iter().filter_map(|name| metrics.get(*name)?.as_f64());
+        let log_prob = log_probs.map(f64::abs).fold(1.0, f64::max);
+        let beta = case["settings"]["beta"].as_f64().unwrap_or(0.1);
+        for (name, value) in metrics.iter().filter(|(name, _)| !has_another_meaning(case, name)) {
+            let value = number(value);
+            let got = named.iter().find(|(known, _)| known == name);
+            let got = got.unwrap_or_else(|| panic!("{what}: no {name} among {named:?}")).1;
+            let scale = match &name[..] {
+                "rewards/accuracies" | "rewards/accuracy" | "mean_token_accuracy" => 1.0,
+                // The mean of all logits is near 0, that of their magnitudes near 1.
+                "logits/chosen" | "logits/rejected" => 1.0,
+                "kl" => log_prob,
+                name if name.starts_with("rewards/") => beta * log_prob,
+                _ => value.abs(),
+            };
+            self.note(name, got, value, scale, what);
         }
     }
 
@@ -221,20 +234,53 @@ impl Errors {
             }
             let (norm, expected) = (number(&expected[&spec.name][0]), number(&expected[&spec.name][1]));
             let what = format!("{what}, {}", spec.name);
-            self.note("norm of the change, of itself", squares.sqrt(), norm, norm, &what);
-            self.note("projection of the change, of its norm", projection, expected, norm, &what);
-            self.note("projection of the change, of the parameter", projection, expected, weight.sqrt(), &what);
+            self.note("norm of the change", squares.sqrt(), norm, norm, &what);
+            self.note("change, of itself", projection, expected, norm, &what);
+            self.note("change, of the parameter", projection, expected, weight.sqrt(), &what);
         }
     }
 
     /// Fails where an error is larger than its bound.
-    fn check(&self, bound: impl Fn(&str) -> f64) {
+    fn check(&self) {
         for (kind, (error, what)) in &self.0 {
             println!("{kind}: {error:.1e} in {what}");
         }
         for (kind, (error, what)) in &self.0 {
             assert!(*error <= bound(kind), "{kind}: {error:e} is more than {:e} in {what}", bound(kind));
         }
+    }
+}
+
+/// The metrics of the first step of a case in parts: of the case without them, but for what is of a part by definition.
+fn metrics_in_parts(golden: &Value, whole: &Value, own: &Value) -> Map<String, Value> {
+    let cases = golden["cases"].as_array().expect("cases");
+    let whole = cases.iter().find(|case| case["name"] == *whole).expect("the case without parts");
+    let mut metrics = whole["steps"][0]["metrics"].as_object().expect("metrics").clone();
+    for (name, value) in own["metrics"].as_object().expect("metrics") {
+        if matches!(&name[..], "kl" | "aux_loss") {
+            metrics.insert(name.clone(), value.clone());
+        }
+    }
+    metrics
+}
+
+/// Whether a name means something else here than in the program that a case is of.
+fn has_another_meaning(case: &Value, name: &str) -> bool {
+    let loss = case["settings"]["loss_type"].get(0).and_then(Value::as_str).unwrap_or_default();
+    match text(&case["by"]) {
+        // The means over all tokens, prompts and padding among them.
+        "trl ORPOTrainer" | "trl CPOTrainer" if name.starts_with("logits/") => true,
+        // 0 where it has no weight.
+        "trl CPOTrainer" => name == "nll_loss" && loss == "simpo",
+        // Of an answer, as trl has it: open-instruct's is of a token under the same name.
+        "its definition" if loss == "dpo_norm" => {
+            matches!(name, "logps/chosen" | "logps/rejected" | "rewards/chosen" | "rewards/rejected")
+        }
+        // Trl runs a reference for it, and no loss depends on that.
+        "trl DPOTrainer" => {
+            loss == "sft" && case["settings"].get("loss_weights").is_none() && name.starts_with("rewards/")
+        }
+        _ => false,
     }
 }
 
@@ -317,7 +363,7 @@ fn run(settings: FinetuneSettings, base: Base<'_>, rows: &Value, with: impl FnOn
 }
 
 /// Runs all cases of a file with all parameters trained.
-fn check(file: &str, bound: impl Fn(&str) -> f64) {
+fn check(file: &str) {
     let folder = TempDir::new().expect("a folder");
     let (golden, policy) = (golden(file), model("policy"));
     checkpoint("reference", folder.path());
@@ -328,33 +374,29 @@ fn check(file: &str, bound: impl Fn(&str) -> f64) {
         let rows = &golden["rows"][text(&case["rows"])];
         let log =
             run(settings, Base::of(&policy), rows, |model| errors.changes(&policy, model, &case["changes"], name));
-        errors.steps(case, &log, name);
+        errors.steps(&golden, case, &log, name);
     }
-    errors.check(bound);
-}
-
-fn bound(_kind: &str) -> f64 {
-    TOLERANCE
+    errors.check();
 }
 
 #[test]
 fn supervised_steps_are_those_of_trl() {
-    check("sft.json", bound);
+    check("sft.json");
 }
 
 #[test]
 fn steps_of_preference_tuning_are_those_of_trl_and_open_instruct() {
-    check("preference.json", bound);
+    check("preference.json");
 }
 
 #[test]
 fn steps_of_kto_are_those_of_trl() {
-    check("kto.json", bound);
+    check("kto.json");
 }
 
 #[test]
 fn steps_of_kto_with_rmsprop_are_those_of_trl_0_9_6() {
-    check("kto_rmsprop.json", bound);
+    check("kto_rmsprop.json");
 }
 
 /// The adapters of a case, by name of the module.
@@ -403,7 +445,7 @@ fn run_adapters(
     run(settings, base, rows, with)
 }
 
-fn check_adapters(version: &str, bound: impl Fn(&str) -> f64) {
+fn check_adapters(version: &str) {
     let folder = TempDir::new().expect("a folder");
     let (golden, own) = adapter_cases(version);
     let policy = model("policy");
@@ -426,9 +468,9 @@ fn check_adapters(version: &str, bound: impl Fn(&str) -> f64) {
                 }
             }
         });
-        errors.steps(case, &log, name);
+        errors.steps(&golden, case, &log, name);
     }
-    errors.check(bound);
+    errors.check();
 }
 
 /// An adapter that a run begins with is part of its reference, and is trained.
@@ -462,10 +504,10 @@ fn an_adapter_is_trained_on_and_compared_with_its_start() {
 
 #[test]
 fn steps_of_adapters_of_single_experts_are_those_of_peft_0_18() {
-    check_adapters("0_18", bound);
+    check_adapters("0_18");
 }
 
 #[test]
 fn steps_of_adapters_of_stacks_are_those_of_peft_0_21() {
-    check_adapters("0_21", bound);
+    check_adapters("0_21");
 }
