@@ -18,6 +18,7 @@
 //! | `task` | all of it as a task of the loop |
 //! | `begin` | the start of a run |
 //! | `saved` | what checkpoints have beside their tensors |
+//! | `tuned` | the model that a run of chosen parameters made |
 //! | `error` | what can be wrong |
 //!
 //! [`begin`] makes a run ready, and [`Trainer::run`](crate::trainer::Trainer::run) trains it:
@@ -62,6 +63,7 @@ mod settings;
 mod sft;
 mod stack;
 mod task;
+mod tuned;
 
 pub use base::Base;
 pub use begin::{Finetune, begin, begin_on};
@@ -78,3 +80,4 @@ pub use settings::{
     ScheduleShape, SftSettings, Warmup,
 };
 pub use task::{Finetuning, UnitBatch};
+pub use tuned::Tuned;

@@ -66,6 +66,7 @@ use crate::optimizer::{Optimizer, Step};
 use crate::plan::{Plan, too_little_memory};
 use crate::state::TrainerState;
 use decisions::{Due, Moment, Situation};
+use folder::CheckpointContents;
 use indices::Indices;
 use pretraining::Pretraining;
 
@@ -75,11 +76,11 @@ pub use folder::{CONFIG_FILE, LOCK_FILE};
 pub use step::StepReport;
 
 pub(crate) use begin::Beginning;
-pub(crate) use folder::{RunFolder, saves};
+pub(crate) use folder::{RunFolder, SavedWeights, saves};
 pub(crate) use metrics::Speed;
 pub(crate) use samples::Samples;
 pub(crate) use step::check_loss;
-pub(crate) use task::{DataPosition, Evaluation, Pass, SavedWeights, Task};
+pub(crate) use task::{DataPosition, Evaluation, Pass, Task};
 
 /// The instances of a configuration's data, which is opened and closed again.
 ///
@@ -153,7 +154,7 @@ impl<D: Disk> Trainer<D> {
         samples.iter().try_for_each(|samples| samples.check(&model))?;
         let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
         beginning.load(&config, unshared(&mut model), &mut optimizer, on)?;
-        folder.claim_for(&config, &beginning, on)?;
+        beginning.claim(&config, &folder, on)?;
         if saves(&config) && plan.steps > 0 {
             folder.check_space(beginning.state.step, plan.checkpoint)?;
         }
@@ -336,7 +337,15 @@ impl<D: Disk, T: Task> Trainer<D, T> {
     }
 
     fn save(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
-        let (saved, removed) = self.folder.save(&self.config, &self.state, &self.model, &self.optimizer, &self.task)?;
+        let (state, task) = (&self.state, &self.task);
+        let contents = CheckpointContents {
+            weights: task.saved(&self.model),
+            model_config: task.model_config(&self.model),
+            files: task.files(&self.config)?,
+            position: task.position(),
+            best: state.evaluation.filter(|_| task.keeps_best()).map(|evaluation| evaluation.best_step),
+        };
+        let (saved, removed) = self.folder.save(&self.config, state, &self.model, &self.optimizer, contents)?;
         self.last_saved = Some(saved.step);
         if let Some(path) = &saved.set_aside {
             on(Event::Notice(&format!("a damaged checkpoint of this step is now {}", path.display())));

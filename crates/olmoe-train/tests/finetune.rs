@@ -52,6 +52,7 @@ fn the_logged_loss_is_that_of_the_tokens() {
     let (log, _) = train(settings, conversation_data(3));
     let (model, rows) = (model(), conversations(3));
     let (mut sum, mut count) = (0.0, 0);
+    let (mut correct, mut entropy) = (0, 0.0);
     for row in &rows {
         let batch = olmoe_model::batch::Batch::new(&row.ids, &[row.ids.len()]).unwrap();
         let mut activations = olmoe_model::model::Activations::new(olmoe_model::model::Keep::Nothing);
@@ -62,12 +63,17 @@ fn the_logged_loss_is_that_of_the_tokens() {
                 let sum_exp: f64 = own.iter().map(|x| f64::from(*x).exp()).sum();
                 sum += sum_exp.ln() - f64::from(own[row.ids[t] as usize]);
                 count += 1;
+                let logps: Vec<f64> = own.iter().map(|x| f64::from(*x) - sum_exp.ln()).collect();
+                entropy -= logps.iter().map(|logp| logp.exp() * logp).sum::<f64>();
+                correct += usize::from(logps.iter().all(|logp| *logp <= logps[row.ids[t] as usize]));
             }
         }
     }
     let (found, expected) = (log.losses()[0], sum / f64::from(count));
     assert!((found - expected).abs() < 1e-6 * expected, "{found} {expected}");
     assert_eq!(log.metric("loss"), log.losses());
+    assert_eq!(log.metric("mean_token_accuracy"), [correct as f64 / f64::from(count)]);
+    assert!((log.metric("entropy")[0] - entropy / f64::from(count)).abs() < 1e-5, "{:?}", log.metric("entropy"));
     let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
     assert_eq!((log.metric("num_tokens"), log.metric("epoch")), (vec![tokens as f64], vec![1.0]));
 }
@@ -462,4 +468,63 @@ fn what_cannot_be_trained_is_refused() {
     assert!(error.to_string().contains("25 tokens, and the model's longest sequence has 24"), "{error}");
     let error = run(&|settings, _| (settings.drop_last, settings.batch_size) = (true, 10));
     assert!(error.to_string().contains("the training data holds 9 of at least 10"), "{error}");
+}
+
+/// The weights of a run of chosen parts, to be converted as any others: what it trained over its base.
+#[test]
+fn a_run_of_chosen_parts_is_read_over_its_base() {
+    use olmoe_checkpoint::weights::Weights;
+    let desk = Desk::new();
+    // The base on disk: a run of all parameters.
+    train(desk.sft("base"), conversation_data(9));
+    let base = olmoe_checkpoint::Checkpoint::open(&desk.path("base/latest")).unwrap();
+    let mut under = Model::new(tuning::config(), Precision::Fp32, Held::Trained).unwrap();
+    base.load_into(&mut under, &|_| {}).unwrap();
+    let mut settings = desk.sft("part");
+    settings.train = vec!["layers.1.experts.2".to_owned(), "norms".to_owned()];
+    let (_, _, trainer) = train_until(settings, &under, conversation_data(9), u64::MAX).unwrap();
+    let tuned = olmoe_train::finetune::Tuned::open(&desk.path("part/latest"), &base).unwrap();
+    let mut changed = 0;
+    for (id, spec) in base.parameters().to_vec().iter().enumerate() {
+        let slabs = if spec.shape.len() == 3 { spec.shape[0] } else { 1 };
+        for slab in 0..slabs {
+            let bytes = tuned.read(id, slab).unwrap();
+            let found: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|own| f32::from_le_bytes(*own)).collect();
+            let len = spec.num_elements() / slabs;
+            if let Some(value) = trainer.model().value(id) {
+                assert_eq!(found[..], value[slab * len..(slab + 1) * len], "{} {slab}", spec.name);
+            }
+            changed += usize::from(bytes[..] != base.read(id, slab).unwrap()[..]);
+        }
+    }
+    // One expert of three matrices, and the norms: two and two of each layer, and the last.
+    assert_eq!(changed, 3 + 2 * 4 + 1);
+    let error = olmoe_train::finetune::Tuned::open(&desk.path("base/latest"), &base).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("it holds all parameters"), "{error}");
+}
+
+#[test]
+fn what_is_no_number_ends_the_run_and_is_named() {
+    let desk = Desk::new();
+    let interrupt = std::sync::atomic::AtomicBool::new(false);
+    let base = model();
+    let begin = |name: &str| {
+        let (settings, data) = (desk.sft(name), conversation_data(9));
+        let base = olmoe_train::finetune::Base::of(&base);
+        olmoe_train::finetune::begin(settings, base, data, &interrupt, &mut |_| {}).unwrap()
+    };
+    let mut trainer = begin("run");
+    let id = trainer.model().find("layers.1.attention.k_proj.weight").unwrap();
+    trainer.model_mut().update(id, |_, x| x.iter_mut().step_by(3).for_each(|x| *x = f32::NAN));
+    let error = trainer.run(&interrupt, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, TrainError::NotFinite { step: 1, .. }), "{error}");
+    assert!(
+        error.to_string().contains("the parameter layers.1.attention.k_proj.weight (layer 1) holds NaN"),
+        "{error}"
+    );
+    assert!(!desk.path("run/step-0").exists() && !desk.path("run/step-1").exists());
+    // One process at a time.
+    let _held = begin("held");
+    let error = train_until(desk.sft("held"), &base, conversation_data(9), 1).map(|_| ()).unwrap_err();
+    assert!(matches!(error, TrainError::Locked { .. }), "{error}");
 }

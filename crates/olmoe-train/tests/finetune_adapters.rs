@@ -4,7 +4,7 @@ mod tuning;
 
 use olmoe_data::instruct::Packing;
 use olmoe_model::adapter::{Adapter, AdapterInit, Sharing};
-use olmoe_model::model::{Keep, Model};
+use olmoe_model::model::{Keep, Model, Precision};
 use olmoe_model::parameters::{ModulePart, ParameterKind, parameters};
 use olmoe_train::finetune::{
     self, Base, DpoSettings, Examples, FinetuneData, FinetuneSettings, KtoTraining, Method, MicroBatch,
@@ -271,4 +271,80 @@ fn the_plan_counts_what_a_run_holds() {
         let error = train_until(none, &under, data.clone(), 1).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("GB are free"), "{error}");
     }
+}
+
+/// A base in the blocks of a GGUF file stays in them.
+#[test]
+fn adapters_are_trained_over_quantised_blocks() {
+    use olmoe_checkpoint::companions::Companions;
+    use olmoe_checkpoint::convert::{Conversion, Target};
+    use olmoe_checkpoint::gguf::mix::Mix;
+    use olmoe_checkpoint::weights::Random;
+    let desk = Desk::new();
+    let json = r#"{
+        "model_type": "olmoe", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 24,
+        "pad_token_id": 1, "eos_token_id": 2
+    }"#;
+    let mut config = olmoe_model::config::ModelConfig::from_hf_json(json).unwrap().config;
+    config.init.std = 0.2;
+    let path = desk.path("base.gguf");
+    let (random, companions) =
+        (Random::new(config.clone(), 7, olmoe_tensor::dtype::DType::F32), Companions::named("toy"));
+    let target = Target::Gguf { mix: Some(Mix::Q8_0) };
+    Conversion::plan(&random, &companions, target).unwrap().run(&path, false, &|_| {}).unwrap();
+    for precision in [Precision::Fp32, Precision::AmpBf16] {
+        for patterns in [&[][..], &["router"]] {
+            let run = |when: ReferenceTime, last: u64| {
+                let name = format!("{}-{}-{when}", precision.name(), patterns.len());
+                let mut settings = adapted(&desk, &name, dpo(when));
+                settings.precision = precision;
+                settings.train = patterns.iter().map(ToString::to_string).collect();
+                let (mut log, interrupt) = (Log::default(), AtomicBool::new(false));
+                let base = Base::open(&path).unwrap();
+                let plan = finetune::plan(&settings, &base, &pair_data(9).train).unwrap();
+                let mut trainer =
+                    finetune::begin(settings, base, pair_data(9), &interrupt, &mut |event| log.take(&event)).unwrap();
+                trainer
+                    .run(&interrupt, &mut |event| {
+                        log.take(&event);
+                        if let olmoe_train::trainer::Event::Step(report, _) = &event {
+                            interrupt.fetch_or(report.step >= last, std::sync::atomic::Ordering::Relaxed);
+                        }
+                    })
+                    .unwrap();
+                let model = trainer.model();
+                let experts = model.find("layers.0.moe.experts.gate_proj.weight").unwrap();
+                assert!(model.encoding(experts).is_some() && model.value(experts).is_none());
+                if when == ReferenceTime::Before {
+                    assert_eq!(plan.parameters, model.bytes() as u64, "{plan:?}");
+                }
+                (log.losses(), bits(model))
+            };
+            let before = run(ReferenceTime::Before, u64::MAX);
+            assert_eq!(before.0[0], 2f64.ln());
+            assert!(before.0[3] < before.0[0], "{:?}", before.0);
+            let first = run(ReferenceTime::Live, 2);
+            let rest = run(ReferenceTime::Live, u64::MAX);
+            assert_eq!([first.0, rest.0].concat(), before.0);
+            assert!(rest.1 == before.1);
+        }
+    }
+}
+
+#[test]
+fn no_number_of_threads_changes_a_bit() {
+    let desk = Desk::new();
+    let mut found = Vec::new();
+    for threads in [1, 2, 3] {
+        olmoe_tensor::threads::set_num_threads(threads);
+        let mut settings = adapted(&desk, &format!("sft-{threads}"), sft());
+        (settings.adapters, settings.neftune_alpha) = (everywhere(true, 0.1), Some(5.0));
+        settings.train = vec!["layers.1".to_owned()];
+        settings.packing = Some(PackingSettings { length: 20, rule: Packing::BestFit });
+        train(settings, conversation_data(9));
+        train(adapted(&desk, &format!("dpo-{threads}"), dpo(ReferenceTime::Before)), pair_data(9));
+        found.push(["sft", "dpo"].map(|name| files(&desk.path(&format!("{name}-{threads}/step-4")))));
+    }
+    assert!(found[0] == found[1] && found[0] == found[2]);
 }

@@ -64,7 +64,7 @@ fn every_fault(case: &Case, least: usize) {
     let expected = go_on(&root, case, "nothing");
     for at in 1.. {
         let deaths = [Luck::Worst, Luck::Random(at as u64)].map(|luck| (Fault::Death(at), Some(luck)));
-        for (fault, luck) in [(Fault::Error(at), None)].into_iter().chain(deaths) {
+        for (fault, luck) in [(Fault::Error(at), None), (Fault::Errors(at), None)].into_iter().chain(deaths) {
             before.write(&root);
             let disk = FaultyDisk::new(&root, fault);
             let result = train(&disk, &root, case, u64::MAX);

@@ -21,6 +21,9 @@ fn kto(kto: KtoSettings, when: ReferenceTime) -> Method {
     Method::Kto(KtoTraining { kto, reference: ReferenceSettings { when, ..ReferenceSettings::default() } })
 }
 
+/// A method with its reference computed at some time.
+type MethodAt<'m> = &'m dyn Fn(ReferenceTime) -> Method;
+
 fn pair_data(count: u32) -> FinetuneData {
     FinetuneData { train: Examples::Pairs(pairs(count)), evaluation: None }
 }
@@ -87,7 +90,7 @@ fn the_second_step_is_not_the_first_again() {
 #[test]
 fn a_reference_computed_before_has_the_bits_of_a_live_one() {
     let desk = Desk::new();
-    let methods: [(&str, &dyn Fn(ReferenceTime) -> Method, FinetuneData); 4] = [
+    let methods: [(&str, MethodAt<'_>, FinetuneData); 4] = [
         ("dpo", &|when| dpo(PreferenceSettings::default(), when), pair_data(9)),
         (
             "ld",
@@ -194,7 +197,7 @@ fn gradients_of_a_pair_sum_to_zero_where_both_answers_are_the_same() {
 #[test]
 fn the_reference_is_the_model_at_the_start_and_not_at_a_resumption() {
     let desk = Desk::new();
-    let methods: [(&str, &dyn Fn(ReferenceTime) -> Method, FinetuneData); 3] = [
+    let methods: [(&str, MethodAt<'_>, FinetuneData); 3] = [
         ("dpo", &|when| dpo(PreferenceSettings::default(), when), pair_data(7)),
         ("kto", &|when| kto(KtoSettings::default(), when), labelled_data(7)),
         ("bco", &|when| kto(KtoSettings { loss_type: KtoLoss::Bco, ..KtoSettings::default() }, when), labelled_data(7)),

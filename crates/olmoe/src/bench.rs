@@ -7,10 +7,13 @@ mod limits;
 mod quantized;
 mod train;
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
+use olmoe_model::adapter::{Adapter, AdapterInit, Sharing};
 use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Held, Keep, Precision};
-use olmoe_model::parameters::ParameterKind;
+use olmoe_model::parameters::{ModulePart, ParameterKind, ParameterSpec, parameters};
 use olmoe_tensor::quant::BlockFormat;
 
 use crate::flags::{OnePrecision, Precisions, Threads, positive};
@@ -112,6 +115,7 @@ Examples:
   olmoe bench train
   olmoe bench train --config small --precision fp32 --batch 2 --recompute attention
   olmoe bench train --config my-model.yml --sequence 1024 --json
+  olmoe bench train --model model-q4_k_m.gguf --lora 16 --recompute block
 
 Exit status: 0 done, 1 if it could not be measured, 2 for wrong usage.")]
 pub(crate) struct TrainArgs {
@@ -150,6 +154,14 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, default_value = "all")]
     train: Trained,
 
+    /// Train low-rank adapters of this rank, of attention and of every expert, over frozen weights
+    #[arg(long, value_name = "RANK", value_parser = positive, conflicts_with = "train")]
+    lora: Option<usize>,
+
+    /// Weights to train on, as they are in the file [default: random ones of the configuration]
+    #[arg(short, long, value_name = "PATH", conflicts_with = "config")]
+    model: Option<PathBuf>,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -182,10 +194,30 @@ impl TrainArgs {
         self.precision.into()
     }
 
+    /// The adapters that are trained, if adapters are.
+    fn adapters(&self, config: &ModelConfig) -> Vec<Adapter> {
+        let Some(rank) = self.lora else { return Vec::new() };
+        let adapted = |spec: &&ParameterSpec| match spec.module.part {
+            ModulePart::Attention(_) | ModulePart::Mlp(..) => spec.shape.len() > 1,
+            _ => false,
+        };
+        let adapter = |spec: &ParameterSpec| Adapter {
+            module: spec.module,
+            rank,
+            scale: 1.0,
+            dora: false,
+            share: Sharing::PerExpert,
+            dropout: 0.0,
+            init: AdapterInit::Kaiming,
+        };
+        parameters(config).iter().filter(adapted).map(adapter).collect()
+    }
+
     /// What each parameter is held for.
-    fn held(&self, config: &ModelConfig) -> Vec<Held> {
+    fn held(&self, config: &ModelConfig, specs: &[ParameterSpec]) -> Vec<Held> {
         let layers = config.n_layers;
-        Held::for_training(config, |spec| match self.train {
+        Held::of(specs, config, |spec| match self.train {
+            _ if self.lora.is_some() => spec.kind.is_of_adapter(),
             Trained::All => true,
             Trained::Routers => spec.kind == ParameterKind::Router,
             Trained::LastExperts => spec.kind == ParameterKind::Expert && spec.module.layer == Some(layers - 1),

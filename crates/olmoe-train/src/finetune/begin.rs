@@ -31,7 +31,7 @@ use super::task::{Finetuning, Learner, batches, steps};
 use crate::config::{Duration, TokenizerConfig, TrainConfig};
 use crate::optimizer::{Optimizer, Slices, UpdateRule};
 use crate::preference::kto::{KlBatch, Kto as KtoLosses};
-use crate::preference::{Mismatch, Preference, PreferenceError};
+use crate::preference::{Mismatch, Preference};
 use crate::trainer::{Beginning, CONFIG_FILE, Event, RunFolder, Samples, Start, TrainError, Trainer, saves, unshared};
 
 /// A run of fine-tuning.
@@ -143,7 +143,7 @@ pub fn begin_on<D: Disk>(
     let mut model =
         base.model(&model_config, settings.precision, held, &settings.adapters, &is_trained, settings.seed)?;
     let record = FinetuneRecord::new(settings.method.name(), (&base.name, &base.fingerprint), &model, &selection);
-    folder.claim_for(&config, &beginning, on)?;
+    beginning.claim(&config, &folder, on)?;
 
     let (drift, train, evaluation) = {
         let mut set_up = SetUp {
@@ -362,7 +362,7 @@ impl<D: Disk> SetUp<'_, '_, D> {
             }
         };
         let blocks = fixes_order(&settings.method);
-        let of_place = kto.mismatched(rows.len(), micro, settings.batch_size).map_err(PreferenceError::from)?;
+        let of_place = kto.mismatched(rows.len(), micro, settings.batch_size)?;
         if !blocks {
             return Ok(of_place.into_iter().map(|row| row as u32).collect());
         }

@@ -102,6 +102,17 @@ pub enum FinetuneError {
         /// What is trained now.
         now: String,
     },
+    /// A checkpoint that is no difference to a base.
+    #[error("{}: it {}", path.display(), match adapters {
+        true => "holds adapters; merge them into their base, or convert them as adapters",
+        false => "holds all parameters; convert it without a base",
+    })]
+    NotChosen {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Whether it has adapters.
+        adapters: bool,
+    },
     /// The computation of the reference was interrupted.
     #[error("interrupted before the first step; nothing was saved, and the same command begins again")]
     Interrupted,

@@ -243,6 +243,8 @@ impl UnitOrder {
 }
 
 impl DataPosition for UnitOrder {
+    const ADVICE: &str = "train into another folder";
+
     fn differences(&self, now: &UnitOrder) -> Vec<String> {
         let mut all = Vec::new();
         let mut differ = |what: &str, then: String, now: String| {
@@ -300,7 +302,7 @@ mod tests {
         let tokens = [3, 4, 2, 9, 1, 1];
         assert_eq!(micro_batches(&tokens, MicroBatch::Examples(4)), [0..4, 4..6]);
         assert_eq!(micro_batches(&tokens, MicroBatch::Tokens(7)), [0..2, 2..3, 3..4, 4..6]);
-        assert_eq!(micro_batches(&tokens, MicroBatch::Tokens(100)), [0..6]);
+        assert_eq!(micro_batches(&tokens, MicroBatch::Tokens(100)), std::iter::once(0..6).collect::<Vec<_>>());
         assert_eq!(micro_batches(&[], MicroBatch::Tokens(1)), [0..0; 0]);
     }
 }

@@ -13,7 +13,7 @@ use olmoe_tensor::ops::cross_entropy::CHUNK_BYTES;
 use super::base::Base;
 use super::examples::{Examples, micro_batches};
 use super::selection::Selection;
-use super::settings::{FinetuneSettings, Method, ReferenceTime};
+use super::settings::{FinetuneSettings, Method, ReferenceModel, ReferenceSettings, ReferenceTime};
 use crate::config::OptimizerName;
 use crate::trainer::TrainError;
 
@@ -28,7 +28,7 @@ pub struct MemoryPlan {
     pub gradients: u64,
     /// Moments of the optimizer.
     pub moments: u64,
-    /// A reference model that is computed in each step.
+    /// A reference that is another model.
     pub reference: u64,
     /// What the largest pass keeps and works with.
     pub activations: u64,
@@ -115,17 +115,18 @@ pub(super) fn of(
         OptimizerName::LionW | OptimizerName::RmsProp => 1,
     };
     let only_adapters = ids().all(|id| specs[id].kind.is_of_adapter());
-    let when = match &settings.method {
-        Method::Sft(_) => ReferenceTime::Before,
-        Method::Dpo(dpo) => dpo.reference.when,
-        Method::Kto(kto) => kto.reference.when,
+    // Another checkpoint is in memory also where it is only read before the first step.
+    let reference = match &settings.method {
+        Method::Sft(_) => None,
+        Method::Dpo(dpo) => Some(&dpo.reference),
+        Method::Kto(kto) => Some(&kto.reference),
     };
-    let reference = match when {
-        ReferenceTime::Live if !only_adapters || base.has_adapters() => {
-            config.inference_bytes(settings.precision, &encodings)
-        }
-        ReferenceTime::Live | ReferenceTime::Before => 0,
+    let is_second = |reference: &ReferenceSettings| match reference.model {
+        ReferenceModel::Checkpoint(_) => true,
+        ReferenceModel::Start => reference.when == ReferenceTime::Live && (!only_adapters || base.has_adapters()),
     };
+    let second = reference.is_some_and(is_second);
+    let reference = if second { config.inference_bytes(settings.precision, &encodings) } else { 0 };
     let tokens = largest_pass(settings, train);
     let mut plan = MemoryPlan {
         parameters,

@@ -452,7 +452,8 @@ mod tests {
     fn settings_out_of_range_are_named() {
         let good = || FinetuneSettings::new(Method::Sft(SftSettings::default()), "run");
         assert_eq!(good().check(), Ok(()));
-        let mut wrong: Vec<(&str, fn(&mut FinetuneSettings))> = vec![
+        type Change = fn(&mut FinetuneSettings);
+        let mut wrong: Vec<(&str, Change)> = vec![
             ("`batch_size` is 0", |s| s.batch_size = 0),
             ("`micro_batch` is 0", |s| s.micro_batch = MicroBatch::Tokens(0)),
             ("`optimizer.learning_rate` is NaN", |s| s.optimizer.learning_rate = f64::NAN),

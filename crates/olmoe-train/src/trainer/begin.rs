@@ -45,7 +45,7 @@ impl Beginning {
             let mut state = trainer_state(&found)?;
             let differences = differences(&found, &state, position, on)?;
             if !differences.is_empty() && config.restore_dataloader {
-                return Err(other_data(&found, &state, differences, true));
+                return Err(other_data::<P>(&found, &state, differences, true));
             }
             if !differences.is_empty() {
                 let text = format!(
@@ -87,7 +87,7 @@ impl Beginning {
                 if goes_on {
                     let differences = differences(&found, &state, position, on)?;
                     if !differences.is_empty() {
-                        return Err(other_data(&found, &state, differences, false));
+                        return Err(other_data::<P>(&found, &state, differences, false));
                     }
                 }
                 state.resumed(config)
@@ -99,6 +99,19 @@ impl Beginning {
         }
         let optimizer = (!config.reset_optimizer_state).then_some(found);
         Ok(Beginning { state, weights: Some(path), optimizer, goes_on: false })
+    }
+
+    /// Makes the folder that of the run; checkpoints of another run that are moved aside are noted.
+    pub(crate) fn claim<D: Disk>(
+        &self,
+        config: &TrainConfig,
+        folder: &RunFolder<D>,
+        on: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        for path in folder.claim(config, self.path(), self.state.step, self.goes_on)? {
+            on(Event::Notice(&format!("save_overwrite: a checkpoint of another run is now {}", path.display())));
+        }
+        Ok(())
     }
 
     /// The run's own checkpoint that it goes on from.
@@ -167,9 +180,9 @@ fn differences<P: DataPosition>(
     Ok(Vec::new())
 }
 
-fn other_data(found: &Found, state: &TrainerState, differences: Vec<String>, own: bool) -> TrainError {
+fn other_data<P: DataPosition>(found: &Found, state: &TrainerState, differences: Vec<String>, own: bool) -> TrainError {
     let (epoch, examples) = (state.epoch, state.examples_seen_this_epoch);
-    TrainError::OtherData { path: found.path.clone(), epoch, examples, differences, own }
+    TrainError::OtherData { path: found.path.clone(), epoch, examples, differences, advice: P::ADVICE, own }
 }
 
 fn trainer_state(found: &Found) -> Result<TrainerState, TrainError> {

@@ -87,8 +87,7 @@ pub enum TrainError {
     /// The position in the data is one in other data.
     #[error(
         "{}: it was saved {} into pass {epoch} over its data, and the data is another one now: {}. To go on \
-         from there would train on some sequences twice and on others never. Set these back; or set restore_dataloader=false \
-         to begin a new pass over this data, the steps going on and the tokens counted anew{}",
+         from there would train on some sequences twice and on others never. Set these back; or {advice}{}",
         path.display(), counted(*examples, "sequence"), differences.join("; "),
         if *own { "" } else { "; or reset_trainer_state=true to begin at step 0 with these weights" }
     )]
@@ -101,6 +100,8 @@ pub enum TrainError {
         examples: u64,
         /// What differs, each with both values.
         differences: Vec<String>,
+        /// What there is to do else.
+        advice: &'static str,
         /// Whether it is the run's own checkpoint, and not that of `load_path`.
         own: bool,
     },
@@ -163,7 +164,7 @@ pub enum TrainError {
     /// A loss or a gradient that is NaN or infinite.
     #[error(
         "step {step}: {what}; {place}. Nothing was updated or saved; go on from the last checkpoint with a smaller \
-             learning rate, or past this batch with fast_forward_batches"
+             learning rate, or, in pretraining, past this batch with fast_forward_batches"
     )]
     NotFinite {
         /// The step.

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use olmoe_checkpoint::disk::{Disk, make_folders, write_whole};
 use olmoe_checkpoint::safetensors::{SafeType, Spec};
 use olmoe_checkpoint::save::{Checkpoints, SavedCheckpoint};
-use olmoe_model::model::Model;
+use olmoe_model::config::ModelConfig;
+use olmoe_model::model::{Model, ParameterId};
+use serde::Serialize;
 
-use super::begin::Beginning;
 use super::error::TrainError;
-use super::event::Event;
 use super::record::DATA_FILE;
 use super::step::bad_weight;
-use super::task::Task;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;
 use crate::state::TrainerState;
@@ -37,6 +36,26 @@ enum CheckpointKind {
     Unsharded,
     /// `save_interval_ephemeral`: until the next one.
     Ephemeral,
+}
+
+/// The parameters of a checkpoint.
+pub struct SavedWeights {
+    /// The group of tensors.
+    pub group: &'static str,
+    /// The parameters.
+    pub ids: Vec<ParameterId>,
+}
+
+/// What a checkpoint has beside the state of trainer and optimizer.
+pub(super) struct CheckpointContents<'a, P> {
+    pub(super) weights: SavedWeights,
+    pub(super) model_config: &'a ModelConfig,
+    /// Small files, with their names.
+    pub(super) files: Vec<(String, Vec<u8>)>,
+    /// What the position in the data depends on.
+    pub(super) position: &'a P,
+    /// The step whose checkpoint is kept as the best.
+    pub(super) best: Option<u64>,
 }
 
 pub struct RunFolder<D: Disk> {
@@ -83,7 +102,7 @@ impl<D: Disk> RunFolder<D> {
     /// Ensures that the folder has no checkpoints of another run than the one that begins at `state`: these are
     /// refused, or moved aside with `save_overwrite`. `goes_on` is set if the run resumes from the newest checkpoint of
     /// the folder. Returns the new paths of the moved checkpoints.
-    fn claim(
+    pub(super) fn claim(
         &self,
         config: &TrainConfig,
         from: Option<&Path>,
@@ -115,59 +134,45 @@ impl<D: Disk> RunFolder<D> {
         Ok(moved)
     }
 
-    /// As [`claim`](Self::claim), for a run that begins so; the moved checkpoints are noted.
-    pub(crate) fn claim_for(
-        &self,
-        config: &TrainConfig,
-        beginning: &Beginning,
-        on: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), TrainError> {
-        for path in self.claim(config, beginning.path(), beginning.state.step, beginning.goes_on)? {
-            on(Event::Notice(&format!("save_overwrite: a checkpoint of another run is now {}", path.display())));
-        }
-        Ok(())
-    }
-
     /// Checks that the disk has room for a checkpoint of `bytes` bytes.
     pub(crate) fn check_space(&self, step: u64, bytes: u64) -> Result<(), TrainError> {
         Ok(self.checkpoints.begin(step)?.require_space(bytes)?)
     }
 
     /// Saves a checkpoint, then removes those that are not kept. Returns the steps of the removed ones.
-    pub(super) fn save<T: Task>(
+    pub(super) fn save<P: Serialize>(
         &self,
         config: &TrainConfig,
         state: &TrainerState,
         model: &Model,
         optimizer: &Optimizer,
-        task: &T,
+        contents: CheckpointContents<'_, P>,
     ) -> Result<(SavedCheckpoint, Vec<u64>), TrainError> {
         if let Some(place) = bad_weight(model) {
             return Err(TrainError::BadWeight { step: state.step, place });
         }
         let specs = model.parameters();
-        let saved = task.saved(model);
+        let CheckpointContents { weights, model_config, files, position, best } = contents;
         let values: Vec<&[f32]> =
-            saved.ids.iter().map(|id| model.value(*id).map_or(&[][..], |value| &value[..])).collect();
-        let of = saved.ids.iter().map(|id| &specs[*id]);
+            weights.ids.iter().map(|id| model.value(*id).map_or(&[][..], |value| &value[..])).collect();
+        let of = weights.ids.iter().map(|id| &specs[*id]);
         let tensors: Vec<Spec> =
             of.map(|spec| Spec::new(spec.name.clone(), SafeType::F32, spec.shape.clone())).collect();
         let mut writer = self.checkpoints.begin(state.step)?;
-        let weights: usize = values.iter().map(|value| size_of_val(*value)).sum();
-        writer.require_space(weights as u64 + optimizer.state_bytes())?;
-        writer.numbers(saved.group, &tensors, MAX_SHARD_BYTES, &values)?;
+        let bytes: usize = values.iter().map(|value| size_of_val(*value)).sum();
+        writer.require_space(bytes as u64 + optimizer.state_bytes())?;
+        writer.numbers(weights.group, &tensors, MAX_SHARD_BYTES, &values)?;
         optimizer.save(specs, &mut writer, MAX_SHARD_BYTES)?;
-        writer.json("config.json", task.model_config(model))?;
-        for (name, bytes) in task.files(config)? {
+        writer.json("config.json", model_config)?;
+        for (name, bytes) in files {
             writer.bytes(&name, &bytes)?;
         }
         if let Some(tokenizer) = tokenizer_file(&config.tokenizer.identifier) {
             writer.bytes("tokenizer.json", &tokenizer)?;
         }
-        writer.json(DATA_FILE, task.position())?;
+        writer.json(DATA_FILE, position)?;
         writer.state(state)?;
         let saved = writer.commit()?;
-        let best = state.evaluation.filter(|_| task.keeps_best()).map(|evaluation| evaluation.best_step);
         let mut removed = superfluous(config, &self.checkpoints.steps()?, state.step);
         removed.retain(|step| Some(*step) != best);
         if !removed.is_empty() {

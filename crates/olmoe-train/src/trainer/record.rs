@@ -59,6 +59,9 @@ impl DataRecord {
 }
 
 impl DataPosition for DataRecord {
+    const ADVICE: &str = "set restore_dataloader=false to begin a new pass over this data, the steps going on and the tokens \
+                          counted anew";
+
     fn differences(&self, now: &DataRecord) -> Vec<String> {
         let mut all = Vec::new();
         let mut differ = |what: &str, then: &str, now: &str| {

@@ -5,12 +5,12 @@ use std::sync::atomic::AtomicBool;
 
 use olmoe_checkpoint::disk::Disk;
 use olmoe_model::config::ModelConfig;
-use olmoe_model::model::{Activations, Gradients, Model, ParameterId};
+use olmoe_model::model::{Activations, Gradients, Model};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::TrainError;
-use super::folder::RunFolder;
+use super::folder::{RunFolder, SavedWeights};
 use super::metrics::Speed;
 use super::step::StepReport;
 use crate::config::TrainConfig;
@@ -20,6 +20,9 @@ use crate::state::TrainerState;
 
 /// What the position in the data depends on: a checkpoint carries it, and a run goes on only where it is the same.
 pub trait DataPosition: Serialize + DeserializeOwned {
+    /// What there is to do where it differs.
+    const ADVICE: &str;
+
     /// What differs from the present one, each with both values.
     fn differences(&self, now: &Self) -> Vec<String>;
 }
@@ -38,14 +41,6 @@ pub struct Pass<'a> {
     pub state: &'a mut TrainerState,
     /// What the step reports.
     pub report: &'a mut StepReport,
-}
-
-/// The parameters of a checkpoint.
-pub struct SavedWeights {
-    /// The group of tensors.
-    pub group: &'static str,
-    /// The parameters.
-    pub ids: Vec<ParameterId>,
 }
 
 /// The result of an evaluation.

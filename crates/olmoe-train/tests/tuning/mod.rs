@@ -14,7 +14,7 @@ use olmoe_train::finetune::{
 use olmoe_train::trainer::{Event, Outcome, StepReport, TrainError};
 use tempfile::TempDir;
 
-pub fn config() -> ModelConfig {
+pub(crate) fn config() -> ModelConfig {
     let json = r#"{
         "model_type": "olmoe", "vocab_size": 48, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 24,
@@ -26,14 +26,14 @@ pub fn config() -> ModelConfig {
 }
 
 /// The model that runs begin with.
-pub fn model() -> Model {
+pub(crate) fn model() -> Model {
     let mut model = Model::new(config(), Precision::Fp32, Held::Trained).expect("a model");
     model.initialize(3);
     model
 }
 
 /// Tokens of which those from `prompt` on are learned.
-pub fn example(seed: u32, prompt: usize, length: usize) -> Example {
+pub(crate) fn example(seed: u32, prompt: usize, length: usize) -> Example {
     let id = |i: usize| 3 + (seed.wrapping_mul(2_654_435_761).wrapping_add(i as u32 * 40_503) >> 7) % 45;
     let ids = (0..length).map(id).collect();
     let weights = (0..length).map(|i| if i >= prompt { 1.0 } else { 0.0 }).collect();
@@ -41,12 +41,12 @@ pub fn example(seed: u32, prompt: usize, length: usize) -> Example {
 }
 
 /// Conversations of different lengths.
-pub fn conversations(count: u32) -> Vec<Example> {
+pub(crate) fn conversations(count: u32) -> Vec<Example> {
     (0..count).map(|i| example(i + 1, 1 + i as usize % 3, 4 + (i as usize * 5) % 7)).collect()
 }
 
 /// Pairs with a prompt in common.
-pub fn pairs(count: u32) -> Vec<PairExample> {
+pub(crate) fn pairs(count: u32) -> Vec<PairExample> {
     let side = |prompt: &Example, answer: &Example| Example {
         ids: prompt.ids.iter().chain(&answer.ids).copied().collect(),
         weights: prompt.ids.iter().map(|_| 0.0).chain(answer.ids.iter().map(|_| 1.0)).collect(),
@@ -60,31 +60,31 @@ pub fn pairs(count: u32) -> Vec<PairExample> {
 }
 
 /// Answers of both kinds.
-pub fn labelled(count: u32) -> Vec<LabelledExample> {
+pub(crate) fn labelled(count: u32) -> Vec<LabelledExample> {
     let of = |i: u32| {
         let prompt = 1 + i as usize % 3;
         let example = example(400 + i, prompt, prompt + 2 + i as usize % 4);
-        LabelledExample { example, desirable: i % 2 == 0, prompt }
+        LabelledExample { example, desirable: i.is_multiple_of(2), prompt }
     };
     (0..count).map(of).collect()
 }
 
-pub fn conversation_data(count: u32) -> FinetuneData {
+pub(crate) fn conversation_data(count: u32) -> FinetuneData {
     FinetuneData { train: Examples::Conversations(conversations(count)), evaluation: None }
 }
 
 /// What a run reported.
 #[derive(Debug, Default)]
-pub struct Log {
-    pub reports: Vec<StepReport>,
-    pub metrics: Vec<(u64, Vec<(String, f64)>)>,
-    pub evaluations: Vec<(u64, Vec<(String, f64)>)>,
-    pub notices: Vec<String>,
-    pub saved: Vec<u64>,
+pub(crate) struct Log {
+    pub(crate) reports: Vec<StepReport>,
+    pub(crate) metrics: Vec<(u64, Vec<(String, f64)>)>,
+    pub(crate) evaluations: Vec<(u64, Vec<(String, f64)>)>,
+    pub(crate) notices: Vec<String>,
+    pub(crate) saved: Vec<u64>,
 }
 
 impl Log {
-    pub fn take(&mut self, event: &Event<'_>) {
+    pub(crate) fn take(&mut self, event: &Event<'_>) {
         match event {
             Event::Step(report, metrics) => {
                 self.reports.push((*report).clone());
@@ -97,37 +97,37 @@ impl Log {
         }
     }
 
-    pub fn losses(&self) -> Vec<f64> {
+    pub(crate) fn losses(&self) -> Vec<f64> {
         self.reports.iter().map(|report| report.cross_entropy).collect()
     }
 
     /// A metric of each step that has it.
-    pub fn metric(&self, name: &str) -> Vec<f64> {
+    pub(crate) fn metric(&self, name: &str) -> Vec<f64> {
         let of = |metrics: &Vec<(String, f64)>| metrics.iter().find(|(own, _)| own == name).map(|(_, value)| *value);
         self.metrics.iter().filter_map(|(_, metrics)| of(metrics)).collect()
     }
 
     /// A metric of each evaluation.
-    pub fn evaluated(&self, name: &str) -> Vec<f64> {
+    pub(crate) fn evaluated(&self, name: &str) -> Vec<f64> {
         let of = |metrics: &Vec<(String, f64)>| metrics.iter().find(|(own, _)| own == name).map(|(_, value)| *value);
         self.evaluations.iter().filter_map(|(_, metrics)| of(metrics)).collect()
     }
 }
 
 /// A folder for runs.
-pub struct Desk(pub TempDir);
+pub(crate) struct Desk(TempDir);
 
 impl Desk {
-    pub fn new() -> Desk {
+    pub(crate) fn new() -> Desk {
         Desk(tempfile::tempdir().expect("a folder"))
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Settings of a run in f32 that is saved at its end.
-    pub fn settings(&self, name: &str, method: Method) -> FinetuneSettings {
+    pub(crate) fn settings(&self, name: &str, method: Method) -> FinetuneSettings {
         let mut settings = FinetuneSettings::new(method, self.path(name));
         settings.precision = Precision::Fp32;
         settings.batch_size = 4;
@@ -137,13 +137,13 @@ impl Desk {
         settings
     }
 
-    pub fn sft(&self, name: &str) -> FinetuneSettings {
+    pub(crate) fn sft(&self, name: &str) -> FinetuneSettings {
         self.settings(name, Method::Sft(SftSettings::default()))
     }
 }
 
 /// Trains to the end, or until a step.
-pub fn train_until(
+pub(crate) fn train_until(
     settings: FinetuneSettings,
     model: &Model,
     data: FinetuneData,
@@ -161,20 +161,20 @@ pub fn train_until(
 }
 
 /// Trains to the end.
-pub fn train(settings: FinetuneSettings, data: FinetuneData) -> (Log, Finetune) {
+pub(crate) fn train(settings: FinetuneSettings, data: FinetuneData) -> (Log, Finetune) {
     let (log, outcome, trainer) = train_until(settings, &model(), data, u64::MAX).expect("a good run");
     assert_eq!(outcome, Outcome::Finished);
     (log, trainer)
 }
 
 /// The bits of all parameters that are held as numbers.
-pub fn bits(model: &Model) -> Vec<Vec<u32>> {
+pub(crate) fn bits(model: &Model) -> Vec<Vec<u32>> {
     let of = |id: usize| model.value(id).map_or(Vec::new(), |value| value.iter().map(|x| x.to_bits()).collect());
     (0..model.parameters().len()).map(of).collect()
 }
 
 /// The files of a folder with their bytes.
-pub fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder)
         .expect("a folder")
         .map(|entry| entry.expect("an entry").path())

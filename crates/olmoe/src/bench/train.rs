@@ -3,11 +3,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use olmoe_checkpoint::Checkpoint;
+use olmoe_checkpoint::weights::Weights;
 use olmoe_data::counted;
+use olmoe_model::adapter::{Adapter, parameters_with};
 use olmoe_model::batch::Batch;
 use olmoe_model::config::{FeedForward, ModelConfig};
 use olmoe_model::model::{Activations, Held, Model, Precision};
-use olmoe_model::parameters::{ParameterCount, parameters};
+use olmoe_model::parameters::{MlpOf, ModulePart, ParameterCount, ParameterSpec, parameters};
+use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::peak_flops;
 use olmoe_tensor::memory;
@@ -26,11 +30,19 @@ const SEED: u64 = 6198;
 const PEAK_TIME: Duration = Duration::from_millis(300);
 
 /// Refuses a model that cannot fit. Activations come on top, so this is the least.
-fn check_memory(config: &ModelConfig, precision: Precision, held: &[Held]) -> anyhow::Result<()> {
-    let trained = parameters(config).into_iter().zip(held).filter(|(_, held)| **held == Held::Trained);
+fn check_memory(
+    config: &ModelConfig,
+    precision: Precision,
+    specs: &[ParameterSpec],
+    held: &[Held],
+    encodings: &[Option<Encoding>],
+    adapters: &[Adapter],
+) -> anyhow::Result<()> {
+    let trained = specs.iter().zip(held).filter(|(_, held)| **held == Held::Trained);
     let trained: usize = trained.map(|(spec, _)| spec.num_elements()).sum();
     // Gradients, and two moments of AdamW.
-    let needed = config.parameter_bytes(precision, held, &[]) + 3 * (trained * size_of::<f32>()) as u64;
+    let weights = config.bytes_with_adapters(precision, held, encodings, adapters)?;
+    let needed = weights + 3 * (trained * size_of::<f32>()) as u64;
     if let Some(available) = too_little_memory(needed) {
         anyhow::bail!(
             "training {trained} parameters in {} takes at least {:.1} GB, and {:.1} GB are free; choose a smaller configuration",
@@ -58,7 +70,11 @@ fn read_config(name: &str) -> anyhow::Result<ModelConfig> {
 }
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
-    let config = read_config(&args.config)?;
+    let checkpoint = args.model.as_deref().map(Checkpoint::open).transpose()?;
+    let config = match &checkpoint {
+        Some(checkpoint) => checkpoint.config().clone(),
+        None => read_config(&args.config)?,
+    };
     let sequence = args.sequence.unwrap_or(config.max_sequence_length);
     // The sizes of the published comparison, else one sequence.
     let batch_size = args.batch.unwrap_or(match args.config.as_str() {
@@ -71,15 +87,29 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         Precision::Fp32 => Operand::F32,
         Precision::AmpBf16 => Operand::Bf16,
     };
+    let adapters = args.adapters(&config);
     let flops = flops_per_token(&config, sequence)?;
     let count = ParameterCount::of(&config)?;
     let shape = describe(&config);
-    let held = args.held(&config);
+    let specs = parameters_with(&config, &adapters)?;
+    let held = args.held(&config, &specs);
     anyhow::ensure!(held.contains(&Held::Trained), "--train: the model has none of these parameters");
-    check_memory(&config, precision, &held)?;
+    let encodings = checkpoint.as_ref().map_or_else(Vec::new, |checkpoint| checkpoint.encodings(true));
+    check_memory(&config, precision, &specs, &held, &encodings, &adapters)?;
+    // Adapters have no product with the gradient of a frozen weight, which is a third of a full step.
+    let flops = match args.lora {
+        Some(rank) => flops * 2.0 / 3.0 + 6.0 * adapted_numbers(&config, &adapters, rank),
+        None => flops,
+    };
 
-    let mut model = Model::with(config, precision, held, &[])?;
-    model.initialize(SEED);
+    let mut model = Model::with_adapters(config, precision, held, &encodings, &adapters)?;
+    match &checkpoint {
+        Some(checkpoint) => {
+            checkpoint.load_into(&mut model, &|_| {})?;
+            model.initialize_adapters(SEED);
+        }
+        None => model.initialize(SEED),
+    }
     let mut gradients = model.gradients();
     let mut optimizer = Optimizer::new(OptimizerConfig::release(), &model);
     let mut activations = Activations::new(args.keep());
@@ -121,13 +151,16 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let tokens_per_second = tokens / median_seconds;
     let share = tokens_per_second * flops / peak;
     let peak_bytes = memory::peak_bytes();
+    // The products of a step that trains everything, or of one that trains adapters.
+    let whole = args.train == Trained::All;
     if args.json {
         let report = json!({
-            "config": args.config, "precision": precision.name(), "threads": num_threads(), "isa": Isa::current().name(),
+            "config": args.model.as_ref().map_or(args.config.clone(), |path| path.display().to_string()),
+            "lora": args.lora, "precision": precision.name(), "threads": num_threads(), "isa": Isa::current().name(),
             "batch": batch_size, "sequence": sequence, "steps": args.steps,
             "parameters_total": count.total, "parameters_active": count.active,
             "tokens_per_second": tokens_per_second, "step_seconds": seconds, "flops_per_token": flops,
-            "peak_flops": peak, "peak_share": (args.train == Trained::All).then_some(share), "peak_bytes": peak_bytes, "loss": last,
+            "peak_flops": peak, "peak_share": whole.then_some(share), "peak_bytes": peak_bytes, "loss": last,
         });
         println!("{report}");
     } else {
@@ -143,8 +176,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
             counted(args.steps, "step"),
             1e3 * median_seconds
         );
-        // The products of a step that trains everything.
-        if args.train == Trained::All {
+        if whole {
             println!(
                 "{:.1} % of the multiply-add peak measured beside it ({:.0} GFLOP/s; {:.0} MFLOP a token)",
                 100.0 * share,
@@ -155,6 +187,20 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         println!("{:.2} GB at the peak", peak_bytes as f64 / 1e9);
     }
     Ok(())
+}
+
+/// The numbers of adapters that a token passes.
+fn adapted_numbers(config: &ModelConfig, adapters: &[Adapter], rank: usize) -> f64 {
+    let of = |adapter: &Adapter| {
+        let spec = parameters(config).into_iter().find(|spec| spec.module == adapter.module);
+        let sides = spec.map_or(0, |spec| spec.shape.iter().rev().take(2).sum::<usize>());
+        let times = match (adapter.module.part, config.moe()) {
+            (ModulePart::Mlp(MlpOf::Experts, _), Some(moe)) => moe.top_k,
+            _ => 1,
+        };
+        (rank * sides * times) as f64
+    };
+    adapters.iter().map(of).sum()
 }
 
 fn describe(config: &ModelConfig) -> String {
