@@ -345,8 +345,12 @@ impl Reading {
     }
 }
 
-/// The value of a key in the program's own words.
+/// The value of a key in the program's own words; one value of a list is a list.
 fn meant(key: &str, value: Value) -> Value {
+    let is_list = FinetuneConfig::SECTION.iter().any(|own| own.name == key && own.words == Words::Many);
+    if is_list && !matches!(value, Value::Null | Value::Array(_)) {
+        return Value::Array(vec![value]);
+    }
     let word = match &value {
         Value::String(text) => text.to_ascii_lowercase(),
         Value::Bool(flag) => flag.to_string(),
