@@ -34,7 +34,7 @@ pub use error::{SaveError, SaveNotice};
 pub use found::Found;
 pub use limits::{MANIFEST_FILE, MANIFEST_VERSION, MAX_MANIFEST, MAX_SMALL_FILE};
 pub use manifest::{FileRecord, Manifest, verify};
-pub use writer::{SPACE_RESERVE, SavedCheckpoint, Writer};
+pub use writer::{CheckpointWriter, SPACE_RESERVE, SavedCheckpoint};
 
 use crate::disk::{Disk, LocalDisk, make_folders};
 
@@ -94,11 +94,11 @@ impl<D: Disk> Checkpoints<D> {
     ///
     /// # Errors
     /// [`SaveError::Io`].
-    pub fn begin(&self, step: u64) -> Result<Writer<'_, D>, SaveError> {
+    pub fn begin(&self, step: u64) -> Result<CheckpointWriter<'_, D>, SaveError> {
         for name in names(&self.run_dir)?.iter().filter(|name| is_leftover(name)) {
             remove_tree(&self.disk, &self.run_dir.join(name))?;
         }
-        Writer::new(self, step)
+        CheckpointWriter::new(self, step)
     }
 
     /// The newest checkpoint that verifies, with a notice for each newer one that does not; none if no step has a

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`Records`] | the rows of a JSON, CSV or Parquet file, in any of the [`Format`]s |
 //! | [`Conversation`], [`Sample`], [`PreferencePair`], [`LabelledCompletion`] | what they hold |
-//! | [`Encoder`] | rows to tokens: which are targets ([`Spans`], [`Trained`]), what is too long; a [`Report`] counts it all |
+//! | [`Encoder`] | rows to tokens: which are targets ([`Spans`], [`Trained`]), what is too long; an [`EncodeReport`] counts it all |
 //! | [`Example`], [`PairExample`], [`LabelledExample`] | tokens with their weights as targets |
 //! | [`pack`], [`packed`] | several examples in a sequence |
 //! | [`shares`], [`mixture`], [`epoch_order`] | several sources in one, and the order of an epoch |
@@ -72,5 +72,5 @@ pub use mix::{Amount, MixedRow, Share, epoch_order, mixture, shares};
 pub use pack::{PackedExample, Packing, Part, pack, packed};
 pub use preview::{PreviewRow, preview};
 pub use reader::Records;
-pub use report::Report;
+pub use report::EncodeReport;
 pub use rows::{ENDINGS, MAX_JSON_BYTES};

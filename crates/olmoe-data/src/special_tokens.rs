@@ -70,14 +70,14 @@ pub struct SpecialTokenSources<'a> {
 
 /// Something that was read otherwise than it stands there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
+pub struct SpecialTokenNotice {
     /// The key.
     pub key: &'static str,
     /// What was found and what was made of it.
     pub text: String,
 }
 
-impl fmt::Display for Notice {
+impl fmt::Display for SpecialTokenNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}` {}", self.key, self.text)
     }
@@ -143,7 +143,7 @@ impl SpecialTokens {
     pub fn resolve<'t>(
         tokenizer: impl Into<Option<&'t Tokenizer>>,
         sources: &SpecialTokenSources,
-    ) -> Result<(SpecialTokens, Vec<Notice>), SpecialTokenError> {
+    ) -> Result<(SpecialTokens, Vec<SpecialTokenNotice>), SpecialTokenError> {
         let tokenizer = tokenizer.into();
         let mut search = Search { tokenizer, sources, notices: Vec::new(), ends: Vec::new() };
         let vocabulary = sources.vocabulary;
@@ -174,7 +174,7 @@ impl SpecialTokens {
         tokenizer: &Tokenizer,
         directory: &Path,
         keep_eos: bool,
-    ) -> Result<(SpecialTokens, Vec<Notice>), SpecialTokenError> {
+    ) -> Result<(SpecialTokens, Vec<SpecialTokenNotice>), SpecialTokenError> {
         let config = read(&directory.join(CONFIG))?;
         let generation_config = read(&directory.join(GENERATION_CONFIG))?;
         let tokenizer_config = read(&directory.join(TOKENIZER_CONFIG))?;
@@ -253,7 +253,7 @@ fn add_end(ends: &mut Vec<EndToken>, id: u32, source: String) {
 struct Search<'a> {
     tokenizer: Option<&'a Tokenizer>,
     sources: &'a SpecialTokenSources<'a>,
-    notices: Vec<Notice>,
+    notices: Vec<SpecialTokenNotice>,
     ends: Vec<EndToken>,
 }
 
@@ -274,7 +274,7 @@ impl<'a> Search<'a> {
             return u32::try_from(id).ok();
         }
         let text = format!("in {source} is {id}, beyond the {rows} rows of the model; passed over");
-        self.notices.push(Notice { key, text });
+        self.notices.push(SpecialTokenNotice { key, text });
         None
     }
 
@@ -385,7 +385,7 @@ impl<'a> Search<'a> {
                 } else {
                     format!("{says}; taken as {meant}, {END_OF_TEXT}, which it was in an older one")
                 };
-                self.notices.push(Notice { key, text });
+                self.notices.push(SpecialTokenNotice { key, text });
                 if self.sources.keep_eos { id } else { meant }
             }
             _ => id,
@@ -414,7 +414,7 @@ impl<'a> Search<'a> {
                 }
                 None => {
                     let text = format!("in {source_name} is {text:?}, which is no token of the tokenizer; passed over");
-                    self.notices.push(Notice { key, text });
+                    self.notices.push(SpecialTokenNotice { key, text });
                 }
             }
         }

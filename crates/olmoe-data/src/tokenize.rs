@@ -44,7 +44,7 @@ pub const MAX_NAMED: usize = 1000;
 
 /// How documents become tokens.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct TokenizeSettings {
     /// Put before each document.
     pub bos: Option<u32>,
     /// Put behind each document.
@@ -71,9 +71,9 @@ pub struct Settings {
     pub fields: Fields,
 }
 
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
+impl Default for TokenizeSettings {
+    fn default() -> TokenizeSettings {
+        TokenizeSettings {
             bos: None,
             eos: None,
             segment: false,
@@ -92,7 +92,7 @@ impl Default for Settings {
 
 /// What was written.
 #[derive(Clone, Debug, Default)]
-pub struct Summary {
+pub struct TokenizeSummary {
     /// The token files.
     pub parts: Vec<PathBuf>,
     /// Their documents.
@@ -107,7 +107,7 @@ pub struct Summary {
     pub named: Vec<Malformed>,
 }
 
-impl Summary {
+impl TokenizeSummary {
     fn note(&mut self, malformed: Malformed) {
         self.malformed += 1;
         if self.named.len() < MAX_NAMED {
@@ -115,7 +115,7 @@ impl Summary {
         }
     }
 
-    fn add(&mut self, other: Summary) {
+    fn add(&mut self, other: TokenizeSummary) {
         self.parts.extend(other.parts);
         self.documents += other.documents;
         self.tokens += other.tokens;
@@ -127,19 +127,23 @@ impl Summary {
 }
 
 /// What will be done: settings that were checked, and files in groups.
-pub struct Plan<'a> {
+pub struct TokenizePlan<'a> {
     tokenizer: &'a Tokenizer,
-    settings: Settings,
+    settings: TokenizeSettings,
     groups: Vec<Vec<PathBuf>>,
     random: Mersenne,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> TokenizePlan<'a> {
     /// Checks the settings and puts the files in order.
     ///
     /// # Errors
     /// Settings that no output could come of; no files.
-    pub fn new(tokenizer: &'a Tokenizer, settings: Settings, inputs: &[PathBuf]) -> Result<Plan<'a>, TokenizeError> {
+    pub fn new(
+        tokenizer: &'a Tokenizer,
+        settings: TokenizeSettings,
+        inputs: &[PathBuf],
+    ) -> Result<TokenizePlan<'a>, TokenizeError> {
         for (name, value) in [
             ("processes", settings.processes),
             ("files_per_process", settings.files_per_process.unwrap_or(1)),
@@ -170,7 +174,7 @@ impl<'a> Plan<'a> {
         let mut random = Mersenne::python(settings.seed);
         random.shuffle(&mut paths);
         let groups = group::cut(&paths, settings.processes, settings.files_per_process);
-        Ok(Plan { tokenizer, settings, groups, random })
+        Ok(TokenizePlan { tokenizer, settings, groups, random })
     }
 
     /// The input files of each group. A group begins with those at the end.
@@ -184,7 +188,12 @@ impl<'a> Plan<'a> {
     /// The destination exists and holds something, unless `force` and it holds nothing but token files; a file cannot be
     /// read or written; a document is longer than a token file may be; there is no document at all. Nothing is left behind
     /// then.
-    pub fn run(&self, destination: &Path, force: bool, read: &(dyn Fn(u64) + Sync)) -> Result<Summary, TokenizeError> {
+    pub fn run(
+        &self,
+        destination: &Path,
+        force: bool,
+        read: &(dyn Fn(u64) + Sync),
+    ) -> Result<TokenizeSummary, TokenizeError> {
         let folder = Folder::begin(destination, force)?;
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
@@ -215,7 +224,7 @@ impl<'a> Plan<'a> {
         } else {
             std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
         }
-        let mut summary = Summary::default();
+        let mut summary = TokenizeSummary::default();
         for result in results {
             // Groups that did not come to their end were stopped by one that failed, which is among the others.
             if let Some(done) = result.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use olmoe_data::instruct::{
-    Content, Conversation, EncodeOptions, Encoded, Encoder, Example, InstructError, LabelledCompletion, Overlong,
-    Place, PreferencePair, Record, Report, Sample, Spans, Trained, Turn, preview,
+    Content, Conversation, EncodeOptions, EncodeReport, Encoded, Encoder, Example, InstructError, LabelledCompletion,
+    Overlong, Place, PreferencePair, Record, Sample, Spans, Trained, Turn, preview,
 };
 use olmoe_data::{ChatTemplate, ChatTokens, SpecialTokenSources, SpecialTokens, TULU, Tokenizer};
 use serde_json::Value;
@@ -50,11 +50,11 @@ fn encode(
     template: &str,
     options: &EncodeOptions,
     content: Content,
-) -> Result<(Option<Encoded>, Report), InstructError> {
+) -> Result<(Option<Encoded>, EncodeReport), InstructError> {
     let template = ChatTemplate::new(template).unwrap();
     let (special, _) = SpecialTokens::resolve(tokenizer, &SpecialTokenSources::default()).unwrap();
     let encoder = Encoder::new(tokenizer, Some(&template), TOKENS, &special, options)?;
-    let mut report = Report::default();
+    let mut report = EncodeReport::default();
     let encoded = encoder.encode(&record(content), &mut report)?;
     Ok((encoded, report))
 }
@@ -365,7 +365,7 @@ fn long_answers_give_way_as_in_the_released_tuning() {
         };
         let encoder = Encoder::new(&tokenizer, None, TOKENS, &special, &options).unwrap();
         let tokens = record(Content::Tokens(Example { ids: ids_before, weights }));
-        let Some(Encoded::Example(example)) = encoder.encode(&tokens, &mut Report::default()).unwrap() else {
+        let Some(Encoded::Example(example)) = encoder.encode(&tokens, &mut EncodeReport::default()).unwrap() else {
             panic!("dropped")
         };
         assert_eq!(example.ids, ids(&row["ids"]), "{row}");
@@ -487,7 +487,7 @@ fn threads_and_order_change_nothing() {
         record(Content::Sample(conversation(&[("user", &question), ("assistant", &answer)])))
     };
     let records: Vec<Record> = (0..500).map(sample).collect();
-    let mut report = Report::default();
+    let mut report = EncodeReport::default();
     let one_by_one: Vec<Encoded> =
         records.iter().filter_map(|record| encoder.encode(record, &mut report).unwrap()).collect();
     for threads in [1, 3] {

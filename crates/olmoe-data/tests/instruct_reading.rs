@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use olmoe_data::instruct::{
-    AlpacaPrompt, Content, Conversation, EncodeOptions, Encoder, Format, InstructError, ReadOptions, Record, Records,
-    Report, Sample, Turn,
+    AlpacaPrompt, Content, Conversation, EncodeOptions, EncodeReport, Encoder, Format, InstructError, ReadOptions,
+    Record, Records, Sample, Turn,
 };
 use olmoe_data::{ChatTemplate, ChatTokens, SpecialTokenSources, SpecialTokens, TULU};
 use proptest::prelude::*;
@@ -595,7 +595,7 @@ fn any_row_is_read_or_an_error() {
                 return Ok(());
             }
         };
-        let mut report = Report::default();
+        let mut report = EncodeReport::default();
         if let Ok(Some(_)) = encoder.encode(&record, &mut report) {
             kept.set(kept.get() + 1);
         }

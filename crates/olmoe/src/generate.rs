@@ -27,7 +27,7 @@ use crate::usage::usage;
 
 mod report;
 
-use report::Report;
+use report::PromptReport;
 
 /// Tokens of finished texts that a batch keeps for prompts that begin alike.
 const KEPT_TOKENS: usize = 8192;
@@ -118,7 +118,7 @@ pub(crate) struct GenerateArgs {
 
 /// A prompt that is to be run.
 struct Job {
-    report: Report,
+    report: PromptReport,
     request: Request,
 }
 
@@ -194,7 +194,7 @@ fn jobs(
             }
         };
         let request = with_stop_strings(request(ids, seed), companions);
-        return Ok(vec![Job { report: Report::new(None, None, text, &request), request }]);
+        return Ok(vec![Job { report: PromptReport::new(None, None, text, &request), request }]);
     };
     let name = if path.as_os_str() == "-" { "standard input".into() } else { path.display().to_string() };
     let reader: Box<dyn BufRead> = match path.as_os_str() == "-" {
@@ -218,7 +218,7 @@ fn jobs(
         let mut request = request(ids, seed.wrapping_add(index as u64));
         line.settings.apply(&mut request);
         let request = with_stop_strings(request, companions);
-        jobs.push(Job { report: Report::new(Some(index), line.id, text, &request), request });
+        jobs.push(Job { report: PromptReport::new(Some(index), line.id, text, &request), request });
     }
     Ok(jobs)
 }
@@ -250,7 +250,7 @@ struct Run<'a> {
     tokenizer: Option<&'a Tokenizer>,
     printer: Printer,
     /// In the order of the prompts; one that was printed is empty.
-    reports: Vec<Report>,
+    reports: Vec<PromptReport>,
     /// The next one to be printed.
     next: usize,
     /// Prompts of which something was heard.
@@ -322,7 +322,7 @@ impl Run<'_> {
         while let Some(report) = self.reports.get_mut(self.next).filter(|report| report.is_complete()) {
             self.failures.extend(report.failure());
             self.printer.report(report, self.tokenizer)?;
-            *report = Report::default();
+            *report = PromptReport::default();
             self.next += 1;
         }
         Ok(())
@@ -393,7 +393,7 @@ impl Printer {
         Ok(())
     }
 
-    fn report(&self, report: &Report, tokenizer: Option<&Tokenizer>) -> anyhow::Result<()> {
+    fn report(&self, report: &PromptReport, tokenizer: Option<&Tokenizer>) -> anyhow::Result<()> {
         match self {
             Printer::Json => print(&format!("{}\n", report.json(tokenizer)?)),
             Printer::Plain { .. } => Ok(()),

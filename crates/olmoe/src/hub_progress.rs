@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{IsTerminal, Write, stderr};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use olmoe_checkpoint::hub::Progress;
+use olmoe_checkpoint::hub::DownloadProgress;
 
 use crate::output::is_quiet;
 
@@ -39,7 +39,7 @@ impl Terminal {
     }
 }
 
-impl Progress for Terminal {
+impl DownloadProgress for Terminal {
     fn note(&self, text: &str) {
         if !self.quiet {
             self.line(text);

@@ -8,7 +8,7 @@ use clap::Args;
 use olmoe_checkpoint::companions::TOKENIZER_FILES;
 use olmoe_data::documents::{Fields, IdType};
 use olmoe_data::token_file::TokenType;
-use olmoe_data::tokenize::{Plan, Settings, Summary, find};
+use olmoe_data::tokenize::{TokenizePlan, TokenizeSettings, TokenizeSummary, find};
 use olmoe_data::{Tokenizer, counted};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -242,7 +242,7 @@ pub(crate) fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
         tokenizer.encode_special_as_text();
     }
     let settings = settings(&options, &tokenizer)?;
-    let plan = Plan::new(&tokenizer, settings.clone(), &inputs.files)?;
+    let plan = TokenizePlan::new(&tokenizer, settings.clone(), &inputs.files)?;
     if options.dryrun {
         println!("{}", Described { settings: &settings, plan: &plan, bytes: inputs.bytes, options: &options });
         return Ok(());
@@ -272,7 +272,7 @@ pub(crate) fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
 }
 
 /// What was written.
-fn record(summary: &Summary, destination: &Path) -> serde_json::Value {
+fn record(summary: &TokenizeSummary, destination: &Path) -> serde_json::Value {
     let parts: Vec<String> = summary.parts.iter().map(|path| path.display().to_string()).collect();
     serde_json::json!({
         "destination": destination.display().to_string(), "parts": parts, "documents": summary.documents,
@@ -281,7 +281,7 @@ fn record(summary: &Summary, destination: &Path) -> serde_json::Value {
 }
 
 /// Names the first malformed lines.
-fn name_malformed(summary: &Summary) {
+fn name_malformed(summary: &TokenizeSummary) {
     summary.named.iter().take(SHOWN).for_each(|malformed| eprintln!("left out: {malformed}"));
     if summary.malformed > SHOWN as u64 {
         eprintln!("left out: {} malformed lines in all, of which {SHOWN} are named", summary.malformed);
@@ -289,8 +289,8 @@ fn name_malformed(summary: &Summary) {
 }
 
 /// The settings that options mean.
-fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<Settings> {
-    let default = Settings::default();
+fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<TokenizeSettings> {
+    let default = TokenizeSettings::default();
     let TokenizerOptions { bos_token_id: bos, eos_token_id: eos, pad_token_id: pad, .. } = options.tokenizer;
     if options.tokenizer.fast == Some(false) {
         bail!("`tokenizer.fast` is false, but there is one kind of tokenizer; leave it out");
@@ -327,7 +327,7 @@ fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<Settings
     };
     let dtype = options.dtype.as_deref().unwrap_or(default.dtype.name());
     let unsigned = TokenType::from_name(dtype).filter(|_| dtype.starts_with('u'));
-    Ok(Settings {
+    Ok(TokenizeSettings {
         bos,
         eos,
         segment: options.tokenizer.segment_before_tokenization == Some(true),
@@ -418,15 +418,15 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
 
 /// What a dry run shows.
 struct Described<'a> {
-    settings: &'a Settings,
-    plan: &'a Plan<'a>,
+    settings: &'a TokenizeSettings,
+    plan: &'a TokenizePlan<'a>,
     bytes: u64,
     options: &'a Options,
 }
 
 impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { bos, eos, processes, batch_size, ring_size, max_size, dtype, seed, .. } = self.settings;
+        let TokenizeSettings { bos, eos, processes, batch_size, ring_size, max_size, dtype, seed, .. } = self.settings;
         let id = |id: &Option<u32>| id.map_or("none".to_owned(), |id| id.to_string());
         let destination = self.options.destination.as_deref().unwrap_or(Path::new("none"));
         writeln!(f, "destination {}", destination.display())?;

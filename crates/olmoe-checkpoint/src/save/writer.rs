@@ -18,8 +18,8 @@ const BUFFER: usize = 1 << 20;
 /// Numbers that are written at once.
 const PIECE: usize = 64 << 10;
 
-/// A checkpoint being written. Dropped before [`Writer::commit`], it is removed again.
-pub struct Writer<'a, D: Disk> {
+/// A checkpoint being written. Dropped before [`CheckpointWriter::commit`], it is removed again.
+pub struct CheckpointWriter<'a, D: Disk> {
     checkpoints: &'a Checkpoints<D>,
     step: u64,
     folder: PathBuf,
@@ -43,7 +43,7 @@ pub struct SavedCheckpoint {
     pub set_aside: Option<PathBuf>,
 }
 
-impl<'a, D: Disk> Writer<'a, D> {
+impl<'a, D: Disk> CheckpointWriter<'a, D> {
     pub(super) fn new(checkpoints: &'a Checkpoints<D>, step: u64) -> Result<Self, SaveError> {
         let folder = checkpoints.run_dir.join(format!("{}.tmp", folder_name(step)));
         checkpoints.disk.create_dir(&folder).map_err(SaveError::io("make the folder", &folder))?;
@@ -51,7 +51,7 @@ impl<'a, D: Disk> Writer<'a, D> {
         Ok(Self { checkpoints, step, folder, files, groups, state, failed: false, committed: false })
     }
 
-    /// Checks that this many bytes, and a reserve, can be written. [`Writer::tensors`] does so for its own; asking for
+    /// Checks that this many bytes, and a reserve, can be written. [`CheckpointWriter::tensors`] does so for its own; asking for
     /// all of a save before its first byte spares the user a long write in vain.
     ///
     /// # Errors
@@ -83,10 +83,10 @@ impl<'a, D: Disk> Writer<'a, D> {
         self.note(written)
     }
 
-    /// Writes a group of f32 tensors, as [`Writer::tensors`] does; `values` are their numbers, in the same order.
+    /// Writes a group of f32 tensors, as [`CheckpointWriter::tensors`] does; `values` are their numbers, in the same order.
     ///
     /// # Errors
-    /// As [`Writer::tensors`].
+    /// As [`CheckpointWriter::tensors`].
     pub fn numbers(
         &mut self,
         group: &str,
@@ -154,7 +154,7 @@ impl<'a, D: Disk> Writer<'a, D> {
     /// Writes a small file as JSON. Maps must be ordered, or the same state gives other bytes.
     ///
     /// # Errors
-    /// [`SaveError::Json`], and those of [`Writer::bytes`].
+    /// [`SaveError::Json`], and those of [`CheckpointWriter::bytes`].
     pub fn json(&mut self, name: &str, value: &impl Serialize) -> Result<(), SaveError> {
         let text = serde_json::to_string_pretty(value).map_err(|source| SaveError::Json { name: name.into(), source });
         let text = self.note(text)?;
@@ -278,7 +278,7 @@ impl<'a, D: Disk> Writer<'a, D> {
     }
 }
 
-impl<D: Disk> Drop for Writer<'_, D> {
+impl<D: Disk> Drop for CheckpointWriter<'_, D> {
     fn drop(&mut self) {
         if !self.committed {
             // What cannot be removed now is removed when the next save begins.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::conversation::{Content, Encoded, Example, LabelledExample, PairExample, Place, Record, Sample};
 use super::error::InstructError;
 use super::masks::{Failure, Masked, Masks, Spans, Trained};
-use super::report::Report;
+use super::report::EncodeReport;
 use crate::{ChatTemplate, ChatTokens, SpecialTokens, Tokenizer};
 
 /// Rows that a thread encodes at a time.
@@ -108,10 +108,10 @@ impl<'a> Encoder<'a> {
     ///
     /// # Errors
     /// A conversation that the template refuses, and a row that is too long where that is refused.
-    pub fn encode(&self, record: &Record, report: &mut Report) -> Result<Option<Encoded>, InstructError> {
+    pub fn encode(&self, record: &Record, report: &mut EncodeReport) -> Result<Option<Encoded>, InstructError> {
         report.rows += 1;
         let place = &record.place;
-        let mut counts = Report::default();
+        let mut counts = EncodeReport::default();
         let sides: Vec<Option<Example>> = match &record.content {
             Content::Sample(sample) => vec![self.sample(place, sample, &mut counts)?],
             Content::Labelled(labelled) => vec![self.sample(place, &labelled.sample, &mut counts)?],
@@ -158,19 +158,19 @@ impl<'a> Encoder<'a> {
     ///
     /// # Errors
     /// Those of [`Encoder::encode`], of the first row that has one.
-    pub fn encode_all(&self, records: &[Record]) -> Result<(Vec<Encoded>, Report), InstructError> {
-        type Group = Result<(Vec<Encoded>, Report), InstructError>;
+    pub fn encode_all(&self, records: &[Record]) -> Result<(Vec<Encoded>, EncodeReport), InstructError> {
+        type Group = Result<(Vec<Encoded>, EncodeReport), InstructError>;
         let groups: Vec<(&[Record], Mutex<Option<Group>>)> =
             records.chunks(GROUP_ROWS).map(|rows| (rows, Mutex::new(None))).collect();
         parallel(groups.len(), |group| {
             let (rows, result) = &groups[group];
-            let mut report = Report::default();
+            let mut report = EncodeReport::default();
             let encoded: Result<Vec<_>, _> =
                 rows.iter().filter_map(|row| self.encode(row, &mut report).transpose()).collect();
             let result = &mut *result.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             *result = Some(encoded.map(|encoded| (encoded, report)));
         });
-        let (mut all, mut report) = (Vec::with_capacity(records.len()), Report::default());
+        let (mut all, mut report) = (Vec::with_capacity(records.len()), EncodeReport::default());
         for (_, result) in groups {
             let result = result.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
             let (encoded, counts) = result.transpose()?.unwrap_or_default();
@@ -180,7 +180,12 @@ impl<'a> Encoder<'a> {
         Ok((all, report))
     }
 
-    fn sample(&self, place: &Place, sample: &Sample, report: &mut Report) -> Result<Option<Example>, InstructError> {
+    fn sample(
+        &self,
+        place: &Place,
+        sample: &Sample,
+        report: &mut EncodeReport,
+    ) -> Result<Option<Example>, InstructError> {
         // What is to be dropped or refused has to be known in its whole length.
         let limit = match (self.options.overlong, self.options.max_length) {
             (Overlong::KeepStart, Some(limit)) => limit,
@@ -235,7 +240,12 @@ impl<'a> Encoder<'a> {
     }
 
     /// What is left of a sequence by the options; nothing if it is dropped.
-    fn finish(&self, place: &Place, masked: Masked, report: &mut Report) -> Result<Option<Example>, InstructError> {
+    fn finish(
+        &self,
+        place: &Place,
+        masked: Masked,
+        report: &mut EncodeReport,
+    ) -> Result<Option<Example>, InstructError> {
         let Masked { mut ids, mut weights, length, by_lengths, straddling } = masked;
         if let Some(limit) = self.options.max_length.filter(|limit| length > *limit) {
             match self.options.overlong {
@@ -286,7 +296,7 @@ impl<'a> Encoder<'a> {
         begin.into_iter().chain(kept).chain(closing).unzip()
     }
 
-    fn count(&self, example: &Example, report: &mut Report) {
+    fn count(&self, example: &Example, report: &mut EncodeReport) {
         report.sequences += 1;
         report.tokens += example.ids.len() as u64;
         report.targets += example.num_targets() as u64;

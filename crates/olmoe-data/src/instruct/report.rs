@@ -1,10 +1,10 @@
-//! [`Report`]: what became of the rows.
+//! [`EncodeReport`]: what became of the rows.
 
 use std::fmt;
 
 /// What became of rows: counted while they are encoded, and printed.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
+pub struct EncodeReport {
     /// Rows that came in.
     pub rows: u64,
     /// Rows that are kept.
@@ -41,9 +41,9 @@ pub struct Report {
     pub begins_twice: u64,
 }
 
-impl Report {
+impl EncodeReport {
     /// Adds the counts of rows that come behind.
-    pub fn add(&mut self, other: Report) {
+    pub fn add(&mut self, other: EncodeReport) {
         let pairs = [
             (&mut self.rows, other.rows),
             (&mut self.kept, other.kept),
@@ -82,7 +82,7 @@ impl Report {
              the greatest length"
                 .to_owned(),
         );
-        let Report { begins_twice, truncated, too_long, untrained, unknown, straddling, same_sides, .. } = self;
+        let EncodeReport { begins_twice, truncated, too_long, untrained, unknown, straddling, same_sides, .. } = self;
         warn(
             *begins_twice,
             format!(
@@ -105,9 +105,9 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for EncodeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { rows, kept, sequences, tokens, targets, longest, .. } = self;
+        let EncodeReport { rows, kept, sequences, tokens, targets, longest, .. } = self;
         write!(
             f,
             "{kept} of {rows} rows kept: {sequences} sequences of {tokens} tokens, {targets} of them targets; the longest has {longest}"

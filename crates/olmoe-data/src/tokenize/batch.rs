@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::text::{bounded, encode_paragraphs, puts_space_before};
-use super::{Settings, Summary};
+use super::{TokenizeSettings, TokenizeSummary};
 use crate::documents::{Document, Malformed};
 use crate::white_space::stripped;
 use crate::{Tokenizer, TokenizerError};
@@ -16,7 +16,7 @@ use crate::{Tokenizer, TokenizerError};
 const TEXT_BYTES: usize = 4 << 20;
 
 /// A document whose tokens are in the batch.
-pub(super) struct Encoded {
+pub(super) struct EncodedDocument {
     pub(super) id: String,
     pub(super) source: Arc<str>,
     pub(super) line: u64,
@@ -25,13 +25,13 @@ pub(super) struct Encoded {
 }
 
 /// Documents, with their numbers as they will be in the file.
-pub(super) struct Batch<'a> {
+pub(super) struct EncodedDocuments<'a> {
     tokenizer: &'a Tokenizer,
-    settings: &'a Settings,
+    settings: &'a TokenizeSettings,
     all_threads: bool,
     /// Whether the tokenizer puts a space before a text; asked for paragraphs only.
     spaced: bool,
-    pub(super) documents: Vec<Encoded>,
+    pub(super) documents: Vec<EncodedDocument>,
     numbers: Vec<u8>,
     /// Not yet encoded; they are the last documents.
     texts: Vec<String>,
@@ -39,9 +39,13 @@ pub(super) struct Batch<'a> {
     sources: Vec<(Arc<str>, String)>,
 }
 
-impl<'a> Batch<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, settings: &'a Settings, all_threads: bool) -> Batch<'a> {
-        Batch {
+impl<'a> EncodedDocuments<'a> {
+    pub(super) fn new(
+        tokenizer: &'a Tokenizer,
+        settings: &'a TokenizeSettings,
+        all_threads: bool,
+    ) -> EncodedDocuments<'a> {
+        EncodedDocuments {
             tokenizer,
             settings,
             all_threads,
@@ -61,15 +65,15 @@ impl<'a> Batch<'a> {
     }
 
     /// The numbers of a document.
-    pub(super) fn numbers(&self, document: &Encoded) -> &[u8] {
+    pub(super) fn numbers(&self, document: &EncodedDocument) -> &[u8] {
         &self.numbers[document.bytes.clone()]
     }
 
     /// Adds a document of a file.
-    pub(super) fn add(&mut self, document: Document, path: &Path, summary: &mut Summary) {
+    pub(super) fn add(&mut self, document: Document, path: &Path, summary: &mut TokenizeSummary) {
         let (source, hash) = self.source(path);
         let id = document.id.unwrap_or_else(|| format!("{hash}-{}", document.line));
-        self.documents.push(Encoded { id, source, line: document.line, tokens: 0, bytes: 0..0 });
+        self.documents.push(EncodedDocument { id, source, line: document.line, tokens: 0, bytes: 0..0 });
         self.text_bytes += document.text.len();
         self.texts.push(document.text);
         if self.text_bytes >= TEXT_BYTES {
@@ -91,7 +95,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Encodes what is not encoded yet.
-    pub(super) fn encode(&mut self, summary: &mut Summary) {
+    pub(super) fn encode(&mut self, summary: &mut TokenizeSummary) {
         let texts = std::mem::take(&mut self.texts);
         self.text_bytes = 0;
         let first = self.documents.len() - texts.len();
@@ -127,7 +131,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn push(&mut self, mut document: Encoded, ids: Vec<u32>) {
+    fn push(&mut self, mut document: EncodedDocument, ids: Vec<u32>) {
         let ids = bounded(ids, self.settings);
         let start = self.numbers.len();
         self.settings.dtype.write(&ids, &mut self.numbers);

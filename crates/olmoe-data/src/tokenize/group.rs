@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::batch::Batch;
+use super::batch::EncodedDocuments;
 use super::error::TokenizeError;
 use super::part::{DocumentEntry, TokenFilePart};
-use super::{Settings, Summary};
+use super::{TokenizeSettings, TokenizeSummary};
 use crate::Tokenizer;
 use crate::documents::{Document, Documents};
 use crate::random::Mersenne;
@@ -40,7 +40,7 @@ pub(super) fn stem(number: usize, groups: usize) -> String {
 /// One group's work.
 pub(super) struct Group<'a> {
     pub(super) tokenizer: &'a Tokenizer,
-    pub(super) settings: &'a Settings,
+    pub(super) settings: &'a TokenizeSettings,
     pub(super) stem: String,
     pub(super) folder: &'a Path,
     pub(super) all_threads: bool,
@@ -54,14 +54,14 @@ impl Group<'_> {
         mut random: Mersenne,
         read: &(dyn Fn(u64) + Sync),
         stop: &AtomicBool,
-    ) -> Result<Option<Summary>, TokenizeError> {
+    ) -> Result<Option<TokenizeSummary>, TokenizeError> {
         let settings = self.settings;
-        let mut summary = Summary::default();
+        let mut summary = TokenizeSummary::default();
         let mut ring = Ring { settings, read, waiting: paths.to_vec(), open: Vec::new(), numpy: None };
         for _ in 0..settings.ring_size.min(paths.len()) {
             ring.open_next()?;
         }
-        let mut batch = Batch::new(self.tokenizer, settings, self.all_threads);
+        let mut batch = EncodedDocuments::new(self.tokenizer, settings, self.all_threads);
         let mut part = None;
         while !(ring.waiting.is_empty() && ring.open.is_empty()) {
             for turn in 0..settings.batch_size {
@@ -97,10 +97,10 @@ impl Group<'_> {
     /// Shuffles a batch and writes it; what does not fit into the part is shuffled again for the next one.
     fn write(
         &self,
-        batch: &mut Batch,
+        batch: &mut EncodedDocuments,
         part: &mut Option<TokenFilePart>,
         random: &mut Mersenne,
-        summary: &mut Summary,
+        summary: &mut TokenizeSummary,
     ) -> Result<(), TokenizeError> {
         let max_size = self.settings.max_size;
         let mut written = 0;
@@ -135,7 +135,7 @@ impl Group<'_> {
         Ok(())
     }
 
-    fn next_part(&self, summary: &mut Summary) -> Result<TokenFilePart, TokenizeError> {
+    fn next_part(&self, summary: &mut TokenizeSummary) -> Result<TokenFilePart, TokenizeError> {
         let stem = format!("{}-{:05}", self.stem, summary.parts.len());
         let part = TokenFilePart::create(self.folder, &stem)?;
         summary.parts.push(format!("{stem}.npy").into());
@@ -145,7 +145,7 @@ impl Group<'_> {
 
 /// The open files of a group.
 struct Ring<'a> {
-    settings: &'a Settings,
+    settings: &'a TokenizeSettings,
     read: &'a (dyn Fn(u64) + Sync),
     /// Taken from the end.
     waiting: Vec<PathBuf>,
@@ -183,7 +183,7 @@ impl Ring<'_> {
     }
 
     /// The next document with a text of an open file.
-    fn next(&mut self, at: usize, summary: &mut Summary) -> Result<Option<Document>, TokenizeError> {
+    fn next(&mut self, at: usize, summary: &mut TokenizeSummary) -> Result<Option<Document>, TokenizeError> {
         let documents = &mut self.open[at].documents;
         loop {
             let next = documents.next(&mut |malformed| summary.note(malformed));

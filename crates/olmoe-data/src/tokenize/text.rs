@@ -1,11 +1,11 @@
 //! The ids of a document's text: what goes around them, and paragraphs by themselves.
 
-use super::Settings;
+use super::TokenizeSettings;
 use crate::white_space::without_mark;
 use crate::{Tokenizer, TokenizerError};
 
 /// The ids of a text with what goes around it.
-pub(super) fn bounded(mut ids: Vec<u32>, settings: &Settings) -> Vec<u32> {
+pub(super) fn bounded(mut ids: Vec<u32>, settings: &TokenizeSettings) -> Vec<u32> {
     if let (Some(bos), Some(first)) = (settings.bos, ids.first())
         && *first != bos
     {

@@ -2,7 +2,7 @@
 
 use olmoe_checkpoint::disk::Disk;
 use olmoe_checkpoint::safetensors::{SafeType, Shards, ShardsError, Spec};
-use olmoe_checkpoint::save::{Found, SaveError, Writer};
+use olmoe_checkpoint::save::{CheckpointWriter, Found, SaveError};
 use olmoe_model::parameters::ParameterSpec;
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +85,7 @@ impl Optimizer {
     pub fn save<D: Disk>(
         &self,
         specs: &[ParameterSpec],
-        writer: &mut Writer<'_, D>,
+        writer: &mut CheckpointWriter<'_, D>,
         max_shard_bytes: u64,
     ) -> Result<(), SaveError> {
         let (tensors, values): (Vec<_>, Vec<_>) = self.tensors(specs).into_iter().unzip();

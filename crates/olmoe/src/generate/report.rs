@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// What came of a prompt.
 #[derive(Default)]
-pub(super) struct Report {
+pub(super) struct PromptReport {
     index: Option<usize>,
     id: Option<Value>,
     prompt: Option<String>,
@@ -53,16 +53,21 @@ struct Sample {
     usage: Value,
 }
 
-impl Report {
-    pub(super) fn new(index: Option<usize>, id: Option<Value>, prompt: Option<String>, request: &Request) -> Report {
-        Report {
+impl PromptReport {
+    pub(super) fn new(
+        index: Option<usize>,
+        id: Option<Value>,
+        prompt: Option<String>,
+        request: &Request,
+    ) -> PromptReport {
+        PromptReport {
             index,
             id,
             prompt,
             seed: request.seed,
             wanted: request.samples,
             details: request.logprobs.is_some() || request.experts,
-            ..Report::default()
+            ..PromptReport::default()
         }
     }
 
