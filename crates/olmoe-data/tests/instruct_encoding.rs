@@ -290,7 +290,10 @@ fn answers_that_cannot_be_found_are_dropped_and_counted() {
     assert_eq!(encoded, None);
     assert_eq!((report.rows, report.kept, report.unknown, report.untrained), (1, 0, 1, 0));
     let warnings = report.warnings().join("\n");
-    assert!(warnings.contains("1 rows were dropped because their targets cannot be told"), "{warnings}");
+    assert!(
+        warnings.contains("1 rows were dropped because the places of their targets cannot be determined"),
+        "{warnings}"
+    );
     assert!(warnings.contains("rows.jsonl row 7: the tokens of message 1 begin before its content"), "{warnings}");
     // A template that wants a question first renders no beginning that has none.
     let strict = format!(

@@ -33,7 +33,7 @@ fn bad_files_are_errors() {
         ),
         ("one id twice", |j| j["model"]["vocab"]["a"] = json!(98), "\"a\" and \"b\" have the same id 98"),
         ("huge added id", |j| j["added_tokens"][0]["id"] = json!(1 << 30), "ids must be below"),
-        ("added id of another", |j| j["added_tokens"][0]["id"] = json!(5), "says it has the id 5, but"),
+        ("added id of another", |j| j["added_tokens"][0]["id"] = json!(5), "has the id 5 in its entry, but"),
         ("added token misnumbered", |j| j["added_tokens"][0]["content"] = "xyz".into(), "gives it 264"),
         ("merge of three", |j| j["model"]["merges"][0] = json!(["a", "b", "c"]), "a merge: \"a b\" or"),
         ("merge of one", |j| j["model"]["merges"][0] = json!("ab"), "a merge: \"a b\" or"),

@@ -127,16 +127,16 @@ fn tokens_that_the_model_does_not_have_are_passed_over_with_a_notice() {
         ("generation_config.json", json!({"bos_token_id": 1u64 << 33}), "bos_token_id", "is 8589934592, beyond"),
         ("generation_config.json", json!({"eos_token_id": [97, 300]}), "eos_token_id", "is 300, beyond"),
         ("generation_config.json", json!({"eot_token_id": 999}), "eot_token_id", "is 999, beyond"),
-        ("tokenizer_config.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is no token"),
-        ("tokenizer_config.json", json!({"unk_token": "<unk>"}), "unk_token", "is \"<unk>\", which is no token"),
+        ("tokenizer_config.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is not a token"),
+        ("tokenizer_config.json", json!({"unk_token": "<unk>"}), "unk_token", "is \"<unk>\", which is not a token"),
         (
             "tokenizer_config.json",
             json!({"bos_token": {"content": "<s>"}}),
             "bos_token",
-            "is \"<s>\", which is no token",
+            "is \"<s>\", which is not a token",
         ),
-        ("tokenizer_config.json", json!({"eos_token": "</s>"}), "eos_token", "is \"</s>\", which is no token"),
-        ("special_tokens_map.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is no token"),
+        ("tokenizer_config.json", json!({"eos_token": "</s>"}), "eos_token", "is \"</s>\", which is not a token"),
+        ("special_tokens_map.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is not a token"),
         // There is such a token, and no row for it.
         ("tokenizer_config.json", json!({"pad_token": "<|endoftext|>"}), "pad_token", "is 263, beyond the 262 rows"),
     ] {
@@ -145,7 +145,7 @@ fn tokens_that_the_model_does_not_have_are_passed_over_with_a_notice() {
         assert_eq!((special.pad, special.bos, special.unk, special.end_ids()), (None, None, None, vec![97]), "{name}");
         assert_eq!(notices.len(), 1, "{notices:?}");
         let notice = notices[0].to_string();
-        let parts = [format!("`{key}` in {name} {expected}"), "passed over".to_owned()];
+        let parts = [format!("`{key}` in {name} {expected}"), "ignored".to_owned()];
         assert!(parts.iter().all(|part| notice.contains(part)), "{notice}");
         std::fs::remove_file(folder.path().join(name)).unwrap();
     }

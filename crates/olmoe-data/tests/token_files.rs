@@ -87,11 +87,18 @@ fn bad_plain_files_are_errors() {
     let path = folder.path().join("x.npy");
     type Case = (&'static str, &'static [u8], TokenType, u64, usize, &'static str);
     let cases: [Case; 12] = [
-        ("odd size", &[1, 2, 3], TokenType::U16, 0, 1, "has 3 bytes, which is no multiple of the 2 of uint16"),
-        ("size of another type", &[1, 2, 3, 4, 5, 6], TokenType::U32, 0, 1, "no multiple of the 4 of uint32"),
+        ("odd size", &[1, 2, 3], TokenType::U16, 0, 1, "has 3 bytes, which is not a multiple of the 2 of uint16"),
+        ("size of another type", &[1, 2, 3, 4, 5, 6], TokenType::U32, 0, 1, "not a multiple of the 4 of uint32"),
         ("header", b"\x93NUMPY\x01\0v\0{'descr'", TokenType::U16, 0, 1, "has a NumPy header"),
-        ("beyond", &[1, 0, 2, 0], TokenType::U16, 1, 2, "has 2 tokens, so there are no 2 from 1 on"),
-        ("far beyond", &[1, 0, 2, 0], TokenType::U16, u64::MAX, 2, "so there are no 2 from 18446744073709551615 on"),
+        ("beyond", &[1, 0, 2, 0], TokenType::U16, 1, 2, "has 2 tokens, so 2 from token 1 on cannot be read"),
+        (
+            "far beyond",
+            &[1, 0, 2, 0],
+            TokenType::U16,
+            u64::MAX,
+            2,
+            "so 2 from token 18446744073709551615 on cannot be read",
+        ),
         ("id", &[1, 0, 2, 0, 100, 0], TokenType::U16, 1, 2, "token 2 of "),
         ("id", &[1, 0, 2, 0, 100, 0], TokenType::U16, 1, 2, " is 100, but ids are below 100"),
         ("negative", &[1, 0xff], TokenType::I8, 0, 2, "token 1 of "),
@@ -107,7 +114,7 @@ fn bad_plain_files_are_errors() {
         assert!(error.contains(expected) && error.contains("x.npy"), "{name}: {error}");
     }
     let error = |path: &Path| TokenFile::open(path, TokenType::U16).unwrap_err().to_string();
-    assert!(error(folder.path()).contains("is no file"));
+    assert!(error(folder.path()).contains("is not a file"));
     assert!(error(&folder.path().join("none.npy")).contains("cannot read the token file"));
     fs::write(&path, [1; 8]).unwrap();
     let file = TokenFile::open(&path, TokenType::U16).unwrap();
@@ -320,7 +327,7 @@ fn bad_megatron_files_are_errors() {
         edit(&mut bytes);
         fs::write(path("x.idx"), bytes).unwrap();
         let error = Megatron::open(&path("x.bin")).unwrap_err().to_string();
-        assert!(error.contains(expected) && error.contains("x.idx is no index of Megatron"), "{name}: {error}");
+        assert!(error.contains(expected) && error.contains("x.idx is not a valid Megatron index"), "{name}: {error}");
     }
     fs::write(path("x.idx"), index(8, 2)).unwrap();
     let set = Megatron::open(&path("x")).unwrap();
@@ -328,7 +335,7 @@ fn bad_megatron_files_are_errors() {
     assert!(error.contains("token 2 of") && error.contains("is 3, but ids are below 3"), "{error}");
     fs::write(path("x.bin"), [1, 2, 3]).unwrap();
     let error = Megatron::open(&path("x.idx")).unwrap_err().to_string();
-    assert!(error.contains("no multiple of the 2 of uint16"), "{error}");
+    assert!(error.contains("not a multiple of the 2 of uint16"), "{error}");
     for missing in ["none.bin", "none.idx"] {
         assert!(Megatron::open(&path(missing)).unwrap_err().to_string().contains("none.idx"), "{missing}");
     }

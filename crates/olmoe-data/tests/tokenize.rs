@@ -201,7 +201,7 @@ fn bad_settings_and_inputs_are_errors() {
         ("no size", |s| s.max_size = 0, vec![good.clone()], "`max_size` is 0"),
         ("long document", |s| s.max_size = 10, vec![good.clone()], "tokens, and a token file holds fewer than 10"),
         ("missing", same, vec!["no/such.jsonl".into()], "cannot read no/such.jsonl beyond line 0"),
-        ("nothing", same, vec![file("nothing.jsonl", b"\n\n")], "hold no document; check"),
+        ("nothing", same, vec![file("nothing.jsonl", b"\n\n")], "hold no documents; check"),
         ("no document", same, vec![file("none.jsonl", b"{}\n[]\n")], "2 malformed lines, one is"),
         ("other archive", same, vec![file("x.jsonl.bz2", b"BZh9")], "unpack them or use gzip or zstd"),
         ("no gzip", same, vec![file("text.jsonl.gz", b"{}")], "cannot read"),
@@ -256,7 +256,7 @@ fn a_destination_is_whole_or_not_there() {
     // Other people's files are never removed.
     std::fs::write(to.join("notes.txt"), "mine").unwrap();
     let refused = plan.run(&to, true, &|_| {}).unwrap_err().to_string();
-    assert!(refused.contains("holds notes.txt, which is no token file"), "{refused}");
+    assert!(refused.contains("holds notes.txt, which is not a token file"), "{refused}");
     std::fs::create_dir(&temporary).unwrap();
     std::fs::write(temporary.join("notes.txt"), "mine").unwrap();
     std::fs::remove_file(to.join("notes.txt")).unwrap();

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Progress, TrainConfig};
 
 /// The state of the trainer, which the manifest of a checkpoint carries
-/// ([`Writer::state`](olmoe_checkpoint::save::Writer::state)).
+/// ([`CheckpointWriter::state`](olmoe_checkpoint::save::CheckpointWriter::state)).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainerState {

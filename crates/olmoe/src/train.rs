@@ -30,18 +30,18 @@ use crate::output::{is_quiet, note, warn};
 use progress::Progress;
 
 const PEAK_TIME: Duration = Duration::from_millis(300);
-/// The exit status of a run that has saved and is not over.
+/// The exit status of a run that has saved before its end.
 const SAVED: u8 = 75;
-/// The share of the peak that the estimate of a dry run supposes.
+/// The share of the peak that the estimate of a dry run assumes.
 const SUPPOSED_SHARE: f64 = 0.5;
 
-/// Train a model as a configuration of OLMo's says
+/// Train a model by an OLMo configuration
 ///
 /// CONFIG is a YAML file with OLMo's keys; --section.key=value changes one of them, and a bare --section.key is true.
-/// Everything is written into save_folder: checkpoints step-N with `latest`, config.yaml, metrics.jsonl with a line of JSON
-/// for each step, and the same for TensorBoard; with a section `samples`, also samples.jsonl, texts that the model writes
-/// meanwhile. A run that is interrupted goes on with --try_load_latest_save, with the same bits as if it had never
-/// stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
+/// All files go into save_folder: checkpoints step-N and `latest`, config.yaml, metrics.jsonl with a JSON object for
+/// each step, and the same metrics for TensorBoard; with a section `samples`, also samples.jsonl, texts that the model
+/// generates during training. An interrupted run resumes with --try_load_latest_save, with the same bits as if it had
+/// never stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
 #[derive(Args)]
 #[command(
     override_usage = "olmoe train [OPTIONS] CONFIG [--KEY=VALUE]...",
@@ -56,7 +56,7 @@ Examples:
 
 Files: reads CONFIG and the token files that it names; writes save_folder.
 
-Exit status: 0 if the run is over, 1 if it failed, 2 for wrong usage, 75 if it saved before its end, after a signal or \
+Exit status: 0 if the run is finished, 1 if it failed, 2 for wrong usage, 75 if it saved before its end, after a signal or \
 at its time_limit, 130 or 143 after a second signal."
 )]
 pub(crate) struct TrainArgs {
@@ -68,11 +68,11 @@ pub(crate) struct TrainArgs {
     #[arg(value_name = "--KEY=VALUE", last = true)]
     overrides: Vec<String>,
 
-    /// Print the whole configuration with all defaults, and end
+    /// Print the whole configuration with all defaults, and exit
     #[arg(long)]
     print_config: bool,
 
-    /// Say what the run needs and how long it is; nothing is trained or written
+    /// Print what the run needs and how long it takes; nothing is trained or written
     #[arg(long)]
     dry_run: bool,
 
@@ -87,7 +87,7 @@ pub(crate) struct TrainArgs {
     _quiet: Quiet,
 }
 
-/// Sets keys of the configuration, which look like flags, apart from the flags: `--` comes before them, at the end.
+/// Moves changes of the configuration, which look like flags, to the end, after `--`.
 pub(crate) fn keys_last(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments = arguments.collect::<Vec<_>>();
     if arguments.get(1).is_none_or(|command| command != "train") {
@@ -129,7 +129,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let plan = trainer.plan()?;
     let folder = PathBuf::from(&trainer.config().save_folder);
     let mut metrics = Metrics::open(&folder, &trainer, plan.last_step)?;
-    // Without progress nobody sees the share of the peak.
+    // Without progress output, the share of the peak is not needed.
     let peak = if is_quiet() { 0.0 } else { peak(trainer.config()) };
     let mut progress = Progress::new(trainer.config(), &plan, peak);
     progress.begin(trainer.state());
@@ -145,9 +145,9 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             Event::Notice(_) => Ok(()),
         };
         if let Err(error) = recorded {
-            // A full disk must not cost the run more than its log.
+            // A full disk should cost the run its log only.
             if failed.is_none() {
-                warn(format_args!("{error}; metrics are not written any more"));
+                warn(format_args!("{error}; no further metrics are written"));
             }
             failed.get_or_insert(());
         }
@@ -168,17 +168,17 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a run writes down of its steps, as lines of JSON and for TensorBoard.
+/// Writes the metrics of a run's steps, as JSON Lines and for TensorBoard.
 struct Metrics {
     lines: MetricsLog,
     samples: Option<SampleLog>,
     events: EventFile,
-    /// The steps of the run, until they are written.
+    /// Metrics of the run's steps that are not written yet.
     max_steps: Option<u64>,
 }
 
 impl Metrics {
-    /// Goes on after `step`: what was written of later steps, before an end without a save, is taken away.
+    /// Continues after `step`. Metrics of later steps, from before an end without a checkpoint, are removed.
     fn open(folder: &Path, trainer: &Trainer, max_steps: u64) -> anyhow::Result<Metrics> {
         let step = trainer.state().step;
         let lines = MetricsLog::open(folder, step)?;
@@ -225,7 +225,7 @@ fn notice(event: &Event<'_>) {
     }
 }
 
-/// Operations a second that the machine can do in the configuration's precision.
+/// The operations per second that the machine can do in the configuration's precision.
 fn peak(config: &TrainConfig) -> f64 {
     let operand = match config.precision() {
         Some(Precision::AmpBf16) => Operand::Bf16,
@@ -259,7 +259,7 @@ fn dry_run(path: &Path, config: &TrainConfig) -> anyhow::Result<()> {
                 );
                 return Ok(());
             }
-            println!("enough of it is supposed below");
+            println!("the estimate below assumes enough of it");
         }
     }
     let tokens = plan.steps.saturating_mul(plan.tokens_per_step);

@@ -303,7 +303,7 @@ fn numbers_that_do_not_fit_are_refused_or_clamped() {
         assert!(name != "lm_head.weight" || bytes[154..156] == 0xfbffu16.to_le_bytes(), "{:?}", &bytes[154..156]);
     });
     let said = run(&desk, "convert @f32 @again --to hf --dtype f16 --clamp").err;
-    assert!(said.contains("numbers beyond the range of their type, brought into it: 1"), "{said}");
+    assert!(said.contains("numbers beyond the range of their type that were clamped: 1"), "{said}");
     // Values in the range of the type are written without a notice; quantised blocks have a scale of their own.
     done(&desk, "convert @f32 @b --to hf --dtype bf16 --quiet");
     done(&desk, "quantize @f32 @q8.gguf --type q8_0 --quiet");

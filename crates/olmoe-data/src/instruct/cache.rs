@@ -1,7 +1,7 @@
-//! Encoded rows on disk, under a key of all that decides about them.
+//! A cache of encoded rows on disk, under a key of everything that the encoding depends on.
 //!
-//! A file is a magic number, the key, the number of examples, their lengths, their ids and their weights, numbers little
-//! endian, and a blake3 of all before it. What does not agree with its hash, or has another key, is made again.
+//! A file holds a magic number, the key, the number of examples, their lengths, ids and weights, all little-endian, and
+//! the BLAKE3 hash of everything before. A file whose hash does not agree or whose key is another one is made again.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
@@ -13,17 +13,17 @@ use super::conversation::Example;
 use super::error::InstructError;
 use crate::Tokenizer;
 
-/// The first bytes; the last of them is the version.
+/// The first bytes of a file; the last of them is the version.
 const MAGIC: [u8; 8] = *b"OLMOEIN\x01";
-/// Bytes before the lengths: magic, key and number of examples.
+/// The bytes before the lengths: magic number, key and number of examples.
 const HEAD: usize = 8 + 32 + 8;
 const HASH: usize = 32;
 
-/// A key of everything that decides about encoded rows.
+/// A hash of everything that the encoding of rows depends on.
 pub type Key = [u8; 32];
 
-/// The key of rows: the content of their files, the template, the tokenizer and whatever options there are. Where the files
-/// are and what they are called does not matter; their order does.
+/// The key of rows: a hash of the contents of their files, in order, the template, the tokenizer and all options. The
+/// places and names of the files do not enter it.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -35,7 +35,7 @@ pub fn cache_key(
 ) -> Result<Key, InstructError> {
     let mut key = blake3::Hasher::new();
     let mut add = |bytes: &[u8]| {
-        // The length first, so that no end of one thing is the beginning of the next.
+        // The length comes first, so that the concatenation of parts is unambiguous.
         key.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
     };
     add(&MAGIC);
@@ -60,10 +60,10 @@ pub fn cache_key(
     Ok(*key.finalize().as_bytes())
 }
 
-/// Writes examples. The file has its name only when it is complete.
+/// Writes examples. The file gets its name only when it is complete.
 ///
 /// # Errors
-/// What the system says.
+/// Errors of the system.
 pub fn store(path: &Path, key: &Key, examples: &[Example]) -> Result<(), InstructError> {
     let failed = |error: io::Error| cache("write", path, error.to_string());
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -87,7 +87,7 @@ pub fn store(path: &Path, key: &Key, examples: &[Example]) -> Result<(), Instruc
         inner.write_all(hash.finalize().as_bytes())?;
         inner.into_inner()?.sync_all()?;
         std::fs::rename(&temporary, path)?;
-        // The name is on disk only with its folder.
+        // Syncing the folder brings the file's name to disk.
         match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
             _ => Ok(()),
@@ -100,7 +100,7 @@ pub fn store(path: &Path, key: &Key, examples: &[Example]) -> Result<(), Instruc
     write().map_err(failed)
 }
 
-/// Reads examples; nothing if there is no such file or it is of another key.
+/// Reads examples; None if there is no such file or it has another key.
 ///
 /// # Errors
 /// A file that is damaged or cannot be read.
@@ -111,14 +111,14 @@ pub fn load(path: &Path, key: &Key) -> Result<Option<Vec<Example>>, InstructErro
     };
     let damaged = |message: &str| cache("read", path, message.to_owned());
     if bytes.len() < HEAD + HASH || bytes[..8] != MAGIC {
-        return Err(damaged("it is no file of encoded rows of this version, or was cut off"));
+        return Err(damaged("it is not a file of encoded rows of this version, or it is truncated"));
     }
     if bytes[8..40] != key[..] {
         return Ok(None);
     }
     let (content, hash) = bytes.split_at(bytes.len() - HASH);
     if blake3::hash(content).as_bytes()[..] != *hash {
-        return Err(damaged("its hash is another one than it was written with"));
+        return Err(damaged("its content does not agree with its hash"));
     }
     let wrong = || damaged("its lengths do not fit its size");
     let number = |at: usize| {
@@ -151,7 +151,7 @@ fn cache(action: &'static str, path: &Path, message: String) -> InstructError {
     InstructError::Cache { action, path: path.to_owned(), message }
 }
 
-/// Hashes what is written.
+/// A writer that hashes what it writes.
 struct Hashed<W> {
     hash: blake3::Hasher,
     inner: W,

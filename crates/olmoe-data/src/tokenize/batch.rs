@@ -12,7 +12,7 @@ use crate::documents::{Document, Malformed};
 use crate::white_space::stripped;
 use crate::{Tokenizer, TokenizerError};
 
-/// Texts are encoded together when they have so many bytes.
+/// Texts are encoded together once they have this many bytes.
 const TEXT_BYTES: usize = 4 << 20;
 
 /// A document whose tokens are in the batch.
@@ -24,16 +24,16 @@ pub(super) struct EncodedDocument {
     bytes: Range<usize>,
 }
 
-/// Documents, with their numbers as they will be in the file.
+/// Documents, with their ids as the numbers of the token file.
 pub(super) struct EncodedDocuments<'a> {
     tokenizer: &'a Tokenizer,
     settings: &'a TokenizeSettings,
     all_threads: bool,
-    /// Whether the tokenizer puts a space before a text; asked for paragraphs only.
+    /// Whether the tokenizer puts a space before a text; determined only if paragraphs are encoded one by one.
     spaced: bool,
     pub(super) documents: Vec<EncodedDocument>,
     numbers: Vec<u8>,
-    /// Not yet encoded; they are the last documents.
+    /// The texts not yet encoded; they belong to the last documents.
     texts: Vec<String>,
     text_bytes: usize,
     sources: Vec<(Arc<str>, String)>,
@@ -64,7 +64,7 @@ impl<'a> EncodedDocuments<'a> {
         self.sources.clear();
     }
 
-    /// The numbers of a document.
+    /// The numbers of a document's ids.
     pub(super) fn numbers(&self, document: &EncodedDocument) -> &[u8] {
         &self.numbers[document.bytes.clone()]
     }
@@ -81,7 +81,7 @@ impl<'a> EncodedDocuments<'a> {
         }
     }
 
-    /// A file's name, and what documents without a name are called after.
+    /// The name of a file, and the prefix of names of documents without a name.
     fn source(&mut self, path: &Path) -> (Arc<str>, String) {
         let text = path.to_string_lossy();
         if let Some((source, hash)) = self.sources.iter().find(|(source, _)| **source == *text) {
@@ -94,7 +94,7 @@ impl<'a> EncodedDocuments<'a> {
         self.source(path)
     }
 
-    /// Encodes what is not encoded yet.
+    /// Encodes the texts that are not encoded yet.
     pub(super) fn encode(&mut self, summary: &mut TokenizeSummary) {
         let texts = std::mem::take(&mut self.texts);
         self.text_bytes = 0;
@@ -102,7 +102,7 @@ impl<'a> EncodedDocuments<'a> {
         let mut documents = self.documents.split_off(first).into_iter();
         let stripped: Vec<&str> = texts.iter().map(|text| stripped(text)).collect();
         let together = if self.all_threads && !self.settings.segment {
-            // Where one text cannot be encoded, the texts are encoded one by one to find out which.
+            // If a text cannot be encoded, the texts are encoded one by one to find out which.
             self.tokenizer.encode_batch(&stripped).ok()
         } else {
             None

@@ -12,7 +12,7 @@ use crate::documents::{Document, Documents};
 use crate::random::Mersenne;
 use crate::white_space::stripped;
 
-/// Cuts files into groups of equal size, as far as that goes.
+/// Cuts files into groups of equal size, as far as possible.
 pub(super) fn cut(paths: &[PathBuf], processes: usize, files_per_process: Option<usize>) -> Vec<Vec<PathBuf>> {
     let step = (paths.len() as f64 / processes as f64).min(files_per_process.map_or(f64::INFINITY, |n| n as f64));
     let mut groups = Vec::new();
@@ -28,7 +28,7 @@ pub(super) fn cut(paths: &[PathBuf], processes: usize, files_per_process: Option
     groups
 }
 
-/// What the files of a group begin with: `part-` and its number, with as many digits as the count of groups has.
+/// The beginning of the file names of a group: `part-` and its number, padded to the digits of the number of groups.
 pub(super) fn stem(number: usize, groups: usize) -> String {
     let mut digits = 1;
     while 10usize.checked_pow(digits).is_some_and(|power| power < groups + 1) {
@@ -37,7 +37,7 @@ pub(super) fn stem(number: usize, groups: usize) -> String {
     format!("part-{number:0width$}", width = digits as usize)
 }
 
-/// One group's work.
+/// A group to process.
 pub(super) struct Group<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) settings: &'a TokenizeSettings,
@@ -47,7 +47,7 @@ pub(super) struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Writes the parts of the group; nothing is returned if it is to stop before its end.
+    /// Writes the token files of the group; returns None if it was told to stop before the end.
     pub(super) fn run(
         &self,
         paths: &[PathBuf],
@@ -68,7 +68,8 @@ impl Group<'_> {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
-                // A ring of one file comes here empty; the shuffle between two files is part of the order.
+                // With a ring of one file, the batch may be empty here; the shuffle between two files is still part of
+                // the order.
                 if ring.open.is_empty() {
                     ring.open_next()?;
                 }
@@ -94,7 +95,8 @@ impl Group<'_> {
         Ok(Some(summary))
     }
 
-    /// Shuffles a batch and writes it; what does not fit into the part is shuffled again for the next one.
+    /// Shuffles a batch and writes it; documents that do not fit into the token file are shuffled again for the next
+    /// one.
     fn write(
         &self,
         batch: &mut EncodedDocuments,
@@ -147,10 +149,10 @@ impl Group<'_> {
 struct Ring<'a> {
     settings: &'a TokenizeSettings,
     read: &'a (dyn Fn(u64) + Sync),
-    /// Taken from the end.
+    /// Files not yet opened; the next one is taken from the end.
     waiting: Vec<PathBuf>,
     open: Vec<Open<'a>>,
-    /// Draws by size.
+    /// Draws files in proportion to their sizes.
     numpy: Option<Mersenne>,
 }
 
@@ -171,7 +173,7 @@ impl Ring<'_> {
         Ok(())
     }
 
-    /// Whose turn it is. Some file is open.
+    /// The index of the file whose turn it is. At least one file is open.
     fn choose(&mut self, turn: usize) -> usize {
         let total: u64 = self.open.iter().map(|open| open.bytes).sum();
         if !self.settings.sample_ring_prop || total == 0 {
@@ -182,7 +184,7 @@ impl Ring<'_> {
         numpy.choice(&shares)
     }
 
-    /// The next document with a text of an open file.
+    /// The next document of an open file whose text is not empty.
     fn next(&mut self, at: usize, summary: &mut TokenizeSummary) -> Result<Option<Document>, TokenizeError> {
         let documents = &mut self.open[at].documents;
         loop {

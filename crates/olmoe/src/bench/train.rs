@@ -25,11 +25,11 @@ use crate::output::note;
 const SEED: u64 = 6198;
 const PEAK_TIME: Duration = Duration::from_millis(300);
 
-/// Refuses a model that cannot fit. Activations come on top, so this is the least.
+/// Refuses a model that cannot fit. Activations need memory as well, so this is a lower bound.
 fn check_memory(config: &ModelConfig, precision: Precision, held: &[Held]) -> anyhow::Result<()> {
     let trained = parameters(config).into_iter().zip(held).filter(|(_, held)| **held == Held::Trained);
     let trained: usize = trained.map(|(spec, _)| spec.num_elements()).sum();
-    // Gradients, and two moments of AdamW.
+    // The gradients and the two moments of AdamW.
     let needed = config.parameter_bytes(precision, held, &[]) + 3 * (trained * size_of::<f32>()) as u64;
     if let Some(available) = too_little_memory(needed) {
         anyhow::bail!(
@@ -49,7 +49,7 @@ fn read_config(name: &str) -> anyhow::Result<ModelConfig> {
         "small" => Ok(ModelConfig::from_olmo_yaml(include_str!("../../../../configs/small.yml"))?.config),
         path => {
             let found = Path::new(path).exists();
-            anyhow::ensure!(found, "--config {path}: no such file, and no built-in configuration but tiny and small");
+            anyhow::ensure!(found, "--config {path}: no such file, and the built-in configurations are tiny and small");
             let loaded = ModelConfig::read(path)?;
             loaded.notices.iter().for_each(note);
             Ok(loaded.config)
@@ -60,7 +60,7 @@ fn read_config(name: &str) -> anyhow::Result<ModelConfig> {
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let config = read_config(&args.config)?;
     let sequence = args.sequence.unwrap_or(config.max_sequence_length);
-    // The sizes of the published comparison, else one sequence.
+    // The batch sizes of the published comparison, else one sequence.
     let batch_size = args.batch.unwrap_or(match args.config.as_str() {
         "tiny" => 8,
         "small" => 4,
@@ -87,7 +87,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let mut state = SEED;
     let ids: Vec<u32> = (0..batch_size * sequence)
         .map(|_| {
-            // Knuth's MMIX generator; its high bits.
+            // Knuth's MMIX generator; its high bits are used.
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((state >> 33) % vocabulary) as u32
         })
@@ -143,7 +143,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
             counted(args.steps, "step"),
             1e3 * median_seconds
         );
-        // The products of a step that trains everything.
+        // The share is defined only for a step that trains everything.
         if args.train == Trained::All {
             println!(
                 "{:.1} % of the multiply-add peak measured beside it ({:.0} GFLOP/s; {:.0} MFLOP a token)",

@@ -1,4 +1,4 @@
-//! How a run goes, on standard error.
+//! The progress of a run, on standard error.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use olmoe_train::trainer::{Event, Outcome, StepReport};
 
 use crate::live::{LiveLine, Now};
 
-/// How much the newest step counts in the speed that is shown.
+/// The weight of the newest step in the smoothed speed.
 const NEWEST: f64 = 0.1;
 
-/// What is shown of a run.
+/// The progress output of a run.
 pub(super) struct Progress {
     live: LiveLine,
     last_step: u64,
-    /// Operations of a token, over those of the machine in a second.
+    /// The operations of a token over those of the machine in a second.
     seconds_at_peak: f64,
     parameters: (u64, u64),
-    /// Seconds of a step, smoothed.
+    /// The smoothed duration of a step in seconds.
     step_seconds: Option<f64>,
 }
 
@@ -39,7 +39,7 @@ impl Progress {
     pub(super) fn begin(&self, state: &TrainerState) {
         let (total, active) = self.parameters;
         let steps = match state.step {
-            0 if self.last_step == 0 => "there is no step to be taken".to_owned(),
+            0 if self.last_step == 0 => "there are no steps to take".to_owned(),
             1 if self.last_step <= 1 => "the only step is done".to_owned(),
             step if step >= self.last_step => format!("all {step} steps are done"),
             step if step + 1 == self.last_step => format!("step {}", self.last_step),
@@ -61,7 +61,7 @@ impl Progress {
                     self.line(&format!("step {step}: {name} {value:.4}"));
                 }
             }
-            // As they would be written in a program, since a model may write anything.
+            // Texts are quoted with escapes, since a model may generate control characters.
             Event::Sampled(samples) => samples
                 .iter()
                 .for_each(|one| self.line(&format!("step {}: {:?} -> {:?}", one.step, one.prompt, one.text))),
@@ -96,8 +96,8 @@ impl Progress {
     pub(super) fn end(&self, outcome: Outcome, state: &TrainerState) {
         let what = match outcome {
             Outcome::Finished => "done",
-            Outcome::Interrupted => "interrupted; it goes on with --try_load_latest_save",
-            Outcome::TimeLimit => "time limit; it goes on with --try_load_latest_save",
+            Outcome::Interrupted => "interrupted; resume with --try_load_latest_save",
+            Outcome::TimeLimit => "time limit; resume with --try_load_latest_save",
             Outcome::EarlyStop => "stopped early: the loss has risen",
         };
         self.line(&format!("step {}, {}: {what}", state.step, counted(state.tokens_seen, "token")));
