@@ -441,7 +441,7 @@ fn open_file(path: &Path) -> Result<File, CheckpointError> {
         return Err(CheckpointError::Io { path: path.to_owned(), source });
     }
     let open = || File::open(path).map_err(CheckpointError::io(path));
-    // Each reader has a handle of its own: on some systems, reading at a position moves the position of the handle.
+    // The check has a handle of its own: on some systems, reading at a position moves the position of the handle.
     stand_in::check(path, &open()?)?;
     open()
 }

@@ -398,7 +398,7 @@ fn files_of_json_and_their_faults() {
     }
     let error = read(Path::new("/nowhere/a.jsonl"), &none).unwrap_err().to_string();
     assert!(error.starts_with("cannot read /nowhere/a.jsonl: "), "{error}");
-    // Behind an error there is nothing.
+    // After an error there are no more rows.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.jsonl");
     std::fs::write(&path, "{\n{\"text\":\"a\"}\n").unwrap();

@@ -117,7 +117,7 @@ fn repetitions_as_the_rows_of_a_period_show_them() {
     for ids in [&[][..], &[1], &[1, 1]] {
         assert!(RepetitionFilter { max_count: 0, ..RepetitionFilter::default() }.passes(ids));
     }
-    // Thirty-one dashes do not matter, thirty-two do.
+    // Thirty-one dashes are accepted, thirty-two are filtered out.
     for (count, passes) in [(31, true), (32, false)] {
         let ids: Vec<u32> = (100..130).chain(vec![7; count]).chain(200..230).collect();
         assert_eq!(RepetitionFilter::default().passes(&ids), passes);
@@ -162,7 +162,7 @@ fn instances_of_files() {
         assert_eq!(data.locate(index).unwrap(), (file, u64::from(first % 1000)));
         assert_eq!(data.path(file), Some(paths[file].as_path()));
     }
-    // With shares: the instances of the first file twice and a half, none of the last one.
+    // With ratios: the instances of the first file two and a half times, those of the last one never.
     let ratios = Some(vec![2.5, 1.0, 1.0, 3.0, 0.0]);
     let mixed = DataSet::open(DataSettings { ratios, ..DataSettings::new(paths, 4) }).unwrap();
     let places: Vec<_> = (0..mixed.len()).map(|index| mixed.locate(index).unwrap()).collect();
@@ -257,7 +257,7 @@ fn batches(data: &Arc<DataSet>, order: &Arc<Order>, settings: LoaderSettings) ->
     let all: Vec<_> = loader
         .map(|batch| batch.unwrap())
         .map(|batch| {
-            // What is said about a batch is what it holds.
+            // The fields of a batch agree with its content.
             for (i, index) in batch.indices.iter().enumerate() {
                 assert_eq!(batch.ids[i * 4], index % 100 * 4 + index / 100 * 1000);
             }
@@ -331,14 +331,14 @@ fn errors_come_to_the_caller() {
     let error = loader.next().unwrap().unwrap_err().to_string();
     assert!(error.contains("token 200 of") && error.contains("0.npy is 200, but ids are below 200"), "{error}");
     assert!(loader.next().is_none() && loader.remaining() == 0);
-    // An order of other files, and files that went away.
+    // An order made from other files, and files that were removed.
     let other = Arc::new(Order::new(1000, OrderSettings::default()).unwrap());
     let error = Loader::new(data.clone(), other, settings).unwrap().find_map(Result::err).unwrap().to_string();
     assert!(error.contains("since the token files have 100;"), "{error}");
     std::fs::remove_file(&paths[0]).unwrap();
     let error = Loader::new(data.clone(), order.clone(), settings).unwrap().next().unwrap().unwrap_err().to_string();
     assert!(error.contains("0.npy"), "{error}");
-    // Dropped with batches under way.
+    // A loader that is dropped while batches are read ahead.
     drop(Loader::new(data.clone(), order.clone(), settings).unwrap());
     for (settings, expected) in [
         (LoaderSettings { batch_size: 0, ..settings }, "`global_train_batch_size` is 0"),

@@ -69,7 +69,7 @@ fn plain_files() {
 fn files_beyond_four_gigabytes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sparse.npy");
-    // All holes but its end.
+    // A sparse file, except for its end.
     let tokens = (1u64 << 32) + 77;
     let file = File::create(&path).unwrap();
     file.set_len(tokens * 2).unwrap();
@@ -141,7 +141,7 @@ fn numbers_of_another_type_are_refused_by_the_file() {
             fs::write(&path, &bytes).unwrap();
             for dtype in unsigned {
                 let opened = TokenFile::open_for(&path, dtype, vocabulary);
-                // Every byte is an id: only the list of documents tells these apart.
+                // Every byte is a valid id, so only the list of documents tells the types apart.
                 let untold = dtype == TokenType::U8 && vocabulary > 300;
                 match opened {
                     Ok(file) => {
@@ -172,7 +172,7 @@ fn the_list_of_documents_counts_the_tokens() {
         std::io::Write::write_all(&mut gz, rows.as_bytes()).unwrap();
         gz.finish().unwrap();
     };
-    // Too few numbers to tell anything by themselves.
+    // Too few numbers to tell the type.
     let mut bytes = Vec::new();
     TokenType::U16.write(&[5, 50_279, 7, 50_279], &mut bytes);
     fs::write(&path, &bytes).unwrap();
@@ -187,7 +187,7 @@ fn the_list_of_documents_counts_the_tokens() {
         let why = "part-0-00000.csv.gz beside it counts 4 tokens, and the file has 8 bytes";
         assert!(error.contains(&format!("holds numbers of type uint16, not {dtype}: {why}")), "{error}");
     }
-    // What is no list, or one of another file, says nothing.
+    // An invalid list, or that of another file, is ignored.
     for rows in ["", "start,end,id\r\n", "0,3,a,b,1\r\n", "9,4,a,b,1\r\n", "0,0,a,b,1", "-1,4,a,b,1"] {
         list(rows);
         assert!(open(TokenType::U32).is_ok(), "{rows:?}");
@@ -216,7 +216,7 @@ fn what_is_no_mistake_is_let_through() {
         TokenFile::open_for(&path, TokenType::U16, 50_280).unwrap_or_else(|error| panic!("{name}: {error}"));
         TokenFile::open_for(&path, TokenType::U16, u32::MAX).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
-    // A size that no other type explains, and a header, stay what they were.
+    // A size that fits no other type, and a NumPy header, remain errors of their own.
     fs::write(&path, [1, 2, 3]).unwrap();
     let error = TokenFile::open_for(&path, TokenType::U16, 50_280).unwrap_err();
     assert!(matches!(error, TokenFileError::Size { bytes: 3, .. }), "{error}");
@@ -262,7 +262,7 @@ fn megatron_files_as_the_format_says() {
         let mut numbers = Vec::new();
         dtype.write(&[1, 2, 3, 4, 5, 6], &mut numbers);
         assert_eq!(fs::read(folder.path().join("corpus.text.bin")).unwrap(), numbers, "{dtype}");
-        // By the name of either file, or of both.
+        // The name of either file, or their common stem, opens the data set.
         for path in ["corpus.text.bin", "corpus.text.idx"] {
             let set = Megatron::open(&folder.path().join(path)).unwrap();
             assert_eq!((set.num_sequences(), set.num_documents()), (3, 2));
@@ -351,7 +351,7 @@ fn bad_megatron_files_are_errors() {
     assert!(error.contains("uint16 does not hold the id 65536"), "{error}");
     drop(writer);
     assert!(!path("y.bin").exists() && !path("y.idx").exists());
-    // No sequences at all.
+    // An empty data set.
     MegatronWriter::create(&path("z"), TokenType::I32).unwrap().finish().unwrap();
     let set = Megatron::open(&path("z")).unwrap();
     assert_eq!((set.num_sequences(), set.num_documents(), set.tokens().is_empty()), (0, 0, true));

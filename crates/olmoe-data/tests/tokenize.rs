@@ -96,7 +96,7 @@ fn the_files_that_dolma_writes() {
         let name = case["name"].as_str().unwrap();
         let tokenizer = if case["settings"].get("encode_special_tokens").is_some() { &as_text } else { &plain };
         let mut seen = Vec::new();
-        // The threads of the process serve a single group, `processes` threads serve several.
+        // A single group is encoded by all threads of the process, several groups by `processes` threads.
         for threads in [1, 3] {
             olmoe_tensor::threads::set_num_threads(threads);
             let folder = tempfile::tempdir().unwrap();
@@ -231,7 +231,7 @@ fn a_destination_is_whole_or_not_there() {
     let inputs = [PathBuf::from(GOLDEN).join("corpus/c.json.gz")];
     let settings = TokenizeSettings { eos: Some(263), ..TokenizeSettings::default() };
     let plan = TokenizePlan::new(&tokenizer, settings.clone(), &inputs).unwrap();
-    // A run that was killed has left something; an empty destination is as good as none.
+    // The leftover of a killed run is replaced, and so is an empty destination.
     std::fs::create_dir_all(&temporary).unwrap();
     std::fs::create_dir_all(&to).unwrap();
     std::fs::write(temporary.join("part-0-00000.npy"), "half").unwrap();
@@ -241,7 +241,7 @@ fn a_destination_is_whole_or_not_there() {
     assert_eq!(seen_while_running.into_inner(), 0);
     assert!(!temporary.exists());
     let first = files(&to);
-    // What is there is not touched, unless asked.
+    // An existing destination is not touched without `force`.
     let refused = plan.run(&to, false, &|_| {}).unwrap_err().to_string();
     assert!(refused.contains("exists and is not empty"), "{refused}");
     let bad = TokenizeSettings { max_size: 10, ..settings.clone() };
@@ -253,7 +253,7 @@ fn a_destination_is_whole_or_not_there() {
     plan.run(&to, true, &|_| {}).unwrap();
     assert_eq!(files(&to), first);
     assert_eq!(std::fs::read_dir(folder.path().join("deep")).unwrap().count(), 1);
-    // Other people's files are never removed.
+    // Files that are not token files are never removed.
     std::fs::write(to.join("notes.txt"), "mine").unwrap();
     let refused = plan.run(&to, true, &|_| {}).unwrap_err().to_string();
     assert!(refused.contains("holds notes.txt, which is not a token file"), "{refused}");
@@ -288,7 +288,7 @@ fn patterns_of_inputs() {
     assert_eq!(found("2.jsonl"), ["2.jsonl"]);
     assert_eq!(found("none*"), [""; 0]);
     for (pattern, expected) in
-        [("s3://bucket/*.gz", "not a local path"), ("a***", "pattern a*** of documents is wrong")]
+        [("s3://bucket/*.gz", "not a local path"), ("a***", "pattern a*** of documents is invalid")]
     {
         let error = find(&[pattern.to_owned()]).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -344,7 +344,7 @@ fn text_as_it_lies_on_disks() {
         ("members.jsonl.gz", [packed(one.as_bytes()), packed(b""), packed(two.as_bytes())].concat()),
         ("filled-up.jsonl.gz", [packed(both.as_bytes()), zeros.clone()].concat()),
         ("filled-between.jsonl.gz", [packed(one.as_bytes()), zeros.clone(), packed(two.as_bytes()), zeros].concat()),
-        // A pipe has no name: what it is shows in its first bytes.
+        // A pipe has no file name, so its first bytes tell the format.
         ("nameless", packed(both.as_bytes())),
     ] {
         let path = folder.path().join(name);

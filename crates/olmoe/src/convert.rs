@@ -26,8 +26,8 @@ Files: reads IN; writes OUT, a folder with config.json, *.safetensors and the to
 config.yaml (olmo), or one file (gguf).
 
 OLMo's trainer accepts a folder of --to olmo as its load_path if the folder's name ends in -unsharded, with \
---reset_optimizer_state --reset_trainer_state, since it has no optim.pt and no trainer state. OLMo still opens train.pt; \
-an empty one is made by `python -c \"import torch; torch.save({}, 'train.pt')\"`.
+--reset_optimizer_state --reset_trainer_state, since it has no optim.pt and no trainer state. OLMo still opens \
+train.pt; an empty one is made by `python -c \"import torch; torch.save({}, 'train.pt')\"`.
 
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct ConvertArgs {

@@ -41,9 +41,9 @@ Examples:
       --max_size 2_147_483_648 --processes 8
   olmoe tokenize -c tokens.yaml --dryrun
 
-Differences from dolma: the seed has an effect; the files of a pattern are ordered by name; a destination that holds files \
-is not overwritten without --force; an archive that cannot be read to its end is an error; a line that is not UTF-8 is \
-left out, and the rest of its file is kept.
+Differences from dolma: the seed has an effect; files of a pattern are ordered by name; a destination with files is not \
+overwritten without --force; an archive that cannot be read to its end is an error; a line that is not UTF-8 is left \
+out, and the rest of its file is kept.
 
 Files: reads the documents, the tokenizer and the settings; writes DESTINATION.
 

@@ -136,7 +136,7 @@ impl Fields<'_> {
         let inside = |name: &str| format!("{field}.{name}");
         let role = message.get(names[0]);
         let role = match role.and_then(Json::text) {
-            None => return Err(self.wrong(inside(names[0]), "a text", role)),
+            None => return Err(self.wrong(inside(names[0]), "a string", role)),
             Some(side) if names[0] == "from" => {
                 let known = SIDES.iter().find(|(name, _)| *name == side);
                 let expected = "human, gpt, system, tool, observation, function_call or another name of one of them";

@@ -32,8 +32,8 @@ impl Fields<'_> {
     }
 
     pub(super) fn text(&self, field: &str) -> Result<&str, InstructError> {
-        let value = self.needed(field, "a text")?;
-        value.text().ok_or_else(|| self.wrong(field, "a text", Some(value)))
+        let value = self.needed(field, "a string")?;
+        value.text().ok_or_else(|| self.wrong(field, "a string", Some(value)))
     }
 
     /// A string that may be missing; None if it is missing or empty.

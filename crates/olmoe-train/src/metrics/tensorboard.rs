@@ -228,7 +228,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| CRC_TABLE[usize::from(crc as u8 ^ byte)] ^ crc >> 8)
 }
 
-/// Rotated and offset, as TFRecord requires: the CRC of data that contains its own CRC would be a constant.
+/// Rotated and offset, as TFRecord requires, since the CRC of data that contains CRCs detects little.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c(bytes).rotate_right(15).wrapping_add(0xA282_EAD8)
 }
