@@ -1,4 +1,4 @@
-"""Snippets and whole templates of Jinja, written after the manner of those that published models bring, for
+"""Snippets and whole templates of Jinja, in the style of those of published models, for
 `make_golden_chat.py` and `compare_chat.py`."""
 
 from __future__ import annotations

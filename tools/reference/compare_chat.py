@@ -6,7 +6,8 @@
 The snippets and templates are those of `chat_snippets.py` and `make_golden_chat.py`, each template over every
 conversation, with and without the beginning of an answer; then the templates that are in the sources of installed packages
 (transformers, llama-cpp-python), and with `--templates` every `*.jinja` below a folder. Where transformers fails, olmoe has
-to. Where olmoe fails alone, that is a refusal, which is listed: the ones in `REFUSED` of `chat_snippets.py` and in `REFUSED_PARTS` are expected, with their reason."""
+to fail, too. Where olmoe alone fails, the refusal is listed: those in `REFUSED` of `chat_snippets.py` and in
+`REFUSED_PARTS` are expected, each with its reason."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ from pathlib import Path
 import make_golden_chat as golden
 from chat_snippets import REFUSED as REFUSED_SNIPPETS, TEMPLATES
 
-# Parts of templates that olmoe refuses, with the reason. None of them ends in another text.
+# Parts of templates that olmoe refuses, with the reason. None of them renders a different text.
 REFUSED_PARTS: dict[str, str] = {
     "self.DEFAULT_SYSTEM_MESSAGE": "the program it is part of gives it a value; without one Jinja2 renders nothing for it",
 }
 
 
 def shipped() -> dict[str, str]:
-    """Templates in the sources of packages: every text in them that goes through messages."""
+    """Templates in the sources of packages: every string in them that iterates over messages."""
     found = {}
     for package in ["transformers", "llama_cpp"]:
         spec = importlib.util.find_spec(package)
@@ -59,7 +60,7 @@ def main() -> int:
     templates |= {name: (source, golden.TOKENS) for name, source in shipped().items()}
     if args.templates:
         for path in sorted(args.templates.rglob("*.jinja")):
-            # As bytes: line breaks of Windows stay.
+            # Read as bytes, so that Windows line breaks are kept.
             templates[str(path)] = (path.read_bytes().decode(), golden.TOKENS)
     for name, (source, tokens) in templates.items():
         cases += [(name, source, chat, tokens, prompt) for chat in golden.CHATS for prompt in [False, True]]

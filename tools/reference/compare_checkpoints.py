@@ -1,9 +1,9 @@
-"""Compares the checkpoints that olmoe reads and writes with those of the programs that others use.
+"""Compares the checkpoints that olmoe reads and writes with those of other programs.
 
     venv/bin/python tools/reference/compare_checkpoints.py --olmoe target/release/olmoe --work /tmp/checkpoints
 
 Small models are made on the spot. Sections (`--only` chooses): transformers, olmo, gguf, llamacpp, mixes. Prints a line
-a figure, with its bound; the exit status is 1 if one is missed."""
+for each figure, with its bound; the exit status is 1 if a bound is missed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 import make_golden_checkpoints as made
 
 MIXES = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]
-# llama.cpp's numbers of them.
+# The numbers that llama.cpp gives them.
 FILE_TYPES = dict(zip(MIXES, [2, 3, 8, 9, 7, 14, 15, 16, 17, 18])) | {"f32": 0, "f16": 1, "bf16": 32}
 # A logit may differ from transformers' by this much.
 LOGITS = 1e-4
@@ -106,7 +106,7 @@ class Olmoe:
         return ""
 
     def path(self, *parts: str) -> Path:
-        """A name that is free."""
+        """A name that is not in use."""
         path = self.work.joinpath(*(part.replace(" ", "-").replace(",", "") for part in parts))
         shutil.rmtree(path, ignore_errors=True)
         path.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def write_config(settings: dict, path: Path, dtype: str = "float32") -> Path:
 
 
 def differences(a: dict, b: dict) -> list[str]:
-    """Names of arrays that are not the same bits."""
+    """Names of arrays that differ in any bit."""
     out = [f"{name}: only on one side" for name in a.keys() ^ b.keys()]
     for name in sorted(a.keys() & b.keys()):
         x, y = a[name], b[name]
@@ -253,7 +253,7 @@ def olmo_section(olmoe: Olmoe, converter: Path | None) -> None:
                 olmoe("convert", source, back, "--to", "hf", "--quiet")
                 differ = differences(hf_file_tensors(back), original)
                 report.equal(section, f"{what}: {form} to hf", differ, len(original))
-            # The script takes 64 experts and 8 a token for granted.
+            # The script assumes 64 experts and 8 per token.
             if converter and settings["num_experts"] == 64:
                 torch.save(found, native / "model.pt")
                 out = olmoe.path("olmo", what, "converted")
@@ -263,8 +263,8 @@ def olmo_section(olmoe: Olmoe, converter: Path | None) -> None:
 
 
 def run_converter(script: Path, source: Path, out: Path) -> dict[str, torch.Tensor]:
-    """The tensors that the published script makes, in bf16. It wants an older transformers; of that, only the class of
-    the tokenizer is missing, which no model needs."""
+    """The tensors that the published script makes, in bf16. It needs an older transformers, of which only the
+    tokenizer class is missing here, and no model needs that."""
     name = "transformers.models.gpt_neox.tokenization_gpt_neox_fast"
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].GPTNeoXTokenizerFast = None
@@ -465,7 +465,7 @@ def llamacpp_section(olmoe: Olmoe, tokenizer: Path) -> None:
                 rounding, largest = ROUNDING.get(mix, BLOCK_ROUNDING), float(np.abs(ours).max())
                 error = np.abs(ours - logits).max(axis=1) / largest
                 report.at_most(section, f"{what}: median error of logits", float(np.median(error)), rounding)
-                # Only where the best token leads by more than rounding can turn is there something to compare.
+                # Tokens are compared only where the best one leads by more than rounding can change.
                 top = np.sort(ours, axis=1)[:, -2:]
                 clear = top[:, 1] - top[:, 0] > 2 * rounding * largest
                 same = ours.argmax(axis=1) == np.array(ids)
@@ -475,7 +475,7 @@ def llamacpp_section(olmoe: Olmoe, tokenizer: Path) -> None:
                     tokens_section(olmoe, path, tokenizer)
 
 def writable(olmoe: Olmoe, name: str, settings: dict) -> None:
-    """A file that is written is one that llama.cpp loads, and computes the same from; or it is refused, or noted."""
+    """llama.cpp loads every file that is written and computes the same from it, or the file is refused or noted."""
     folder, path = olmoe.path("llamacpp", name, "hf"), olmoe.path("llamacpp", name, "written.gguf")
     made.random_model(settings, 8).save_pretrained(folder)
     refusal = olmoe.refused("convert", folder, path, "--to", "gguf", "--quiet")
@@ -590,7 +590,7 @@ def mixes_section(olmoe: Olmoe) -> None:
             if not same:
                 report.line(section, f"{name}, {mix}: file type", str(our_fields["general.file_type"]), "", False)
             ratios, worse = {}, []
-            # Each layer is as good as another; those at the ends and in the middle have types of their own.
+            # The layers at the ends and in the middle have types of their own; the others are alike.
             chosen = [n for n in original if not n.startswith("blk.") or n.split(".")[1] in ("0", "2", "4", "15")]
             for n in chosen:
                 kind = ours[n][0]
@@ -602,7 +602,7 @@ def mixes_section(olmoe: Olmoe) -> None:
                 if mine > other:
                     worse.append(f"{n} {kind.name}: {mine:.6e} against {other:.6e}, ratio {mine / other:.6f}")
             if all(kind in (Type.F32, Type.F16) for kind, _, _ in theirs.values()):
-                continue  # No row fits a block.
+                continue  # No row is a multiple of a block.
             report.equal(section, f"{name}, {mix}: error at most llama.cpp's", worse, sum(map(len, ratios.values())))
             print("    ours / llama.cpp's: " + "  ".join(f"{k} {min(r):.4f}..{max(r):.4f}" for k, r in ratios.items()))
 

@@ -3,9 +3,9 @@
     compare_speed.py --olmoe target/release/olmoe --model olmoe-q4_0.gguf --kinds decode,batch@8 --out speed.jsonl
     compare_speed.py --table speed.jsonl
 
-Every round measures the peer, once for each of its variants (the best counts), and then olmoe. The peer stays loaded
+Every round measures the peer, once for each of its variants, of which the best counts, and then olmoe. The peer stays loaded
 and is stopped while olmoe runs, unless both do not fit the memory. `olmoe bench limits` runs right before each
-measurement of the peer, and olmoe measures the limits by itself, so that each speed is a share of its own moment's.
+measurement of the peer, and olmoe measures the limits by itself, so that each speed is a share of the limits at its own time.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Olmoe:
 
 
 class Peer:
-    """A process of `speed_peers.py`; stopped unless it is asked something, so that its threads cannot spin."""
+    """A process of `speed_peers.py`, which is stopped between requests, so that its threads cannot spin."""
 
     def __init__(self, name: str, model: str, threads: int) -> None:
         command = [sys.executable, str(Path(__file__).with_name("speed_peers.py")), name, "--threads", str(threads)]
@@ -126,7 +126,7 @@ def compare_speed(args: argparse.Namespace, kind: Kind, model: str, olmoe: Olmoe
     for number in range(args.rounds):
         current = peer or Peer(args.peer, args.peer_model(model), args.threads)
         for variant in args.variants.split(",") if args.variants else current.variants:
-            # The first question of a kind makes caches and warms up.
+            # The first request of a kind allocates caches and is a warm-up.
             ask = {"what": "measure", "work": vars(kind.work), "variant": variant}
             if number == 0 or not peer:
                 current.ask(**ask, repeats=0)
@@ -140,7 +140,7 @@ def compare_speed(args: argparse.Namespace, kind: Kind, model: str, olmoe: Olmoe
         print(f"round {number + 1}: olmoe {own[-1]['tokens_per_second']:.1f}  {line}", file=sys.stderr, flush=True)
 
     def share(found: dict) -> float:
-        """The peer's, of the ceiling of what olmoe reads and computes for the same work."""
+        """The peer's speed as a share of the limit of what olmoe reads and computes for the same work."""
         fed = found["limits"]["read_bandwidth"] / own[0]["bytes_per_token"]
         computed = found["limits"]["peak_flops"][own[0]["peak"]] / own[0]["flops_per_token"]
         return found["tokens_per_second"] / min(fed, computed)

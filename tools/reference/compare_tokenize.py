@@ -4,8 +4,8 @@
     compare_tokenize.py --olmoe target/release/olmoe --tokenizer tokenizer.json --documents novels.jsonl.gz --processes 1
 
 Both sides read the same documents and write token files; each time is that of a process from start to end, its imports
-included, which dolma's side also reports apart. The digests say whether the tokens are the same: they are with one file,
-which leaves dolma's unseeded shuffle nothing to do but the order of documents, so sorted documents are compared.
+included, which dolma's side also reports apart. The digests show whether the tokens are the same. With one file they are:
+dolma's unseeded shuffle then changes only the order of documents, and sorted documents are compared.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def dolma(args: argparse.Namespace, folder: str) -> None:
     """One run of dolma, in a process of its own; prints the seconds without the imports."""
     import types
 
-    # Taggers need a dozen packages that tokenising does not.
+    # dolma imports its taggers, which need a dozen packages that tokenising does not.
     sys.modules["dolma.taggers"] = types.ModuleType("dolma.taggers")
     from dolma.tokenizer import executor
 
@@ -83,7 +83,7 @@ def main() -> int:
 
             command = [sys.executable, __file__, "--dolma-run", str(theirs), *sys.argv[1:]]
             start = time.perf_counter()
-            # `tokenizers` brings threads of its own, which are not what --processes counts.
+            # `tokenizers` has threads of its own, which --processes does not count.
             environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                                   env=environment)

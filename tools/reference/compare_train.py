@@ -1,7 +1,7 @@
 """`olmoe bench train` against transformers, alternating on one machine in one run.
 
 Every round times one block of each torch implementation and then one run of the olmoe program. The
-torch side is warm and stays in memory; olmoe starts anew each time and does its own warming up.
+torch side is warm and stays in memory; olmoe starts again each time, with a warm-up of its own.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tools/reference/compare_training.py --olmoe target/release/olmoe --work /tmp/training [--steps 100]
 
-`olmoe init` writes the weights of the run's seed, transformers reads them. The order of the data is NumPy's shuffle, the
-losses are written out from OLMo's formulas over the routers' own inputs, clipping and AdamW are torch's. Both in fp32. Fails
+`olmoe init` writes the weights of the run's seed, and transformers reads them. The order of the data is NumPy's shuffle, the
+losses are written out from OLMo's formulas over the routers' own inputs, clipping and AdamW are torch's. Both run in fp32. Fails
 if the curves of the cross-entropy differ by more than 1e-3 anywhere; prints the greatest difference of each quantity.
 """
 
@@ -47,7 +47,7 @@ save_interval: null
 
 
 def tokens(count: int) -> np.ndarray:
-    """Each id has four successors: something to learn, and something left. No id is 1: transformers gives the row of the
+    """Each id has four successors, so that the loss falls but stays above 0. No id is 1: transformers gives the row of the
     padding token no gradient."""
     state, last, data = 1, 7, np.zeros(count, dtype=np.uint16)
     for i in range(count):
@@ -66,7 +66,7 @@ def learning_rate(step: int, end: int) -> float:
 
 
 def losses(model: OlmoeForCausalLM, ids: torch.Tensor, inputs: list[torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
-    """The losses of a micro-batch in a batch of so many tokens, as OLMo's trainer has them."""
+    """The losses of a micro-batch of a batch with this many tokens, as in OLMo's trainer."""
     inputs.clear()
     logits = model(ids, use_cache=False).logits[:, :-1].float()
     ce = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="sum") / tokens

@@ -2,7 +2,7 @@
 
 Inputs are chosen so that a comparison at reduced precision means something. Where two experts tie, or a
 value lies at the clip's limit or at a ReLU's zero, rounding decides what is computed: there fp32 and
-bf16 are different functions, their gradients have nothing to do with one another, and no bound on the
+bf16 are different functions with unrelated gradients, and no bound on the
 difference could hold. So no token of a golden state is near such a point (`clear_ids`), and no gradient
 is a small difference of large numbers (`draw`)."""
 
@@ -26,7 +26,7 @@ GOLDEN_DIR = Path(__file__).resolve().parents[2] / "tests" / "golden"
 # The last chosen expert leads the first unchosen one by this share of its own probability. To first
 # order that is the gap of their logits, which bf16 products upstream move by 2^-6, at most 2^-5.
 MIN_MARGIN = 2.0**-4
-# Gap inside the top k, absolute. `router.ids` states that order too, but only fp32 is held to it.
+# Gap inside the top k, absolute. `router.ids` has that order, too, but only fp32 has to reproduce it.
 MIN_ORDER_GAP = 1e-5
 # Distance from the clip's limit or a ReLU's zero, as `Output.kinks` counts it. bf16 rounds by 2^-9.
 MIN_KINK = 2.0**-6
@@ -40,7 +40,7 @@ MAX_BYTES = 1_000_000
 
 @dataclass
 class Golden:
-    """The content of one file. `facts` are figures that only go to the terminal."""
+    """The content of one file. `facts` are figures that are only printed."""
 
     name: str
     description: str
@@ -105,9 +105,9 @@ def clear_ids(
     time: int,
     gen: torch.Generator,
 ) -> torch.Tensor | None:
-    """Random ids of clear tokens only. A token depends on none behind it, so the first of each sequence
+    """Random ids of clear tokens only. A token does not depend on later ones, so the first of each sequence
     that is not clear is drawn again until none is left; None if these weights allow that too rarely.
-    (Padding in front of a sequence does depend on what is behind it, and is only drawn more often.)"""
+    (Padding at the start of a sequence does depend on later tokens, and is only drawn more often.)"""
     ids = random_ids(config.vocab_size, batch, time, gen)
     draws = 0
     while draws < MAX_DRAWS:
@@ -204,8 +204,8 @@ def write(golden: Golden, directory: Path) -> Path:
 
 
 def safetensors_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """The format by hand, because the library orders the metadata at random: a rerun that changes no
-    value should change no byte."""
+    """Writes the format by hand, because the library orders the metadata at random, and a rerun that changes
+    no value should change no byte."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     data = bytearray()
     for name in sorted(tensors):

@@ -84,7 +84,7 @@ MODELS = {
         batch=3,
         time=11,
     ),
-    # Small embeddings, or a token would predict itself for certain, and layers that add less still.
+    # Small embeddings, since otherwise a token would predict itself with certainty, and layers that add even less.
     "tied": Model(
         "head tied to the embedding",
         {"tie_word_embeddings": True},
@@ -248,7 +248,7 @@ def run_transformers(
 def losses(
     config: OlmoeConfig, output: reference.Output, ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cross-entropy, auxiliary loss without its weight, and what is trained on."""
+    """Cross-entropy, auxiliary loss without its weight, and the total loss that is trained on."""
     ce = reference.cross_entropy(output.logits, ids)
     aux = reference.huggingface_loss(output.routers)
     return ce, aux, ce + config.router_aux_loss_coef * aux

@@ -1,8 +1,8 @@
-"""Golden chats, `crates/olmoe-data/tests/golden/chats.json`: what transformers' `apply_chat_template` makes of
-conversations.
+"""Golden chats, `crates/olmoe-data/tests/golden/chats.json`: conversations as transformers' `apply_chat_template`
+renders them.
 
 The templates are OLMoE's own (`crates/olmoe-data/src/chat_template/tulu.jinja`, also against the text that the
-fine-tuning of OLMoE shows for it) and four in the manner of other models, which together use what templates use: white
+fine-tuning of OLMoE shows for it) and four in the style of other models, which together use the features of real templates: white
 space control, namespaces, macros, loop controls, generation blocks, methods of strings, tojson, raise_exception. Beside
 them are the snippets and templates of `chat_snippets.py`. `--check` compares with the file and writes nothing."""
 
@@ -22,7 +22,7 @@ from transformers.utils import chat_template_utils
 CRATE = Path(__file__).resolve().parents[2] / "crates" / "olmoe-data"
 OUT = CRATE / "tests" / "golden" / "chats.json"
 
-# Indented tags, so that trim_blocks and lstrip_blocks count.
+# Indented tags, so that trim_blocks and lstrip_blocks have an effect.
 CHATML = """\
 {% if messages[0]['role'] != 'system' %}
     {{- '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}
@@ -38,7 +38,7 @@ CHATML = """\
 {% endif %}
 """
 
-# Strict about who speaks when.
+# Strict about the order of roles.
 INST = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
     "{% set system = '<<SYS>>\\n' + messages[0]['content'].strip() + '\\n<</SYS>>\\n\\n' %}"
@@ -77,7 +77,7 @@ HEADERS = """\
 {#- {{ ns.count }} is not shown #}
 """
 
-# Anything else that a template may call.
+# Other functions that a template may call.
 WORDS = """\
 {% set ns = namespace(n=0) %}
 {% for message in messages %}
@@ -137,7 +137,7 @@ def special_tokens(bos: str | None, eos: str | None) -> dict[str, str]:
 
 
 def render(source: str, messages: list, tokens: dict[str, str], prompt: bool) -> dict:
-    """What transformers makes of a conversation: its text and the ranges of characters that the template marks as the
+    """A conversation rendered by transformers: its text and the ranges of characters that the template marks as the
     assistant's, or the error."""
     try:
         tokenizer = transformers.PreTrainedTokenizerFast(
@@ -153,7 +153,7 @@ def render(source: str, messages: list, tokens: dict[str, str], prompt: bool) ->
             row["answers"] = ranges[0]
         return row
     except jinja2.exceptions.TemplateError as error:
-        # What the template says itself is the message alone; what went wrong in it is an error of another type.
+        # raise_exception gives its message alone; a failure inside the template is an error of another type.
         return {"error": str(error)} if type(error) is jinja2.exceptions.TemplateError else {"error": None}
     except Exception:  # noqa: BLE001 Python's own errors end a rendering just so
         return {"error": None}

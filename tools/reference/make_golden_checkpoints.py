@@ -1,5 +1,5 @@
 """Golden checkpoints, `tests/golden/checkpoints/`: one small OLMoE and one small Llama in every format, each written by
-software that others use, with the numbers that transformers computes from them.
+other software, with the numbers that transformers computes from them.
 
 | path | what | written by |
 |---|---|---|
@@ -8,11 +8,11 @@ software that others use, with the numbers that transformers computes from them.
 | `olmo/` | names as base64 of pickles | this file, safetensors |
 | `olmo-pt/` | `model.pt`, names with wrappers and groups of blocks | this file, torch |
 | `olmoe-bf16.gguf`, `olmoe-q8_0.gguf` | arch olmoe | gguf |
-| `llama-bf16.gguf` | arch llama, grouped heads, query and key rows permuted as llama.cpp wants them | gguf |
+| `llama-bf16.gguf` | arch llama, grouped heads, query and key rows permuted as llama.cpp requires | gguf |
 | `expected.safetensors` | `{olmoe,q8_0,llama}.logits`, `{olmoe,q8_0}.routing`, `ids` | transformers, fp32 |
 | `expected.json` | SHA-256 of every parameter as little-endian f32, by its canonical name | this file |
 
-All forms of the OLMoE but Q8_0 hold the same numbers; those of Q8_0 are what `gguf.quants.dequantize` says.
+All forms of the OLMoE but Q8_0 hold the same numbers; those of Q8_0 are the results of `gguf.quants.dequantize`.
 `--check` compares with the files and writes nothing."""
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def random_model(settings: dict, seed: int, dtype: torch.dtype = torch.float32) 
 
 
 def fused_tensors(model: transformers.PreTrainedModel) -> Tensors:
-    """As they are in memory, without the head that is the embedding."""
+    """The tensors as they are in memory, without a head that is tied to the embedding."""
     tied = model.config.tie_word_embeddings
     return {
         name: tensor.detach().clone()
@@ -114,7 +114,7 @@ def fused_tensors(model: transformers.PreTrainedModel) -> Tensors:
 
 
 def hf_tensors(fused: Tensors) -> Tensors:
-    """As they are in published files: three matrices an expert."""
+    """The tensors as in published files: three matrices for each expert."""
     out = {}
     for name, tensor in fused.items():
         if name.endswith("mlp.experts.gate_up_proj"):
@@ -181,7 +181,7 @@ def to_olmo(hf: Tensors, layers: int, experts: int) -> Tensors:
 
 
 def from_olmo(olmo: dict[str, np.ndarray], settings: dict) -> dict[str, np.ndarray]:
-    """The way back, as the published converter goes."""
+    """The inverse, as the published converter computes it."""
     d, heads = settings["hidden_size"], settings["num_attention_heads"]
     kv = d // heads * settings["num_key_value_heads"]
     out = {}
@@ -284,7 +284,7 @@ def permute(rows: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def gguf_name(name: str, arch: gguf.MODEL_ARCH, layers: int) -> str:
-    """gguf's own table says what llama.cpp's converter calls a tensor."""
+    """The name that llama.cpp's converter gives a tensor, from gguf's own table."""
     names = gguf.get_tensor_name_map(arch, layers)
     stacked = re.sub(r"experts\.(gate_proj|up_proj|down_proj)$", r"experts.\1.weight", name)
     found = names.get_name(stacked, try_suffixes=(".weight", ".bias"))
@@ -381,7 +381,7 @@ def digests(tensors: dict[str, np.ndarray], moe: bool) -> dict[str, str]:
 
 
 def with_numbers(settings: dict, inside: dict[str, np.ndarray]) -> transformers.PreTrainedModel:
-    """A model that has the numbers of a file."""
+    """A model with the numbers of a file."""
     model = random_model(settings, 0)
     state = {}
     for name in model.state_dict():

@@ -3,7 +3,7 @@
     git clone https://github.com/allenai/OLMo
     python tools/reference/make_golden_config_keys.py OLMo > tests/golden/olmo_config_keys.txt
 
-Reads `olmo/config.py` of each branch as a syntax tree: nothing of OLMo has to be installed.
+Reads `olmo/config.py` of each branch as a syntax tree, so OLMo need not be installed.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def default(node: ast.AnnAssign, sections: dict[str, list[ast.AnnAssign]]) -> st
     if text.startswith("field("):
         made = text.partition("default_factory=")[2].removesuffix(")")
         body = made.removeprefix("lambda: ")
-        # Every section is one that all its own defaults make.
+        # Every section can be made from its own defaults.
         return "section" if body.partition("(")[0] in sections else {"list": "[]"}.get(body, body)
     if isinstance(node.value, ast.Constant):
         named = {None: "null", True: "true", False: "false"}
-        # 0 and 1 are equal to truth values, but no defaults are confused with them here.
+        # In Python 0 and 1 equal False and True, but no two defaults are confused by that here.
         return named[node.value.value] if node.value.value is None or isinstance(node.value.value, bool) else str(node.value.value)
     return text.rpartition(".")[2] if isinstance(node.value, ast.Attribute) else text
 

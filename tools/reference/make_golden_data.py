@@ -3,8 +3,8 @@
 
 Writes crates/olmoe-data/tests/golden; with --data FOLDER also the digests of the real corpora in FOLDER/pretrain.
 dolma never seeds its generators and takes files in the order of the file system. Here they are seeded, files are
-given one by one, and each group of files begins with the state that the shuffling of all files has left, as processes
-that are forked then would.
+given one by one, and each group of files begins with the generator state after the shuffling of all files, as in
+processes that are forked at that point.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Taggers need a dozen packages that tokenising does not.
+# dolma imports its taggers, which need a dozen packages that tokenising does not.
 sys.modules["dolma.taggers"] = types.ModuleType("dolma.taggers")
 import zstandard  # noqa: E402
 from dolma.tokenizer import executor  # noqa: E402
@@ -74,7 +74,7 @@ def tokenize(files, tokenizer, settings):
         for file in files:
             # dolma logs a file that it cannot read and goes on.
             assert not file.stat().st_size or str(file).encode() in lists, f"dolma did not read {file}"
-        # A group without a document leaves max_size zeros, which are no tokens of anything.
+        # A group without a document leaves max_size zeros, which are not tokens.
         for name in [name for name, data in out.items() if name.endswith(".csv.gz") and not data]:
             del out[name], out[name.replace(".csv.gz", ".npy")]
         return out
@@ -85,7 +85,7 @@ def digests(output):
 
 
 def make_tokenizer():
-    """A byte-level vocabulary with a few merges, a run of spaces and an end of text."""
+    """A byte-level vocabulary with a few merges, a run of spaces and an end-of-text token."""
     printed = [b for b in range(256) if 33 <= b < 127 or 161 <= b and b != 173]
     letters, extra = [], 256
     for b in range(256):
@@ -104,7 +104,7 @@ def make_tokenizer():
 
 
 def make_corpus(draw):
-    """Five files: plain with all that can be wrong with a line, gzip of two members, plain gzip, zstd, empty."""
+    """Five files: plain with everything that can be wrong with a line, gzip of two members, plain gzip, zstd, empty."""
     words = "the low lowest thesis then   other é 生活 <|endoftext|> \t a\u0301 loth".split(" ") + ["  ", "\n", "\n\n"]
 
     def line(name, i):

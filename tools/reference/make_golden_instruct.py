@@ -1,8 +1,8 @@
-"""Golden data of fine-tuning, `crates/olmoe-data/tests/golden/instruct.json`: what the programs of others make of
-conversations, of lengths and of indices.
+"""Golden data of fine-tuning, `crates/olmoe-data/tests/golden/instruct.json`: the results of other programs for
+conversations, lengths and indices.
 
 - `masks`: ids and targets by the three encoders of open-instruct, and by the blocks that transformers finds. The functions of
-  open-instruct are taken from its files, which are named on the command line and no part of this project
+  open-instruct are taken from its files, which are named on the command line and are not part of this project
   (https://github.com/allenai/open-instruct):
 
       git show f13c2d131:open_instruct/finetune.py > august.py                      # of the released SFT model
@@ -12,7 +12,7 @@ conversations, of lengths and of indices.
       python make_golden_instruct.py --august august.py --october october.py --templates templates.py --now now.py \\
           --kto kto_trainer.py --tokenizer allenai_gpt-neox-olmo-dolma-v1_5.json
 
-- `kto`: what trl 0.9.6 keeps of long rows, by a function of its `trl/trainer/kto_trainer.py` (`pip download --no-deps
+- `kto`: the part of long rows that trl 0.9.6 keeps, by a function of its `trl/trainer/kto_trainer.py` (`pip download --no-deps
   trl==0.9.6`), named with `--kto`: ids 2 to 999 are those of prompts, from 1000 on of answers, 1 begins and 0 ends.
 - `packs`: trl's `pack_dataset` on rows of given lengths.
 - `shuffles`: the indices of datasets' `Dataset.shuffle(seed)`.
@@ -41,21 +41,21 @@ CRATE = Path(__file__).resolve().parents[2] / "crates" / "olmoe-data"
 GOLDEN = CRATE / "tests" / "golden"
 END = "<|endoftext|>"
 
-# Ends an answer only where the conversation ends: a rendering of the beginning is not the beginning of the rendering.
+# Ends an answer only at the end of the conversation, so a rendered prefix is not a prefix of the rendering.
 END_LAST = (
     "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] }}"
     "{% if loop.last and message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-# The same without a generation prompt: the words of the assistant cannot be told from their header.
+# The same without a generation prompt, so the answer cannot be told from its header.
 NO_PROMPT = END_LAST.split("{% if add_generation_prompt %}")[0]
-# With the answers marked, as transformers' `return_assistant_tokens_mask` wants it.
+# With the answers marked, as transformers' `return_assistant_tokens_mask` requires.
 MARKED = (
     "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '>' }}{% if message['role'] == 'assistant' %}"
     "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
     "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
 )
-# A space before the answer, which a token of it takes in.
+# A space before the answer, which the first token of the answer includes.
 SPACED = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] + ':' }}{{ ' ' + message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
@@ -206,7 +206,7 @@ def kto(path: Path) -> list[dict[str, Any]]:
 def packs() -> list[dict[str, Any]]:
     draw = random.Random(6198)
     cases = [([5, 2, 3, 1], 4), ([], 8), ([3], 8), ([8, 8, 8], 8), ([9, 17, 0, 4], 8)]
-    # Lengths that differ: the order of equal ones is nobody's promise.
+    # Lengths that differ, since the order of equal ones is not guaranteed.
     cases += [(draw.sample(range(1, 64), draw.randrange(2, 40)), limit) for limit in [16, 33, 48, 63]]
     rows = []
     for lengths, limit in cases:

@@ -1,7 +1,7 @@
 """Golden states of the OLMo-native variants, for which transformers has no model.
 
-Computed by olmo_reference.py in fp64 and rounded to fp32 on writing. The one whose blocks are dense and
-mixtures in turn can be put together from parts of transformers, too, and must agree with that.
+Computed by olmo_reference.py in fp64 and rounded to fp32 on writing. The model that
+alternates dense and mixture-of-experts blocks can also be built from parts of transformers, and must agree with that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from golden_io import Golden
 
 SCRIPT = "make_golden_olmo.py"
 
-# The release's switches at a small size. Each model below says only what it changes.
+# The release's switches at a small size. Each model below lists only what it changes.
 BASE = {
     "d_model": 32,
     "n_heads": 4,
@@ -87,7 +87,7 @@ class Model:
         return torch.tensor([[t in places for t in range(self.time)] for places in self.padding_at])
 
 
-# Keys that a dense model has no use for.
+# Keys without a meaning for a dense model.
 NO_MOE = {key: None for key in BASE if key.startswith("moe_")}
 
 MODELS = {
@@ -116,7 +116,7 @@ MODELS = {
         {**NO_MOE, "block_type": "sequential"},
         auxiliary="none",
     ),
-    # With weights of 1 such a norm makes whatever a layer adds as large as the embedding.
+    # With weights of 1 such a norm would make the output of every layer as large as the embedding.
     "norm_after": Model(
         "norms after attention and after the MoE, none before",
         {"norm_after": True},
@@ -189,7 +189,7 @@ MODELS = {
     ),
 }
 
-# These are written as null, which is how a config says "not set"; other nulls are left out.
+# These are written as null, which means "not set" in a configuration; other nulls are left out.
 KEEP_NULL = ("moe_zloss_weight", "bias_for_layer_norm")
 
 
@@ -298,7 +298,7 @@ def compute(
 def losses(
     model: Model, settings: dict[str, object], output: reference.Output, ids: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Each with its weight, and their sum."""
+    """Each loss with its weight, and their sum."""
     found = {"ce": reference.cross_entropy(output.logits, ids, model.padding)}
     lb_weight, z_weight = loss_weights(model, settings)
     if model.auxiliary == "olmo":
@@ -334,7 +334,7 @@ def make(name: str) -> Golden:
     double = {key: value.double() for key, value in drawn.params.items()}
     result = compute(model, settings, double, drawn.ids)
 
-    # A golden that does not exercise what it is for would pass any implementation.
+    # A golden state that does not exercise its feature would pass any implementation.
     dropped = [router.dropped for router in result.output.routers]
     if config.clip_qkv is not None and min(result.output.clipped) < 0.1:
         raise RuntimeError(f"{name}: clips too little: {result.output.clipped}")
@@ -346,7 +346,7 @@ def make(name: str) -> Golden:
     metadata = golden_io.base_metadata(SCRIPT, model.description, weights)
     metadata["config_olmo"] = yaml.safe_dump(settings, sort_keys=False)
 
-    # How far an fp32 run of the same code is from the stored values: what a test may expect.
+    # The distance of an fp32 run of the same code from the stored values, which bounds what a test can expect.
     margin = result.tensors.get("router.margin")
     single = compute(model, settings, drawn.params, drawn.ids).tensors
     compared = [key for key, value in single.items() if value.is_floating_point()]

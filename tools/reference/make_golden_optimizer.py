@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 FOLDER = Path(__file__).resolve().parents[2] / "crates" / "olmoe-train" / "tests" / "golden"
 STEPS = 10
 
-# Of a model with one layer; what `ParameterSpec` calls them, and in its order.
+# The parameters of a model with one layer, with the names and in the order of `ParameterSpec`.
 D, V, E, F = 8, 40, 3, 6
 PARAMETERS = [
     ("embed_tokens.weight", [V, D], "embedding", "wte"),
@@ -64,7 +64,7 @@ DEFAULTS = dict(betas=[0.9, 0.95], eps=1e-5, decay_norm_and_bias=False, decay_em
 
 
 def learning_rate(s: np.ndarray, c: dict, end: np.ndarray) -> np.ndarray:
-    """The formulas as arrays; which one holds where is decided afterwards."""
+    """Every formula over all positions; which one applies where is decided afterwards."""
     s, end = s.astype(np.float64), end.astype(np.float64)
     lr, w = c["lr"], float(c["warmup"])
     last = end if c["t_max"] is None else np.full_like(s, c["t_max"])

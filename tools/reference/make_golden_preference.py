@@ -3,9 +3,9 @@
     python tools/reference/make_golden_preference.py            # writes crates/olmoe-train/tests/golden/preference.json
     python tools/reference/make_golden_preference.py --check    # compares with the file, writes nothing
 
-The loss methods of trl's DPOTrainer, KTOTrainer, CPOTrainer and ORPOTrainer are called with log-probabilities in the place of
-a model; gradients are torch's, by the log-probability of each token. What trl 1.16 has not is computed here from its
-definition: open-instruct's label smoothing, `simpo` and `wpo`, and the running mean of `bco`.
+The loss methods of trl's DPOTrainer, KTOTrainer, CPOTrainer and ORPOTrainer are called with log-probabilities in place of a
+model; gradients are torch's, with respect to the log-probability of each token. What trl 1.16 lacks is computed here from
+its definition: open-instruct's label smoothing, `simpo` and `wpo`, and the running mean of `bco`.
 
 `pairs`: answers with `logp`, `ref`, `log_sum_squares` of each token. `cases`: `settings` and `delta`, then `loss`, the
 gradients `chosen` and `rejected` (a list an answer), `metrics` by trl's names, and the relative `tolerance` of the precision
@@ -57,7 +57,7 @@ def padded(rows: list[list[float]], dtype: torch.dtype) -> torch.Tensor:
 
 
 class Given(torch.nn.Module):
-    """A model that answers with what it was given."""
+    """A model that returns its inputs."""
 
     is_gradient_checkpointing = False
 
@@ -120,7 +120,7 @@ class Pairs:
 
 
 def trl_dpo(pairs: list[dict], settings: dict) -> dict:
-    # trl knows the limits of f16, bf16 and f32 alone for this divergence.
+    # For this divergence, trl has limits for f16, bf16 and f32 only.
     alpha = settings.get("f_divergence_type") == "alpha_divergence"
     data = Pairs(pairs, torch.float32 if alpha else torch.float64)
     s = {**SETTINGS, **settings}
@@ -136,7 +136,7 @@ def trl_dpo(pairs: list[dict], settings: dict) -> dict:
     loss = trainer._compute_loss(trainer.model, inputs_of(data.lengths), False)
     out = result(loss, data.logp, data.lengths)
     metrics = {name: values[-1] for name, values in trainer._metrics["train"].items() if name in NAMES}
-    # It rounds the label smoothing of EXO to f32.
+    # trl rounds the label smoothing of EXO to f32.
     tolerance = 3e-6 if alpha else 2e-7 if "exo_pair" in s["loss_type"] else 1e-12
     return {**out, "metrics": metrics, "tolerance": tolerance, "by": "trl DPOTrainer"}
 
@@ -310,7 +310,7 @@ def main() -> None:
         return
     cases = made.pop("cases")
     kto = made["kto"].pop("cases")
-    # A case a line.
+    # One case per line.
     head = json.dumps(made)[:-1]
     kto_lines = ",\n".join(map(json.dumps, kto))
     lines = ",\n".join(map(json.dumps, cases))

@@ -1,4 +1,4 @@
-"""Golden files of the block formats, `tests/golden/quant_*`: what gguf and llama.cpp make of them.
+"""Golden files of the block formats, `tests/golden/quant_*`: the results of gguf and llama.cpp.
 
 - `quant_blocks.bin`: for each format in the order of FORMATS, `blocks(format)` blocks, then the numbers that
   `gguf.quants.dequantize` gives for them, f32. Two thirds of the blocks are random bytes (scales finite: of every
@@ -23,7 +23,7 @@ from gguf.quants import dequantize, quantize
 
 GOLDEN_DIR = Path(__file__).resolve().parents[2] / "tests" / "golden"
 
-# By name: the type, and where in a block its f16 numbers lie.
+# By name: the type, and the positions of the f16 numbers in a block.
 FORMATS = {
     "q4_0": (Type.Q4_0, [0]),
     "q4_1": (Type.Q4_1, [0, 2]),
@@ -65,7 +65,7 @@ def ggml() -> ctypes.CDLL:
 
 
 def reference(library: ctypes.CDLL, kind: Type, x: np.ndarray) -> tuple[np.ndarray, str]:
-    """The blocks that the reference makes of x, and its name."""
+    """The reference's quantised blocks of x, and its name."""
     block_len, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     if block_len == 32:
         with np.errstate(over="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Small files of torch.save and tensor names of OLMo's safetensors files, with what they hold.
+"""Small files of torch.save and tensor names of OLMo's safetensors files, with their contents.
 
 torch_*.pt and torch.json: every type, shared storages, slices, parameters, nested dicts, by each pickle protocol.
 olmo_keys.json: names as OLMo encodes them (urlsafe base64 of a pickle of a path and a bool).

@@ -3,7 +3,7 @@
     venv/bin/pip install --no-deps glassllm==0.1.0 && venv/bin/pip install numpy
     venv/bin/python tools/reference/make_golden_trained.py
 
-Writes crates/olmoe-checkpoint/tests/golden/trained/glassllm.json: the surprise of every token of a paragraph, the first
+Writes crates/olmoe-checkpoint/tests/golden/trained/glassllm.json: the surprise (negative log-probability) of every token of a paragraph, the first
 64 logits after it, and 100 greedy tokens after a prompt, with the smallest distance between the best two printed.
 """
 

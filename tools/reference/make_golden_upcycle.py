@@ -1,11 +1,11 @@
-"""Golden upcycling, `tests/golden/upcycle/`: a small dense OLMo checkpoint, and what OLMoE's upcycling script makes of it.
+"""Golden upcycling, `tests/golden/upcycle/`: a small dense OLMo checkpoint, and the result of OLMoE's upcycling script.
 
 | path | what |
 |---|---|
 | `dense/` | the dense model as OLMo's trainer writes it: `ff_proj` has the rows of up and then of gate |
 | `expected.safetensors` | every tensor of the mixture but the router, by its name in OLMo; the shared expert also as the script's mistake has it, under `swapped.` |
 
-The formulas are written down here a second time; nothing is taken from the program that is tested.
+The formulas are implemented here independently; nothing is taken from the program under test.
 `--check` compares with the files and writes nothing."""
 
 from __future__ import annotations

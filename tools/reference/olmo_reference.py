@@ -69,7 +69,7 @@ class Config:
         return self.mlp_hidden_size // 2 if self.activation_type == "swiglu" else self.mlp_hidden_size
 
     def is_mixture(self, layer: int) -> bool:
-        # OLMo's branch for such models begins with a sequential block.
+        # In OLMo's branch for interleaved models, the first block is sequential.
         return self.block_type == "moe" and not (self.moe_interleave and layer % 2 == 0)
 
     @property
@@ -78,13 +78,13 @@ class Config:
 
     @property
     def gated_experts(self) -> bool:
-        # megablocks' capacity MoE has one plain MLP class: with swiglu the gate silently goes away.
+        # megablocks' capacity MoE has only a plain MLP class: with swiglu the gate is silently dropped.
         return self.activation_type == "swiglu" and self.moe_dropless
 
 
 @dataclass
 class Router:
-    """One mixture's routing, over all tokens of the batch in [batch, time] order."""
+    """The routing of one mixture-of-experts layer, over all tokens of the batch in [batch, time] order."""
 
     logits: Tensor  # [tokens, E]
     probs: Tensor  # [tokens, E]
@@ -222,8 +222,8 @@ def attention_mask(batch: int, time: int, document_lengths: Tensor | None) -> Te
 
 def padding_bias(mask: Tensor, padding: Tensor, dtype: torch.dtype) -> Tensor:
     """[batch, time, time], what OLMo adds to the scores when it is given an `attention_mask`: the lowest fp32 number to
-    every key that is padding or comes later. Where a row has no other key, it swallows the scores, and the row attends
-    to all tokens alike, those behind it too."""
+    every key that is padding or comes later. Where a row has no other key, this number absorbs the scores, and the row attends
+    equally to all tokens, later ones included."""
     seen = mask & ~padding[:, None, :]
     return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(torch.float32).min)
 
@@ -355,7 +355,7 @@ def forward(
 
 
 def cross_entropy(logits: Tensor, ids: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Mean over the batch * (time - 1) next-token targets, of which those that are padding count 0."""
+    """Mean over the batch * (time - 1) next-token targets, where padding counts 0."""
     logits, targets = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     if padding is None:
         return F.cross_entropy(logits, targets)
@@ -364,7 +364,7 @@ def cross_entropy(logits: Tensor, ids: Tensor, padding: Tensor | None = None) ->
 
 
 def _counts(router: Router) -> Tensor:
-    """[E]: how often each expert was chosen, before any capacity drops anything; no gradient."""
+    """[E]: how often each expert was chosen, before the capacity drops any; without a gradient."""
     experts = router.probs.shape[-1]
     return F.one_hot(router.ids, experts).sum((0, 1)).to(router.probs.dtype)
 

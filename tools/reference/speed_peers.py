@@ -70,7 +70,7 @@ class Llama:
         return context
 
     def batch(self, work: Work, start: int, count: int, sequences: range) -> object:
-        """The next `count` tokens of some sequences; the last of each gets logits."""
+        """Reads the next `count` tokens of some sequences and computes the logits of the last of each."""
         batch = self.cpp.llama_batch_init(count * len(sequences), 0, 1)
         at = 0
         for sequence in sequences:
@@ -114,7 +114,7 @@ class Llama:
         self.cpp.llama_free(context)
 
     def first_token(self, work: Work) -> float:
-        """Seconds from before loading to the first token, imports left out; the way the library comes."""
+        """Seconds from before loading to the first token, without imports, with the library's defaults."""
         context = self.context(work, -1)
         self.decode(context, self.batch(work, 0, work.width, range(1)))
         logits = self.cpp.llama_get_logits_ith(context, -1)
@@ -203,7 +203,7 @@ PEERS = {"llama.cpp": Llama, "transformers": Transformers}
 
 
 def memory_bytes(field: str) -> int:
-    """`VmHWM`, the peak of what was resident, mapped files included, or `RssAnon`, what is the process's own now."""
+    """`VmHWM`, the peak resident memory with mapped files, or `RssAnon`, the process's present anonymous memory."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{field}:"))
 
@@ -214,9 +214,9 @@ def main() -> int:
     parser.add_argument("--model", default="")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    # Ends with the process that asks, even while it is stopped: PR_SET_PDEATHSIG.
+    # PR_SET_PDEATHSIG: ends with the parent process, even while stopped.
     ctypes.CDLL(None).prctl(1, 9)
-    # What the libraries print is no answer.
+    # What the libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

@@ -1,7 +1,7 @@
 """transformers' OlmoeForCausalLM as a trainer on the CPU, in several implementations.
 
 All variants of one run share one set of weights, gradients and optimizer state, so any number of them
-fits in the memory of one, and each goes on training where the last one stopped.
+fits in the memory of one, and each continues training where the last one stopped.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CONFIGS = {
 }
 PRECISIONS = ("fp32", "bf16")
 # `experts_implementation` of transformers, each plain and under torch.compile. batched_mm copies the
-# weights of an expert for every token that chose it, which is out of the question at these sizes.
+# weights of an expert for every token that chose it, which is infeasible at these sizes.
 IMPLEMENTATIONS = ("eager", "grouped_mm", "eager+compile", "grouped_mm+compile")
 
 
@@ -55,7 +55,7 @@ ALLOCATORS = ("kept", "default")
 
 
 def use_allocator(kind: str) -> None:
-    """Starts this program anew with the settings, unless it already runs with the wanted ones."""
+    """Starts this program again with the settings, unless it already runs with the wanted ones."""
     wanted = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
     if kind == "kept":
         wanted |= KEEP_MEMORY
@@ -190,7 +190,7 @@ def parse_implementations(text: str) -> list[str]:
 
 
 def common_arguments(description: str, rounds: int) -> argparse.ArgumentParser:
-    """The options that every timing program here has."""
+    """The options of every timing program in this folder."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", choices=CONFIGS, default="tiny")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")

@@ -24,7 +24,7 @@ use crate::file_name::{HF_CONFIG, OLMO_CONFIG, SAFETENSORS};
 use crate::gguf::mix::{Context, Mix};
 use crate::gguf::model::GgufModelError;
 use crate::gguf::parts::{self, GgufPart};
-use crate::gguf::{self, value::Metadata, value::Value};
+use crate::gguf::{self, value::Metadata, value::MetadataValue};
 use crate::huggingface::Experts;
 use crate::layout::{FileTensor, Layout, Transform, slabs};
 use crate::olmo_keys;
@@ -540,13 +540,13 @@ fn gguf_metadata(config: &ModelConfig, companions: &Companions, mix: Mix) -> Res
     const QUANTIZATION_VERSION: u32 = 2;
     let mut metadata = Metadata::default();
     let architecture = gguf::model::architecture(config);
-    metadata.insert("general.architecture", Value::Text(architecture.to_owned()));
-    metadata.insert("general.type", Value::Text("model".to_owned()));
-    metadata.insert("general.name", Value::Text(companions.name().to_owned()));
+    metadata.insert("general.architecture", MetadataValue::Text(architecture.to_owned()));
+    metadata.insert("general.type", MetadataValue::Text("model".to_owned()));
+    metadata.insert("general.name", MetadataValue::Text(companions.name().to_owned()));
     gguf::model::write(config, &mut metadata);
-    metadata.insert("general.file_type", Value::U32(mix.file_type()));
+    metadata.insert("general.file_type", MetadataValue::U32(mix.file_type()));
     if mix.encoding().is_quantized() {
-        metadata.insert("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
+        metadata.insert("general.quantization_version", MetadataValue::U32(QUANTIZATION_VERSION));
     }
     let vocabulary = companions.vocabulary(config)?;
     gguf::vocabulary::write(vocabulary.as_ref(), &mut metadata);

@@ -22,7 +22,7 @@ use crate::save::{self, MANIFEST_FILE, SaveError};
 use crate::torch;
 use crate::{olmo, olmo_keys, stand_in};
 
-/// The group of a training checkpoint with the parameters.
+/// The tensor group of a training checkpoint that holds the parameters.
 pub const MODEL_GROUP: &str = "model";
 /// The link to the newest checkpoint of a run.
 const LATEST: &str = "latest";
@@ -89,17 +89,17 @@ fn stored_type(dtype: SafeType) -> StoredType {
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
-    /// The format's name for it, without the wrappers of a training run.
+    /// The name in the format, without the wrappers of a training run.
     pub name: String,
-    /// Its numbers.
+    /// The type of its numbers.
     pub kind: StoredType,
-    /// Row-major, outermost first.
+    /// The shape, outermost axis first; the numbers are row-major.
     pub shape: Vec<usize>,
-    /// Index of its file in [`Contents::files`].
+    /// The index of its file in [`Contents::files`].
     pub file: usize,
-    /// Its first byte there.
+    /// The offset of its first byte in the file.
     pub offset: u64,
-    /// Its bytes.
+    /// The size of the tensor in bytes.
     pub bytes: u64,
 }
 
@@ -193,7 +193,7 @@ impl Contents {
                 self.path = path.clone();
                 self.gguf(&path)
             }
-            // The parts of one model.
+            // The parts of one split model.
             ref several if one_model(several) => {
                 let path = self.path.join(several[0]);
                 self.path = path.clone();
@@ -247,7 +247,7 @@ impl Contents {
             for name in index.files() {
                 self.safetensors(&self.path.join(name))?;
             }
-            // A tensor that the index puts elsewhere would be read from the wrong place by others.
+            // Other programs would read a tensor from the file that the index names, so a different place is an error.
             for tensor in &self.tensors {
                 let file = self.files[tensor.file].0.file_name().and_then(|name| name.to_str());
                 if index.weight_map.get(&tensor.name).map(String::as_str) != file {
@@ -440,13 +440,14 @@ fn gguf_header(path: &Path) -> Result<(File, GgufHeader), CheckpointError> {
 /// Opens a file to read it.
 fn open_file(path: &Path) -> Result<File, CheckpointError> {
     stand_in::check_link(path)?;
-    // Checked before it is opened: opening a pipe waits for its other end, and reading a device may never end.
+    // This is checked before opening: opening a pipe blocks until its other end is opened, and reading a device may
+    // never end.
     if !std::fs::metadata(path).map_err(CheckpointError::io(path))?.is_file() {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "a folder, pipe or device, expected a file");
         return Err(CheckpointError::Io { path: path.to_owned(), source });
     }
     let open = || File::open(path).map_err(CheckpointError::io(path));
-    // With a separate handle: on some systems reading at a position moves the position of the handle.
+    // The check has a handle of its own: on some systems, reading at a position moves the position of the handle.
     stand_in::check(path, &open()?)?;
     open()
 }
@@ -457,7 +458,7 @@ fn read_config(path: &Path) -> Result<LoadedConfig, CheckpointError> {
     Ok(ModelConfig::read(path)?)
 }
 
-/// All bytes of a small file.
+/// All bytes of a file, of at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>, CheckpointError> {
     let file = open_file(path)?;
     let length = ReadAt::len(&file).map_err(CheckpointError::io(path))?;

@@ -6,8 +6,8 @@
 //! the rest        the tensors, dense and row-major, without holes or overlaps, to the end of the file
 //! ```
 //!
-//! Source: the format's description at <https://github.com/huggingface/safetensors>. What is read here is what its own
-//! library reads, less what that library cannot tell apart (two tensors of one name).
+//! Source: the format's description at <https://github.com/huggingface/safetensors>. The same files are accepted as by
+//! the reference library, except those with two tensors of one name, which that library does not notice.
 
 mod error;
 mod header;

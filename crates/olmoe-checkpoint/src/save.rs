@@ -1,4 +1,4 @@
-//! Checkpoints of a training run, written so that no crash loses one.
+//! Checkpoints of a training run, written so that a crash loses none.
 //!
 //! ```text
 //! run/
@@ -15,11 +15,11 @@
 //! ```
 //!
 //! Saving: write `step-N.tmp/`, sync each file, write and sync the manifest, sync the folder, rename it, sync the run
-//! folder, move `latest`. Removing is the last thing, and begins with a rename too, so a folder of the name `step-N` is
-//! whole at any time, unless the disk itself damages it. Loading takes the newest that verifies and says what is wrong
-//! with each newer one. The same state gives the same bytes: nothing here depends on time, host or paths.
+//! folder, move `latest`. Old checkpoints are removed last, beginning with a rename. So a folder named `step-N` is
+//! always complete, unless the disk itself damages it. Loading takes the newest checkpoint that verifies and reports
+//! what is wrong with each newer one. The same state gives the same bytes: nothing here depends on time, host or paths.
 //!
-//! One process saves into a run folder at a time; seeing to that is the caller's.
+//! Only one process may save into a run folder at a time; the caller has to ensure that.
 
 mod error;
 mod found;
@@ -34,11 +34,11 @@ pub use error::{SaveError, SaveNotice};
 pub use found::Found;
 pub use limits::{MANIFEST_FILE, MANIFEST_VERSION, MAX_MANIFEST, MAX_SMALL_FILE};
 pub use manifest::{FileRecord, Manifest, verify};
-pub use writer::{SPACE_RESERVE, SavedCheckpoint, Writer};
+pub use writer::{CheckpointWriter, SPACE_RESERVE, SavedCheckpoint};
 
 use crate::disk::{Disk, LocalDisk, make_folders};
 
-/// The pointer to the checkpoint that was saved last.
+/// The link to the checkpoint that was saved last.
 pub const LATEST: &str = "latest";
 const LATEST_TEMPORARY: &str = "latest.tmp";
 
@@ -50,7 +50,7 @@ pub struct Checkpoints<D = LocalDisk> {
 }
 
 impl Checkpoints {
-    /// Opens the folder of a run, and makes it if there is none.
+    /// Opens the folder of a run, and creates it if it does not exist.
     ///
     /// # Errors
     /// [`SaveError::Io`].
@@ -60,7 +60,7 @@ impl Checkpoints {
 }
 
 impl<D: Disk> Checkpoints<D> {
-    /// Opens the folder of a run through a disk of the caller's.
+    /// As [`open`](Checkpoints::open), through a disk of the caller's.
     ///
     /// # Errors
     /// [`SaveError::Io`].
@@ -75,12 +75,12 @@ impl<D: Disk> Checkpoints<D> {
         &self.run_dir
     }
 
-    /// The disk that it is on, for the files beside the checkpoints.
+    /// The disk of the folder, for the files beside the checkpoints.
     pub fn disk(&self) -> &D {
         &self.disk
     }
 
-    /// Steps that have a folder, ascending; nothing says yet that they verify.
+    /// The steps that have a folder, ascending. The checkpoints are not verified.
     ///
     /// # Errors
     /// [`SaveError::Io`].
@@ -90,22 +90,23 @@ impl<D: Disk> Checkpoints<D> {
         Ok(steps)
     }
 
-    /// Begins a save: removes what crashes left over, and makes the folder to write into.
+    /// Begins a save: removes the leftovers of crashes, and creates the folder to write into.
     ///
     /// # Errors
     /// [`SaveError::Io`].
-    pub fn begin(&self, step: u64) -> Result<Writer<'_, D>, SaveError> {
+    pub fn begin(&self, step: u64) -> Result<CheckpointWriter<'_, D>, SaveError> {
         for name in names(&self.run_dir)?.iter().filter(|name| is_leftover(name)) {
             remove_tree(&self.disk, &self.run_dir.join(name))?;
         }
-        Writer::new(self, step)
+        CheckpointWriter::new(self, step)
     }
 
-    /// The newest checkpoint that verifies, with a notice for each newer one that does not; none if no step has a
+    /// The newest checkpoint that verifies, with a notice for each newer one that does not; None if no step has a
     /// folder.
     ///
     /// # Errors
-    /// [`SaveError::NoneVerifies`] if there are some, all damaged: training must not begin anew by itself then.
+    /// [`SaveError::NoneVerifies`] if all checkpoints are damaged, since training must not start afresh without the
+    /// user's decision.
     pub fn load_latest(&self) -> Result<Option<Found>, SaveError> {
         let mut notices = Vec::new();
         for step in self.steps()?.into_iter().rev() {
@@ -120,7 +121,7 @@ impl<D: Disk> Checkpoints<D> {
     /// The checkpoint of a step, if it verifies.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The reason why it does not verify.
     pub fn load(&self, step: u64) -> Result<Found, SaveError> {
         let path = self.folder(step);
         let manifest = verify(&path)?;
@@ -130,8 +131,8 @@ impl<D: Disk> Checkpoints<D> {
         Ok(Found { step, path, manifest, notices: Vec::new() })
     }
 
-    /// Removes the checkpoints of these steps; those that are not there are not missed. One that holds more than was saved
-    /// is kept, because the rest is somebody's.
+    /// Removes the checkpoints of these steps; missing ones are skipped. A folder with further files is kept, because
+    /// they belong to the user.
     ///
     /// # Errors
     /// [`SaveError::LastOne`] if no complete checkpoint would be left, before anything is removed.
@@ -158,7 +159,7 @@ impl<D: Disk> Checkpoints<D> {
         removed.iter().try_for_each(|step| remove_tree(&self.disk, &old(step)))
     }
 
-    /// Whether the folder of a step holds anything that its manifest does not list.
+    /// Whether the folder of a step holds files that its manifest does not list.
     fn holds_more(&self, step: u64) -> bool {
         let folder = self.folder(step);
         let (Ok(manifest), Ok(names)) = (manifest::read(&folder), names(&folder)) else { return false };
@@ -169,7 +170,7 @@ impl<D: Disk> Checkpoints<D> {
         self.run_dir.join(folder_name(step))
     }
 
-    /// What `latest` points at.
+    /// The target of `latest`.
     fn latest(&self) -> Option<String> {
         let path = self.run_dir.join(LATEST);
         let target = std::fs::read_link(&path).ok().and_then(|target| target.to_str().map(String::from));
@@ -198,19 +199,19 @@ fn folder_name(step: u64) -> String {
     format!("step-{step}")
 }
 
-/// The step whose folder has this name.
+/// The step of a folder's name.
 fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (folder_name(step) == name).then_some(step)
 }
 
-/// Whether a save or a removal that was cut short left this.
+/// Whether a file is the leftover of an interrupted save or removal.
 fn is_leftover(name: &str) -> bool {
     let Some(name) = name.strip_suffix(".tmp") else { return false };
     name == LATEST || step_of(name.strip_suffix(".old").unwrap_or(name)).is_some()
 }
 
-/// Names in a folder, sorted; those that are not UTF-8 are not ours.
+/// The names in a folder, sorted. Names that are not UTF-8 do not belong to checkpoints and are skipped.
 fn names(folder: &Path) -> Result<Vec<String>, SaveError> {
     let list = || -> io::Result<Vec<String>> {
         let names = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
@@ -221,7 +222,7 @@ fn names(folder: &Path) -> Result<Vec<String>, SaveError> {
     Ok(names)
 }
 
-/// Removes a file, or a folder and all in it; nothing there is fine. Links are not followed.
+/// Removes a file, or a folder with its content, if it exists. Links are not followed.
 fn remove_tree(disk: &impl Disk, path: &Path) -> Result<(), SaveError> {
     let is_dir = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata.is_dir(),

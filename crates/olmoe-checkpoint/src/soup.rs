@@ -1,8 +1,8 @@
-//! The soup of checkpoints of one model: every number is the average of theirs.
+//! Model soups: every number is the average over checkpoints of one model.
 //!
-//! With `w` the weights over the largest of them, a number is `(w₁x₁ + w₂x₂ + …) / (w₁ + w₂ + …)`: products, sums in
-//! the order of the checkpoints and the quotient in f64, then rounded once to the type that is written. Equal weights
-//! are all 1, so equal checkpoints sum up exactly and give themselves, bit for bit.
+//! With `w` the weights divided by the largest of them, a number is `(w₁x₁ + w₂x₂ + …) / (w₁ + w₂ + …)`. Products, sums
+//! in the order of the checkpoints, and the quotient are computed in f64; the result is rounded once to the written
+//! type. Equal weights are all 1, so equal checkpoints give the same bits again.
 
 use std::path::{Path, PathBuf};
 
@@ -19,38 +19,38 @@ use crate::encoding::Encoding;
 use crate::error::CheckpointError;
 use crate::weights::{Weights, slab_len};
 
-/// Numbers averaged at a time: a multiple of every block.
+/// How many numbers are averaged at a time: a multiple of every block.
 const PIECE: usize = 1 << 20;
-/// Numbers in a task: a multiple of every block.
+/// How many numbers a task averages: a multiple of every block.
 const GRAIN: usize = 1 << 15;
 
-/// Why checkpoints have no average.
+/// Why checkpoints cannot be averaged.
 #[derive(Debug, thiserror::Error)]
 pub enum SoupError {
-    /// Nothing to average.
+    /// No checkpoints.
     #[error("no checkpoints to average")]
     Empty,
-    /// Another number of weights.
+    /// A wrong number of weights.
     #[error(
-        "there are {} for {}; give one for each, or none",
+        "there are {} for {}; give one for each checkpoint, or none",
         counted(weights, "weight"),
         counted(checkpoints, "checkpoint")
     )]
     NumWeights {
-        /// Weights.
+        /// The number of weights.
         weights: usize,
-        /// Checkpoints.
+        /// The number of checkpoints.
         checkpoints: usize,
     },
-    /// A weight out of range.
+    /// A weight that is not a positive finite number.
     #[error("weight {number} is {found}, expected a finite number above 0")]
     Weight {
-        /// Which, from 1.
+        /// The index of the weight, from 1.
         number: usize,
         /// Its value.
         found: f64,
     },
-    /// Another architecture.
+    /// A checkpoint of another model.
     #[error("{} cannot be averaged with {}: {}", path.display(), first.display(), told(difference, first, path))]
     OtherModel {
         /// The checkpoint.
@@ -60,7 +60,7 @@ pub enum SoupError {
         /// What differs.
         difference: Box<ConfigError>,
     },
-    /// Other ids for the same text.
+    /// Tokenizers that give the same text other ids.
     #[error(
         "{} cannot be averaged with {}, their tokenizers differ: {}. If you know that both models read the same \
          ids, name the tokenizer with --tokenizer",
@@ -76,12 +76,12 @@ pub enum SoupError {
         /// What differs.
         difference: Box<TokenizerDifference>,
     },
-    /// A quantised first checkpoint, and no word about what its numbers should become.
+    /// A quantised first checkpoint, without a type for the averages.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }
 
-/// What differs between two models, and which is which.
+/// The difference between two models, with their paths.
 fn told(error: &ConfigError, first: &Path, other: &Path) -> String {
     match error {
         ConfigError::OtherFunction { field, this, other: that } => {
@@ -91,22 +91,22 @@ fn told(error: &ConfigError, first: &Path, other: &Path) -> String {
     }
 }
 
-/// The average of checkpoints, computed as it is asked for.
+/// An average of checkpoints, which is computed while it is read.
 pub struct Soup {
     checkpoints: Vec<Checkpoint>,
-    /// Over the largest.
+    /// The weights, divided by the largest.
     weights: Vec<f64>,
     dtype: Option<DType>,
     clamp: bool,
 }
 
 impl Soup {
-    /// Averages checkpoints of any formats, all alike without `weights`. The numbers are rounded to `dtype`; without,
-    /// to the type that each tensor has in the first.
+    /// Averages checkpoints of any formats; without `weights`, all equally. The averages are rounded to `dtype`, or,
+    /// without it, to the type of each tensor in the first checkpoint.
     ///
     /// # Errors
-    /// Weights that are not positive or not as many, another model than the first, and a quantised first checkpoint
-    /// without a `dtype`.
+    /// Weights that are not positive, or a wrong number of them; another model than the first; or a quantised first
+    /// checkpoint without a `dtype`.
     pub fn new(checkpoints: Vec<Checkpoint>, weights: &[f64], dtype: Option<DType>) -> Result<Soup, SoupError> {
         let Some(first) = checkpoints.first() else { return Err(SoupError::Empty) };
         if !weights.is_empty() && weights.len() != checkpoints.len() {
@@ -135,18 +135,18 @@ impl Soup {
         Ok(Soup { checkpoints, weights, dtype, clamp: false })
     }
 
-    /// Averages beyond the range of their type become the largest of that range; without this they are an error.
+    /// Clamps averages beyond the range of their type; without this, they are an error.
     pub fn clamping(self, clamp: bool) -> Soup {
         Soup { clamp, ..self }
     }
 
-    /// What is averaged, in order.
+    /// The averaged checkpoints, in order.
     pub fn checkpoints(&self) -> &[Checkpoint] {
         &self.checkpoints
     }
 
-    /// Checks that the checkpoints, whose companions are given in order, turn text into the same ids. Settings may
-    /// differ; the answer names those that do, for the user to see. Checkpoints without a tokenizer are skipped.
+    /// Checks that the tokenizers of the checkpoints, whose companions are given in order, turn text into the same ids.
+    /// Settings may differ; the result names those that do, to be shown. Checkpoints without a tokenizer are skipped.
     ///
     /// # Errors
     /// The first difference between two vocabularies.
@@ -197,7 +197,7 @@ impl Weights for Soup {
         let numbers = slab_len(&self.parameters()[parameter]);
         let to = self.encoding(parameter, slab);
         let bytes_of = |count: usize| count / to.block_len() * to.block_bytes();
-        // What has to be turned is read whole; such slabs are small.
+        // A slab that has to be transposed is read whole; such slabs are small.
         let turned = self.checkpoints.iter().any(|checkpoint| checkpoint.is_turned(parameter, slab));
         let step = if turned { numbers } else { PIECE };
         let total: f64 = self.weights.iter().sum();
@@ -206,7 +206,7 @@ impl Weights for Soup {
         for start in (0..numbers).step_by(step) {
             let range = start..(start + step).min(numbers);
             let sums = &mut sums[..range.len()];
-            // -0 is what leaves every number as it is.
+            // The sum starts at -0, the neutral element of addition.
             sums.fill(-0.0);
             for (checkpoint, &weight) in self.checkpoints.iter().zip(&self.weights) {
                 let bytes = checkpoint.read_part(parameter, slab, range.clone())?;
@@ -264,14 +264,14 @@ fn round(sums: &[f64], total: f64, to: Encoding, largest: Option<f32>, out: &mut
     });
 }
 
-/// Rounds to odd: what is not exact becomes the one neighbour whose last bit is 1. Rounding that to a type with at
-/// least two bits less is rounding the original: no tie appears that was none.
+/// Rounds to odd: an inexact result becomes the neighbour whose last bit is 1. Rounding that again, to a type with at
+/// least two bits less, gives the rounding of the original, since no new tie can appear.
 fn to_odd(x: f64) -> f32 {
     let near = x as f32;
     if f64::from(near) == x || !near.is_finite() || near.to_bits() & 1 == 1 {
         return near;
     }
-    // The magnitude of a float grows with its bits.
+    // The magnitude of a float grows with its bit pattern.
     f32::from_bits(if f64::from(near).abs() < x.abs() { near.to_bits() + 1 } else { near.to_bits() - 1 })
 }
 

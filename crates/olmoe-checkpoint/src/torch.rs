@@ -1,4 +1,4 @@
-//! State dicts in the files of `torch.save`: where each tensor lies, without running the pickle that says so.
+//! State dicts in the files of `torch.save`: the place of each tensor, found without executing the pickle.
 //!
 //! Such a file is a zip archive with one folder:
 //!
@@ -8,8 +8,8 @@
 //! byteorder    "little" or "big"; older files have none and are little-endian
 //! ```
 //!
-//! Only `data.pkl` is loaded; the numbers stay in the file. Several tensors may share a storage. The archive's
-//! checksums are not compared. A checked file keeps every tensor inside its storage, and every storage inside the file.
+//! Only `data.pkl` is loaded; the numbers stay in the file. Several tensors may share a storage. The checksums of the
+//! archive are not verified. After the checks, every tensor lies inside its storage, and every storage inside the file.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -23,13 +23,13 @@ use crate::read_at::ReadAt;
 use crate::safetensors::SafeType;
 use crate::zip::{self, ZipEntry, ZipError};
 
-/// Most tensors and other entries of a state dict.
+/// The largest number of tensors and other values of a state dict.
 pub const MAX_ENTRIES: usize = 1 << 14;
-/// Most dicts inside each other.
+/// The deepest nesting of dicts.
 pub const MAX_NESTING: usize = 32;
-/// Most bytes of a name, the dots between nested keys included.
+/// The longest name in bytes, including the dots between nested keys.
 pub const MAX_NAME: usize = 1024;
-/// Most axes of a tensor.
+/// The largest number of axes of a tensor.
 pub const MAX_AXES: usize = 16;
 
 /// The type of a storage's numbers, by the name of its class.
@@ -52,33 +52,33 @@ fn of_storage(name: &str) -> Option<SafeType> {
 /// A tensor: little-endian, row-major, without gaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TorchTensor {
-    /// Its key; the keys of nested dicts are joined by dots.
+    /// The key of the tensor; the keys of nested dicts are joined by dots.
     pub name: String,
     /// The type of its numbers.
     pub dtype: SafeType,
-    /// Extents, outermost first.
+    /// The shape, outermost axis first.
     pub shape: Vec<usize>,
-    /// Where its first byte lies in the file; not necessarily a multiple of the type's size.
+    /// The offset of its first byte in the file, which need not be a multiple of the type's size.
     pub offset: u64,
-    /// How many bytes it has.
+    /// The size of the tensor in bytes.
     pub bytes: u64,
 }
 
 /// A value of the state dict that is not a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// Its key; the keys of nested dicts are joined by dots.
+    /// The key of the value; the keys of nested dicts are joined by dots.
     pub name: String,
-    /// What it is, in words; tensors inside a list or tuple are skipped with it.
+    /// The kind of the value, in words. Tensors inside a list or tuple are skipped with it.
     pub kind: &'static str,
 }
 
 /// A state dict.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateDict {
-    /// Its tensors, in the order of the file.
+    /// The tensors, in the order of the file.
     pub tensors: Vec<TorchTensor>,
-    /// Its other values, in the order of the file.
+    /// The other values, in the order of the file.
     pub skipped: Vec<Skipped>,
 }
 
@@ -86,7 +86,7 @@ pub struct StateDict {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TorchError {
-    /// Something is wrong with a file.
+    /// An error with the path of its file.
     #[error("{}: {source}", path.display())]
     InFile {
         /// The file.
@@ -97,7 +97,7 @@ pub enum TorchError {
     /// The file cannot be read.
     #[error("cannot read: {0}")]
     Io(#[from] io::Error),
-    /// Written by torch before 1.6, or on request in that format.
+    /// A file in the format of torch before 1.6.
     #[error(
         "a file in the format that torch had before 1.6; save it again with a current torch: torch.save(torch.load(path, map_location=\"cpu\"), new_path)"
     )]
@@ -105,33 +105,33 @@ pub enum TorchError {
     /// The archive is damaged or of another kind.
     #[error(transparent)]
     Zip(#[from] ZipError),
-    /// An archive without a state dict.
+    /// An archive with no `data.pkl`, or with several.
     #[error("a zip archive with {found} entries <folder>/data.pkl, expected one; it is not a file of torch.save")]
     NoPickle {
-        /// How many there are.
+        /// The number of `data.pkl` entries.
         found: usize,
     },
-    /// The pickle is longer than what is loaded.
+    /// A pickle that is too long.
     #[error("data.pkl has {found} bytes, more than the {limit} that are read; save plain tensors, few other values")]
     PickleTooLong {
-        /// Its bytes.
+        /// The size of the pickle.
         found: u64,
         /// [`pickle::MAX_BYTES`].
         limit: usize,
     },
-    /// Written on a big-endian machine.
+    /// A file that was written on a big-endian machine.
     #[error("byte order `{found}`, expected `little`; save the file again on a little-endian machine")]
     ByteOrder {
-        /// What the file says.
+        /// The byte order in the file.
         found: String,
     },
     /// The pickle is damaged or holds more than data.
     #[error(transparent)]
     Pickle(#[from] PickleError),
-    /// Something else was saved.
+    /// A file that holds something other than a dict.
     #[error("the file holds {found}, not a dict of tensors; save model.state_dict()")]
     NotADict {
-        /// What was saved.
+        /// The saved value.
         found: &'static str,
     },
     /// A key that cannot be part of a name.
@@ -139,7 +139,7 @@ pub enum TorchError {
     Key {
         /// The dict; empty for the outermost.
         dict: String,
-        /// What the key is.
+        /// The type of the key.
         found: &'static str,
     },
     /// A name longer than [`MAX_NAME`].
@@ -147,12 +147,12 @@ pub enum TorchError {
         "a name of {found} bytes that begins with `{start}`, more than the {MAX_NAME} of a name; save shorter keys"
     )]
     NameTooLong {
-        /// How it begins.
+        /// The beginning of the name.
         start: String,
-        /// Its bytes.
+        /// The length of the name.
         found: usize,
     },
-    /// Two values of one name.
+    /// Two values with the same name.
     #[error("two values are named `{name}`; rename one of them")]
     Duplicate {
         /// The name.
@@ -167,24 +167,24 @@ pub enum TorchError {
         /// The name.
         name: String,
     },
-    /// A dict that contains itself, or is in two places.
-    #[error("the dict `{name}` contains itself or is also elsewhere in the file; save a dict whose parts are distinct")]
+    /// A dict that contains itself, or that occurs twice.
+    #[error("the dict `{name}` contains itself or occurs twice in the file; save a dict whose parts are distinct")]
     Shared {
-        /// Its second name.
+        /// The name of its second occurrence.
         name: String,
     },
-    /// A tensor that is not described as torch does.
+    /// A tensor whose description differs from torch's.
     #[error("tensor `{name}`: expected {expected}, found {found}; the file is damaged")]
     Tensor {
         /// The tensor.
         name: String,
-        /// What should stand there.
+        /// The expected content.
         expected: &'static str,
-        /// What does.
+        /// The content found.
         found: String,
     },
     /// Sizes whose product overflows.
-    #[error("tensor `{name}`: shape {shape:?} is more than can be counted; the file is damaged")]
+    #[error("tensor `{name}`: the size of shape {shape:?} overflows; the file is damaged")]
     TooLarge {
         /// The tensor.
         name: String,
@@ -203,31 +203,31 @@ pub enum TorchError {
         /// Its strides.
         strides: Vec<usize>,
     },
-    /// No numbers.
-    #[error("tensor `{name}`: no entry `{entry}` in the archive; the file is incomplete, copy or save it again")]
+    /// A storage that is missing.
+    #[error("tensor `{name}`: the archive has no entry `{entry}`; the file is incomplete, copy or save it again")]
     NoStorage {
         /// The tensor.
         name: String,
-        /// Where its numbers should be.
+        /// The entry of its storage.
         entry: String,
     },
-    /// Fewer numbers in the archive than the storage should have.
+    /// A storage with fewer bytes than its elements need.
     #[error(
         "tensor `{name}`: its storage should have {elements} elements of {size} bytes, but `{entry}` has {found} bytes; the file is damaged"
     )]
     StorageTooSmall {
         /// The tensor.
         name: String,
-        /// Where its numbers are.
+        /// The entry of its storage.
         entry: String,
-        /// Elements it should have.
+        /// The number of elements in the description.
         elements: u64,
-        /// Bytes of an element.
+        /// The size of an element in bytes.
         size: usize,
-        /// Bytes it has.
+        /// The size of the entry in bytes.
         found: u64,
     },
-    /// Fewer numbers in the storage than the tensor has.
+    /// A tensor that exceeds its storage.
     #[error(
         "tensor `{name}`: shape {shape:?} from element {first} on does not fit its storage of {elements}; the file is damaged"
     )]
@@ -238,7 +238,7 @@ pub enum TorchError {
         shape: Vec<usize>,
         /// Its first element in the storage.
         first: u64,
-        /// Elements of the storage.
+        /// The number of elements of the storage.
         elements: u64,
     },
 }
@@ -251,7 +251,7 @@ pub fn read(path: &Path) -> Result<StateDict> {
     dict.map_err(|source| TorchError::InFile { path: path.into(), source: source.into() })
 }
 
-/// Reads the state dict of an open file, or of one in memory.
+/// Reads the state dict from an open file or from memory.
 pub fn read_from<R: ReadAt + ?Sized>(source: &R) -> Result<StateDict> {
     let entries = match zip::read(source) {
         Ok(entries) => entries,
@@ -265,7 +265,7 @@ pub fn read_from<R: ReadAt + ?Sized>(source: &R) -> Result<StateDict> {
     if bytes > pickle::MAX_BYTES as u64 {
         return Err(TorchError::PickleTooLong { found: bytes, limit: pickle::MAX_BYTES });
     }
-    // Inside the file and at most MAX_BYTES.
+    // The size fits: the pickle lies inside the file and has at most MAX_BYTES.
     let mut buffer = vec![0; bytes as usize];
     source.read_at(offset, &mut buffer)?;
     let pickle = pickle::parse(&buffer)?;
@@ -284,7 +284,8 @@ pub fn read_from<R: ReadAt + ?Sized>(source: &R) -> Result<StateDict> {
     Ok(reader.found)
 }
 
-/// Whether this is one of the formats before the zip archive: a row of pickles that begins with a magic number, or tar.
+/// Whether the file has a format from before the zip archive: consecutive pickles that begin with a magic number, or
+/// tar.
 fn is_legacy<R: ReadAt + ?Sized>(source: &R) -> io::Result<bool> {
     let begins = |offset: u64, expected: &[u8]| {
         let mut found = [0; 14];
@@ -295,12 +296,12 @@ fn is_legacy<R: ReadAt + ?Sized>(source: &R) -> io::Result<bool> {
         source.read_at(offset, found)?;
         Ok::<_, io::Error>(found == expected)
     };
-    // After the protocol's number, which the one who saved could choose: a ten-byte integer.
+    // The magic number, a ten-byte integer, follows the protocol number, which the writer could choose.
     let magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
     Ok(begins(0, b"\x80")? && (begins(2, magic)? || begins(11, magic)?) || begins(257, b"ustar")?)
 }
 
-/// The one folder of the archive that has a `data.pkl`, and that entry.
+/// The only folder of the archive with a `data.pkl`, and that entry.
 fn folder(entries: &HashMap<String, ZipEntry>) -> Result<(&str, ZipEntry)> {
     let mut found = entries.iter().filter_map(|(name, entry)| {
         let folder = name.strip_suffix("/data.pkl").filter(|folder| !folder.contains('/'))?;
@@ -326,9 +327,10 @@ struct StateDictReader<'p> {
     pickle: &'p Pickle<'p>,
     entries: &'p HashMap<String, ZipEntry>,
     folder: &'p str,
-    /// Of all values so far, dicts among them.
+    /// The number of values so far, including dicts.
     names: HashSet<String>,
-    /// The dicts entered so far. Entering each once only keeps the work linear, whatever refers to whatever.
+    /// The dicts entered so far. Each is entered only once, which keeps the work linear however they refer to each
+    /// other.
     dicts: HashSet<Id>,
     found: StateDict,
 }
@@ -379,7 +381,7 @@ impl StateDictReader<'_> {
         Ok(())
     }
 
-    /// A tensor, or the tensor in a parameter.
+    /// A tensor, or the tensor inside a parameter.
     fn parameter(&self, name: String, function: &str, arguments: Id) -> Result<TorchTensor> {
         const EXPECTED: &str = "a parameter made of a tensor";
         if function == "_rebuild_tensor_v2" {
@@ -400,7 +402,7 @@ impl StateDictReader<'_> {
     fn tensor(&self, name: String, arguments: Id) -> Result<TorchTensor> {
         const EXPECTED: &str = "six or seven arguments";
         let (storage, first, shape, strides) = match self.tuple(&name, arguments, EXPECTED)? {
-            // Then whether it needs a gradient, hooks, and possibly metadata.
+            // Further arguments are whether it needs a gradient, hooks, and possibly metadata.
             &[storage, first, shape, strides, _, _] | &[storage, first, shape, strides, _, _, _] => {
                 (storage, first, shape, strides)
             }
@@ -413,7 +415,7 @@ impl StateDictReader<'_> {
         if shape.len() != strides.len() {
             return Err(wrong(&name, "one stride for each size", format!("{shape:?} and {strides:?}")));
         }
-        // The product of the extents that follow an axis is its stride; an extent of 0 counts as 1.
+        // The stride of an axis is the product of the following extents; an extent of 0 counts as 1.
         let mut stride = 1usize;
         let mut is_contiguous = true;
         for (&extent, &found) in shape.iter().zip(&strides).rev() {
@@ -431,12 +433,12 @@ impl StateDictReader<'_> {
         if first.checked_add(count).is_none_or(|end| end > elements) {
             return Err(TorchError::OutsideStorage { name: shortened(&name), shape, first, elements });
         }
-        // Cannot overflow: the storage lies inside the file.
+        // This cannot overflow, since the storage lies inside the file.
         let size = dtype.size() as u64;
         Ok(TorchTensor { name, dtype, shape, offset: entry.offset + first * size, bytes: count * size })
     }
 
-    /// The type of a storage, its elements, and its bytes, which are enough for them.
+    /// The type of a storage, its number of elements, and its bytes, which are enough for the elements.
     fn storage(&self, name: &str, id: Id) -> Result<(SafeType, u64, ZipEntry)> {
         const EXPECTED: &str = "a storage (\"storage\", type, key, location, elements)";
         let wrong_storage = |found: &PickleValue| wrong(name, EXPECTED, found.kind());
@@ -459,7 +461,7 @@ impl StateDictReader<'_> {
         let size = dtype.size();
 
         let path = || format!("{}/data/{}", shortened(self.folder), shortened(key));
-        // A longer key than any entry's is none, and is not copied.
+        // A key longer than that of any entry names no entry, and is not copied.
         let entry = match key.len() <= usize::from(u16::MAX) {
             true => self.entries.get(&format!("{}/data/{key}", self.folder)),
             false => None,

@@ -1,7 +1,8 @@
-//! Where the stored entries of a zip archive lie: the part of the format, zip64 included, that PyTorch's files use.
+//! The places of the stored entries of a zip archive: the part of the format, including zip64, that PyTorch's files
+//! use.
 //!
-//! The directory at the end of the file is read, and the local header of each entry. Every entry must be stored as it
-//! is (not compressed, not encrypted), lie before the directory, and share no byte with another.
+//! The directory at the end of the file is read, and the local header of each entry. Every entry must be stored
+//! (neither compressed nor encrypted), lie before the directory, and share no byte with another.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,26 +12,26 @@ use thiserror::Error;
 use crate::pickle::shortened;
 use crate::read_at::ReadAt;
 
-/// Most bytes of an archive's directory.
+/// The largest directory of an archive in bytes.
 pub const MAX_DIRECTORY: u64 = 16 << 20;
 
-/// Bytes of the record that ends an archive, when it has no comment.
+/// The size of an archive's end record without a comment.
 const END: u64 = 22;
-/// Bytes of the record in front of it that says where the zip64 record is.
+/// The size of the zip64 locator, which precedes the end record.
 const LOCATOR: u64 = 20;
-/// Bytes of the zip64 record that are read.
+/// How many bytes of the zip64 end record are read.
 const END_64: u64 = 56;
-/// Fewest bytes of an entry of the directory.
+/// The smallest size of a directory entry.
 const CENTRAL: u64 = 46;
-/// Bytes of an entry's local header before its name.
+/// The size of a local header without its name.
 const LOCAL: u64 = 30;
 
-/// Where an entry's bytes lie.
+/// The place of an entry's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ZipEntry {
     /// Offset of the first byte in the file.
     pub offset: u64,
-    /// How many there are.
+    /// The number of bytes.
     pub bytes: u64,
 }
 
@@ -41,30 +42,30 @@ pub enum ZipError {
     /// The file cannot be read.
     #[error("cannot read: {0}")]
     Io(#[from] io::Error),
-    /// The last record is missing.
-    #[error("no end of a zip archive in the last {END} bytes of {length}; the file is cut short or not a zip archive")]
+    /// A file without an end record.
+    #[error("no end of a zip archive in the last {END} bytes of {length}; the file is truncated or not a zip archive")]
     NoEnd {
         /// Bytes of the file.
         length: u64,
     },
-    /// A record is not where it should be.
+    /// A record that is missing where another one points to.
     #[error("zip archive, byte {offset}: no {record} here; the file is damaged, copy it again")]
     Record {
-        /// Where it should be.
+        /// The offset of the record.
         offset: u64,
-        /// Which record.
+        /// The name of the record.
         record: &'static str,
     },
-    /// The directory is not in the file.
+    /// A directory that lies beyond the end of the file.
     #[error(
         "zip archive: a directory of {bytes} bytes at {offset} does not end before {end}; the file is damaged, copy it again"
     )]
     DirectoryRange {
-        /// Where it should begin.
+        /// The offset of the directory.
         offset: u64,
-        /// Its bytes.
+        /// The size of the directory.
         bytes: u64,
-        /// Where the records after it begin.
+        /// The offset of the records after it.
         end: u64,
     },
     /// A directory longer than [`MAX_DIRECTORY`].
@@ -72,45 +73,45 @@ pub enum ZipError {
         "zip archive: a directory of {bytes} bytes, more than the {MAX_DIRECTORY} that are read; save fewer tensors"
     )]
     DirectoryTooLong {
-        /// Its bytes.
+        /// The size of the directory.
         bytes: u64,
     },
-    /// The directory ends inside an entry, or after it.
+    /// A directory that does not hold the number of entries in the end record.
     #[error("zip archive: the directory is not that of {entries} entries; the file is damaged, copy it again")]
     Directory {
-        /// Entries it should have.
+        /// The number of entries in the end record.
         entries: u64,
     },
-    /// A name that is not text.
+    /// A name that is not UTF-8.
     #[error("zip archive: the name of entry {index} is not UTF-8; the file is damaged, copy it again")]
     Name {
-        /// Which entry.
+        /// The index of the entry.
         index: u64,
     },
-    /// Two entries of one name.
+    /// Two entries with the same name.
     #[error("zip archive: two entries `{name}`; save the file again")]
     Duplicate {
         /// The name.
         name: String,
     },
-    /// An entry that has to be decoded.
+    /// An entry that is compressed or encrypted.
     #[error(
         "zip archive: `{name}` is compressed (method {method}) or encrypted; save the state dict again with torch.save, which stores entries as they are (if this is a TorchScript program, take its state_dict())"
     )]
     NotStored {
         /// The entry.
         name: String,
-        /// Method of compression.
+        /// The compression method.
         method: u16,
     },
-    /// A stored entry of two sizes.
+    /// A stored entry with two different sizes.
     #[error("zip archive: `{name}` is stored with {stored} bytes but has {bytes}; the file is damaged, copy it again")]
     Sizes {
         /// The entry.
         name: String,
-        /// Bytes in the file.
+        /// The size in the archive.
         stored: u64,
-        /// Bytes of the entry.
+        /// The size of the content.
         bytes: u64,
     },
     /// An entry that does not lie before the directory.
@@ -120,19 +121,19 @@ pub enum ZipError {
     Range {
         /// The entry.
         name: String,
-        /// Where its local header should be.
+        /// The offset of its local header.
         offset: u64,
-        /// Its bytes.
+        /// The size of the entry.
         bytes: u64,
-        /// Where the directory begins.
+        /// The offset of the directory.
         end: u64,
     },
     /// Two entries that share bytes.
-    #[error("zip archive: `{first}` and `{second}` overlap; the file is damaged or made to deceive")]
+    #[error("zip archive: `{first}` and `{second}` overlap; the file is damaged or malicious")]
     Overlap {
-        /// The one that begins first.
+        /// The entry that begins first.
         first: String,
-        /// The other.
+        /// The other entry.
         second: String,
     },
 }
@@ -142,7 +143,7 @@ type Result<T> = std::result::Result<T, ZipError>;
 /// The entries of an archive by name.
 pub fn read<R: ReadAt + ?Sized>(source: &R) -> Result<HashMap<String, ZipEntry>> {
     let directory = Directory::find(source)?;
-    // Fits: at most MAX_DIRECTORY, and inside the file.
+    // The size fits: it is at most MAX_DIRECTORY, and the directory lies inside the file.
     let mut bytes = vec![0; directory.bytes as usize];
     source.read_at(directory.offset, &mut bytes)?;
     let wrong = || ZipError::Directory { entries: directory.entries };
@@ -171,7 +172,7 @@ pub fn read<R: ReadAt + ?Sized>(source: &R) -> Result<HashMap<String, ZipEntry>>
     Ok(entries)
 }
 
-/// Where the directory lies; inside the file and not too long.
+/// The place of the directory, which lies inside the file and is not too long.
 struct Directory {
     offset: u64,
     bytes: u64,
@@ -205,7 +206,7 @@ impl Directory {
         Ok(directory)
     }
 
-    /// The directory by the archive's last record, and the length of the comment after it.
+    /// The directory by the archive's end record, and the length of the comment after it.
     fn from_end(record: &[u8]) -> Option<(Self, u16)> {
         let mut fields = Fields(record);
         if fields.u32()? != 0x0605_4b50 {
@@ -217,8 +218,8 @@ impl Directory {
         Some((Self { offset, bytes, entries }, fields.u16()?))
     }
 
-    /// The directory of an archive that has a number too large for the last record, and where that one's wide
-    /// counterpart lies.
+    /// The directory of an archive whose end record has a number that is too large for it, and the offset of the zip64
+    /// end record.
     fn zip64<R: ReadAt + ?Sized>(source: &R, end: u64, narrow: &Self) -> Result<Option<(Self, u64)>> {
         let full = [narrow.entries == 0xffff, narrow.bytes == 0xffff_ffff, narrow.offset == 0xffff_ffff];
         if full == [false; 3] {
@@ -230,7 +231,7 @@ impl Directory {
         source.read_at(start, &mut record)?;
         let offset = Fields(&record).locator().ok_or_else(no_locator)?;
 
-        let no_end = || ZipError::Record { offset, record: "zip64 end" };
+        let no_end = || ZipError::Record { offset, record: "zip64 end record" };
         if offset.checked_add(END_64).is_none_or(|record_end| record_end > start) {
             return Err(no_end());
         }
@@ -247,13 +248,13 @@ struct Central<'a> {
     method: u16,
     stored: u64,
     bytes: u64,
-    /// Of the local header.
+    /// The offset of the local header.
     offset: u64,
     name: &'a [u8],
 }
 
 impl Central<'_> {
-    /// Where the entry's bytes lie, by its local header; before `end`.
+    /// The place of the entry's bytes, by its local header; they end before `end`.
     fn locate<R: ReadAt + ?Sized>(&self, source: &R, name: &str, end: u64) -> Result<ZipEntry> {
         let Self { offset, bytes, stored, .. } = *self;
         if self.method != 0 || self.flags & 1 != 0 {
@@ -281,7 +282,7 @@ impl Central<'_> {
     }
 }
 
-/// Little-endian numbers one after the other.
+/// A reader of consecutive little-endian numbers.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -309,7 +310,7 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// Where the zip64 end record is.
+    /// The offset of the zip64 end record.
     fn locator(&mut self) -> Option<u64> {
         if self.u32()? != 0x0706_4b50 {
             return None;
@@ -345,16 +346,16 @@ impl<'a> Fields<'a> {
         let extra = self.take(extra_bytes.into())?;
         self.take(comment_bytes.into())?;
 
-        // Numbers that do not fit stand in an extra field, in this order.
+        // Numbers that do not fit are in an extra field, in this order.
         let mut wide = Fields(extra).wide()?;
         let mut widened = |narrow: u32| if narrow == u32::MAX { wide.u64() } else { Some(narrow.into()) };
         let (bytes, stored, offset) = (widened(bytes)?, widened(stored)?, widened(offset)?);
         Some(Central { flags, method, stored, bytes, offset, name })
     }
 
-    /// The zip64 field among an entry's extra fields; empty if there is none.
+    /// The zip64 extra field of an entry; empty if there is none.
     fn wide(mut self) -> Option<Self> {
-        // Fewer than four bytes are padding of some writers.
+        // Some writers pad with fewer than four bytes.
         while self.0.len() >= 4 {
             let (id, length) = (self.u16()?, self.u16()?);
             let field = self.take(length.into())?;
@@ -365,7 +366,7 @@ impl<'a> Fields<'a> {
         Some(Fields(&[]))
     }
 
-    /// Bytes of the name and of the extra fields of a local header.
+    /// The lengths of the name and of the extra fields in a local header.
     fn local(&mut self) -> Option<(u16, u16)> {
         if self.u32()? != 0x0403_4b50 {
             return None;

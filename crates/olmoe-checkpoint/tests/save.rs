@@ -180,16 +180,16 @@ fn manifests_are_not_trusted() {
         ("above", swap("\"tokenizer.json\"", "\"../../secret\""), "may not be the name"),
         ("absolute", swap("\"tokenizer.json\"", "\"/etc/hostname\""), "may not be the name"),
         ("itself", swap("\"tokenizer.json\"", "\"manifest.json\""), "may not be the name"),
-        ("twice", swap("\"tokenizer.json\"", "\"config.json\""), "is there twice"),
-        ("version", swap("\"version\": 1", "\"version\": 2"), "version 2, this program reads 1"),
+        ("twice", swap("\"tokenizer.json\"", "\"config.json\""), "occurs twice"),
+        ("version", swap("\"version\": 1", "\"version\": 2"), "version 2, but this program reads version 1"),
         ("format", swap("\"olmoe-checkpoint\"", "\"other\""), "expected \"olmoe-checkpoint\""),
-        ("step", swap("\"step\": 1", "\"step\": 2"), "the manifest says step 2, the name of the folder 1"),
+        ("step", swap("\"step\": 1", "\"step\": 2"), "the manifest has step 2, the name of the folder 1"),
         ("negative step", swap("\"step\": 1", "\"step\": -1"), "invalid value"),
         ("unknown key", swap("\"step\": 1", "\"step\": 1, \"x\": 1"), "unknown field `x`"),
         ("group", swap("      \"optimizer-", "      \"../optimizer-"), "not in the list of files"),
         ("deep", swap("\"state\": {", &format!("{nested} \"more\": {{")), "recursion limit"),
         ("not an object", "[1".into(), "not a manifest"),
-        ("size", swap("\"bytes\": 2,", "\"bytes\": 18446744073709551615,"), "the manifest says 18446744073709551615"),
+        ("size", swap("\"bytes\": 2,", "\"bytes\": 18446744073709551615,"), "but 18446744073709551615 in the manifest"),
     ];
     for (name, body, expected) in rows {
         let sealed = format!("{body},\n  \"blake3\": \"{}\"\n}}\n", blake3::hash(body.as_bytes()));
@@ -279,7 +279,7 @@ fn what_is_refused_while_writing() {
     // In two shards.
     let twice = [tensor[0].clone(), tensor[0].clone()];
     let error = writer.tensors("twice", &twice, 4, fill).unwrap_err();
-    assert!(error.to_string().contains("tensor \"a\" is there twice"), "{error}");
+    assert!(error.to_string().contains("tensor \"a\" occurs twice"), "{error}");
     assert!(matches!(writer.json("b", &BTreeMap::from([((1, 2), 3)])), Err(SaveError::Json { .. })));
     drop(writer);
     assert_eq!(names(folder.path()), [""; 0]);

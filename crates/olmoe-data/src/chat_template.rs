@@ -1,11 +1,11 @@
-//! Conversations as text: the Jinja template that a checkpoint brings, as transformers runs it.
+//! Conversations as text, by the Jinja template of a checkpoint, rendered as transformers renders it.
 //!
-//! Blocks are trimmed (`trim_blocks`, `lstrip_blocks`), nothing is escaped, and a template sees `messages`, the special
-//! tokens, `add_generation_prompt`, `tools` and `documents` (none), `raise_exception`, `strftime_now`, Python's methods of
-//! texts, lists and mappings, Jinja2's filters, tests and functions, and a `tojson` that writes what Python's `json.dumps`
-//! does. The engine is minijinja; what Jinja2 does otherwise is in the modules here. Missing are `lipsum` and the filters
-//! `random`, `pprint`, `xmlattr`, `striptags`, `urlize`, `wordwrap` and `filesizeformat`: a template that asks for one of
-//! them fails with its name.
+//! Blocks are trimmed (`trim_blocks`, `lstrip_blocks`) and nothing is escaped. A template sees `messages`, the special
+//! tokens, `add_generation_prompt`, `tools`, `documents` (None), `raise_exception` and `strftime_now`. It can use
+//! Python's methods of strings, lists and mappings, and Jinja2's filters, tests and functions; `tojson` writes what
+//! Python's `json.dumps` writes. The engine is minijinja; the modules here add what Jinja2 does differently. Missing
+//! are `lipsum` and the filters `random`, `pprint`, `xmlattr`, `striptags`, `urlize`, `wordwrap` and `filesizeformat`:
+//! a template that uses one of them fails with an error that names it.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -27,13 +27,13 @@ mod source;
 
 /// The template that OLMoE was fine-tuned with.
 ///
-/// For a tokenizer without a token that begins texts, the one that ends them stands for it:
+/// For a tokenizer without a beginning-of-text token, its end-of-text token takes that place:
 /// [`SpecialTokens::begins_conversation`](crate::SpecialTokens::begins_conversation).
 pub const TULU: &str = include_str!("chat_template/tulu.jinja");
 
-/// Most bytes of a template.
+/// Most bytes of a template's source.
 pub const MAX_TEMPLATE_BYTES: usize = 1 << 20;
-/// Most steps of a rendering, so that a template ends.
+/// Most steps of a rendering, so that every rendering ends.
 const MAX_STEPS: u64 = 5_000_000;
 /// The name of the template in its environment.
 const NAME: &str = "chat template";
@@ -44,12 +44,12 @@ const NAME: &str = "chat template";
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
+    /// The text of the message.
     pub content: String,
 }
 
 impl Message {
-    /// What somebody says.
+    /// A message of a role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
         Message { role: role.into(), content: content.into() }
     }
@@ -83,7 +83,7 @@ pub struct ChatTokens<'a> {
 pub struct Rendered {
     /// The text.
     pub text: String,
-    /// Which bytes of it the template marks as the assistant's, with `{% generation %}`, in their order.
+    /// The ranges of bytes of `text` that `{% generation %}` blocks mark as the assistant's, in order.
     pub answers: Vec<Range<usize>>,
 }
 
@@ -91,27 +91,27 @@ pub struct Rendered {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChatTemplateError {
-    /// Too long a template.
+    /// The source is too long.
     #[error("the chat template has {bytes} bytes, expected at most {MAX_TEMPLATE_BYTES}")]
     TooLong {
-        /// Its bytes.
+        /// The length of the source in bytes.
         bytes: usize,
     },
-    /// No template.
+    /// The source is not a valid Jinja template.
     #[error("the chat template, line {line}: {message}")]
     Syntax {
         /// Line, from 1.
         line: usize,
-        /// What is wrong there.
+        /// What is wrong in that line.
         message: String,
     },
-    /// The template itself says no.
+    /// The template called `raise_exception`.
     #[error("the chat template refuses this conversation: {message}")]
     Refused {
-        /// What it says.
+        /// The message of the exception.
         message: String,
     },
-    /// The template does what cannot be done.
+    /// The rendering failed, as by an operation on values of the wrong types.
     #[error("the chat template fails on this conversation in line {line}: {message}")]
     Failed {
         /// Line, from 1.
@@ -131,7 +131,7 @@ impl ChatTemplate {
     /// Reads a template.
     ///
     /// # Errors
-    /// One that is too long or no Jinja.
+    /// A source that is too long or is not valid Jinja.
     pub fn new(source: &str) -> Result<ChatTemplate, ChatTemplateError> {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(ChatTemplateError::TooLong { bytes: source.len() });
@@ -158,14 +158,14 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, marks_answers })
     }
 
-    /// Whether the template marks the assistant's words: [`Rendered::answers`].
+    /// Whether the template marks the assistant's answers ([`Rendered::answers`]).
     pub fn marks_answers(&self) -> bool {
         self.marks_answers
     }
 
     /// The text of a conversation; with `add_generation_prompt` up to where the assistant's answer begins.
     ///
-    /// Encode it as it is: it has the special tokens that the model wants, the first one included.
+    /// Encode the text without adding special tokens: the template has put in all of them, the first one included.
     ///
     /// # Errors
     /// A conversation that the template refuses or fails on.
@@ -179,7 +179,8 @@ impl ChatTemplate {
         self.render_values(messages, Value::from(()), tokens, add_generation_prompt)
     }
 
-    /// The same of messages with whatever fields the template knows, and of the tools that they may call; no tools are none.
+    /// As [`render`](Self::render), of messages with any fields that the template reads, and with the tools that the
+    /// model may call. The template's `tools` is None if there are no tools.
     ///
     /// # Errors
     /// A conversation that the template refuses or fails on.
@@ -232,12 +233,12 @@ impl ChatTemplate {
             }
         })?;
         let answers = std::mem::take(&mut *answers.ranges.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        // The engine writes texts only.
+        // The engine writes strings only.
         Ok(Rendered { text: String::from_utf8_lossy(&text).into_owned(), answers })
     }
 }
 
-/// What blocks of generation mark while a conversation is rendered.
+/// The ranges of generation blocks, collected while a conversation is rendered.
 #[derive(Debug, Default)]
 struct Answers {
     /// Bytes written so far.
@@ -247,7 +248,7 @@ struct Answers {
 
 impl Object for Answers {}
 
-/// The text as it is written.
+/// A writer that counts the bytes of the text written so far.
 struct Counted<'a> {
     text: &'a mut Vec<u8>,
     answers: &'a Answers,
@@ -265,7 +266,7 @@ impl Write for Counted<'_> {
     }
 }
 
-/// A block of generation: its text, which is marked as what will be written next.
+/// Renders a generation block and records the range of bytes that its text will take in the output.
 fn generation(state: &mut State, answers: &Value, block: Kwargs) -> Result<Value, Error> {
     let text = block.get::<Value>("caller")?.call(state, &[])?;
     if let Some(answers) = answers.downcast_object_ref::<Answers>() {
@@ -276,12 +277,12 @@ fn generation(state: &mut State, answers: &Value, block: Kwargs) -> Result<Value
     Ok(text)
 }
 
-/// Writes a value as Python does.
+/// Writes a value as Python's `str` does.
 fn write_text(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
     out.write_str(&filters::text_of(value)?).map_err(Error::from)
 }
 
-/// What a template said with `raise_exception`.
+/// The message of a template's `raise_exception`.
 #[derive(Debug)]
 struct Raised(String);
 
@@ -308,21 +309,21 @@ fn raised(error: &Error) -> Option<&Raised> {
     None
 }
 
-/// The time of day here, as Python's `datetime.now().strftime` writes it.
+/// The local time, as Python's `datetime.now().strftime` writes it.
 fn strftime_now(format: &str, none: Kwargs) -> Result<String, Error> {
     none.assert_all_used()?;
     jiff::fmt::strtime::format(format, &jiff::Zoned::now())
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {error}")))
 }
 
-/// The line of an error and what it says, with its causes.
+/// The line of an error, and its message with those of its causes.
 fn place(error: &Error) -> (usize, String) {
     let mut message = match error.detail() {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     };
     if error.kind() == ErrorKind::OutOfFuel {
-        message = format!("it takes more than {MAX_STEPS} steps");
+        message = format!("rendering takes more than {MAX_STEPS} steps");
     }
     if let Some(cause) = std::error::Error::source(error) {
         message = format!("{message}: {cause}");

@@ -1,6 +1,6 @@
 //! A number and what it counts.
 
-/// A count with its noun in the singular or the plural: 1 token, 2 tokens. For nouns whose plural only takes an s.
+/// A count with its noun in the singular or the plural: 1 token, 2 tokens. For nouns whose plural adds only an s.
 pub fn counted(count: impl std::fmt::Display, noun: &str) -> String {
     let count = count.to_string();
     let hissing = ["tch", "sh", "s", "x"].iter().any(|ending| noun.ends_with(ending));

@@ -1,8 +1,8 @@
 //! Documents: lines of JSON in plain, gzip or zstd files.
 //!
-//! A line ends at `\n`, `\r\n` or `\r`, and its number counts from 1, blank ones included. A byte-order mark before the first
-//! one is no part of it. What is no document is named and left out; what cannot be read at all, such as a damaged archive or
-//! a text of another encoding, is an error.
+//! A line ends at `\n`, `\r\n` or `\r`, and line numbers count from 1, blank lines included. A byte-order mark at the
+//! beginning of the file is skipped. A line that is not a document is reported and left out; what cannot be read at all,
+//! such as a damaged archive or text in another encoding, is an error.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ pub use crate::lines::MAX_LINE_BYTES;
 /// Where in a line's object the text and the name of a document are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fields {
-    /// The key of the text; dots lead into objects.
+    /// The key of the text; dots lead into nested objects.
     pub text: String,
-    /// The key of the name; none: a document is named after its file and line.
+    /// The key of the name. Without one, a document is named after its file and line.
     pub id: Option<String>,
-    /// What the name is.
+    /// The type of the name.
     pub id_type: IdType,
 }
 
@@ -30,10 +30,10 @@ impl Default for Fields {
     }
 }
 
-/// What the name of a document is.
+/// The type of a document's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdType {
-    /// A text.
+    /// A string.
     Text,
     /// A whole number.
     Integer,
@@ -50,7 +50,7 @@ pub struct Document {
     pub line: u64,
 }
 
-/// A line that is no document.
+/// A line that is not a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed {
     /// The file.
@@ -75,11 +75,11 @@ pub struct Documents<'a> {
 }
 
 impl<'a> Documents<'a> {
-    /// Opens a file or a pipe; its name says how it is packed, `.gz` or `.zst`, and with any other name its first bytes do.
-    /// `read` is told of every so many bytes of the file that were read.
+    /// Opens a file or a pipe. The ending of its name tells the compression, `.gz` or `.zst`; with any other ending,
+    /// its first bytes tell. `read` is called with the number of bytes of the file read since its last call.
     ///
     /// # Errors
-    /// What the system says; archives of other kinds are [`io::ErrorKind::Unsupported`].
+    /// Errors of the system; archives of other kinds are [`io::ErrorKind::Unsupported`].
     pub fn open(path: &Path, fields: &'a Fields, read: &'a (dyn Fn(u64) + Sync)) -> io::Result<Documents<'a>> {
         Ok(Documents { path: path.to_owned(), lines: Lines::open(path, read)?, fields })
     }
@@ -94,10 +94,10 @@ impl<'a> Documents<'a> {
         self.lines.line()
     }
 
-    /// The next document; `malformed` is told of the lines before it that are none.
+    /// The next document. `malformed` is called with each line before it that is not a document.
     ///
     /// # Errors
-    /// What the system or the decoder says; the file cannot be read further.
+    /// Errors of the system or of the decoder; the file cannot be read further.
     pub fn next(&mut self, malformed: &mut dyn FnMut(Malformed)) -> io::Result<Option<Document>> {
         while let Some(line) = self.lines.next()? {
             match parse(line, self.fields) {
@@ -138,7 +138,7 @@ struct Found {
     id: Option<String>,
 }
 
-/// An object in which the rest of a path leads to a field. Where a key comes twice, the last one counts.
+/// An object in which the rest of a path leads to a field. Where a key occurs twice, the last one counts.
 struct Object<'a> {
     text: Option<&'a [&'a str]>,
     id: Option<&'a [&'a str]>,

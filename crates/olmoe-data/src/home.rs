@@ -1,10 +1,10 @@
-//! Paths in which the user's shell has not put the home directory and variables.
+//! Expansion of `~` and of variables in paths that the shell has not expanded.
 
 use std::path::{Path, PathBuf};
 
-/// A path with `~` at its beginning and `$NAME` and `${NAME}` anywhere, as Python's `expanduser` and `expandvars` expand it: for
-/// paths that no shell saw, such as those in a file or behind `--flag=`. A path that exists as it is stays, and so does the
-/// name of a variable that is not set.
+/// Expands `~` at the beginning and `$NAME` and `${NAME}` anywhere, as Python's `expanduser` and `expandvars` do. It is
+/// for paths that no shell has seen, such as those in a file or after `--flag=`. A path that exists as written is left
+/// alone, and so is the name of a variable that is not set.
 pub fn expanded(path: &Path) -> PathBuf {
     let home = std::env::home_dir().filter(|home| home.is_absolute());
     expanded_with(path, home.as_deref(), &|name| std::env::var(name).ok())

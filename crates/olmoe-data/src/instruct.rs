@@ -1,19 +1,19 @@
-//! Fine-tuning data: rows of files to tokens with weights.
+//! Fine-tuning data: from the rows of files to tokens with weights.
 //!
 //! | item | what it is |
 //! |---|---|
 //! | [`Records`] | the rows of a JSON, CSV or Parquet file, in any of the [`Format`]s |
-//! | [`Conversation`], [`Sample`], [`PreferencePair`], [`LabelledCompletion`] | what they hold |
-//! | [`Encoder`] | rows to tokens: which are targets ([`Spans`], [`Trained`]), what is too long; a [`Report`] counts it all |
+//! | [`Conversation`], [`Sample`], [`PreferencePair`], [`LabelledCompletion`] | the contents of a row |
+//! | [`Encoder`] | rows to tokens: which are targets ([`Spans`], [`Trained`]), what is too long; an [`EncodeReport`] counts it all |
 //! | [`Example`], [`PairExample`], [`LabelledExample`] | tokens with their weights as targets |
 //! | [`pack`], [`packed`] | several examples in a sequence |
 //! | [`collect`], [`held_out`] | the rows of sources for a [`Purpose`], mixed, and rows of them to evaluate on |
 //! | [`shares`], [`mixture`], [`epoch_order`] | several sources in one, and the order of an epoch |
-//! | [`cache_key`], [`store`], [`load`] | encoded rows on disk |
+//! | [`cache_key`], [`store`], [`load`] | encoded rows in a cache on disk |
 //! | [`preview`] | an example as a table |
 //!
-//! `weights[i]` is the weight of token `i` as a *target*: of the loss of what is predicted before it. The first token of a
-//! sequence, and of each document of a packed one, is no target.
+//! `weights[i]` is the weight of token `i` as a *target*, that is, of the loss of its prediction from the tokens before
+//! it. The first token of a sequence, and of each document of a packed one, is never a target.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -74,6 +74,6 @@ pub use mix::{Amount, MixedRow, Share, epoch_order, mixture, shares};
 pub use pack::{PackedExample, Packing, Part, pack, packed};
 pub use preview::{PreviewRow, preview};
 pub use reader::Records;
-pub use report::Report;
+pub use report::EncodeReport;
 pub use rows::{ENDINGS, MAX_JSON_BYTES};
 pub use sources::{Purpose, Source, SourceReport, collect, files, held_out};

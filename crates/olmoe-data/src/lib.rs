@@ -33,7 +33,9 @@ pub use chat_template::{ChatTemplate, ChatTemplateError, ChatTokens, MAX_TEMPLAT
 pub use counted::counted;
 pub use home::expanded;
 pub use n_grams::NGrams;
-pub use special_tokens::{EndToken, Notice, SpecialTokenError, SpecialTokenSources, SpecialTokens, ends_answer};
+pub use special_tokens::{
+    EndToken, SpecialTokenError, SpecialTokenNotice, SpecialTokenSources, SpecialTokens, ends_answer,
+};
 pub use tokenizer::{
     DecodeStream, MAX_JSON_BYTES, MAX_TOKENS, Piece, Pre, TokenKind, Tokenizer, TokenizerError, Vocabulary,
 };

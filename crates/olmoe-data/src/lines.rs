@@ -1,4 +1,4 @@
-//! Files as they are unpacked, and their lines.
+//! Decompressed files and their lines.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -14,11 +14,11 @@ use crate::white_space::without_mark;
 pub const MAX_LINE_BYTES: u64 = 1 << 28;
 const BUFFER: usize = 1 << 18;
 
-/// What a file holds, unpacked; its name says how it is packed, `.gz` or `.zst`, and with any other name its first bytes do.
-/// `read` is told of every so many bytes of the file that were read.
+/// The content of a file, decompressed. The ending of its name tells the compression, `.gz` or `.zst`; with any other
+/// ending, its first bytes tell. `read` is called with the number of bytes of the file read since its last call.
 ///
 /// # Errors
-/// What the system says; archives of other kinds are [`io::ErrorKind::Unsupported`].
+/// Errors of the system; archives of other kinds are [`io::ErrorKind::Unsupported`].
 pub(crate) fn unpacked<'a>(path: &Path, read: &'a (dyn Fn(u64) + Sync)) -> io::Result<Box<dyn BufRead + Send + 'a>> {
     let mut file = BufReader::with_capacity(BUFFER, Counted { file: File::open(path)?, read });
     let name = path.extension().and_then(|end| end.to_str()).map(str::to_ascii_lowercase);
@@ -40,7 +40,7 @@ pub(crate) fn unpacked<'a>(path: &Path, read: &'a (dyn Fn(u64) + Sync)) -> io::R
     Ok(input)
 }
 
-/// Fails if a text is of an encoding that is not UTF-8, which its first bytes tell.
+/// Fails if the first bytes show an encoding other than UTF-8.
 pub(crate) fn check_encoding(start: &[u8]) -> io::Result<()> {
     if matches!(start, [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..]) {
         let text = "the text is UTF-16; convert it to UTF-8 first";
@@ -54,7 +54,7 @@ pub(crate) struct Lines<'a> {
     input: Box<dyn BufRead + Send + 'a>,
     /// The bytes read last: a line, or several where some end in `\r` alone.
     bytes: Vec<u8>,
-    /// Where in them the next line begins.
+    /// Where in these bytes the next line begins.
     next: usize,
     line: u64,
 }
@@ -73,7 +73,7 @@ impl<'a> Lines<'a> {
     /// The next line that is not blank.
     ///
     /// # Errors
-    /// What the system or the decoder says; the file cannot be read further.
+    /// Errors of the system or of the decoder; the file cannot be read further.
     pub(crate) fn next(&mut self) -> io::Result<Option<&[u8]>> {
         while self.read_line()? {
             let rest = &self.bytes[self.next..];
@@ -88,7 +88,7 @@ impl<'a> Lines<'a> {
         Ok(None)
     }
 
-    /// Sees to it that a line begins at `next`; false at the end of the file.
+    /// Makes a line begin at `next`; returns false at the end of the file.
     fn read_line(&mut self) -> io::Result<bool> {
         if self.next < self.bytes.len() {
             return Ok(true);
@@ -108,7 +108,7 @@ impl<'a> Lines<'a> {
         if self.bytes.last() == Some(&b'\n') {
             self.bytes.pop();
             if self.bytes.last() != Some(&b'\r') {
-                // So that an empty line is one, too.
+                // An empty line counts as a line, too.
                 self.bytes.push(b'\r');
             }
         }
@@ -116,7 +116,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// Tells of what is read.
+/// A reader that reports the bytes it has read.
 struct Counted<'a> {
     file: File,
     read: &'a (dyn Fn(u64) + Sync),
@@ -130,15 +130,15 @@ impl Read for Counted<'_> {
     }
 }
 
-/// All members of a gzip file, one after the other, and zeros behind a member, with which tapes and some programs fill up:
-/// what `gzip` and Python's `gzip` read.
+/// All members of a gzip file, one after the other. Zeros after a member are skipped: tapes and some programs pad with
+/// them, and `gzip` and Python's `gzip` skip them, too.
 struct Members<R: BufRead> {
-    /// Gone after an error.
+    /// None after an error.
     input: Option<Member<R>>,
 }
 
 enum Member<R: BufRead> {
-    /// Before the first member, or behind one.
+    /// Before the first member, or after one.
     Between(R),
     Inside(GzDecoder<R>),
 }
@@ -177,7 +177,7 @@ impl<R: BufRead> Read for Members<R> {
     }
 }
 
-/// The bytes that zstd frames in memory hold.
+/// The decompressed bytes of zstd frames in memory.
 pub(crate) fn zstd_frames(bytes: &[u8]) -> impl Read {
     Frames { decoder: FrameDecoder::new(), input: bytes }
 }
@@ -191,7 +191,7 @@ struct Frames<R: BufRead> {
 impl<R: BufRead> Read for Frames<R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let wrong = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
-        // What is behind the last frame, or before the first one, is the beginning of a frame or the end.
+        // Between frames, what follows is the beginning of a frame or the end of the file.
         while self.decoder.can_collect() == 0 {
             if !self.decoder.is_finished() {
                 let decoded = self.decoder.decode_blocks(&mut self.input, BlockDecodingStrategy::UptoBlocks(1));
@@ -202,7 +202,9 @@ impl<R: BufRead> Read for Frames<R> {
             if let (Some(expected), Some(found)) = sums
                 && expected != found
             {
-                return Err(wrong(format!("the checksum is {found:#x}, but the file says {expected:#x}")));
+                return Err(wrong(format!(
+                    "the checksum of the content is {found:#x}, and the file gives {expected:#x}"
+                )));
             }
             if self.input.fill_buf()?.is_empty() {
                 return Ok(0);

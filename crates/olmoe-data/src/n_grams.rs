@@ -1,32 +1,32 @@
-//! What counting alone predicts: the losses that a language model has to be below.
+//! Losses of n-gram models: what counting alone predicts, and a language model has to do better than.
 
 use std::collections::HashMap;
 
-/// What is taken from each pair that was seen, and shared out by how frequent the second token is.
+/// The absolute discount: taken from each pair that was seen, and distributed by how frequent the second token is.
 const DISCOUNT: f64 = 0.75;
-/// What each token is counted above its occurrences, so that none is impossible.
+/// Added to the count of every token, so that none has probability 0.
 const ADDED: f64 = 0.1;
 
-/// Occurrences of tokens and of pairs of tokens.
+/// Counts of tokens and of pairs of tokens.
 ///
 /// `P(t) = (c_t + 0.1) / (N + 0.1 V)`, and with absolute discounting (Ney, Essen and Kneser, 1994)
 /// `P(t | s) = max(c_st − 0.75, 0) / c_s + 0.75 n_s / c_s · P(t)`, where `n_s` is how many different tokens follow `s`;
-/// `P(t)` after a token that was never followed by any.
+/// where a token was never followed by another, the probability is `P(t)`.
 pub struct NGrams {
     tokens: Vec<u64>,
     total: u64,
     pairs: HashMap<(u32, u32), u64>,
-    /// Of each token as the first of a pair: how often, and with how many different second ones.
+    /// For each token as the first of a pair: how often it occurs, and how many different tokens follow it.
     firsts: Vec<(u64, u64)>,
 }
 
 impl NGrams {
-    /// None yet, of a vocabulary of so many tokens. Tokens beyond it are not counted and have no chance.
+    /// No counts yet, for a vocabulary of this size. Ids beyond the vocabulary are not counted and have probability 0.
     pub fn new(vocabulary: usize) -> NGrams {
         NGrams { tokens: vec![0; vocabulary], total: 0, pairs: HashMap::new(), firsts: vec![(0, 0); vocabulary] }
     }
 
-    /// Counts a text.
+    /// Counts the tokens and pairs of a text.
     pub fn count(&mut self, ids: &[u32]) {
         for id in ids {
             if let Some(count) = self.tokens.get_mut(*id as usize) {
@@ -60,9 +60,9 @@ impl NGrams {
         }
     }
 
-    /// Mean losses in nats, by single tokens and by pairs, over sequences of so many tokens, the first of each not
-    /// predicted: what the loss of a language model over the same sequences compares with. What is left over at the end is
-    /// not counted; none if that is all.
+    /// Mean losses in nats, of the unigram and of the bigram model, over sequences of `sequence_length` tokens; the
+    /// first token of each sequence is not predicted. They are comparable with a language model's loss over the same
+    /// sequences. An incomplete sequence at the end is left out; None if there is no complete one.
     pub fn losses(&self, ids: &[u32], sequence_length: usize) -> Option<(f64, f64)> {
         let pairs = ids.chunks_exact(sequence_length.max(1)).flat_map(|sequence| sequence.windows(2));
         let (mut unigram, mut bigram, mut count) = (0.0, 0.0, 0u64);

@@ -5,12 +5,12 @@
 //! | [`DataSet`] | token files cut into instances of one length |
 //! | [`Order`] | the instances of an epoch, shuffled: OLMo's `global_indices.npy` |
 //! | [`Loader`] | the batches of an epoch from any example on, read ahead by a thread |
-//! | [`Batch`] | token ids and all that is said about them; [`Batch::targets`] is what the loss wants |
+//! | [`Batch`] | token ids and their masks; [`Batch::targets`] are the labels for the loss |
 //! | [`RepetitionFilter`] | which instances are kept out of the loss |
 //!
-//! An epoch's order depends on the seed, the epoch and the number of instances; what a batch holds depends on that and on
-//! the position of its first example. A run that saved [`Batch::next`] and goes on from there sees what it would have seen.
-//! OLMo's `num_workers` and `prefetch_factor` change none of this and have no counterpart.
+//! An epoch's order depends on the seed, the epoch and the number of instances. What a batch holds depends on the order
+//! and on the position of its first example. A run that saved [`Batch::next`] and resumes from there sees the batches
+//! that it would have seen. OLMo's `num_workers` and `prefetch_factor` change none of this and have no counterpart.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,9 +1,9 @@
-//! Which token ends a document, ends generation, begins a conversation and fills up a batch: decided here only.
+//! Which token ends a document, ends generation, begins a conversation and pads a batch: decided in this file only.
 //!
-//! The eos trap: training configurations of OLMoE say `eos_token_id: 0`, the id of `<|endoftext|>` in an older tokenizer.
-//! In the tokenizer that the data was made with, 0 is `|||IP_ADDRESS|||` and `<|endoftext|>` is 50279. Taken at its word
-//! such a file splits documents at masked addresses and lets generation run on for ever, so 0 becomes 50279 here, with a
-//! notice, unless told not to.
+//! The eos trap: training configurations of OLMoE have `eos_token_id: 0`, the id of `<|endoftext|>` in an older
+//! tokenizer. In the tokenizer that the data was made with, 0 is `|||IP_ADDRESS|||` and `<|endoftext|>` is 50279. With
+//! id 0, documents would be split at masked addresses and generation would never end. So 0 becomes 50279 here, with a
+//! notice, unless the caller asks to keep it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,23 +14,23 @@ use thiserror::Error;
 use crate::white_space::without_mark;
 use crate::{ChatTemplate, ChatTokens, Message, Tokenizer, Vocabulary};
 
-/// Most bytes of a configuration file that is read here.
+/// The largest configuration file that is read here.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// The token that ends documents.
 const END_OF_TEXT: &str = "<|endoftext|>";
-/// The token that has the id 0 where a configuration means the older tokenizer.
+/// The token that has the id 0 in the tokenizer of OLMoE's data.
 const MASKED_ADDRESS: &str = "|||IP_ADDRESS|||";
 
 /// The special tokens of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
-    /// Fills up shorter sequences of a batch.
+    /// Pads the shorter sequences of a batch.
     pub pad: Option<u32>,
-    /// Put before a text; OLMoE has none.
+    /// Begins a text; OLMoE has none.
     pub bos: Option<u32>,
     /// Ends a document.
     pub eos: Option<u32>,
-    /// Stands for what has no token.
+    /// Stands for text that has no token.
     pub unk: Option<u32>,
     /// All tokens that end generation, `eos` first.
     pub ends: Vec<EndToken>,
@@ -41,13 +41,13 @@ pub struct SpecialTokens {
 pub struct EndToken {
     /// Its id.
     pub id: u32,
-    /// What says so: a key and its file, for people to read.
+    /// The sources that name it, each a key and its file, for display.
     pub sources: Vec<String>,
 }
 
-/// Where the ids come from. For padding, beginning and end of a document the first one counts that has it, in the order of
-/// the fields, and last the token `<|endoftext|>` of the tokenizer as end of a document. To the tokens that end generation
-/// all of them add, and those that every tokenizer's reader knows by their text.
+/// Where the ids come from. For padding, beginning and end of a document, the first source in the order of the fields
+/// counts, and for the end of a document, the tokenizer's `<|endoftext|>` comes last. The tokens that end generation
+/// are those of all sources, and those that programs know by their text.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SpecialTokenSources<'a> {
     /// The content of `config.json`.
@@ -56,28 +56,28 @@ pub struct SpecialTokenSources<'a> {
     pub training: Option<&'a Value>,
     /// The keys `tokenizer.ggml.*` of a GGUF file.
     pub vocabulary: Option<&'a Vocabulary>,
-    /// The content of `generation_config.json`. All of its `eos_token_id` end generation.
+    /// The content of `generation_config.json`. All ids of its `eos_token_id` end generation.
     pub generation_config: Option<&'a Value>,
     /// The content of `tokenizer_config.json`, which names tokens by their text.
     pub tokenizer_config: Option<&'a Value>,
-    /// The content of `special_tokens_map.json`, which does so, too.
+    /// The content of `special_tokens_map.json`, which names tokens by their text, too.
     pub special_tokens_map: Option<&'a Value>,
-    /// Rows of the model's embeddings; ids are below it. Left out: the size of the tokenizer.
+    /// The rows of the model's embeddings; ids must be below this number. None: the size of the tokenizer.
     pub rows: Option<usize>,
-    /// Takes an `eos_token_id` of 0 at its word.
+    /// Keeps an `eos_token_id` of 0.
     pub keep_eos: bool,
 }
 
-/// Something that was read otherwise than it stands there.
+/// A value that was corrected or ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
+pub struct SpecialTokenNotice {
     /// The key.
     pub key: &'static str,
-    /// What was found and what was made of it.
+    /// What was found, and what was made of it.
     pub text: String,
 }
 
-impl fmt::Display for Notice {
+impl fmt::Display for SpecialTokenNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}` {}", self.key, self.text)
     }
@@ -118,7 +118,7 @@ pub enum SpecialTokenError {
         key: &'static str,
         /// The file or section.
         source_name: &'static str,
-        /// The type it has.
+        /// The expected type.
         expected: &'static str,
         /// What was found.
         found: String,
@@ -131,19 +131,19 @@ const TRAINING: &str = "the training configuration";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
-/// Keys of tokens that end generation, beside the end of a document: the end of a turn, and of a message in it.
+/// Keys of tokens that end generation besides the end of a document: the end of a turn, and of a message in it.
 const MORE_ENDS: [(&str, &str); 2] = [("eot_token_id", "eot_token"), ("eom_token_id", "eom_token")];
 
 impl SpecialTokens {
-    /// Decides them, without a tokenizer by the ids alone. What names a token that the model does not have is passed over with
-    /// a notice.
+    /// Decides the special tokens; without a tokenizer, by ids alone. A key whose token the model does not have is
+    /// ignored with a notice.
     ///
     /// # Errors
-    /// Values of another type.
+    /// Values of the wrong type.
     pub fn resolve<'t>(
         tokenizer: impl Into<Option<&'t Tokenizer>>,
         sources: &SpecialTokenSources,
-    ) -> Result<(SpecialTokens, Vec<Notice>), SpecialTokenError> {
+    ) -> Result<(SpecialTokens, Vec<SpecialTokenNotice>), SpecialTokenError> {
         let tokenizer = tokenizer.into();
         let mut search = Search { tokenizer, sources, notices: Vec::new(), ends: Vec::new() };
         let vocabulary = sources.vocabulary;
@@ -169,12 +169,12 @@ impl SpecialTokens {
         Ok((SpecialTokens { pad, bos, eos, unk, ends }, notices))
     }
 
-    /// Decides them by the files of a Hugging Face checkpoint; files that are missing say nothing.
+    /// Decides the special tokens by the files of a Hugging Face checkpoint; missing files are skipped.
     pub fn from_directory(
         tokenizer: &Tokenizer,
         directory: &Path,
         keep_eos: bool,
-    ) -> Result<(SpecialTokens, Vec<Notice>), SpecialTokenError> {
+    ) -> Result<(SpecialTokens, Vec<SpecialTokenNotice>), SpecialTokenError> {
         let config = read(&directory.join(CONFIG))?;
         let generation_config = read(&directory.join(GENERATION_CONFIG))?;
         let tokenizer_config = read(&directory.join(TOKENIZER_CONFIG))?;
@@ -207,13 +207,13 @@ impl SpecialTokens {
         self.ends.iter().map(|end| end.id).collect()
     }
 
-    /// One more token that ends generation, or one more that says so of it.
+    /// Adds a token that ends generation, or a further source of one.
     pub fn add_end(&mut self, id: u32, source: impl Into<String>) {
         add_end(&mut self.ends, id, source.into());
     }
 
-    /// The tokens that end generation beside the end of a document, under the keys of a GGUF file that programs read. The keys
-    /// of one token go to those that no program knows by their text; in the list are all.
+    /// The tokens that end generation besides the end of a document, under the keys of a GGUF file that programs read.
+    /// Keys for single tokens go to tokens that no program knows by their text; the list holds all.
     pub fn more_ends(&self, tokenizer: &Tokenizer) -> Vec<(&'static str, u32)> {
         let known = tokenizer.known_ends();
         let all = self.end_ids();
@@ -226,13 +226,14 @@ impl SpecialTokens {
         keyed
     }
 
-    /// The token that a conversation begins with: `bos`, and `eos` for models without one, as in the fine-tuning of OLMoE.
+    /// The token that a conversation begins with: `bos`, or `eos` for models without one, as in the fine-tuning of
+    /// OLMoE.
     pub fn begins_conversation(&self) -> Option<u32> {
         self.bos.or(self.eos)
     }
 }
 
-/// The special token that a template puts behind an answer, which ends it.
+/// The special token that a template puts after an answer, which ends it.
 pub fn ends_answer(template: &ChatTemplate, tokens: ChatTokens, tokenizer: &Tokenizer) -> Option<u32> {
     const ANSWER: &str = "the words of the assistant";
     let messages = [Message::new("user", "the words of the user"), Message::new("assistant", ANSWER)];
@@ -253,7 +254,7 @@ fn add_end(ends: &mut Vec<EndToken>, id: u32, source: String) {
 struct Search<'a> {
     tokenizer: Option<&'a Tokenizer>,
     sources: &'a SpecialTokenSources<'a>,
-    notices: Vec<Notice>,
+    notices: Vec<SpecialTokenNotice>,
     ends: Vec<EndToken>,
 }
 
@@ -262,19 +263,19 @@ impl<'a> Search<'a> {
         self.tokenizer?.id_of(text)
     }
 
-    /// Rows of the model.
+    /// The number of rows of the model's embeddings.
     fn rows(&self) -> usize {
         self.sources.rows.or(self.tokenizer.map(Tokenizer::size)).unwrap_or(usize::MAX)
     }
 
-    /// The id if the model has a row for it, else none and a notice.
+    /// The id if the model has a row for it, else None and a notice.
     fn with_row(&mut self, key: &'static str, source: &str, id: u64) -> Option<u32> {
         let rows = self.rows();
         if id < rows as u64 {
             return u32::try_from(id).ok();
         }
-        let text = format!("in {source} is {id}, beyond the {rows} rows of the model; passed over");
-        self.notices.push(Notice { key, text });
+        let text = format!("in {source} is {id}, beyond the {rows} rows of the model; ignored");
+        self.notices.push(SpecialTokenNotice { key, text });
         None
     }
 
@@ -282,7 +283,8 @@ impl<'a> Search<'a> {
         add_end(&mut self.ends, id, source);
     }
 
-    /// The id under a key, of the first source that has any, and the source's name. `held` is that of a GGUF file.
+    /// The id under a key from the first source that has one, and the name of the source. `held` is the id of a GGUF
+    /// file.
     fn first(
         &mut self,
         key: &'static str,
@@ -315,7 +317,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Everything that says of a token that it ends generation.
+    /// Collects all tokens that end generation.
     fn all_ends(&mut self) -> Result<(), SpecialTokenError> {
         let SpecialTokenSources { config, generation_config, vocabulary, .. } = *self.sources;
         let keys = ["eos_token_id"].into_iter().chain(MORE_ENDS.map(|more| more.0));
@@ -359,7 +361,7 @@ impl<'a> Search<'a> {
         };
         let mut ids = Vec::new();
         for value in values {
-            // Some files say "none" with −1.
+            // Some files write −1 for "none".
             if value.as_i64() == Some(-1) {
                 continue;
             }
@@ -374,7 +376,7 @@ impl<'a> Search<'a> {
         Ok(ids)
     }
 
-    /// The id that an id stands for: see the eos trap.
+    /// The id that is meant: see the eos trap.
     fn meant(&mut self, key: &'static str, source_name: &str, id: u32) -> u32 {
         let masked = |tokenizer: &Tokenizer| tokenizer.token(0) == Some(MASKED_ADDRESS);
         match self.id_of(END_OF_TEXT) {
@@ -383,16 +385,16 @@ impl<'a> Search<'a> {
                 let text = if self.sources.keep_eos {
                     format!("{says}; kept as asked, though {END_OF_TEXT} is {meant}")
                 } else {
-                    format!("{says}; taken as {meant}, {END_OF_TEXT}, which it was in an older one")
+                    format!("{says}; replaced by {meant}, {END_OF_TEXT}, which had the id 0 in an older one")
                 };
-                self.notices.push(Notice { key, text });
+                self.notices.push(SpecialTokenNotice { key, text });
                 if self.sources.keep_eos { id } else { meant }
             }
             _ => id,
         }
     }
 
-    /// The id of the token that the tokenizer's settings name under a key: its text, or an object with its `content`.
+    /// The token that the tokenizer's settings name under a key, by its text or by an object with its `content`.
     fn named(&mut self, key: &'static str) -> Result<Option<u32>, SpecialTokenError> {
         let SpecialTokenSources { tokenizer_config, special_tokens_map, .. } = *self.sources;
         let Some(tokenizer) = self.tokenizer else { return Ok(None) };
@@ -413,8 +415,8 @@ impl<'a> Search<'a> {
                     }
                 }
                 None => {
-                    let text = format!("in {source_name} is {text:?}, which is no token of the tokenizer; passed over");
-                    self.notices.push(Notice { key, text });
+                    let text = format!("in {source_name} is {text:?}, which is not a token of the tokenizer; ignored");
+                    self.notices.push(SpecialTokenNotice { key, text });
                 }
             }
         }

@@ -6,10 +6,10 @@
 //! | [`TokenType`] | how an id is stored |
 //! | [`Megatron`], [`MegatronWriter`] | an indexed data set of Megatron: `.bin` and `.idx` |
 //!
-//! A `.npy` file of OLMo is nothing but little-endian numbers: NumPy's header is missing, in spite of the name. The numbers
-//! of a `.bin` file are the same; what they are is said by the `.idx` file beside it.
+//! A `.npy` file of OLMo holds nothing but little-endian numbers: in spite of the name, it has no NumPy header. A
+//! `.bin` file holds the same; the `.idx` file beside it gives the type of the numbers.
 //!
-//! Files are read at positions and not mapped: one that shrinks while a training runs is then an error and no crash.
+//! Files are read at positions, not memory-mapped, so a file that shrinks during training is an error and not a crash.
 
 use std::fmt;
 use std::fs::File;
@@ -25,12 +25,12 @@ mod megatron;
 pub use error::TokenFileError;
 pub use megatron::{Megatron, MegatronWriter};
 
-/// What a file of NumPy begins with.
+/// The first bytes of a NumPy file.
 const NUMPY_MAGIC: &[u8] = b"\x93NUMPY";
-/// Bytes at the beginning of a file that tell its type, and tell it from another.
+/// How many bytes at the beginning of a file are read to identify its number type and to hash it.
 const HEAD_BYTES: u64 = 64 << 10;
 
-/// How a token id is stored: a little-endian whole number.
+/// How a token id is stored: as a little-endian unsigned or signed integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum TokenType {
@@ -45,7 +45,7 @@ pub enum TokenType {
 }
 
 impl TokenType {
-    /// NumPy's name of each.
+    /// NumPy's name of each type.
     const NAMES: [(TokenType, &'static str); 8] = [
         (TokenType::U8, "uint8"),
         (TokenType::U16, "uint16"),
@@ -57,17 +57,17 @@ impl TokenType {
         (TokenType::I64, "int64"),
     ];
 
-    /// By NumPy's name, such as `uint16`.
+    /// The type with a NumPy name, such as `uint16`.
     pub fn from_name(name: &str) -> Option<TokenType> {
         TokenType::NAMES.iter().find(|(_, known)| *known == name).map(|(dtype, _)| *dtype)
     }
 
-    /// NumPy's name.
+    /// NumPy's name of the type.
     pub fn name(self) -> &'static str {
         TokenType::NAMES.iter().find(|(dtype, _)| *dtype == self).map_or("", |(_, name)| name)
     }
 
-    /// Bytes of a number.
+    /// The size of a number in bytes.
     pub fn bytes(self) -> usize {
         match self {
             TokenType::U8 | TokenType::I8 => 1,
@@ -77,7 +77,7 @@ impl TokenType {
         }
     }
 
-    /// The highest number.
+    /// The largest number.
     pub fn max(self) -> u64 {
         let bits = self.bytes() as u32 * 8;
         match self {
@@ -86,7 +86,7 @@ impl TokenType {
         }
     }
 
-    /// Appends ids as numbers. Each must be at most [`TokenType::max`]; of others the low bits are written.
+    /// Appends ids as numbers. Each must be at most [`TokenType::max`]; of larger ids only the low bits are written.
     pub fn write(self, ids: &[u32], out: &mut Vec<u8>) {
         fn each<const N: usize>(ids: &[u32], out: &mut Vec<u8>, number: impl Fn(u32) -> [u8; N]) {
             let start = out.len();
@@ -102,10 +102,11 @@ impl TokenType {
         }
     }
 
-    /// Reads numbers into `ids`, one for each. Those that no id can be become [`u32::MAX`], which no vocabulary has.
+    /// Reads numbers into `ids`, one for each. Numbers that cannot be ids become [`u32::MAX`], which is in no
+    /// vocabulary.
     ///
     /// # Panics
-    /// If there are not as many bytes as the numbers have.
+    /// If `bytes` does not hold exactly as many numbers as `ids`.
     pub fn read(self, bytes: &[u8], ids: &mut [u32]) {
         assert_eq!(bytes.len(), ids.len() * self.bytes(), "bytes of the numbers");
         fn each<const N: usize>(bytes: &[u8], ids: &mut [u32], id: impl Fn([u8; N]) -> u32) {
@@ -134,7 +135,7 @@ impl fmt::Display for TokenType {
     }
 }
 
-/// The ids of a file, back to back.
+/// The ids of a file, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenFile {
     path: PathBuf,
@@ -143,32 +144,32 @@ pub struct TokenFile {
 }
 
 impl TokenFile {
-    /// Looks at a file: a `.bin` or `.idx` file is one of Megatron, which says its type itself; any other is headerless and
-    /// of the given type.
+    /// Opens a file. A `.bin` or `.idx` file belongs to a Megatron data set, whose index gives the type; any other file
+    /// is headerless and of the given type.
     ///
     /// # Errors
-    /// A file that is missing, no whole number of numbers, a real NumPy file, or a wrong index.
+    /// A file that is missing, has a fraction of a number at its end, is a real NumPy file, or has a wrong index.
     pub fn open(path: &Path, dtype: TokenType) -> Result<TokenFile, TokenFileError> {
         if is_megatron(path) {
             let megatron = Megatron::open(path)?;
             return Ok(megatron.tokens().clone());
         }
-        // Read as ids, a header would be some forty wrong tokens.
+        // Read as ids, a NumPy header would be some forty wrong tokens.
         if head(path)?.starts_with(NUMPY_MAGIC) {
             return Err(TokenFileError::Header { path: path.to_owned() });
         }
         TokenFile::plain(path, dtype)
     }
 
-    /// As [`open`](Self::open), of a file whose ids are below `vocabulary`: one whose numbers are of another type, as far as
-    /// its beginning, its length and the list of documents beside it tell, is refused.
+    /// As [`open`](Self::open), for a file whose ids are below `vocabulary`. A file is refused if its beginning, its
+    /// length or the list of documents beside it shows that its numbers are of another type.
     ///
     /// # Errors
     /// As [`open`](Self::open), and [`TokenFileError::OtherType`].
     pub fn open_for(path: &Path, dtype: TokenType, vocabulary: u32) -> Result<TokenFile, TokenFileError> {
         let opened = TokenFile::open(path, dtype);
         let bytes = match &opened {
-            // Megatron's say it themselves.
+            // A Megatron index gives the type.
             _ if is_megatron(path) => return opened,
             Ok(file) => file.byte_len(),
             Err(TokenFileError::Size { bytes, .. }) => *bytes,
@@ -180,7 +181,7 @@ impl TokenFile {
         }
     }
 
-    /// A file of nothing but numbers.
+    /// Opens a headerless file.
     fn plain(path: &Path, dtype: TokenType) -> Result<TokenFile, TokenFileError> {
         let unreadable = |source| TokenFileError::Unreadable { path: path.to_owned(), source };
         let metadata = std::fs::metadata(path).map_err(unreadable)?;
@@ -199,12 +200,12 @@ impl TokenFile {
         &self.path
     }
 
-    /// How its ids are stored.
+    /// The type of its numbers.
     pub fn dtype(&self) -> TokenType {
         self.dtype
     }
 
-    /// Its ids.
+    /// The number of its ids.
     pub fn len(&self) -> u64 {
         self.tokens
     }
@@ -214,12 +215,12 @@ impl TokenFile {
         self.tokens == 0
     }
 
-    /// The bytes of its ids.
+    /// The number of bytes of its ids.
     pub fn byte_len(&self) -> u64 {
         self.tokens * self.dtype.bytes() as u64
     }
 
-    /// The SHA-256 of what it begins with, in hexadecimal digits: tells it from other files without reading it all.
+    /// The SHA-256 of the file's beginning, in hexadecimal digits. It tells files apart without reading them whole.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -227,10 +228,10 @@ impl TokenFile {
         Ok(Sha256::digest(head(&self.path)?).iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Reads `ids.len()` ids from `start` on; each has to be below `vocabulary`. `bytes` is for reading into.
+    /// Reads `ids.len()` ids from `start` on; each has to be below `vocabulary`. `bytes` is a scratch buffer.
     ///
     /// # Errors
-    /// Ids beyond the end, the file cannot be read, an id that is not below `vocabulary`.
+    /// Ids beyond the end, a file that cannot be read, or an id that is not below `vocabulary`.
     pub fn read(
         &self,
         start: u64,
@@ -263,15 +264,15 @@ impl TokenFile {
     }
 }
 
-/// Whether a path is that of one of Megatron's files.
+/// Whether a path is that of a Megatron data set.
 fn is_megatron(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "bin" || end == "idx")
 }
 
-/// What a file begins with, [`HEAD_BYTES`] at most.
+/// The beginning of a file, at most [`HEAD_BYTES`].
 fn head(path: &Path) -> Result<Vec<u8>, TokenFileError> {
     let unreadable = |source| TokenFileError::Unreadable { path: path.to_owned(), source };
-    // To open a pipe would be to wait for its other end.
+    // Opening a pipe would block until its other end is opened.
     if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(TokenFileError::NotAFile { path: path.to_owned() });
     }
@@ -280,7 +281,7 @@ fn head(path: &Path) -> Result<Vec<u8>, TokenFileError> {
     Ok(head)
 }
 
-/// A number as it is, for a message.
+/// A number at its full width, for a message.
 fn number(dtype: TokenType, bytes: &[u8]) -> i128 {
     let negative = matches!(dtype, TokenType::I8 | TokenType::I16 | TokenType::I32 | TokenType::I64)
         && bytes.last().is_some_and(|byte| *byte >= 128);

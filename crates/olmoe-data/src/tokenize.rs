@@ -1,21 +1,22 @@
-//! Documents to token files: what the `dolma tokens` command does, with the same files as a result.
+//! Documents to token files: does what the `dolma tokens` command does, and writes the same files.
 //!
-//! A destination holds `part-G-00000.npy` and on for every group G of input files: the ids of whole documents, back to
-//! back, in little-endian numbers without any header. Beside each lies a `.csv.gz` with a line for each document: its first
-//! token, one past its last, its name, its file and its line there.
+//! A destination holds `part-G-00000.npy` and following for every group G of input files: the ids of whole documents,
+//! one after the other, as little-endian numbers without a header. Beside each lies a `.csv.gz` with a row for each
+//! document: its first token, one past its last token, its name, its file and its line there.
 //!
-//! **Order.** Python's `random`, seeded, shuffles the input files; they are cut into groups, `processes` of them unless
-//! `files_per_process` asks for more. In a group `ring_size` files are open at a time and give a document each in turn, or
-//! at random by their sizes; every `batch_size` turns the documents at hand are shuffled and written. Each group draws from
-//! a generator that goes on where the shuffling of the files left it, so what a group holds depends on the order of the
-//! inputs, the seed and the settings, and not on the threads that do the work. For a single group that is what dolma writes
-//! when its generator is seeded.
+//! **Order.** Python's `random`, seeded, shuffles the input files. They are cut into `processes` groups, or more if
+//! `files_per_process` requires it. In a group, `ring_size` files are open at a time. They yield a document each in
+//! turn, or at random in proportion to their sizes; after every `batch_size` turns the collected documents are shuffled
+//! and written. Each group's generator continues from the state after the shuffling of the files. So the content of a
+//! group depends on the order of the inputs, the seed and the settings, and not on the threads that do the work. For a
+//! single group, the result is what dolma writes when its generator is seeded.
 //!
-//! **Documents.** White space around a text is cut off, and a text with nothing else is no document. The end of document is
-//! added where a text does not end with it already, the begin where it does not begin with it.
+//! **Documents.** White space around a text is removed, and a text of nothing but white space is not a document. The
+//! end-of-document token is added where a text does not end with it already, the beginning token where it does not
+//! begin with it.
 //!
-//! **Safety.** All files are written into `DESTINATION.tmp`, which gets its name when it is complete and on disk: a
-//! destination that is there is whole.
+//! **Safety.** All files are written into `DESTINATION.tmp`, which is renamed when it is complete and on disk. So a
+//! destination that exists is complete.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -39,41 +40,41 @@ pub use inputs::{Inputs, find};
 
 use folder::Folder;
 
-/// Malformed lines that are named; the others are only counted.
+/// How many malformed lines are named; the others are only counted.
 pub const MAX_NAMED: usize = 1000;
 
-/// How documents become tokens.
+/// Settings of tokenization.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct TokenizeSettings {
     /// Put before each document.
     pub bos: Option<u32>,
-    /// Put behind each document.
+    /// Put after each document.
     pub eos: Option<u32>,
-    /// Paragraphs are encoded one by one, which changes some ids at their borders.
+    /// Encode paragraphs one by one, which changes some ids at their borders.
     pub segment: bool,
-    /// Groups of files, unless `files_per_process` makes more, and how many are worked on at a time.
+    /// The number of groups unless `files_per_process` makes more, and how many of them are processed at a time.
     pub processes: usize,
     /// Most files of a group.
     pub files_per_process: Option<usize>,
-    /// Turns between two shuffles.
+    /// How many turns lie between two shuffles.
     pub batch_size: usize,
-    /// Files of a group that are open at a time.
+    /// How many files of a group are open at a time.
     pub ring_size: usize,
-    /// Whether an open file's turns come by its size instead of evenly.
+    /// Whether open files take turns at random in proportion to their sizes, instead of evenly.
     pub sample_ring_prop: bool,
-    /// A token file has fewer tokens than this; documents are never cut.
+    /// A token file has fewer tokens than this; documents are never split.
     pub max_size: u64,
-    /// The numbers of a token file.
+    /// The number type of the token files.
     pub dtype: TokenType,
-    /// Seed of the order.
+    /// The seed of the order.
     pub seed: u64,
-    /// Where texts and names are.
+    /// The keys of texts and names.
     pub fields: Fields,
 }
 
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
+impl Default for TokenizeSettings {
+    fn default() -> TokenizeSettings {
+        TokenizeSettings {
             bos: None,
             eos: None,
             segment: false,
@@ -90,24 +91,24 @@ impl Default for Settings {
     }
 }
 
-/// What was written.
+/// What a run has written.
 #[derive(Clone, Debug, Default)]
-pub struct Summary {
+pub struct TokenizeSummary {
     /// The token files.
     pub parts: Vec<PathBuf>,
-    /// Their documents.
+    /// The number of documents in them.
     pub documents: u64,
-    /// Their tokens.
+    /// The number of tokens in them.
     pub tokens: u64,
-    /// Texts of nothing but white space, which are left out.
+    /// The number of texts of nothing but white space, which are left out.
     pub empty: u64,
-    /// Lines that are no documents, which are left out.
+    /// The number of lines that are not documents, which are left out.
     pub malformed: u64,
-    /// The first [`MAX_NAMED`] of them, by group.
+    /// The first [`MAX_NAMED`] of these lines, by group.
     pub named: Vec<Malformed>,
 }
 
-impl Summary {
+impl TokenizeSummary {
     fn note(&mut self, malformed: Malformed) {
         self.malformed += 1;
         if self.named.len() < MAX_NAMED {
@@ -115,7 +116,7 @@ impl Summary {
         }
     }
 
-    fn add(&mut self, other: Summary) {
+    fn add(&mut self, other: TokenizeSummary) {
         self.parts.extend(other.parts);
         self.documents += other.documents;
         self.tokens += other.tokens;
@@ -126,20 +127,24 @@ impl Summary {
     }
 }
 
-/// What will be done: settings that were checked, and files in groups.
-pub struct Plan<'a> {
+/// A run that is ready to start: checked settings, and files in groups.
+pub struct TokenizePlan<'a> {
     tokenizer: &'a Tokenizer,
-    settings: Settings,
+    settings: TokenizeSettings,
     groups: Vec<Vec<PathBuf>>,
     random: Mersenne,
 }
 
-impl<'a> Plan<'a> {
-    /// Checks the settings and puts the files in order.
+impl<'a> TokenizePlan<'a> {
+    /// Checks the settings and orders the files.
     ///
     /// # Errors
-    /// Settings that no output could come of; no files.
-    pub fn new(tokenizer: &'a Tokenizer, settings: Settings, inputs: &[PathBuf]) -> Result<Plan<'a>, TokenizeError> {
+    /// Settings that allow no output, or no files.
+    pub fn new(
+        tokenizer: &'a Tokenizer,
+        settings: TokenizeSettings,
+        inputs: &[PathBuf],
+    ) -> Result<TokenizePlan<'a>, TokenizeError> {
         for (name, value) in [
             ("processes", settings.processes),
             ("files_per_process", settings.files_per_process.unwrap_or(1)),
@@ -170,21 +175,26 @@ impl<'a> Plan<'a> {
         let mut random = Mersenne::python(settings.seed);
         random.shuffle(&mut paths);
         let groups = group::cut(&paths, settings.processes, settings.files_per_process);
-        Ok(Plan { tokenizer, settings, groups, random })
+        Ok(TokenizePlan { tokenizer, settings, groups, random })
     }
 
-    /// The input files of each group. A group begins with those at the end.
+    /// The input files of each group. A group takes its files from the end of its list.
     pub fn groups(&self) -> &[Vec<PathBuf>] {
         &self.groups
     }
 
-    /// Does it. `read` is told of every so many bytes of the inputs that were read.
+    /// Runs the plan. `read` is called with the number of bytes of the inputs read since its last call.
     ///
     /// # Errors
-    /// The destination exists and holds something, unless `force` and it holds nothing but token files; a file cannot be
-    /// read or written; a document is longer than a token file may be; there is no document at all. Nothing is left behind
-    /// then.
-    pub fn run(&self, destination: &Path, force: bool, read: &(dyn Fn(u64) + Sync)) -> Result<Summary, TokenizeError> {
+    /// The destination is not empty, unless `force` is set and it holds nothing but token files; a file cannot be read
+    /// or written; a document is longer than a token file may be; or there is no document at all. After an error,
+    /// nothing is left behind.
+    pub fn run(
+        &self,
+        destination: &Path,
+        force: bool,
+        read: &(dyn Fn(u64) + Sync),
+    ) -> Result<TokenizeSummary, TokenizeError> {
         let folder = Folder::begin(destination, force)?;
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
@@ -202,7 +212,7 @@ impl<'a> Plan<'a> {
                     settings: &self.settings,
                     stem: group::stem(number, self.groups.len()),
                     folder: folder.path(),
-                    // One group at a time leaves all threads to the encoder.
+                    // With one group at a time, the encoder has all threads.
                     all_threads: workers == 1,
                 };
                 let done = group.run(paths, self.random.clone(), read, &stop);
@@ -215,9 +225,9 @@ impl<'a> Plan<'a> {
         } else {
             std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
         }
-        let mut summary = Summary::default();
+        let mut summary = TokenizeSummary::default();
         for result in results {
-            // Groups that did not come to their end were stopped by one that failed, which is among the others.
+            // Groups that did not finish were stopped by one that failed, whose error is among the results.
             if let Some(done) = result.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
                 && let Some(group) = done?
             {

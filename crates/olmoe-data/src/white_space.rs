@@ -1,11 +1,11 @@
-//! White space and lines as Python's texts have them, and the mark before some texts.
+//! White space and lines as in Python's strings, and the byte-order mark.
 
 /// Bytes without the byte-order mark that some programs put before UTF-8.
 pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }
 
-/// `str.isspace` of a letter: four separators are white space, too.
+/// `str.isspace` of a character: besides White_Space, it includes four separators.
 pub(crate) fn is_space(letter: char) -> bool {
     letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
 }

@@ -129,7 +129,7 @@ fn bad_templates_name_the_line() {
         ("nesting", nested.as_str(), "recursion"),
         ("a file", "{% include 'other' %}", "line 1"),
         ("json", "{{ messages | tojson(idnent=2) }}", "idnent"),
-        ("separators", "{{ messages | tojson(separators=1) }}", "separators are two texts"),
+        ("separators", "{{ messages | tojson(separators=1) }}", "separators are two strings"),
         ("indent", "{{ messages | tojson(indent=1000000000) }}", "indent is above 64"),
     ] {
         let error = says(source);

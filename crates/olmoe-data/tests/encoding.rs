@@ -218,7 +218,7 @@ fn streaming_gives_what_decoding_gives_and_whole_characters_only() {
             }
             text.push_str(&stream.finish());
             assert_eq!(text, whole);
-            // A text that ends within a character.
+            // A text whose last token ends within a character.
             for end in 0..ids.len() {
                 assert_eq!(streamed(tokenizer, &ids[..end], false), tokenizer.decode(&ids[..end], false).unwrap());
             }
@@ -263,7 +263,7 @@ fn offsets_name_the_text() {
     ];
     assert_eq!(parts, expected);
     let Some((olmoe, _)) = real(REAL[0].1) else { return };
-    // Three bytes, which become a character of two, belong together.
+    // Three bytes that normalise to a character of two bytes belong to one token.
     let text = "e\u{301}te\u{301} <|endoftext|>q\u{301}";
     let pieces = olmoe.encode_with_offsets(text).unwrap();
     let ranges: Vec<_> = pieces.iter().map(|piece| (piece.start, piece.end)).collect();

@@ -67,12 +67,12 @@ fn no_target_crosses_a_document() {
 
 #[test]
 fn first_fit_by_hand() {
-    // 6 and 5 do not share; 4 goes to 6, 3 to 5, 2 to 5 and 3.
+    // 6 and 5 do not fit together; 4 joins 6, 3 joins 5, and 2 joins 5 and 3.
     let lengths = [3, 6, 2, 5, 4];
     let sequences = pack(&in_order(5), &lengths, 10, Packing::FirstFit).unwrap();
     let rows: Vec<Vec<usize>> = sequences.iter().map(|parts| parts.iter().map(|part| part.row).collect()).collect();
     assert_eq!(rows, [vec![1, 4], vec![3, 0, 2]]);
-    // Equal lengths go by the order.
+    // Rows of equal length are taken in the given order.
     let sequences = pack(&[2, 0, 1], &[1, 1, 1], 2, Packing::BestFit).unwrap();
     assert_eq!(sequences[0], [Part { row: 2, start: 0, length: 1 }, Part { row: 0, start: 0, length: 1 }]);
     for (order, capacity, expected) in [(vec![3], 4, "`order` is 3"), (vec![0], 0, "`max_length` is 0")] {
@@ -109,7 +109,7 @@ fn every_row_is_packed_once() {
             prop_assert_eq!(seen.get(&row).copied().unwrap_or(0), kept);
         }
         if packing != Packing::FirstFit && sequences.len() > 1 {
-            // Nothing would fit into an earlier sequence as a whole.
+            // No sequence would have fitted into an earlier one.
             let least = |parts: &Vec<Part>| parts.iter().map(|part| part.length).sum::<usize>();
             let two_small = sequences.iter().filter(|parts| 2 * least(parts) <= capacity).count();
             prop_assert!(two_small <= 1, "{} sequences are less than half full", two_small);
@@ -186,7 +186,7 @@ fn orders_of_epochs_differ_and_come_again() {
         sorted.sort_unstable();
         assert_eq!(sorted, in_order(100), "epoch {epoch} sees every row once");
         assert!(all[..epoch].iter().all(|earlier| earlier != one), "epoch {epoch} repeats an earlier order");
-        // Whoever goes on at row 37 of this epoch, or at its beginning, sees what is left of it.
+        // A run that resumes at row 37 of this epoch, or at its beginning, sees the rest of it.
         assert_eq!(order(epoch as u64)[37..], one[37..]);
     }
     assert_eq!(epoch_order(5, 1, 9, false).unwrap(), [0, 1, 2, 3, 4]);
@@ -364,7 +364,7 @@ fn encoded_rows_come_back_from_disk() {
         changed[at] ^= 1;
         std::fs::write(&path, &changed).unwrap();
         let loaded = load(&path, &key);
-        // Another key is no damage: the rows are made again.
+        // Another key is not damage: the rows are encoded again.
         assert_eq!(loaded.is_err(), !(8..40).contains(&at), "{at}");
         std::fs::write(&path, &bytes[..at]).unwrap();
         assert!(load(&path, &key).is_err(), "{at} bytes");

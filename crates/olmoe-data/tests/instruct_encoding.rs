@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use olmoe_data::instruct::{
-    Content, Conversation, EncodeOptions, Encoded, Encoder, Example, InstructError, LabelledCompletion, Overlong,
-    Place, PreferencePair, Record, Report, Sample, Spans, Trained, Turn, preview,
+    Content, Conversation, EncodeOptions, EncodeReport, Encoded, Encoder, Example, InstructError, LabelledCompletion,
+    Overlong, Place, PreferencePair, Record, Sample, Spans, Trained, Turn, preview,
 };
 use olmoe_data::{ChatTemplate, ChatTokens, SpecialTokenSources, SpecialTokens, TULU, Tokenizer};
 use serde_json::Value;
@@ -50,11 +50,11 @@ fn encode(
     template: &str,
     options: &EncodeOptions,
     content: Content,
-) -> Result<(Option<Encoded>, Report), InstructError> {
+) -> Result<(Option<Encoded>, EncodeReport), InstructError> {
     let template = ChatTemplate::new(template).unwrap();
     let (special, _) = SpecialTokens::resolve(tokenizer, &SpecialTokenSources::default()).unwrap();
     let encoder = Encoder::new(tokenizer, Some(&template), TOKENS, &special, options)?;
-    let mut report = Report::default();
+    let mut report = EncodeReport::default();
     let encoded = encoder.encode(&record(content), &mut report)?;
     Ok((encoded, report))
 }
@@ -124,7 +124,7 @@ fn targets_are_those_of_open_instruct_and_transformers() {
         };
         assert_eq!(found_ids, ids(&row["ids"]), "{name}");
         for (at, (expected, found)) in expected.iter().zip(&found).enumerate() {
-            // Tokens of spaces only have no offsets there.
+            // In the reference, tokens of spaces only have empty offsets.
             let blank = || tokenizer.token_bytes(found_ids[at]).unwrap().iter().all(|byte| *byte == b' ');
             if !expected && *found && spans == Spans::Offsets && blank() {
                 spaces += 1;
@@ -154,7 +154,7 @@ fn the_released_fine_tuning_is_reproduced() {
         let masked: Vec<bool> = row["labels"].as_array().unwrap().iter().map(|label| *label == -100).collect();
         assert_eq!(example.weights.iter().map(|weight| *weight == 0.0).collect::<Vec<_>>(), masked);
     }
-    // Sample 288389 of the same log: 54 tokens, of which the first 26 are no targets.
+    // Sample 288389 of the same log: 54 tokens, of which the first 26 are not targets.
     let question = "Compute the modulus of 12/5 using a Lua function.";
     let answer = "function modulus(dividend, divisor)\n  return dividend % divisor\nend\n\nmodulus(12, 5)";
     let example = example(tokenizer, TULU, &released, conversation(&[("user", question), ("assistant", answer)]));
@@ -184,7 +184,7 @@ fn targets_decode_to_the_answers_and_their_ends() {
         let options = EncodeOptions { spans, ..options(trained) };
         let example = example(&tokenizer, template, &options, conversation(&turns));
         assert_eq!(targets(&tokenizer, &example), expected, "{spans:?} {template}");
-        // Every token of the text, and none that is not in it.
+        // Every token of the text is a target, and no other.
         let messages: Vec<Turn> = turns.iter().map(|(role, content)| Turn::new(*role, *content)).collect();
         let tools: [Value; 0] = [];
         let text =
@@ -276,23 +276,26 @@ fn an_end_that_is_never_a_target_is_warned_of() {
 fn answers_that_cannot_be_found_are_dropped_and_counted() {
     let tokenizer = tiny();
     let turns = [("user", "a"), ("assistant", "low"), ("user", "x"), ("assistant", "the")];
-    // By lengths, and right.
+    // Targets found by token counts are right here.
     let (encoded, report) =
         encode(&tokenizer, END_LAST, &EncodeOptions::default(), Content::Sample(conversation(&turns))).unwrap();
     let Some(Encoded::Example(example)) = encoded else { panic!("dropped: {report:?}") };
-    // The end that the beginning of the conversation has and the whole has not makes room for one token more.
+    // The rendered prefix has an end token that the whole conversation lacks, so one token more is counted.
     assert!(targets(&tokenizer, &example).ends_with(&format!("the{END}")), "{}", targets(&tokenizer, &example));
     assert_eq!((report.by_lengths, report.unknown), (1, 0));
-    // Without a generation prompt the header would be trained.
+    // Without a generation prompt, the header would be trained on.
     let no_prompt = END_LAST.split("{% if add_generation_prompt").next().unwrap();
     let (encoded, report) =
         encode(&tokenizer, no_prompt, &EncodeOptions::default(), Content::Sample(conversation(&turns))).unwrap();
     assert_eq!(encoded, None);
     assert_eq!((report.rows, report.kept, report.unknown, report.untrained), (1, 0, 1, 0));
     let warnings = report.warnings().join("\n");
-    assert!(warnings.contains("1 rows were dropped because their targets cannot be told"), "{warnings}");
+    assert!(
+        warnings.contains("1 rows were dropped because the places of their targets cannot be determined"),
+        "{warnings}"
+    );
     assert!(warnings.contains("rows.jsonl row 7: the tokens of message 1 begin before its content"), "{warnings}");
-    // A template that wants a question first renders no beginning that has none.
+    // A template that requires a question first does not render a prefix without one.
     let strict = format!(
         "{{% if messages[-1]['role'] == 'system' %}}{{{{ raise_exception('no question') }}}}{{% endif %}}{TULU}"
     );
@@ -334,13 +337,13 @@ fn long_rows_are_cut_dropped_or_refused() {
         let Some(Encoded::Example(cut)) = encoded else { panic!("dropped") };
         assert_eq!((&cut.ids[..], &cut.weights[..]), (&whole.ids[..first + 2], &whole.weights[..first + 2]));
         assert_eq!((report.truncated, report.kept, report.longest), (1, 1, first as u64 + 2));
-        // The answer is cut away: no loss could be computed.
+        // The answer is truncated away, so no loss could be computed.
         let (encoded, report) = run(first, Overlong::KeepStart).unwrap();
         assert_eq!((encoded, report.untrained, report.truncated, report.kept, report.tokens), (None, 1, 0, 0, 0));
         let (encoded, report) = run(first + 2, Overlong::Drop).unwrap();
         assert_eq!((encoded, report.too_long, report.untrained), (None, 1, 0));
         let error = run(first + 2, Overlong::Refuse).unwrap_err().to_string();
-        let expected = format!("row 7: the row has {} tokens, more than the {}", whole.ids.len(), first + 2);
+        let expected = format!("row 7: the row has {} tokens, more than the limit of {}", whole.ids.len(), first + 2);
         assert!(error.contains(&expected), "{error}");
         let (encoded, report) = run(whole.ids.len(), Overlong::Refuse).unwrap();
         assert!(encoded.is_some() && report.truncated == 0);
@@ -355,7 +358,7 @@ fn long_answers_give_way_as_in_the_released_tuning() {
     for row in golden["kto"].as_array().unwrap() {
         let number = |key: &str| row[key].as_u64().unwrap() as usize;
         let (prompt, answer) = (number("prompt") as u32, number("answer") as u32);
-        // As a template makes it: the tokens at both ends are there.
+        // As rendered by a template: the tokens at both ends are there already.
         let ids_before: Vec<u32> = [1].into_iter().chain(2..2 + prompt).chain(1000..1000 + answer).chain([0]).collect();
         let weights = ids_before.iter().map(|id| f32::from(u8::from(*id >= 1000 || *id == 0))).collect();
         let options = EncodeOptions {
@@ -365,7 +368,7 @@ fn long_answers_give_way_as_in_the_released_tuning() {
         };
         let encoder = Encoder::new(&tokenizer, None, TOKENS, &special, &options).unwrap();
         let tokens = record(Content::Tokens(Example { ids: ids_before, weights }));
-        let Some(Encoded::Example(example)) = encoder.encode(&tokens, &mut Report::default()).unwrap() else {
+        let Some(Encoded::Example(example)) = encoder.encode(&tokens, &mut EncodeReport::default()).unwrap() else {
             panic!("dropped")
         };
         assert_eq!(example.ids, ids(&row["ids"]), "{row}");
@@ -421,12 +424,12 @@ fn pairs_know_the_prompt_they_share() {
     assert_eq!(encoded.chosen.ids[..encoded.prompt], encoded.rejected.ids[..encoded.prompt]);
     assert_eq!(Some(encoded.prompt), encoded.chosen.first_target());
     assert_eq!((report.rows, report.kept, report.sequences, report.same_sides), (1, 1, 2, 0));
-    // Answers that begin alike: the prompt ends where the targets begin.
+    // Answers with a common beginning: the prompt still ends where the targets begin.
     let (encoded, report) = encode(&tokenizer, TULU, &EncodeOptions::default(), pair("low", "low")).unwrap();
     let Some(Encoded::Pair(encoded)) = encoded else { panic!("dropped") };
     assert_eq!(Some(encoded.prompt), encoded.rejected.first_target());
     assert_eq!(report.same_sides, 1);
-    // A side that is cut away takes the pair with it.
+    // If the answer of one side is truncated away, the pair is dropped.
     let short = EncodeOptions { max_length: Some(encoded.prompt), ..EncodeOptions::default() };
     let (encoded, report) = encode(&tokenizer, TULU, &short, pair("low", "the")).unwrap();
     assert_eq!((encoded, report.rows, report.kept, report.untrained, report.sequences), (None, 1, 0, 1, 0));
@@ -487,7 +490,7 @@ fn threads_and_order_change_nothing() {
         record(Content::Sample(conversation(&[("user", &question), ("assistant", &answer)])))
     };
     let records: Vec<Record> = (0..500).map(sample).collect();
-    let mut report = Report::default();
+    let mut report = EncodeReport::default();
     let one_by_one: Vec<Encoded> =
         records.iter().filter_map(|record| encoder.encode(record, &mut report).unwrap()).collect();
     for threads in [1, 3] {

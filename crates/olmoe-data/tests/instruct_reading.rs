@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use olmoe_data::instruct::{
-    AlpacaPrompt, Content, Conversation, EncodeOptions, Encoder, Format, InstructError, ReadOptions, Record, Records,
-    Report, Sample, Turn,
+    AlpacaPrompt, Content, Conversation, EncodeOptions, EncodeReport, Encoder, Format, InstructError, ReadOptions,
+    Record, Records, Sample, Turn,
 };
 use olmoe_data::{ChatTemplate, ChatTokens, SpecialTokenSources, SpecialTokens, TULU};
 use proptest::prelude::*;
@@ -200,17 +200,25 @@ fn wrong_rows_say_what_and_where() {
         ..ReadOptions::default()
     };
     for (row, options, expected) in [
-        (json!({"a": 1, "b": 2}), &none, "the columns [a, b] are of no known format"),
-        (json!({"messages": []}), &none, "the field messages is a list of 0, expected a list of at least one message"),
-        (json!({"messages": "Hi"}), &none, "the field messages is the text \"Hi\""),
+        (json!({"a": 1, "b": 2}), &none, "the columns [a, b] belong to no known format"),
+        (
+            json!({"messages": []}),
+            &none,
+            "the field messages is a list of 0 elements, expected a list of at least one message",
+        ),
+        (json!({"messages": "Hi"}), &none, "the field messages is the string \"Hi\""),
         (json!({"messages": [1]}), &none, "the field messages[0] is the number 1, expected an object with role"),
-        (json!({"messages": [{"role": 1, "content": ""}]}), &none, "messages[0].role is the number 1, expected a text"),
-        (json!({"messages": [{"content": ""}]}), &none, "messages[0].role is missing, expected a text"),
+        (
+            json!({"messages": [{"role": 1, "content": ""}]}),
+            &none,
+            "messages[0].role is the number 1, expected a string",
+        ),
+        (json!({"messages": [{"content": ""}]}), &none, "messages[0].role is missing, expected a string"),
         (json!({"messages": [{"role": "user"}]}), &none, "messages[0].content is missing"),
         (
             json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
             &none,
-            "messages[0].content[0] is an object with the keys [type], expected a part with a text",
+            "messages[0].content[0] is an object with the keys [type], expected a text part",
         ),
         (
             json!({"messages": [{"role": "user", "content": "", "weight": -1}]}),
@@ -220,23 +228,35 @@ fn wrong_rows_say_what_and_where() {
         (
             json!({"messages": [{"role": "user", "content": "", "weight": "1"}]}),
             &none,
-            "messages[0].weight is the text",
+            "messages[0].weight is the string",
         ),
-        (json!({"messages": [{"role": "user", "content": "", "train": "so"}]}), &none, "messages[0].train is the text"),
+        (
+            json!({"messages": [{"role": "user", "content": "", "train": "so"}]}),
+            &none,
+            "messages[0].train is the string",
+        ),
         (json!({"messages": [{"role": "user", "content": "x"}], "tools": 3}), &none, "the field tools is the number 3"),
         (
             json!({"conversations": [{"from": "nobody", "value": "x"}]}),
             &none,
-            "conversations[0].from is the text \"nobody\", expected human, gpt",
+            "conversations[0].from is the string \"nobody\", expected human, gpt",
         ),
-        (json!({"instruction": 1, "output": ""}), &none, "the field instruction is the number 1, expected a text"),
+        (json!({"instruction": 1, "output": ""}), &none, "the field instruction is the number 1, expected a string"),
         (json!({"instruction": "", "output": "", "history": [["a"]]}), &none, "the field history is a list of 1"),
         (json!({"prompt": 1, "completion": ""}), &none, "the field prompt is the number 1"),
-        (json!({"text": ["a"]}), &none, "the field text is a list of 1, expected a text"),
-        (json!({"input_ids": []}), &none, "the field input_ids is a list of 0, expected a list of at least one"),
+        (json!({"text": ["a"]}), &none, "the field text is a list of 1 element, expected a string"),
+        (
+            json!({"input_ids": []}),
+            &none,
+            "the field input_ids is a list of 0 elements, expected a list of at least one",
+        ),
         (json!({"input_ids": [1, -1]}), &none, "input_ids[1] is the number -1"),
         (json!({"input_ids": [1, 4294967296u64]}), &none, "input_ids[1] is the number 4294967296"),
-        (json!({"input_ids": [1, 2], "labels": [1]}), &none, "labels is a list of 1, expected a list as long as"),
+        (
+            json!({"input_ids": [1, 2], "labels": [1]}),
+            &none,
+            "labels is a list of 1 element, expected a list as long as",
+        ),
         (
             json!({"input_ids": [1, 2], "labels": [2, -100]}),
             &none,
@@ -246,24 +266,28 @@ fn wrong_rows_say_what_and_where() {
         (
             json!({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]}),
             &none,
-            "attention_mask is a list of 3, expected ones",
+            "attention_mask is a list of 3 elements, expected ones",
         ),
-        (json!({"input_ids": [1, 2], "attention_mask": [0, 0]}), &none, "attention_mask is a list of 2, expected ones"),
+        (
+            json!({"input_ids": [1, 2], "attention_mask": [0, 0]}),
+            &none,
+            "attention_mask is a list of 2 elements, expected ones",
+        ),
         (json!({"chosen": hh, "rejected": hh}), &none, "name the format `hh`"),
         (
             json!({"chosen": "a", "rejected": hh}),
             &named(Format::HumanAssistant),
-            "chosen is the text \"a\", expected a text of",
+            "chosen is the string \"a\", expected a string of",
         ),
         (
             json!({"chosen": "\n\nHuman: Hi", "rejected": hh}),
             &named(Format::HumanAssistant),
-            "chosen is the text \"\\n\\nHuman: Hi\"",
+            "chosen is the string \"\\n\\nHuman: Hi\"",
         ),
         (
             json!({"chosen": [{"role": "user", "content": "x"}], "rejected": "y", "prompt": "z"}),
             &none,
-            "the field chosen is a list of 1, expected an answer of the assistant at the end",
+            "the field chosen is a list of 1 element, expected an answer of the assistant at the end",
         ),
         (json!({"prompt": "a", "chosen": "b"}), &named(Format::Preference), "the field rejected is missing"),
         (json!({"messages": [{"role": "user", "content": "x"}], "label": true}), &none, "an answer of the assistant"),
@@ -272,7 +296,7 @@ fn wrong_rows_say_what_and_where() {
         (
             json!({"chat": 1}),
             &columns("messages", "talk"),
-            "there is no column \"talk\" for \"messages\"; there are [chat]",
+            "there is no column \"talk\" for the field \"messages\"; the columns are [chat]",
         ),
         (
             json!({"chat": 1}),
@@ -309,11 +333,11 @@ fn columns_of_other_names() {
 fn one_file_is_of_one_format() {
     let lines = "{\"text\":\"a\",\"id\":1,\"more\":2}\n\n{\"text\":\"b\"}\n{\"prompt\":\"c\",\"completion\":\"d\"}\n";
     let error = of_file("rows.jsonl", lines.as_bytes(), &ReadOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("rows.jsonl row 3 (line 4): the row is of the format prompt-completion, and"), "{error}");
-    assert!(error.contains("those before it are text"), "{error}");
+    assert!(error.contains("rows.jsonl row 3 (line 4): the row has the format prompt-completion, and"), "{error}");
+    assert!(error.contains("the rows before it text"), "{error}");
     let error =
         of_file("rows.jsonl", b"{\"text\":\"a\"}\n{\"x\":1}\n", &ReadOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("row 2: the row is of the format unknown"), "{error}");
+    assert!(error.contains("row 2: the row has the format unknown"), "{error}");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, lines).unwrap();
@@ -355,7 +379,7 @@ fn files_of_json_and_their_faults() {
         ("a.json", b"[{\"text\":\"a\"}] x", "trailing characters"),
         ("a.json", b"[1]", "row 1: the row is the number 1, expected an object"),
         ("a.jsonl", b"{\"text\":\"a\"}\n{", "a.jsonl row 2: EOF"),
-        ("a.jsonl", b"[]\n", "row 1: the row is a list of 0, expected an object"),
+        ("a.jsonl", b"[]\n", "row 1: the row is a list of 0 elements, expected an object"),
         ("a.jsonl", b"{\"text\":\"\xff\"}\n", "row 1: "),
         ("a.jsonl", b"\xff\xfe{\0", "the text is UTF-16"),
         ("a.csv", b"\xff\xfe{\0", "the text is UTF-16"),
@@ -363,18 +387,18 @@ fn files_of_json_and_their_faults() {
         ("a.csv", b"text,text\n1,2\n", "a.csv header: the header names the column \"text\" twice"),
         ("a.csv", b"text,id\na\n", "a.csv row 1: "),
         ("a.parquet", b"PAR1", "cannot be read as Parquet"),
-        ("a.parquet", b"no", "does not end as such files do"),
-        ("a.txt", b"", "is of no kind that is read here; expected a name ending in .json"),
-        ("a", b"", "is of no kind"),
+        ("a.parquet", b"no", "does not end with \"PAR1\""),
+        ("a.txt", b"", "is of no supported type; expected a name ending in .json"),
+        ("a", b"", "is of no supported type"),
         ("a.json.gz", b"\x1f\x8b\x08\x00", "cannot read "),
-        ("a.json.bz2", b"BZh", "is of no kind"),
+        ("a.json.bz2", b"BZh", "is of no supported type"),
     ] {
         let error = of_file(name, content, &none).unwrap_err().to_string();
         assert!(error.contains(expected), "{name}: expected {expected}\n  found {error}");
     }
     let error = read(Path::new("/nowhere/a.jsonl"), &none).unwrap_err().to_string();
     assert!(error.starts_with("cannot read /nowhere/a.jsonl: "), "{error}");
-    // Behind an error there is nothing.
+    // After an error there are no more rows.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.jsonl");
     std::fs::write(&path, "{\n{\"text\":\"a\"}\n").unwrap();
@@ -595,7 +619,7 @@ fn any_row_is_read_or_an_error() {
                 return Ok(());
             }
         };
-        let mut report = Report::default();
+        let mut report = EncodeReport::default();
         if let Ok(Some(_)) = encoder.encode(&record, &mut report) {
             kept.set(kept.get() + 1);
         }

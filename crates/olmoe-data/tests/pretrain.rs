@@ -74,7 +74,7 @@ fn orders_on_disk() {
     assert_eq!(std::fs::read_dir(&to).unwrap().count(), 1);
     std::fs::write(&path, &bytes[..9]).unwrap();
     for (result, expected) in [
-        (Order::read(&path).map(|_| ()), "has 9 bytes, which is no multiple of the 4 of uint32"),
+        (Order::read(&path).map(|_| ()), "has 9 bytes, which is not a multiple of the 4 of uint32"),
         (Order::read(&to.join("none")).map(|_| ()), "cannot read"),
         (order.write(&path.join("below a file")).map(|_| ()), "cannot make the folder of"),
         (Order::new(4, OrderSettings { world_size: 0, ..OrderSettings::default() }).map(|_| ()), "`world_size` is 0"),
@@ -117,7 +117,7 @@ fn repetitions_as_the_rows_of_a_period_show_them() {
     for ids in [&[][..], &[1], &[1, 1]] {
         assert!(RepetitionFilter { max_count: 0, ..RepetitionFilter::default() }.passes(ids));
     }
-    // Thirty-one dashes do not matter, thirty-two do.
+    // Thirty-one dashes are accepted, thirty-two are filtered out.
     for (count, passes) in [(31, true), (32, false)] {
         let ids: Vec<u32> = (100..130).chain(vec![7; count]).chain(200..230).collect();
         assert_eq!(RepetitionFilter::default().passes(&ids), passes);
@@ -162,7 +162,7 @@ fn instances_of_files() {
         assert_eq!(data.locate(index).unwrap(), (file, u64::from(first % 1000)));
         assert_eq!(data.path(file), Some(paths[file].as_path()));
     }
-    // With shares: the instances of the first file twice and a half, none of the last one.
+    // With ratios: the instances of the first file two and a half times, those of the last one never.
     let ratios = Some(vec![2.5, 1.0, 1.0, 3.0, 0.0]);
     let mixed = DataSet::open(DataSettings { ratios, ..DataSettings::new(paths, 4) }).unwrap();
     let places: Vec<_> = (0..mixed.len()).map(|index| mixed.locate(index).unwrap()).collect();
@@ -227,7 +227,7 @@ fn bad_data_sets_are_errors() {
         ("no files", |s| s.paths.clear(), "the 0 token files hold no whole instance"),
         ("short files", |s| s.sequence_length = 10, "the 2 token files hold no whole instance of 10 tokens"),
         ("no length", |s| s.sequence_length = 0, "`model.max_sequence_length` is 0"),
-        ("other type", |s| s.dtype = TokenType::U32, "no multiple of the 4 of uint32"),
+        ("other type", |s| s.dtype = TokenType::U32, "not a multiple of the 4 of uint32"),
         ("masks", |s| s.label_mask_paths = Some(vec![]), "`data.label_mask_paths` has 0 entries, and there are 2"),
         ("ratios", |s| s.ratios = Some(vec![1.0; 3]), "`data.ratios` has 3 entries"),
         ("negative ratio", |s| s.ratios = Some(vec![1.0, -0.5]), "`data.ratios` is -0.5"),
@@ -243,7 +243,7 @@ fn bad_data_sets_are_errors() {
     }
     let data = DataSet::open(DataSettings { vocabulary: 1002, ..DataSettings::new(paths, 3) }).unwrap();
     for (index, expected) in
-        [(3, "1.npy is 1002, but ids are below 1002"), (4, "instance 4 is asked for, and there are 4")]
+        [(3, "1.npy is 1002, but ids are below 1002"), (4, "there is no instance 4, since the token files have 4;")]
     {
         let error = Batch::read(&data, &[index], 1).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -257,7 +257,7 @@ fn batches(data: &Arc<DataSet>, order: &Arc<Order>, settings: LoaderSettings) ->
     let all: Vec<_> = loader
         .map(|batch| batch.unwrap())
         .map(|batch| {
-            // What is said about a batch is what it holds.
+            // The fields of a batch agree with its content.
             for (i, index) in batch.indices.iter().enumerate() {
                 assert_eq!(batch.ids[i * 4], index % 100 * 4 + index / 100 * 1000);
             }
@@ -331,14 +331,14 @@ fn errors_come_to_the_caller() {
     let error = loader.next().unwrap().unwrap_err().to_string();
     assert!(error.contains("token 200 of") && error.contains("0.npy is 200, but ids are below 200"), "{error}");
     assert!(loader.next().is_none() && loader.remaining() == 0);
-    // An order of other files, and files that went away.
+    // An order made from other files, and files that were removed.
     let other = Arc::new(Order::new(1000, OrderSettings::default()).unwrap());
     let error = Loader::new(data.clone(), other, settings).unwrap().find_map(Result::err).unwrap().to_string();
-    assert!(error.contains("is asked for, and there are 100"), "{error}");
+    assert!(error.contains("since the token files have 100;"), "{error}");
     std::fs::remove_file(&paths[0]).unwrap();
     let error = Loader::new(data.clone(), order.clone(), settings).unwrap().next().unwrap().unwrap_err().to_string();
     assert!(error.contains("0.npy"), "{error}");
-    // Dropped with batches under way.
+    // A loader that is dropped while batches are read ahead.
     drop(Loader::new(data.clone(), order.clone(), settings).unwrap());
     for (settings, expected) in [
         (LoaderSettings { batch_size: 0, ..settings }, "`global_train_batch_size` is 0"),

@@ -33,7 +33,7 @@ fn bad_files_are_errors() {
         ),
         ("one id twice", |j| j["model"]["vocab"]["a"] = json!(98), "\"a\" and \"b\" have the same id 98"),
         ("huge added id", |j| j["added_tokens"][0]["id"] = json!(1 << 30), "ids must be below"),
-        ("added id of another", |j| j["added_tokens"][0]["id"] = json!(5), "says it has the id 5, but"),
+        ("added id of another", |j| j["added_tokens"][0]["id"] = json!(5), "has the id 5 in its entry, but"),
         ("added token misnumbered", |j| j["added_tokens"][0]["content"] = "xyz".into(), "gives it 264"),
         ("merge of three", |j| j["model"]["merges"][0] = json!(["a", "b", "c"]), "a merge: \"a b\" or"),
         ("merge of one", |j| j["model"]["merges"][0] = json!("ab"), "a merge: \"a b\" or"),
@@ -99,7 +99,7 @@ fn settings_of_whoever_saved_the_file_have_no_effect() {
     json["padding"] = json!({"strategy": {"Fixed": 50}, "direction": "Left", "pad_to_multiple_of": null, "pad_id": 0,
                              "pad_type_id": 0, "pad_token": "!"});
     for byte_level in [true, false] {
-        // With a decoder that is written otherwise the library does the work.
+        // With another decoder, the library decodes.
         if !byte_level {
             json["decoder"] = json!({"type": "Sequence", "decoders": [json["decoder"]]});
         }
@@ -191,7 +191,7 @@ fn a_stream_behind_other_tokens_gives_what_they_do_not() {
                 let whole = tokenizer.decode(ids, skip).unwrap();
                 for at in 0..=ids.len() {
                     let begin = tokenizer.decode(&ids[..at], skip).unwrap();
-                    // Half a character shows as U+FFFD until it is whole.
+                    // An incomplete character is U+FFFD until it is complete.
                     let same = whole.char_indices().zip(begin.chars()).take_while(|((_, a), b)| a == b).count();
                     let rest: String = whole.chars().skip(same).collect();
                     assert_eq!(after(&tokenizer, &ids[..at], &ids[at..], skip), rest, "{ids:?} {at} {skip} {whole:?}");
@@ -289,7 +289,7 @@ fn chance_leaves_out_no_merges() {
             notices.len() == 1 && notices[0].contains("`dropout` in the tokenizer's model is 0.9; it is off"),
             "{notices:?}"
         );
-        // The file is as it was: it travels into other checkpoints.
+        // The file is unchanged, since it is copied into other checkpoints.
         assert_eq!(tokenizer.json(), json.to_string().as_bytes());
     }
     assert!(Tokenizer::from_json(tiny_json().to_string().as_bytes()).unwrap().notices().is_empty());

@@ -36,7 +36,7 @@ fn an_eos_of_0_is_corrected_where_0_is_a_masked_address() {
             assert_eq!(special.begins_conversation(), Some(*end));
             let notice = notices[0].to_string();
             assert!(
-                notice.starts_with("`eos_token_id` in ") && notice.contains(&format!("taken as {end}")),
+                notice.starts_with("`eos_token_id` in ") && notice.contains(&format!("replaced by {end}")),
                 "{notice}"
             );
             sources.keep_eos = true;
@@ -44,13 +44,13 @@ fn an_eos_of_0_is_corrected_where_0_is_a_masked_address() {
             assert_eq!(special.ends_document(), Some(0));
             assert!(notices[0].text.contains("kept as asked"), "{}", notices[0]);
         }
-        // Nothing is corrected that is right, nor a padding of 0.
+        // A right id is not corrected, nor a padding id of 0.
         let right = json!({"eos_token_id": end, "pad_token_id": 0});
         let sources = SpecialTokenSources { config: Some(&right), ..Default::default() };
         let (special, notices) = SpecialTokens::resolve(*tokenizer, &sources).unwrap();
         assert_eq!((special.eos, special.pad, notices.len()), (Some(*end), Some(0), 0));
     }
-    // In a tokenizer whose token 0 is another one, 0 is meant.
+    // In a tokenizer with another token 0, the id 0 is right.
     let sources = SpecialTokenSources { training: Some(&trapped), ..Default::default() };
     let (special, notices) = SpecialTokens::resolve(&tiny(), &sources).unwrap();
     assert_eq!((special.eos, notices.len()), (Some(0), 0));
@@ -75,7 +75,7 @@ fn the_first_source_counts() {
     let of = |sources: &SpecialTokenSources| SpecialTokens::resolve(&tokenizer, sources).unwrap().0;
     let special = of(&all);
     assert_eq!((special.eos, special.bos, special.pad, special.unk), (Some(5), Some(10), Some(8), Some(99)));
-    // All but the training configuration's, whose place another took; the tokenizer's own and the one known by its text.
+    // The ids of all sources except the training configuration, which another source precedes, and the token known by its text.
     assert_eq!(special.end_ids(), [5, 6, 9, 97, 263]);
     assert!([5, 6, 9].iter().all(|id| special.ends_generation(*id)) && !special.ends_generation(7));
     let special = of(&SpecialTokenSources { tokenizer_config: Some(&named), ..Default::default() });
@@ -120,24 +120,24 @@ fn folders_of_checkpoints() {
 fn tokens_that_the_model_does_not_have_are_passed_over_with_a_notice() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, value: Value| std::fs::write(folder.path().join(name), value.to_string()).unwrap();
-    // Of the tokenizer's 264 tokens the model has rows for 262.
+    // The model has rows for 262 of the tokenizer's 264 tokens.
     write("config.json", json!({"eos_token_id": 97, "vocab_size": 262}));
     for (name, value, key, expected) in [
         ("generation_config.json", json!({"pad_token_id": 262}), "pad_token_id", "is 262, beyond the 262 rows"),
         ("generation_config.json", json!({"bos_token_id": 1u64 << 33}), "bos_token_id", "is 8589934592, beyond"),
         ("generation_config.json", json!({"eos_token_id": [97, 300]}), "eos_token_id", "is 300, beyond"),
         ("generation_config.json", json!({"eot_token_id": 999}), "eot_token_id", "is 999, beyond"),
-        ("tokenizer_config.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is no token"),
-        ("tokenizer_config.json", json!({"unk_token": "<unk>"}), "unk_token", "is \"<unk>\", which is no token"),
+        ("tokenizer_config.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is not a token"),
+        ("tokenizer_config.json", json!({"unk_token": "<unk>"}), "unk_token", "is \"<unk>\", which is not a token"),
         (
             "tokenizer_config.json",
             json!({"bos_token": {"content": "<s>"}}),
             "bos_token",
-            "is \"<s>\", which is no token",
+            "is \"<s>\", which is not a token",
         ),
-        ("tokenizer_config.json", json!({"eos_token": "</s>"}), "eos_token", "is \"</s>\", which is no token"),
-        ("special_tokens_map.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is no token"),
-        // There is such a token, and no row for it.
+        ("tokenizer_config.json", json!({"eos_token": "</s>"}), "eos_token", "is \"</s>\", which is not a token"),
+        ("special_tokens_map.json", json!({"pad_token": "[PAD]"}), "pad_token", "is \"[PAD]\", which is not a token"),
+        // The tokenizer has this token, but the model has no row for it.
         ("tokenizer_config.json", json!({"pad_token": "<|endoftext|>"}), "pad_token", "is 263, beyond the 262 rows"),
     ] {
         write(name, value);
@@ -145,7 +145,7 @@ fn tokens_that_the_model_does_not_have_are_passed_over_with_a_notice() {
         assert_eq!((special.pad, special.bos, special.unk, special.end_ids()), (None, None, None, vec![97]), "{name}");
         assert_eq!(notices.len(), 1, "{notices:?}");
         let notice = notices[0].to_string();
-        let parts = [format!("`{key}` in {name} {expected}"), "passed over".to_owned()];
+        let parts = [format!("`{key}` in {name} {expected}"), "ignored".to_owned()];
         assert!(parts.iter().all(|part| notice.contains(part)), "{notice}");
         std::fs::remove_file(folder.path().join(name)).unwrap();
     }
@@ -166,7 +166,7 @@ fn tokens_known_by_their_text_end_generation() {
         let (special, _) = SpecialTokens::resolve(&with_tokens(texts), &SpecialTokenSources::default()).unwrap();
         special.end_ids()
     };
-    // Those of the set that `llama-vocab.cpp` makes, one by one.
+    // Each token of the set in `llama-vocab.cpp`.
     for text in [
         "<|eot_id|>",
         "<|im_end|>",
@@ -200,7 +200,7 @@ fn tokens_known_by_their_text_end_generation() {
     for text in ["<|im_start|>", "<|eot_id", "<s>", "<|fim_prefix|>", "[PAD264]"] {
         assert_eq!(ends(&[text]), [263], "{text}");
     }
-    // Where an answer consists of several messages, the end of one is not the end; and there `</s>` is a text.
+    // Where an answer consists of several messages, the end of a message is not the end of the answer; and there `</s>` is text.
     assert_eq!(ends(&["<|end|>", "<|return|>", "<|call|>"]), [263, 265, 266]);
     assert_eq!(ends(&["<|end|>", "<|flush|>", "<|calls|>"]), [263, 265, 266]);
     assert_eq!(ends(&["</s>", "<|tool_response>"]), [263, 265]);
@@ -226,7 +226,7 @@ fn everything_that_names_an_end_is_told() {
     assert_eq!(says(264), "eot_token_id of config.json; its text, as llama.cpp knows it");
     assert_eq!(says(266), "eos_token_id of config.json; eos_token_id of generation_config.json");
     assert_eq!(says(265), "eot_token of the tokenizer's settings");
-    // Without a tokenizer the ids alone count.
+    // Without a tokenizer, only ids count.
     let (special, _) = SpecialTokens::resolve(None, &sources).unwrap();
     assert_eq!(special.end_ids(), [263, 266, 264]);
 }

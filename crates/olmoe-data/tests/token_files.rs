@@ -69,7 +69,7 @@ fn plain_files() {
 fn files_beyond_four_gigabytes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sparse.npy");
-    // All holes but its end.
+    // A sparse file, except for its end.
     let tokens = (1u64 << 32) + 77;
     let file = File::create(&path).unwrap();
     file.set_len(tokens * 2).unwrap();
@@ -87,11 +87,18 @@ fn bad_plain_files_are_errors() {
     let path = folder.path().join("x.npy");
     type Case = (&'static str, &'static [u8], TokenType, u64, usize, &'static str);
     let cases: [Case; 12] = [
-        ("odd size", &[1, 2, 3], TokenType::U16, 0, 1, "has 3 bytes, which is no multiple of the 2 of uint16"),
-        ("size of another type", &[1, 2, 3, 4, 5, 6], TokenType::U32, 0, 1, "no multiple of the 4 of uint32"),
+        ("odd size", &[1, 2, 3], TokenType::U16, 0, 1, "has 3 bytes, which is not a multiple of the 2 of uint16"),
+        ("size of another type", &[1, 2, 3, 4, 5, 6], TokenType::U32, 0, 1, "not a multiple of the 4 of uint32"),
         ("header", b"\x93NUMPY\x01\0v\0{'descr'", TokenType::U16, 0, 1, "has a NumPy header"),
-        ("beyond", &[1, 0, 2, 0], TokenType::U16, 1, 2, "has 2 tokens, so there are no 2 from 1 on"),
-        ("far beyond", &[1, 0, 2, 0], TokenType::U16, u64::MAX, 2, "so there are no 2 from 18446744073709551615 on"),
+        ("beyond", &[1, 0, 2, 0], TokenType::U16, 1, 2, "has 2 tokens, so 2 from token 1 on cannot be read"),
+        (
+            "far beyond",
+            &[1, 0, 2, 0],
+            TokenType::U16,
+            u64::MAX,
+            2,
+            "so 2 from token 18446744073709551615 on cannot be read",
+        ),
         ("id", &[1, 0, 2, 0, 100, 0], TokenType::U16, 1, 2, "token 2 of "),
         ("id", &[1, 0, 2, 0, 100, 0], TokenType::U16, 1, 2, " is 100, but ids are below 100"),
         ("negative", &[1, 0xff], TokenType::I8, 0, 2, "token 1 of "),
@@ -107,7 +114,7 @@ fn bad_plain_files_are_errors() {
         assert!(error.contains(expected) && error.contains("x.npy"), "{name}: {error}");
     }
     let error = |path: &Path| TokenFile::open(path, TokenType::U16).unwrap_err().to_string();
-    assert!(error(folder.path()).contains("is no file"));
+    assert!(error(folder.path()).contains("is not a file"));
     assert!(error(&folder.path().join("none.npy")).contains("cannot read the token file"));
     fs::write(&path, [1; 8]).unwrap();
     let file = TokenFile::open(&path, TokenType::U16).unwrap();
@@ -134,7 +141,7 @@ fn numbers_of_another_type_are_refused_by_the_file() {
             fs::write(&path, &bytes).unwrap();
             for dtype in unsigned {
                 let opened = TokenFile::open_for(&path, dtype, vocabulary);
-                // Every byte is an id: only the list of documents tells these apart.
+                // Every byte is a valid id, so only the list of documents tells the types apart.
                 let untold = dtype == TokenType::U8 && vocabulary > 300;
                 match opened {
                     Ok(file) => {
@@ -165,7 +172,7 @@ fn the_list_of_documents_counts_the_tokens() {
         std::io::Write::write_all(&mut gz, rows.as_bytes()).unwrap();
         gz.finish().unwrap();
     };
-    // Too few numbers to tell anything by themselves.
+    // Too few numbers to tell the type.
     let mut bytes = Vec::new();
     TokenType::U16.write(&[5, 50_279, 7, 50_279], &mut bytes);
     fs::write(&path, &bytes).unwrap();
@@ -180,7 +187,7 @@ fn the_list_of_documents_counts_the_tokens() {
         let why = "part-0-00000.csv.gz beside it counts 4 tokens, and the file has 8 bytes";
         assert!(error.contains(&format!("holds numbers of type uint16, not {dtype}: {why}")), "{error}");
     }
-    // What is no list, or one of another file, says nothing.
+    // An invalid list, or that of another file, is ignored.
     for rows in ["", "start,end,id\r\n", "0,3,a,b,1\r\n", "9,4,a,b,1\r\n", "0,0,a,b,1", "-1,4,a,b,1"] {
         list(rows);
         assert!(open(TokenType::U32).is_ok(), "{rows:?}");
@@ -209,7 +216,7 @@ fn what_is_no_mistake_is_let_through() {
         TokenFile::open_for(&path, TokenType::U16, 50_280).unwrap_or_else(|error| panic!("{name}: {error}"));
         TokenFile::open_for(&path, TokenType::U16, u32::MAX).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
-    // A size that no other type explains, and a header, stay what they were.
+    // A size that fits no other type, and a NumPy header, remain errors of their own.
     fs::write(&path, [1, 2, 3]).unwrap();
     let error = TokenFile::open_for(&path, TokenType::U16, 50_280).unwrap_err();
     assert!(matches!(error, TokenFileError::Size { bytes: 3, .. }), "{error}");
@@ -255,7 +262,7 @@ fn megatron_files_as_the_format_says() {
         let mut numbers = Vec::new();
         dtype.write(&[1, 2, 3, 4, 5, 6], &mut numbers);
         assert_eq!(fs::read(folder.path().join("corpus.text.bin")).unwrap(), numbers, "{dtype}");
-        // By the name of either file, or of both.
+        // The name of either file, or their common stem, opens the data set.
         for path in ["corpus.text.bin", "corpus.text.idx"] {
             let set = Megatron::open(&folder.path().join(path)).unwrap();
             assert_eq!((set.num_sequences(), set.num_documents()), (3, 2));
@@ -320,7 +327,7 @@ fn bad_megatron_files_are_errors() {
         edit(&mut bytes);
         fs::write(path("x.idx"), bytes).unwrap();
         let error = Megatron::open(&path("x.bin")).unwrap_err().to_string();
-        assert!(error.contains(expected) && error.contains("x.idx is no index of Megatron"), "{name}: {error}");
+        assert!(error.contains(expected) && error.contains("x.idx is not a valid Megatron index"), "{name}: {error}");
     }
     fs::write(path("x.idx"), index(8, 2)).unwrap();
     let set = Megatron::open(&path("x")).unwrap();
@@ -328,7 +335,7 @@ fn bad_megatron_files_are_errors() {
     assert!(error.contains("token 2 of") && error.contains("is 3, but ids are below 3"), "{error}");
     fs::write(path("x.bin"), [1, 2, 3]).unwrap();
     let error = Megatron::open(&path("x.idx")).unwrap_err().to_string();
-    assert!(error.contains("no multiple of the 2 of uint16"), "{error}");
+    assert!(error.contains("not a multiple of the 2 of uint16"), "{error}");
     for missing in ["none.bin", "none.idx"] {
         assert!(Megatron::open(&path(missing)).unwrap_err().to_string().contains("none.idx"), "{missing}");
     }
@@ -344,7 +351,7 @@ fn bad_megatron_files_are_errors() {
     assert!(error.contains("uint16 does not hold the id 65536"), "{error}");
     drop(writer);
     assert!(!path("y.bin").exists() && !path("y.idx").exists());
-    // No sequences at all.
+    // An empty data set.
     MegatronWriter::create(&path("z"), TokenType::I32).unwrap().finish().unwrap();
     let set = Megatron::open(&path("z")).unwrap();
     assert_eq!((set.num_sequences(), set.num_documents(), set.tokens().is_empty()), (0, 0, true));

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use olmoe_data::Tokenizer;
 use olmoe_data::documents::{Documents, Fields, IdType};
 use olmoe_data::token_file::TokenType;
-use olmoe_data::tokenize::{Plan, Settings, Summary, TokenizeError, find};
+use olmoe_data::tokenize::{TokenizeError, TokenizePlan, TokenizeSettings, TokenizeSummary, find};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use shared::{REAL, data, real};
@@ -27,12 +27,12 @@ fn tokenizer() -> Tokenizer {
 }
 
 /// dolma's names of the settings.
-fn settings(json: &Value) -> Settings {
+fn settings(json: &Value) -> TokenizeSettings {
     let number = |key: &str| json.get(key).and_then(Value::as_u64);
     let flag = |key: &str| json.get(key).is_some_and(|value| value == true);
-    let default = Settings::default();
+    let default = TokenizeSettings::default();
     let text = |key: &str, default: &str| json.get(key).and_then(Value::as_str).unwrap_or(default).to_owned();
-    Settings {
+    TokenizeSettings {
         bos: number("bos_token_id").map(|id| id as u32),
         eos: number("eos_token_id").map(|id| id as u32),
         segment: flag("segment_before_tokenization"),
@@ -72,8 +72,13 @@ fn digest(bytes: &[u8]) -> Value {
     serde_json::json!([bytes.len(), hash])
 }
 
-fn run(tokenizer: &Tokenizer, settings: Settings, inputs: &[PathBuf], to: &Path) -> Result<Summary, TokenizeError> {
-    Plan::new(tokenizer, settings, inputs)?.run(to, false, &|_| {})
+fn run(
+    tokenizer: &Tokenizer,
+    settings: TokenizeSettings,
+    inputs: &[PathBuf],
+    to: &Path,
+) -> Result<TokenizeSummary, TokenizeError> {
+    TokenizePlan::new(tokenizer, settings, inputs)?.run(to, false, &|_| {})
 }
 
 fn inputs(case: &Value) -> Vec<PathBuf> {
@@ -91,7 +96,7 @@ fn the_files_that_dolma_writes() {
         let name = case["name"].as_str().unwrap();
         let tokenizer = if case["settings"].get("encode_special_tokens").is_some() { &as_text } else { &plain };
         let mut seen = Vec::new();
-        // The threads of the process serve a single group, `processes` threads serve several.
+        // A single group is encoded by all threads of the process, several groups by `processes` threads.
         for threads in [1, 3] {
             olmoe_tensor::threads::set_num_threads(threads);
             let folder = tempfile::tempdir().unwrap();
@@ -125,7 +130,7 @@ fn the_real_corpora() {
         let paths: Vec<PathBuf> = inputs(&case).iter().map(|path| root.join(path)).collect();
         let out = tempfile::tempdir().unwrap();
         let read = AtomicU64::new(0);
-        let plan = Plan::new(tokenizer, settings(&case["settings"]), &paths).unwrap();
+        let plan = TokenizePlan::new(tokenizer, settings(&case["settings"]), &paths).unwrap();
         let count = |bytes| _ = read.fetch_add(bytes, Ordering::Relaxed);
         plan.run(&out.path().join("out"), false, &count).unwrap();
         let bytes: u64 = paths.iter().map(|path| path.metadata().unwrap().len()).sum();
@@ -146,7 +151,7 @@ fn the_real_corpora() {
 #[test]
 fn malformed_lines_are_counted_and_named() {
     let out = tempfile::tempdir().unwrap();
-    let settings = Settings { eos: Some(263), ..Settings::default() };
+    let settings = TokenizeSettings { eos: Some(263), ..TokenizeSettings::default() };
     let path = PathBuf::from(GOLDEN).join("corpus/a.jsonl");
     let summary = run(&tokenizer(), settings, std::slice::from_ref(&path), &out.path().join("out")).unwrap();
     assert_eq!((summary.documents, summary.empty, summary.malformed), (44, 2, 9));
@@ -181,7 +186,7 @@ fn bad_settings_and_inputs_are_errors() {
     let zst = std::fs::read(Path::new(GOLDEN).join("corpus/d.jsonl.zst")).unwrap();
     let mut flipped = zst.clone();
     *flipped.last_mut().unwrap() ^= 1;
-    type Edit = fn(&mut Settings);
+    type Edit = fn(&mut TokenizeSettings);
     let same: Edit = |_| {};
     let cases: Vec<(&str, Edit, Vec<PathBuf>, &str)> = vec![
         ("no inputs", same, vec![], "no documents to read"),
@@ -196,7 +201,7 @@ fn bad_settings_and_inputs_are_errors() {
         ("no size", |s| s.max_size = 0, vec![good.clone()], "`max_size` is 0"),
         ("long document", |s| s.max_size = 10, vec![good.clone()], "tokens, and a token file holds fewer than 10"),
         ("missing", same, vec!["no/such.jsonl".into()], "cannot read no/such.jsonl beyond line 0"),
-        ("nothing", same, vec![file("nothing.jsonl", b"\n\n")], "hold no document; check"),
+        ("nothing", same, vec![file("nothing.jsonl", b"\n\n")], "hold no documents; check"),
         ("no document", same, vec![file("none.jsonl", b"{}\n[]\n")], "2 malformed lines, one is"),
         ("other archive", same, vec![file("x.jsonl.bz2", b"BZh9")], "unpack them or use gzip or zstd"),
         ("no gzip", same, vec![file("text.jsonl.gz", b"{}")], "cannot read"),
@@ -207,7 +212,7 @@ fn bad_settings_and_inputs_are_errors() {
         ("good and cut", same, vec![good.clone(), file("cut2.jsonl.gz", &gz[..60])], "cut2.jsonl.gz"),
     ];
     for (name, edit, inputs, expected) in cases {
-        let mut settings = Settings { eos: Some(263), processes: 2, ..Settings::default() };
+        let mut settings = TokenizeSettings { eos: Some(263), processes: 2, ..TokenizeSettings::default() };
         edit(&mut settings);
         let to = folder.path().join("out");
         let error = run(&tokenizer, settings, &inputs, &to).map(|_| ()).unwrap_err().to_string();
@@ -224,9 +229,9 @@ fn a_destination_is_whole_or_not_there() {
     let to = folder.path().join("deep/out");
     let temporary = folder.path().join("deep/out.tmp");
     let inputs = [PathBuf::from(GOLDEN).join("corpus/c.json.gz")];
-    let settings = Settings { eos: Some(263), ..Settings::default() };
-    let plan = Plan::new(&tokenizer, settings.clone(), &inputs).unwrap();
-    // A run that was killed has left something; an empty destination is as good as none.
+    let settings = TokenizeSettings { eos: Some(263), ..TokenizeSettings::default() };
+    let plan = TokenizePlan::new(&tokenizer, settings.clone(), &inputs).unwrap();
+    // The leftover of a killed run is replaced, and so is an empty destination.
     std::fs::create_dir_all(&temporary).unwrap();
     std::fs::create_dir_all(&to).unwrap();
     std::fs::write(temporary.join("part-0-00000.npy"), "half").unwrap();
@@ -236,22 +241,22 @@ fn a_destination_is_whole_or_not_there() {
     assert_eq!(seen_while_running.into_inner(), 0);
     assert!(!temporary.exists());
     let first = files(&to);
-    // What is there is not touched, unless asked.
+    // An existing destination is not touched without `force`.
     let refused = plan.run(&to, false, &|_| {}).unwrap_err().to_string();
     assert!(refused.contains("exists and is not empty"), "{refused}");
-    let bad = Settings { max_size: 10, ..settings.clone() };
-    assert!(Plan::new(&tokenizer, bad, &inputs).unwrap().run(&to, true, &|_| {}).is_err());
+    let bad = TokenizeSettings { max_size: 10, ..settings.clone() };
+    assert!(TokenizePlan::new(&tokenizer, bad, &inputs).unwrap().run(&to, true, &|_| {}).is_err());
     assert_eq!(files(&to), first);
-    let small = Settings { max_size: 200, ..settings };
-    Plan::new(&tokenizer, small, &inputs).unwrap().run(&to, true, &|_| {}).unwrap();
+    let small = TokenizeSettings { max_size: 200, ..settings };
+    TokenizePlan::new(&tokenizer, small, &inputs).unwrap().run(&to, true, &|_| {}).unwrap();
     assert!(files(&to).len() > 2);
     plan.run(&to, true, &|_| {}).unwrap();
     assert_eq!(files(&to), first);
     assert_eq!(std::fs::read_dir(folder.path().join("deep")).unwrap().count(), 1);
-    // Other people's files are never removed.
+    // Files that are not token files are never removed.
     std::fs::write(to.join("notes.txt"), "mine").unwrap();
     let refused = plan.run(&to, true, &|_| {}).unwrap_err().to_string();
-    assert!(refused.contains("holds notes.txt, which is no token file"), "{refused}");
+    assert!(refused.contains("holds notes.txt, which is not a token file"), "{refused}");
     std::fs::create_dir(&temporary).unwrap();
     std::fs::write(temporary.join("notes.txt"), "mine").unwrap();
     std::fs::remove_file(to.join("notes.txt")).unwrap();
@@ -283,7 +288,7 @@ fn patterns_of_inputs() {
     assert_eq!(found("2.jsonl"), ["2.jsonl"]);
     assert_eq!(found("none*"), [""; 0]);
     for (pattern, expected) in
-        [("s3://bucket/*.gz", "not a local path"), ("a***", "pattern a*** of documents is wrong")]
+        [("s3://bucket/*.gz", "not a local path"), ("a***", "pattern a*** of documents is invalid")]
     {
         let error = find(&[pattern.to_owned()]).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -300,7 +305,7 @@ fn archives_of_several_pieces() {
     for piece in [&skipped, &one, &skipped, &one] {
         file.write_all(piece).unwrap();
     }
-    let settings = Settings { eos: Some(263), ..Settings::default() };
+    let settings = TokenizeSettings { eos: Some(263), ..TokenizeSettings::default() };
     let summary = run(&tokenizer(), settings, &[folder.path().join("x.zst")], &folder.path().join("out")).unwrap();
     assert_eq!((summary.documents, summary.malformed), (138, 1));
     assert!(summary.named[0].line == 70 && summary.named[0].reason.contains("trailing characters"));
@@ -339,7 +344,7 @@ fn text_as_it_lies_on_disks() {
         ("members.jsonl.gz", [packed(one.as_bytes()), packed(b""), packed(two.as_bytes())].concat()),
         ("filled-up.jsonl.gz", [packed(both.as_bytes()), zeros.clone()].concat()),
         ("filled-between.jsonl.gz", [packed(one.as_bytes()), zeros.clone(), packed(two.as_bytes()), zeros].concat()),
-        // A pipe has no name: what it is shows in its first bytes.
+        // A pipe has no file name, so its first bytes tell the format.
         ("nameless", packed(both.as_bytes())),
     ] {
         let path = folder.path().join(name);

@@ -69,7 +69,7 @@ fn gpt_neox_of_a_gguf_file() {
     }
     assert!(compared > 100, "{compared}");
     assert_eq!(tokenizer.encode("a<|endoftext|>").unwrap(), [66, 0]);
-    // The name left out means another way to cut: punctuation first, then digits by three.
+    // Without the name, words are cut in another way: punctuation first, then digits in threes.
     vocabulary.pre = Pre::Default;
     let tokenizer = Tokenizer::from_vocabulary(&vocabulary).unwrap();
     let words = |text: &str| {
@@ -120,7 +120,7 @@ fn bad_vocabularies_are_errors() {
     }
     let error = Pre::from_name(Some("deepseek-llm")).unwrap_err().to_string();
     assert!(error.contains("\"deepseek-llm\" is not supported; supported are default, gpt-2, gpt2, olmo"), "{error}");
-    // A token that the tokenizer was given and the model was not is left out.
+    // A token that was added to the tokenizer but not to the model is left out.
     let special = SpecialTokens::default();
     let mut json = shared::tiny_json();
     let mut added = json["added_tokens"][1].clone();
@@ -253,12 +253,12 @@ fn a_beginning_of_texts_goes_both_ways() {
     assert_eq!(beginning(&Vocabulary { add_bos: true, ..plain.clone() }), [0u32; 0]);
     let tokenizer = Tokenizer::from_vocabulary(&with_bos).unwrap();
     assert_eq!(tokenizer.before_text(), [263]);
-    // The library that reads the file puts it there, too.
+    // The library that reads the file adds it there, too.
     let library = tokenizers::Tokenizer::from_bytes(tokenizer.json()).unwrap();
     assert_eq!(library.encode("the", true).unwrap().get_ids(), [263, 257]);
     let special = SpecialTokens { bos: Some(263), eos: Some(263), ..SpecialTokens::default() };
     assert_eq!(tokenizer.to_vocabulary(264, &special).unwrap(), with_bos);
-    // Without another word the token before texts is bos; another bos is none that a file could put there.
+    // By default, the token before texts is bos; a GGUF file cannot name another one for that place.
     let nameless = SpecialTokens { bos: None, ..special.clone() };
     assert_eq!(tokenizer.to_vocabulary(264, &nameless).unwrap().bos, Some(263));
     let error = tokenizer.to_vocabulary(264, &SpecialTokens { bos: Some(1), ..special }).unwrap_err().to_string();

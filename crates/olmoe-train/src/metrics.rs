@@ -1,15 +1,14 @@
-//! What a run writes down: a record a step, with the names that OLMo gives its metrics, and texts of the model.
+//! The metrics of a run: a record for each step, with OLMo's names of metrics, and texts that the model generated.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `record` | one step's names and values, and how they are a line of JSON |
-//! | `sample` | a text that the model wrote, and how it is a line of JSON |
-//! | `log` | `metrics.jsonl` and `samples.jsonl` of a run folder: appending, and going on after a resume |
-//! | `read` | reading them, also while they are being written |
+//! | `record` | the metrics of a step, and their line of JSON |
+//! | `sample` | a text that the model generated, and its line of JSON |
+//! | `log` | `metrics.jsonl` and `samples.jsonl` of a run folder: appending, and continuing after a resume |
+//! | `read` | reading these files, also while they are being written |
 //! | `tensorboard` | the same records as an event file of TensorBoard |
 //!
-//! A name is data: the loop and the optimizer give them, nothing here depends on which there are, except where a
-//! constant below says so.
+//! Names are data: the training loop and the optimizer supply them. Only the names below have a meaning here.
 
 mod log;
 mod read;
@@ -30,85 +29,85 @@ use olmoe_checkpoint::disk::LocalDisk;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The file of a run folder.
+/// The name of the file in a run folder.
 pub const FILE_NAME: &str = "metrics.jsonl";
-/// Bytes that one line may have; a model of a hundred layers of a thousand experts stays below.
+/// The longest line in bytes; that of a model with a hundred layers of a thousand experts is shorter.
 pub const MAX_LINE_BYTES: usize = 16 << 20;
 
 /// Cross-entropy of the batch.
 pub const LOSS: &str = "train/CrossEntropyLoss";
-/// The rate of the first group of parameters.
+/// The learning rate of the first group of parameters.
 pub const LEARNING_RATE: &str = "optim/learning_rate_group0";
-/// Tokens that the run has seen.
+/// The number of tokens that the run has seen.
 pub const TOTAL_TOKENS: &str = "throughput/total_tokens";
-/// Tokens a second.
+/// Tokens per second.
 pub const TOKENS_PER_SECOND: &str = "throughput/device/tokens_per_second";
-/// Load of the busiest expert over the mean, of the layer where it is worst: 1 is balanced. Not a name of OLMo; see
+/// The load of the busiest expert over the mean, in the worst layer: 1 is balanced. Not a name of OLMo; see
 /// [`Record::expert_load`].
 pub const EXPERT_LOAD: &str = "train/MaxExpertLoad";
-/// Steps that the run is to have. Not a name of OLMo; one record of a run that has it is enough for `olmoe runs` to
-/// tell a finished run.
+/// The number of steps of the run. Not a name of OLMo. One record with this metric is enough for `olmoe runs` to
+/// recognise a finished run.
 pub const MAX_STEPS: &str = "run/max_steps";
 
-/// What a log has a line of JSON for.
+/// A type that is logged as lines of JSON.
 pub trait Line: Serialize + DeserializeOwned {
-    /// The file of a run folder.
+    /// The name of the file in a run folder.
     const FILE_NAME: &str;
-    /// Such a line.
+    /// An example of a line.
     const EXAMPLE: &str;
-    /// The step that it is of.
+    /// The step that the line belongs to.
     fn step(&self) -> u64;
 }
 
-/// The log of what steps measured.
+/// The log of the metrics of steps.
 pub type MetricsLog<D = LocalDisk> = Log<Record, D>;
-/// The log of texts.
+/// The log of generated texts.
 pub type SampleLog<D = LocalDisk> = Log<Sample, D>;
-/// Reads what steps measured.
+/// Reads the metrics of steps.
 pub type Reader = Lines<Record>;
 
 /// Why metrics could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// The system said no.
+    /// An error of the system.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
-        /// `open`, `read`, `write`.
+        /// The attempted action: `open`, `read` or `write`.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The reason.
+        /// The error.
         source: io::Error,
     },
-    /// Not a file, but a pipe or a folder.
+    /// A path that is not a regular file, but a folder or a pipe.
     #[error("{} is not a regular file; metrics are appended to one", path.display())]
     NotAFile {
-        /// What is there.
+        /// The path.
         path: PathBuf,
     },
-    /// Another process appends to it.
+    /// Another process is appending to the file.
     #[error("{} is being written by another process; stop it, or train into another folder", path.display())]
     InUse {
         /// The file.
         path: PathBuf,
     },
-    /// A line that is no record, and not the last one, which a crash may have cut.
+    /// An invalid line before the last one. Only the last line may be incomplete, after a crash.
     #[error(
-        "{}, line {line}: {reason}; expected an object such as {example}; remove or mend this line",
+        "{}, line {line}: {reason}; expected an object such as {example}; remove or correct this line",
         path.display()
     )]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// The line, from 1.
         line: u64,
         /// What is wrong with it.
         reason: String,
-        /// A good one.
+        /// A valid line.
         example: &'static str,
     },
     /// A line longer than any record.
-    #[error("{}, line {line}: more than {MAX_LINE_BYTES} bytes without a line break; this is no file of metrics", path.display())]
+    #[error("{}, line {line}: more than {MAX_LINE_BYTES} bytes without a line break; this is not a file of metrics", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
@@ -118,7 +117,7 @@ pub enum MetricsError {
 }
 
 impl MetricsError {
-    /// Names what was done to which file.
+    /// Adds the action and the file to an error of the system.
     fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MetricsError {
         let path = path.to_owned();
         move |source| MetricsError::Io { what, path, source }

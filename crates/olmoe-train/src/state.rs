@@ -6,7 +6,7 @@ use crate::config::{Progress, TrainConfig};
 use crate::preference::RunningMean;
 
 /// The state of the trainer, which the manifest of a checkpoint carries
-/// ([`Writer::state`](olmoe_checkpoint::save::Writer::state)).
+/// ([`CheckpointWriter::state`](olmoe_checkpoint::save::CheckpointWriter::state)).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainerState {

@@ -85,7 +85,7 @@ fn lines_that_are_no_records_are_named() {
         ("no object", "[1,2]", "expected an object of numbers"),
         ("a number", "5", "expected an object of numbers"),
         ("no step", "{\"a\":1}", "no `step`"),
-        ("two steps", "{\"step\":2,\"step\":3}", "`step` is said twice"),
+        ("two steps", "{\"step\":2,\"step\":3}", "`step` occurs twice"),
         ("step below 0", "{\"step\":-1}", "expected u64"),
         ("step of a half", "{\"step\":1.5}", "expected u64"),
         ("step too large", "{\"step\":99999999999999999999}", "expected u64"),

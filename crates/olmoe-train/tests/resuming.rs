@@ -215,7 +215,7 @@ fn a_checkpoint_that_does_not_say_is_trusted_with_a_note() {
     )
     .unwrap();
     let notices = desk.go_on("old", &["--seed=7", "--stop_at=4"]).unwrap();
-    assert!(notices.len() == 1 && notices[0].contains("does not say what it was trained on"), "{notices:?}");
+    assert!(notices.len() == 1 && notices[0].contains("does not record what it was trained on"), "{notices:?}");
     // From now on it does.
     assert!(desk.path("old/step-4/data.json").exists());
     let error = desk.train("old", &["--try_load_latest_save", "--stop_at=5"]).map(|_| ()).unwrap_err();

@@ -20,8 +20,8 @@ use crate::flags::{OnePrecision, Precisions, Threads, positive};
 
 /// Measure speed against the limits of this machine
 ///
-/// The limits (multiply-add peak, memory bandwidth) are measured in the same run, and speeds are given as shares of
-/// them. Nothing else should be running.
+/// The limits (multiply-add peak, memory bandwidth) are measured in the same run, and speeds are given as fractions of
+/// them. Run nothing else at the same time.
 #[derive(Args)]
 #[command(arg_required_else_help = true, subcommand_required = true)]
 pub(crate) struct BenchArgs {
@@ -42,7 +42,7 @@ enum BenchCommand {
 
 /// Measure matrix products
 ///
-/// Dense ones, and those of a layer's experts with 1 to 64 rows each.
+/// Dense products, and grouped ones of a layer's experts with 1 to 64 rows each.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -71,7 +71,7 @@ impl GemmArgs {
 
 /// Measure products of quantised weights
 ///
-/// With activations of eight bits: one row and many, dense and by a layer's experts.
+/// With activations of eight bits: one row and many, dense and grouped by the experts of a layer.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -107,8 +107,8 @@ fn block_format(name: &str) -> Result<BlockFormat, String> {
 
 /// Measure training steps
 ///
-/// A step is forward with the auxiliary losses, backward, clipping of the gradients' norm, and AdamW, on random tokens
-/// and freshly drawn weights.
+/// A step is the forward pass with the auxiliary losses, the backward pass, gradient clipping by norm, and AdamW, on
+/// random tokens and freshly drawn weights.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -127,11 +127,11 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, default_value = "amp_bf16")]
     precision: OnePrecision,
 
-    /// Sequences in a step [default: 8 for tiny, 4 for small, else 1]
+    /// Sequences per step [default: 8 for tiny, 4 for small, else 1]
     #[arg(long, value_name = "N", value_parser = positive)]
     batch: Option<usize>,
 
-    /// Tokens in a sequence [default: the longest of the configuration]
+    /// Tokens per sequence [default: the longest of the configuration]
     #[arg(long, value_name = "N", value_parser = positive)]
     sequence: Option<usize>,
 
@@ -139,14 +139,14 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "N", default_value = "10", value_parser = positive)]
     steps: usize,
 
-    /// Steps before them that do not count
+    /// Warm-up steps before them
     #[arg(long, value_name = "N", default_value = "2")]
     warmup: usize,
 
     #[command(flatten)]
     threads: Threads,
 
-    /// What the backward pass computes again and does not keep
+    /// Activation checkpointing: what the backward pass recomputes instead of keeping
     #[arg(long, value_enum, default_value = "none")]
     recompute: Recompute,
 
@@ -169,7 +169,7 @@ pub(crate) struct TrainArgs {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Trained {
-    /// All of them
+    /// All parameters
     All,
     /// The routers alone
     Routers,
@@ -181,11 +181,11 @@ enum Trained {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Recompute {
-    /// Nothing: the fastest
+    /// Nothing is recomputed: the fastest
     None,
     /// Norms and attention
     Attention,
-    /// Whole blocks: the smallest memory
+    /// Whole blocks: the least memory
     Block,
 }
 
@@ -236,8 +236,8 @@ impl TrainArgs {
 
 /// Measure the limits alone
 ///
-/// Read bandwidth and multiply-add peaks: what the other measurements are held against, to be put beside the speed of
-/// another program.
+/// Read bandwidth and multiply-add peaks: the limits that the other measurements are compared with. Use them beside the
+/// speed of another program.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -254,7 +254,7 @@ pub(crate) struct LimitsArgs {
     json: bool,
 }
 
-/// Read for the bandwidth: more than every cache holds.
+/// The bytes to read for the bandwidth: more than any cache holds.
 const READ_BYTES: usize = 1 << 30;
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
@@ -283,7 +283,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
 }
 
-/// The middle of some numbers, 0 of none.
+/// The median of some numbers; 0 if there are none.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {

@@ -32,21 +32,21 @@ mod input;
 use conversation::{Conversation, Prompt};
 use input::{Input, Source};
 
-/// Tokens of a prompt that are read between two looks at whether it was interrupted.
+/// How many tokens of a prompt are read between two checks for an interrupt.
 const STEP_TOKENS: usize = 256;
-/// Tokens of the context that are left for an answer when turns are dropped.
+/// How many tokens of the context are left for an answer when turns are dropped.
 const ANSWER_TOKENS: usize = 256;
 
 const COMMANDS: [&str; 9] = ["/help", "/reset", "/save", "/load", "/system", "/set", "/experts", "/exit", "/quit"];
 
 const HELP: &str = "\
 /help             this list
-/reset            begin anew; the system message stays
+/reset            clear the conversation; the system message stays
 /save FILE        write the messages into a JSON file
-/load FILE        go on with the messages of such a file
-/system [TEXT]    set the system message; show it; take it out with none
-/set [NAME VALUE] change how answers are generated; list the settings
-/experts          which experts spoke the most in the last answer, by layer
+/load FILE        continue with the messages of such a file
+/system [TEXT]    show or set the system message; `none` removes it
+/set [NAME VALUE] list the settings of generation, or change one
+/experts          the experts chosen most often in the last answer, by layer
 /exit             end; so does Ctrl-D
 
 A line that ends in \\ goes on with the next one. A message that begins with \"\"\" goes on to the line that ends with
@@ -55,16 +55,16 @@ A line that ends in \\ goes on with the next one. A message that begins with \"\
 
 /// Talk with a model
 ///
-/// Each line is a message, and the model's answer follows as it comes. The conversation is turned into a text by the chat
-/// template that comes with the model, or by that of OLMoE's fine-tuning, tulu, if it has none. What was read and said
-/// before is not read again. When the conversation outgrows the model's context, its oldest turns are dropped, which is
-/// said; the system message stays.
+/// Each line is a message, and the model's answer is printed as it is generated. The conversation is rendered by the
+/// chat template that comes with the model, or, if it has none, by tulu, the template of OLMoE's fine-tuning. Earlier
+/// turns are not read again. When the conversation outgrows the model's context, its oldest turns are dropped with a
+/// note; the system message stays.
 ///
-/// A line that ends in \ goes on with the next one. A message that begins with """ goes on to the line that ends with """.
-/// Lines that begin with / are commands; /help lists them. Ctrl-C stops an answer, which stays in the conversation as far
-/// as it went, or clears the line. Ctrl-D or /exit ends.
+/// A line that ends in \ goes on with the next one. A message that begins with """ goes on to the line that ends with
+/// """. Lines that begin with / are commands; /help lists them. Ctrl-C stops an answer, whose text so far stays in the
+/// conversation, or clears the line. Ctrl-D or /exit ends.
 ///
-/// If standard input is no terminal, every line is a turn all the same: answers go to standard output, everything else to
+/// If standard input is not a terminal, every line is a turn as well: answers go to standard output, everything else to
 /// standard error.
 #[derive(Args)]
 #[command(after_long_help = "\
@@ -79,7 +79,7 @@ user's, it is answered at once.
 
 Turn i, from 0, has the seed of the settings plus i, so the same messages with the same seed get the same answers.
 
-Exit status: 0 done, 1 failed, or a line did that did not come from a terminal, 2 for wrong usage, 130 after an \
+Exit status: 0 done, 1 failed, or a line from other input than a terminal failed, 2 for wrong usage, 130 after an \
 interrupt between two answers.")]
 pub(crate) struct ChatArgs {
     /// The model, unless --model gives it
@@ -89,7 +89,7 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     generator: Generator,
 
-    /// What the model is told before the conversation
+    /// System message before the conversation
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Conversation")]
     system: Option<String>,
 
@@ -106,7 +106,7 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     no_more(&args.generator.rest(&words)?)?;
     let (checkpoint, companions) = args.generator.open(&words)?;
     let name = checkpoint.contents().path.display();
-    let no_tokenizer = "it comes without a tokenizer, and a chat is made of text; convert it with --tokenizer";
+    let no_tokenizer = "it has no tokenizer, which a chat needs; convert it with --tokenizer";
     let tokenizer = companions.tokenizer().with_context(|| format!("{name}: {no_tokenizer}"))?;
     let (template, is_tulu) = template(args, &companions)?;
     let begins = companions.special_tokens().and_then(|special| special.begins_conversation());
@@ -126,13 +126,13 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     let interactive = stdin().is_terminal() && stdout().is_terminal();
     let source = if interactive { Source::terminal()? } else { Source::plain() };
     let context = Weights::config(&checkpoint).max_sequence_length;
-    // One answer at a time, and the conversation before it.
+    // The engine runs one answer at a time, and keeps the conversation before it.
     let work =
         Work { running: 1, step_tokens: STEP_TOKENS, kept_tokens: context, samples: vec![(context, STEP_TOKENS)] };
     let (config, beside) = args.generator.limits(&checkpoint, &companions, work);
     let model = Arc::new(args.generator.load(&checkpoint, beside)?);
     let interrupted = interrupts(&[SIGINT])?;
-    // Between answers an interrupt ends the program; a terminal that is being read gives a key instead.
+    // Between answers an interrupt ends the program; while a terminal is being read, Ctrl-C arrives as a key instead.
     interrupted.store(true, Ordering::Relaxed);
     let mut request = args.settings.request(vec![0], Some(tokenizer.size()), args.settings.seed());
     request.experts = model.config().moe().is_some();
@@ -147,7 +147,7 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     chat.talk(source, interactive)
 }
 
-/// The template of the arguments, of the model or of OLMoE's fine-tuning, and whether it is the last of these.
+/// The template from the arguments, the model or OLMoE's fine-tuning, and whether it is the last of these.
 fn template(args: &ChatArgs, companions: &Companions) -> anyhow::Result<(ChatTemplate, bool)> {
     if let Some(path) = &args.chat_template {
         let name = path.display();
@@ -165,7 +165,7 @@ fn template(args: &ChatArgs, companions: &Companions) -> anyhow::Result<(ChatTem
             false,
         )),
         None => {
-            note("this model comes without a chat template; that of OLMoE's fine-tuning, tulu, is used");
+            note("this model has no chat template; tulu, the template of OLMoE's fine-tuning, is used");
             Ok((ChatTemplate::new(TULU)?, true))
         }
     }
@@ -176,19 +176,19 @@ struct Chat<'a> {
     model: Arc<Model>,
     engine: Engine,
     conversation: Conversation<'a>,
-    /// How answers are generated; its prompt is no one's.
+    /// How answers are generated; its prompt is unused.
     request: Request,
     /// The token that ends an answer in this template.
     ends_answer: Option<u32>,
-    /// The texts that end one in the model's own settings.
+    /// The texts that end an answer in the model's own settings.
     stop_strings: Vec<String>,
-    /// Those of the last answer.
+    /// The experts of the last answer.
     experts: Option<ExpertCounts>,
     interrupted: Arc<AtomicBool>,
 }
 
 impl Chat<'_> {
-    /// Goes on until the user ends it.
+    /// Reads and answers until the user ends the program.
     fn talk(mut self, mut source: Source, interactive: bool) -> anyhow::Result<ExitCode> {
         let mut failed = false;
         loop {
@@ -205,7 +205,7 @@ impl Chat<'_> {
         Ok(ExitCode::from(u8::from(failed && !interactive)))
     }
 
-    /// Does what was typed. False if that was to end.
+    /// Handles an input. Returns false if it was the command to end.
     fn turn(&mut self, input: Input) -> anyhow::Result<bool> {
         match input {
             Input::Nothing => {}
@@ -220,7 +220,7 @@ impl Chat<'_> {
         Ok(true)
     }
 
-    /// Says something that is no answer.
+    /// Prints a note that is not part of an answer.
     fn note(&self, text: &str) {
         note(text);
     }
@@ -229,11 +229,11 @@ impl Chat<'_> {
         let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let rest = rest.trim();
         let file = || match rest {
-            "" => bail!("{name} needs the name of a file"),
+            "" => bail!("{name} needs a file name"),
             path => Ok(expanded(Path::new(path))),
         };
         if matches!(name, "/help" | "/reset" | "/experts" | "/exit" | "/quit") {
-            ensure!(rest.is_empty(), "{name} takes nothing behind it, found {rest:?}");
+            ensure!(rest.is_empty(), "{name} takes no argument, found {rest:?}");
         }
         match name {
             "/help" => print(HELP)?,
@@ -241,7 +241,7 @@ impl Chat<'_> {
             "/reset" => {
                 self.conversation.reset();
                 self.experts = None;
-                self.note("the conversation begins anew");
+                self.note("the conversation was cleared");
             }
             "/save" => {
                 let messages = self.conversation.save(&file()?)?;
@@ -264,7 +264,7 @@ impl Chat<'_> {
             "/experts" => {
                 ensure!(self.model.config().moe().is_some(), "this model is dense: it has no experts");
                 let table = self.experts.as_ref().and_then(experts::table);
-                print(&table.context("there is no answer yet whose experts could be shown")?)?;
+                print(&table.context("there is no answer yet to show the experts of")?)?;
             }
             _ => {
                 let meant = closest(name, &COMMANDS).map(|name| format!(", did you mean {name}?")).unwrap_or_default();
@@ -281,7 +281,7 @@ impl Chat<'_> {
             return print(&lines.concat());
         }
         let Some((name, value)) = rest.split_once(char::is_whitespace) else {
-            bail!("/set takes a name and a value, such as /set temperature 0.5; alone it lists them")
+            bail!("/set takes a name and a value, such as /set temperature 0.5; without them it lists the settings")
         };
         let mut request = self.request.clone();
         settings::set(&mut request, name, value.trim())?;
@@ -290,7 +290,7 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Answers the user's last message; if that cannot be done, takes it back.
+    /// Answers the user's last message; if that fails, removes the message again.
     fn answer(&mut self) -> anyhow::Result<()> {
         let answered = self.prompt().and_then(|prompt| self.generate(prompt));
         if answered.is_err() && self.conversation.waits() {
@@ -299,7 +299,7 @@ impl Chat<'_> {
         answered
     }
 
-    /// What the model is to read, with room for an answer: the oldest turns are dropped until there is.
+    /// The prompt for the model, with room for an answer: the oldest turns are dropped until there is room.
     fn prompt(&mut self) -> anyhow::Result<Prompt> {
         let context = self.model.config().max_sequence_length;
         let room = self.request.max_tokens.unwrap_or(ANSWER_TOKENS).min(context / 4).max(1);
@@ -312,7 +312,7 @@ impl Chat<'_> {
             match self.conversation.drop_oldest() {
                 0 if prompt.ids.len() < context => break prompt,
                 0 => bail!(
-                    "this message and what belongs to it have {}, but the model's context is {context} for the \
+                    "this message has {} with its template, but the model's context is {context} for the \
                      messages and the answer; make it shorter",
                     counted(prompt.ids.len(), "token")
                 ),
@@ -320,7 +320,7 @@ impl Chat<'_> {
             }
         };
         if dropped > 0 {
-            // The model no longer knows what the user still sees.
+            // The user still sees turns that the model no longer knows, so a note says so.
             warn(format_args!(
                 "the conversation has outgrown the model's context of {context} tokens; dropped from its beginning: {}",
                 counted(dropped, "message")
@@ -329,7 +329,7 @@ impl Chat<'_> {
         Ok(prompt)
     }
 
-    /// Generates an answer and shows it as it comes.
+    /// Generates an answer and prints it as it is generated.
     fn generate(&mut self, prompt: Prompt) -> anyhow::Result<()> {
         let seed = self.request.seed.map(|seed| seed.wrapping_add(self.conversation.turns()));
         let mut request = Request { prompt: prompt.ids.clone(), seed, ..self.request.clone() };
@@ -370,7 +370,7 @@ impl Chat<'_> {
         }
         shown.and_then(|()| print("\n"))?;
         let (text, ids) = (answer.text(), answer.ids());
-        let Finished { reason, usage, .. } = answer.end.context("the engine left without an answer")?;
+        let Finished { reason, usage, .. } = answer.end.context("the engine ended without an answer")?;
         let whole = match &reason {
             FinishReason::Error(error) => bail!("{error}"),
             FinishReason::Stop(Stop::Text(_)) => None,
@@ -390,7 +390,7 @@ impl Chat<'_> {
         if !is_quiet() {
             let reading = first.map_or(start.elapsed(), |first| first - start).as_secs_f64();
             let writing = start.elapsed().as_secs_f64() - reading;
-            // If nobody reads it, the answer is there all the same.
+            // If standard output is closed, the answer still enters the conversation.
             let _ = writeln!(
                 stderr(),
                 "{} read, {} known; {} generated, {:.1} tokens/s",

@@ -7,8 +7,8 @@ use crate::output::print;
 
 /// Print a script that completes commands and flags in a shell
 ///
-/// The script completes commands, flags, values that are one of a list, and names of files. It belongs to this version
-/// of the program: make it anew after an update.
+/// The script completes commands, flags, values from a list, and file names. It belongs to this version of the program:
+/// generate it again after an update.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

@@ -10,10 +10,10 @@ use crate::flags::{Beside, Form, InOut, RecordArg, RunArgs, input};
 
 /// Convert a checkpoint between Hugging Face, OLMo and GGUF
 ///
-/// Reads any of the formats, a training checkpoint too, and writes one of them. Without --dtype no number changes; with it
-/// each is rounded once. Tokenizer, chat template and generation settings travel along. The result is read back and every
-/// tensor compared before it gets its name, so a result that is there is right. Memory: the largest matrix and a few
-/// megabytes.
+/// Reads any of the formats, training checkpoints included, and writes one of them. Without --dtype no number changes;
+/// with it each number is rounded once. The tokenizer, chat template and generation settings are copied. The result is
+/// read back and every tensor compared before it gets its name, so a result that exists is right. Memory: the largest
+/// matrix and a few megabytes.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -25,9 +25,9 @@ Examples:
 Files: reads IN; writes OUT, a folder with config.json, *.safetensors and the tokenizer (hf), with model.safetensors and \
 config.yaml (olmo), or one file (gguf).
 
-OLMo's trainer takes a folder of --to olmo as its load_path if the folder's name ends in -unsharded, and with \
---reset_optimizer_state --reset_trainer_state: there is no optim.pt and no state of a trainer. It opens train.pt all the \
-same; an empty one is made by `python -c \"import torch; torch.save({}, 'train.pt')\"`.
+OLMo's trainer accepts a folder of --to olmo as its load_path if the folder's name ends in -unsharded, with \
+--reset_optimizer_state --reset_trainer_state, since it has no optim.pt and no trainer state. OLMo still opens \
+train.pt; an empty one is made by `python -c \"import torch; torch.save({}, 'train.pt')\"`.
 
 Exit status: 0 if the result is there and right, 1 if not, 2 for wrong usage.")]
 pub(crate) struct ConvertArgs {

@@ -9,9 +9,9 @@ use crate::hub_progress::Terminal;
 
 /// Download a model from the Hugging Face hub
 ///
-/// Files go to the cache that Python's huggingface_hub uses, and those that are there already are not downloaded again.
-/// What a broken connection, a full disk or Ctrl-C left is continued by the next call. Every file is checked against
-/// its hash before it gets its name. The folder with the files is printed.
+/// Files go to the cache that Python's huggingface_hub uses; files that are there already are not downloaded again. A
+/// download that was stopped by a broken connection, a full disk or Ctrl-C is continued by the next call. Every file is
+/// checked against its hash before it gets its name. The folder with the files is printed.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -46,12 +46,12 @@ pub(crate) struct DownloadArgs {
 
     /// Files to download [default: all]
     ///
-    /// In a pattern * is any text, slashes too, ? one character, [a-c] one of a set, [!a-c] one outside it. Can be given
-    /// several times.
+    /// In a pattern * matches any text, slashes included, ? one character, [a-c] one of a set, [!a-c] one outside it.
+    /// Can be given several times.
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
 
-    /// Use files of the hub downloaded before; an error if one is missing
+    /// Use only files of the hub downloaded before; an error if one is missing
     #[arg(long)]
     offline: bool,
 
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &DownloadArgs) -> anyhow::Result<()> {
     }
     let revision = match (&args.model.revision, &args.revision) {
         (Some(one), Some(other)) if one != other => {
-            anyhow::bail!("two revisions, {one} after the @ and {other} after --revision; give one")
+            anyhow::bail!("two revisions are given, {one} after the @ and {other} after --revision; give one")
         }
         (_, Some(revision)) => revision,
         _ => args.model.revision(),

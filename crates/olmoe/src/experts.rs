@@ -19,18 +19,19 @@ use crate::progress::Progress;
 use crate::text::text_of;
 use crate::usage::usage;
 
-/// Experts that are named for each layer and text.
+/// How many experts are named for each layer and text.
 const SHOWN: usize = 4;
 
-/// Show which experts take which kind of text
+/// Show which experts are chosen for which kind of text
 ///
-/// Runs the model over the texts and counts, layer by layer, how often each expert is among the chosen. A text is a file:
-/// documents as lines of JSON with a `text` (.jsonl, .json, also .gz and .zst), anything else as it is. It is read in pieces
-/// of --context tokens, each by itself, as far as --tokens.
+/// Runs the model over the texts and counts, layer by layer, how often each expert is chosen. A text is a file: JSON
+/// Lines of documents with a `text` (.jsonl, .json, also .gz and .zst), or plain text. It is read in independent pieces
+/// of --context tokens, up to --tokens in total.
 ///
-/// The table has the busiest experts with the share of the text's tokens that chose them, which is top_k over experts where
-/// all are alike. Evenness is the entropy of the choices over its largest. The last column says how far the texts of a
-/// layer go to experts of their own: half of the sum of the differences from the mean over the texts, 0 to 1.
+/// The table has the busiest experts with the share of the text's tokens that chose them; if all experts were chosen
+/// alike, each share would be top_k over the number of experts. Evenness is the entropy of the choices over its
+/// maximum. The last column shows how much the texts of a layer prefer different experts: half of the sum of the
+/// differences from the mean over the texts, from 0 to 1.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -39,22 +40,22 @@ Examples:
 
 Exit status: 0 done, 1 if a text could not be read or the model has no experts, 2 for wrong usage.")]
 pub(crate) struct ExpertsArgs {
-    /// The model, unless --model gives it; and texts, with names to call them by, without one it is the file's
+    /// The model, unless --model gives it; and texts, each a file with an optional name [default: the file's name]
     #[arg(value_names = ["MODEL", "[NAME=]FILE"], num_args = 1.., required = true)]
     words: Vec<String>,
 
     #[command(flatten)]
     loading: LoadingArgs,
 
-    /// Tokens of each text that are read
+    /// Tokens to read of each text
     #[arg(long, value_name = "N", default_value = "204800", value_parser = positive, help_heading = "Text")]
     tokens: usize,
 
-    /// Tokens of a piece [default: 2048, or what the model can hold]
+    /// Tokens per piece [default: 2048, or the model's context if that is shorter]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Text")]
     context: Option<usize>,
 
-    /// Layers to show, from 0 [default: all]
+    /// Layers to show, counted from 0 [default: all]
     #[arg(long, value_name = "N,…", value_parser = layers, help_heading = "Output")]
     layers: Option<List<usize>>,
 
@@ -62,7 +63,7 @@ pub(crate) struct ExpertsArgs {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     plot: Option<PathBuf>,
 
-    /// Print one JSON object: `texts`, an array, with the choices of every expert
+    /// Print one JSON object: `texts`, an array with the counts of every expert
     #[arg(long, help_heading = "Output")]
     json: bool,
 
@@ -77,7 +78,7 @@ pub(crate) struct ExpertsArgs {
     _quiet: Quiet,
 }
 
-/// A text, as tokens.
+/// A tokenized text.
 struct Text {
     name: String,
     ids: Vec<u32>,
@@ -91,12 +92,12 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
     let words: Vec<&str> = args.words.iter().map(String::as_str).collect();
     let files = args.loading.rest(&words)?;
     if files.is_empty() {
-        return Err(usage(format_args!("no text is given; name one behind {}", words[0])));
+        return Err(usage(format_args!("no text is given; name one after {}", words[0])));
     }
     let checkpoint = args.loading.open(&words)?;
     let name = checkpoint.contents().path.display();
     let config = Weights::config(&checkpoint);
-    let Some(moe) = config.moe() else { bail!("{name}: a dense model, it has no experts") };
+    let Some(moe) = config.moe() else { bail!("{name}: a dense model has no experts") };
     let (experts, mixtures) = (moe.num_experts, config.mixture_layers().collect::<Vec<_>>());
     let longest = config.max_sequence_length;
     let context = args.context.unwrap_or(2048.min(longest));
@@ -105,12 +106,12 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
     let chosen = chosen(args.layers.as_ref().map_or(&[][..], |list| &list.0[..]), &mixtures)?;
     let companions = Companions::of(&checkpoint, None, false)?;
     let end = companions.special_tokens().and_then(|special| special.eos).or(config.eos_token_id);
-    ensure!(companions.tokenizer().is_some(), "{name}: it comes without a tokenizer, so it cannot read a text");
+    ensure!(companions.tokenizer().is_some(), "{name}: it has no tokenizer, so it cannot read a text");
     let mut texts = Vec::new();
     for text in files {
         let (name, path) = split(text);
         let ids = read(&path, &companions, end, args.tokens)?;
-        ensure!(!ids.is_empty(), "{}: there is no text in it", path.display());
+        ensure!(!ids.is_empty(), "{}: the file has no text", path.display());
         texts.push(Text { name, ids });
     }
     let precision = args.precision.into();
@@ -134,7 +135,7 @@ pub(crate) fn run(args: &ExpertsArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Which of the mixtures are layers that are asked for; all without any.
+/// The indices of the layers asked for among those with experts; all of them if none is asked for.
 fn chosen(asked: &[usize], mixtures: &[usize]) -> anyhow::Result<Vec<usize>> {
     let place = |layer: &usize| {
         let found = mixtures.iter().position(|mixture| mixture == layer);
@@ -143,7 +144,7 @@ fn chosen(asked: &[usize], mixtures: &[usize]) -> anyhow::Result<Vec<usize>> {
     if asked.is_empty() { Ok((0..mixtures.len()).collect()) } else { asked.iter().map(place).collect() }
 }
 
-/// `NAME=FILE` or FILE, which is named after itself. What exists is a file, whatever it is called.
+/// Splits `NAME=FILE`; a FILE alone gets its own name. If a file exists under the whole text, that file is meant.
 fn split(text: &str) -> (String, PathBuf) {
     match text.split_once('=') {
         Some((name, path)) if !name.is_empty() && !Path::new(text).exists() => {
@@ -157,9 +158,9 @@ fn split(text: &str) -> (String, PathBuf) {
     }
 }
 
-/// The tokens of a text, `most` at most; every document ends with `end`.
+/// The tokens of a text, at most `most`; every document ends with `end`.
 fn read(path: &Path, companions: &Companions, end: Option<u32>, most: usize) -> anyhow::Result<Vec<u32>> {
-    let encode = |text: &str| anyhow::Ok(companions.encode(text).context("this model comes without a tokenizer")??);
+    let encode = |text: &str| anyhow::Ok(companions.encode(text).context("this model has no tokenizer")??);
     let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     let unpacked = name.trim_end_matches(".gz").trim_end_matches(".zst");
     let is_documents = unpacked.ends_with(".jsonl") || unpacked.ends_with(".json") || unpacked.len() < name.len();
@@ -210,7 +211,9 @@ fn table(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) {
         println!("{:<width$}  {}", text.name, olmoe_data::counted(text.ids.len(), "token"));
     }
     let uniform = 100.0 * top_k as f64 / experts as f64;
-    println!("{top_k} of {experts} experts for each token; {uniform:.1} % of the tokens each, if all were alike\n");
+    println!(
+        "{top_k} of {experts} experts for each token; {uniform:.1} % of the tokens each, if all were chosen alike\n"
+    );
     println!("layer  {:<width$}  evenness    used  busiest, with their share of the tokens     apart", "text");
     for &mixture in mixtures {
         let layer = counted[0].layers()[mixture];
@@ -248,7 +251,7 @@ fn json(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) -> Value {
     })
 }
 
-/// A row a layer and text; as many tokens as if all experts were alike are white.
+/// A row for each layer and text; an expert with the share of a uniform choice is white.
 fn map(texts: &[Text], counted: &[ExpertCounts], mixtures: &[usize]) -> HeatMap {
     let first = &counted[0];
     let rows = mixtures.iter().flat_map(|&mixture| texts.iter().zip(counted).map(move |text| (mixture, text)));

@@ -1,21 +1,21 @@
-//! Small files that are there as a whole or not at all.
+//! Small files that exist as a whole or not at all.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-/// Writes a file beside its place and gives it its name when it is whole and on the disk.
+/// Writes a file under a temporary name and renames it when it is complete and on disk.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     make_whole(path, |file| file.write_all(bytes))
 }
 
-/// The same for a file that `write` fills.
+/// As [`write_whole`], for a file that `write` fills.
 pub(crate) fn make_whole<E: From<std::io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut File) -> Result<(), E>,
 ) -> Result<(), E> {
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        // A pipe or a device takes what comes.
+        // A pipe or a device is written directly.
         return write(&mut File::options().write(true).open(path)?);
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -23,7 +23,7 @@ pub(crate) fn make_whole<E: From<std::io::Error>>(
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // As any file that is made: the process's mask takes from it what it takes.
+        // Like any new file, it gets the permissions that the process's umask allows.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     let mut file = builder.prefix(".olmoe-").tempfile_in(parent)?;

@@ -7,14 +7,14 @@
 //! | `computing` | threads, precision, the type of the caches |
 //! | `loading` | a model loaded for inference |
 //! | `generator` | a model that generates, and the limits of its engine |
-//! | `settings` | how to generate, as flags, lines of a batch and by name |
-//! | `format` | what is written of a checkpoint |
-//! | `companions` | what goes beside its weights |
-//! | `writing` | how it is written |
-//! | `record` | what was written, as text or as JSON |
+//! | `settings` | sampling settings, as flags, lines of a batch and by name |
+//! | `format` | the format of a checkpoint to write |
+//! | `companions` | the tokenizer and other files beside its weights |
+//! | `writing` | the way it is written |
+//! | `record` | the report of what was written, as text or as JSON |
 //! | `quiet` | `--quiet` |
-//! | `number` | values of flags |
-//! | `words` | a model, a result or a text without a flag |
+//! | `number` | the values of flags |
+//! | `words` | positional arguments: a model, a result or a text |
 
 mod adapter;
 mod companions;

@@ -27,17 +27,17 @@ use crate::usage::usage;
 
 mod report;
 
-use report::Report;
+use report::PromptReport;
 
-/// Tokens of finished texts that a batch keeps for prompts that begin alike.
+/// How many tokens of finished texts a batch keeps, for prompts with a common beginning.
 const KEPT_TOKENS: usize = 8192;
 
 /// Continue a text
 ///
-/// The prompt is taken as it is: no template, no escapes, and no token before it unless the model's tokenizer asks for one. The text
-/// that follows goes to standard output as it comes. Settings act in the order of llama.cpp: bias, penalties, top-k,
-/// typical-p, top-p, min-p, temperature; the defaults are its own, too. Texts are the same for the same seed, whatever
-/// the number of threads and whatever else is in the batch.
+/// The prompt is used as given: no template, no escapes, and no token before it unless the model's tokenizer requires
+/// one. The generated text goes to standard output as it comes. Settings apply in the order of llama.cpp: bias,
+/// penalties, top-k, typical-p, top-p, min-p, temperature; the defaults are llama.cpp's, too. The same seed gives the
+/// same text, whatever the number of threads and whatever else is in the batch.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -45,20 +45,20 @@ Examples:
   olmoe generate -m OLMoE-1B-7B-0924 -f notes.txt --temp 0 --stop '\\n\\n' --json --logprobs 5
   olmoe generate -m OLMoE-1B-7B-0924 --batch prompts.jsonl --samples 4 --seed 1 > texts.jsonl
 
-A line of a batch is an object with `prompt`, a text or an array of ids, and what differs from the flags: max_tokens, \
+A line of a batch is an object with `prompt`, a string or an array of ids, and any settings that differ: max_tokens, \
 min_tokens, temperature, top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty, presence_penalty, \
-logit_bias {\"ID\": X}, seed, stop, stop_ids, ignore_eos, samples, logprobs, experts. `id` comes back as it is.
+logit_bias {\"ID\": X}, seed, stop, stop_ids, ignore_eos, samples, logprobs, experts. `id` is copied.
 
 Files: reads the model, and FILE of --file or --batch; writes none but the weights of --packed-cache.
 
-Exit status: 0 done, 1 failed, or a prompt of a batch did, 2 for wrong usage, 130 after an interrupt.")]
+Exit status: 0 done, 1 failed, or a prompt of a batch failed, 2 for wrong usage, 130 after an interrupt.")]
 #[command(group(clap::ArgGroup::new("source").args(["prompt", "file", "ids", "batch"])))]
 pub(crate) struct GenerateArgs {
     /// The model, unless --model gives it
     #[arg(value_name = "MODEL")]
     first: Option<String>,
 
-    /// The text to continue, as of --prompt; the first word if --model gives the model
+    /// The text to continue, as with --prompt; the first argument if --model gives the model
     #[arg(value_name = "TEXT")]
     second: Option<String>,
 
@@ -76,38 +76,39 @@ pub(crate) struct GenerateArgs {
     )]
     prompt: Option<String>,
 
-    /// A file with the text; the line break at its end is left out, as it is of standard input, and others are \n
+    /// A file with the text; one line break at its end is dropped, as from standard input, and all others become \n
     #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
     file: Option<PathBuf>,
 
-    /// Token ids to continue, with commas or spaces between them
+    /// Token ids to continue, separated by commas or spaces
     #[arg(long, value_name = "ID,…", value_parser = ids, help_heading = "Prompt")]
     ids: Option<List<u32>>,
 
-    /// A file of JSON objects, one a line, each with a `prompt`; - for standard input. Prints one object a line, in order
+    /// A file of JSON objects, one per line, each with a `prompt`; - for standard input. Prints one object per line, in
+    /// order
     #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     batch: Option<PathBuf>,
 
     #[command(flatten)]
     settings: SettingsArgs,
 
-    /// Samples to generate from each prompt
+    /// Samples to generate for each prompt
     #[arg(long, value_name = "N", default_value = "1", value_parser = positive, help_heading = "Prompt")]
     samples: usize,
 
     /// With --json: the log-probability of each token, and of K alternatives
     ///
-    /// Of the model's own distribution: before bias, penalties, filters and temperature.
+    /// The probabilities are the model's own, before bias, penalties, filters and temperature.
     #[arg(long, value_name = "K", num_args = 0..=1, default_missing_value = "0", help_heading = "Output")]
     logprobs: Option<usize>,
 
     /// With --json: the experts of each token, by layer
     ///
-    /// Those of the pass whose outcome the token is; it reads the token before it.
+    /// They are the experts of the pass that generated the token, which reads the token before it.
     #[arg(long, help_heading = "Output")]
     experts: bool,
 
-    /// Most texts that are generated at once
+    /// Most texts to generate at once
     #[arg(long, value_name = "N", default_value = "16", value_parser = positive)]
     parallel: usize,
 
@@ -116,9 +117,9 @@ pub(crate) struct GenerateArgs {
     json: bool,
 }
 
-/// A prompt that is to be run.
+/// A prompt to run.
 struct Job {
-    report: Report,
+    report: PromptReport,
     request: Request,
 }
 
@@ -150,7 +151,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     run.finish(args, engine, requests, &interrupted, seed, foreseen)
 }
 
-/// What the engine has to do for these prompts.
+/// The work of the engine for these prompts.
 fn work(args: &GenerateArgs, checkpoint: &Checkpoint, jobs: &[Job]) -> Work {
     let context = Weights::config(checkpoint).max_sequence_length;
     let samples = jobs.iter().flat_map(|job| {
@@ -166,7 +167,7 @@ fn work(args: &GenerateArgs, checkpoint: &Checkpoint, jobs: &[Job]) -> Work {
     }
 }
 
-/// The prompts that the arguments ask for.
+/// The prompts of the arguments.
 fn jobs(
     args: &GenerateArgs,
     text: Option<&str>,
@@ -182,7 +183,7 @@ fn jobs(
         ..args.settings.request(ids, tokens, seed)
     };
     let name = checkpoint.contents().path.display();
-    let without = || format!("{name}: it comes without a tokenizer; give token ids with --ids");
+    let without = || format!("{name}: it has no tokenizer; give token ids with --ids");
     let encode = |text: &str| -> anyhow::Result<Vec<u32>> { Ok(companions.encode(text).with_context(without)??) };
     let Some(path) = &args.batch else {
         let (text, ids) = match &args.ids {
@@ -194,7 +195,7 @@ fn jobs(
             }
         };
         let request = with_stop_strings(request(ids, seed), companions);
-        return Ok(vec![Job { report: Report::new(None, None, text, &request), request }]);
+        return Ok(vec![Job { report: PromptReport::new(None, None, text, &request), request }]);
     };
     let name = if path.as_os_str() == "-" { "standard input".into() } else { path.display().to_string() };
     let reader: Box<dyn BufRead> = match path.as_os_str() == "-" {
@@ -218,12 +219,12 @@ fn jobs(
         let mut request = request(ids, seed.wrapping_add(index as u64));
         line.settings.apply(&mut request);
         let request = with_stop_strings(request, companions);
-        jobs.push(Job { report: Report::new(Some(index), line.id, text, &request), request });
+        jobs.push(Job { report: PromptReport::new(Some(index), line.id, text, &request), request });
     }
     Ok(jobs)
 }
 
-/// A request that ends where the model's own settings end a text, too.
+/// Adds the stop strings of the model's own settings to a request.
 fn with_stop_strings(mut request: Request, companions: &Companions) -> Request {
     if !request.ignore_eos {
         request.stop.extend_from_slice(companions.stop_strings());
@@ -245,19 +246,19 @@ fn text(args: &GenerateArgs) -> anyhow::Result<String> {
     }
 }
 
-/// Prompts on their way through the engine.
+/// Prompts that the engine is running.
 struct Run<'a> {
     tokenizer: Option<&'a Tokenizer>,
     printer: Printer,
-    /// In the order of the prompts; one that was printed is empty.
-    reports: Vec<Report>,
-    /// The next one to be printed.
+    /// In the order of the prompts; empty once it was printed.
+    reports: Vec<PromptReport>,
+    /// The next prompt to be printed.
     next: usize,
-    /// Prompts of which something was heard.
+    /// How many prompts have produced an event.
     begun: usize,
-    /// When the first token came.
+    /// When the first token was generated.
     first: Option<Instant>,
-    /// Tokens that were read and that were generated.
+    /// How many tokens were read, and how many generated.
     read: usize,
     made: usize,
     failures: Vec<String>,
@@ -295,7 +296,7 @@ impl Run<'_> {
         }
     }
 
-    /// Shows what came of a prompt as soon as it can be shown.
+    /// Handles an event of a prompt, and prints its result as soon as it can be printed.
     fn hear(&mut self, place: usize, what: Result<Event, SubmitError>) -> anyhow::Result<()> {
         self.begun = self.begun.max(place + 1);
         match what {
@@ -322,7 +323,7 @@ impl Run<'_> {
         while let Some(report) = self.reports.get_mut(self.next).filter(|report| report.is_complete()) {
             self.failures.extend(report.failure());
             self.printer.report(report, self.tokenizer)?;
-            *report = Report::default();
+            *report = PromptReport::default();
             self.next += 1;
         }
         Ok(())
@@ -353,13 +354,13 @@ impl Run<'_> {
     }
 }
 
-/// How results are shown.
+/// The way to print results.
 enum Printer {
-    /// An object for each prompt.
+    /// As an object for each prompt.
     Json,
-    /// The texts of one prompt, one after the other, each as it comes.
+    /// As the texts of one prompt, one after the other, each while it is generated.
     Plain {
-        /// Of the samples after the present one: their text so far.
+        /// The texts so far of the samples after the present one.
         texts: Vec<String>,
         ended: Vec<bool>,
         present: usize,
@@ -393,7 +394,7 @@ impl Printer {
         Ok(())
     }
 
-    fn report(&self, report: &Report, tokenizer: Option<&Tokenizer>) -> anyhow::Result<()> {
+    fn report(&self, report: &PromptReport, tokenizer: Option<&Tokenizer>) -> anyhow::Result<()> {
         match self {
             Printer::Json => print(&format!("{}\n", report.json(tokenizer)?)),
             Printer::Plain { .. } => Ok(()),

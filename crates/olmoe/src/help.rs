@@ -1,8 +1,8 @@
-//! The help of the program itself: its commands in groups, in the order in which a model's life needs them.
+//! The help of the program: its commands in groups, in the order of a model's life.
 
 use clap::Command;
 
-/// The groups; every command is in one.
+/// The groups; every command belongs to one.
 const GROUPS: [(&str, &[&str]); 7] = [
     ("First", &["quickstart"]),
     ("Models", &["download", "inspect", "convert", "quantize", "init", "upcycle", "soup", "merge"]),
@@ -13,7 +13,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("This program", &["completions", "man", "help"]),
 ];
 
-/// Shows the commands of a program in their groups.
+/// Adds the groups of commands to a program's help.
 pub(crate) fn grouped(command: Command) -> Command {
     let styles = command.get_styles().clone();
     let (header, literal) = (styles.get_header(), styles.get_literal());
@@ -23,7 +23,7 @@ pub(crate) fn grouped(command: Command) -> Command {
         for name in names {
             let about = match command.find_subcommand(name).and_then(Command::get_about) {
                 Some(about) => about.to_string(),
-                // It is clap's own, and made later.
+                // clap adds the `help` command later.
                 None => "Print the help of a command".to_owned(),
             };
             text.push_str(&format!("  {literal}{name:<11}{literal:#}  {about}\n"));
@@ -53,7 +53,7 @@ mod tests {
         assert_eq!(grouped, names, "GROUPS of help.rs has to name every command once");
     }
 
-    /// Every command that has none below it, and its names from the program on.
+    /// Every command without subcommands, and its path from the program on.
     fn leaves(command: &Command, path: &str, found: &mut Vec<(String, Command)>) {
         let path = format!("{path}{}", command.get_name());
         if !command.has_subcommands() {
@@ -69,7 +69,7 @@ mod tests {
         found
     }
 
-    /// The commands of a line of a shell that call the program, each as its words.
+    /// The calls of the program in a line of a shell, each as its arguments.
     fn calls(line: &str) -> Vec<Vec<OsString>> {
         let words = shlex::split(line).unwrap_or_else(|| panic!("quotes: {line}"));
         let calls = words.split(|word| word == "|").filter(|words| words.first().is_some_and(|word| word == "olmoe"));
@@ -143,8 +143,13 @@ mod tests {
                         &["File to write", "Folder (hf, olmo) or file (gguf) to write; must not exist yet"][..],
                     ),
                     "json" => (None, &["Print one JSON object"][..]),
-                    "quiet" => (None, &["No progress, no notes and no summary", "Print the checks that failed"][..]),
-                    "offline" => (None, &["Use files of the hub downloaded before; an error if one is missing"][..]),
+                    "quiet" => (
+                        None,
+                        &["No progress, no notes and no summary", "Print only the failed checks and the counts"][..],
+                    ),
+                    "offline" => {
+                        (None, &["Use only files of the hub downloaded before; an error if one is missing"][..])
+                    }
                     "force" => (None, &["Replace "][..]),
                     _ => continue,
                 };

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{IsTerminal, Write, stderr};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use olmoe_checkpoint::hub::Progress;
+use olmoe_checkpoint::hub::DownloadProgress;
 
 use crate::output::is_quiet;
 
@@ -14,11 +14,11 @@ pub(crate) struct Terminal {
     bars: bool,
     quiet: bool,
     size: Cell<Option<u64>>,
-    /// Tenths of the file that have been reported.
+    /// How many tenths of the file were reported.
     tenths: Cell<u64>,
 }
 
-/// Files below this size need no line for every tenth.
+/// Files below this size get no line for every tenth.
 const LARGE: u64 = 100_000_000;
 
 impl Terminal {
@@ -27,7 +27,7 @@ impl Terminal {
         Terminal { bar: RefCell::new(None), bars, quiet, size: Cell::new(None), tenths: Cell::new(0) }
     }
 
-    /// A line. If nobody reads it the download goes on all the same.
+    /// Prints a line. If standard error is closed, the download continues.
     fn line(&self, text: &str) {
         let write = || {
             let _ = writeln!(stderr(), "{text}");
@@ -39,7 +39,7 @@ impl Terminal {
     }
 }
 
-impl Progress for Terminal {
+impl DownloadProgress for Terminal {
     fn note(&self, text: &str) {
         if !self.quiet {
             self.line(text);
@@ -71,7 +71,7 @@ impl Progress for Terminal {
 
     fn position(&self, bytes: u64) {
         if let Some(bar) = &*self.bar.borrow() {
-            // What an earlier call left says nothing about the speed of this one.
+            // Bytes of an earlier call do not count towards the speed.
             if bar.position() == 0 && bytes > 0 {
                 bar.set_position(bytes);
                 bar.reset_eta();

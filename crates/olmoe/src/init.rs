@@ -13,8 +13,9 @@ use crate::output::note;
 
 /// Write a checkpoint with fresh random weights
 ///
-/// The weights are drawn as the configuration's `init` says, from the seed alone: the same bits on every machine, and the
-/// start of a training run with that seed. Useful to try full-size work without downloading weights.
+/// The weights are drawn as the configuration's `init` defines, from the seed alone: the same bits on every machine,
+/// and the initial weights of a training run with that seed. Useful to try out full-size models without downloading
+/// weights.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use crate::flags::{input, model_first, no_more};
 
-/// Show what a checkpoint, a file of one, or a configuration holds
+/// Show the content of a checkpoint, of one of its files, or of a configuration
 ///
-/// Tensors that differ only in numbers of their names (layers, experts) share a line; --tensors lists each. Nothing but
-/// headers is read.
+/// Tensors whose names differ only in numbers (layers, experts) share a line; --tensors lists each. Only headers are
+/// read.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -32,7 +32,7 @@ pub(crate) struct InspectArgs {
     #[arg(value_name = "PATH")]
     path: Option<String>,
 
-    /// PATH by a flag, as other commands have it
+    /// PATH as a flag, as in other commands
     #[arg(short, long, value_name = "PATH")]
     model: Option<String>,
 
@@ -44,7 +44,7 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     json: bool,
 
-    /// Use files of the hub downloaded before; an error if one is missing
+    /// Use only files of the hub downloaded before; an error if one is missing
     #[arg(long)]
     offline: bool,
 }
@@ -71,13 +71,13 @@ struct Report<'a> {
 struct EndReport {
     id: u32,
     token: Option<String>,
-    /// What says so.
+    /// The sources that name it.
     sources: Vec<String>,
 }
 
 #[derive(Serialize)]
 struct TokenizerReport {
-    /// Number of tokens, or why it cannot be used.
+    /// The number of tokens, or why the tokenizer cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,7 +107,7 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     };
     let tokenizer = match companions::tokenizer(&contents) {
         Ok(tokenizer) => tokenizer.map(|tokenizer| TokenizerReport { size: Some(tokenizer.size()), error: None }),
-        // It is said once.
+        // The error is printed once.
         Err(broken) => Some(TokenizerReport { size: None, error: Some(error.take().unwrap_or(broken.to_string())) }),
     };
     let notices = contents.notices.iter().chain(&companions.notices).cloned().chain(error);
@@ -117,7 +117,7 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
         config,
         parameters_total: count.map(|count| count.total),
         parameters_active: count.map(|count| count.active),
-        // A tokenizer that cannot be used is no reason to show nothing.
+        // A tokenizer that cannot be used does not keep the rest from being shown.
         tokenizer,
         ends: ends(&companions),
         metadata: match &contents.gguf {
@@ -217,7 +217,7 @@ struct Line<'a> {
     shape: &'a [usize],
 }
 
-/// Lines in the order of their first tensor, with how many tensors and bytes.
+/// Lines in the order of their first tensors, with their numbers of tensors and bytes.
 fn lines<'a>(tensors: &[TensorReport<'a>]) -> Vec<(Line<'a>, (usize, u64))> {
     let mut lines: Vec<(Line<'_>, (usize, u64))> = Vec::new();
     let mut places = std::collections::HashMap::new();

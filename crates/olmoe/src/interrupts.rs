@@ -1,15 +1,15 @@
-//! What a signal does: the first one asks, the second one ends.
+//! Handling of signals: the first one asks the program to stop, the second one ends it.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 
-/// Exit status after an interrupt, as shells have it.
+/// The exit status after an interrupt, as in shells.
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// A flag that any of these signals sets; one that comes while it is set ends the program, with the status that shells have
-/// for it.
+/// A flag that any of these signals sets. A signal that arrives while the flag is set ends the program, with the exit
+/// status that shells use for it.
 pub(crate) fn interrupts(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for &signal in signals {

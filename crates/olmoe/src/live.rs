@@ -1,4 +1,4 @@
-//! The state of a training run: one line that changes on a terminal, plain lines elsewhere, on standard error.
+//! The state of a training run on standard error: one changing line on a terminal, plain lines elsewhere.
 
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr};
@@ -8,30 +8,30 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::is_quiet;
 
-/// Where a run is after a step. What is not known is left out of the line.
+/// The state of a run after a step. Unknown values are left out of the line.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Now {
-    /// Steps done.
+    /// The number of steps done.
     pub(crate) step: u64,
-    /// Steps there will be.
+    /// The number of steps of the run.
     pub(crate) steps: Option<u64>,
     /// Cross-entropy of the batch.
     pub(crate) loss: f64,
     pub(crate) learning_rate: f64,
-    /// Of all gradients, before clipping.
+    /// The norm of all gradients, before clipping.
     pub(crate) gradient_norm: Option<f64>,
     pub(crate) tokens_per_second: f64,
-    /// Operations done over those that the machine could have done, from 0 to 1.
+    /// The operations of a second as a share of the machine's peak, from 0 to 1.
     pub(crate) share_of_peak: Option<f64>,
-    /// Load of the busiest expert over the mean.
+    /// The load of the busiest expert over the mean load.
     pub(crate) load: Option<f64>,
-    /// Time to the end.
+    /// The estimated time to the end.
     pub(crate) left: Option<Duration>,
 }
 
 impl fmt::Display for Now {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A narrow terminal shows the beginning.
+        // A narrow terminal cuts off the end, so the most important values come first.
         write!(f, "step {}", self.step)?;
         if let Some(steps) = self.steps {
             write!(f, "/{steps}")?;
@@ -54,16 +54,16 @@ impl fmt::Display for Now {
     }
 }
 
-/// Shows the line.
+/// Prints the line.
 pub(crate) struct LiveLine {
     bar: Option<ProgressBar>,
-    /// Steps between plain lines.
+    /// The number of steps between plain lines.
     interval: u64,
     quiet: bool,
 }
 
 impl LiveLine {
-    /// Begins; `interval` is `console_log_interval`. With --quiet it says nothing.
+    /// `interval` is `console_log_interval`. With --quiet, nothing is printed.
     pub(crate) fn new(interval: u64) -> LiveLine {
         let quiet = is_quiet();
         let bar = (!quiet && stderr().is_terminal()).then(|| {
@@ -73,18 +73,18 @@ impl LiveLine {
         LiveLine { bar, interval: interval.max(1), quiet }
     }
 
-    /// After every step; the last step has a plain line in any case.
+    /// Shows the state after a step; the last step always has a plain line.
     pub(crate) fn show(&self, now: &Now) {
         if let Some(bar) = &self.bar {
             bar.set_message(now.to_string());
             bar.tick();
         } else if !self.quiet && self.is_due(now) {
-            // If nobody reads it the run goes on all the same.
+            // If standard error is closed, the run continues.
             let _ = writeln!(stderr(), "{now}");
         }
     }
 
-    /// Something to say once, such as an evaluation or a checkpoint: a line of its own above.
+    /// Prints a line of its own above the state, such as that of an evaluation or a checkpoint.
     pub(crate) fn note(&self, text: &str) {
         match &self.bar {
             _ if self.quiet => {}
@@ -111,10 +111,10 @@ impl Drop for LiveLine {
     }
 }
 
-/// Three digits or four: `980`, `12.4k`, `1.26M`, `5.13T`.
+/// Three or four digits: `980`, `12.4k`, `1.26M`, `5.13T`.
 pub(crate) fn short(value: f64) -> String {
     let units = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")];
-    // 999.96 thousands are a million.
+    // 999.96 thousand would round to 1000k, so it is a million.
     let unit = units.into_iter().find(|(unit, _)| value.abs() >= unit * 0.999_5);
     match unit {
         _ if !value.is_finite() => value.to_string(),
@@ -128,7 +128,7 @@ pub(crate) fn short(value: f64) -> String {
     }
 }
 
-/// Two units at most: `45s`, `2m 50s`, `12m`, `3h 20m`, `2d 4h`.
+/// At most two units: `45s`, `2m 50s`, `12m`, `3h 20m`, `2d 4h`.
 pub(crate) fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);

@@ -21,15 +21,15 @@ use crate::output::{is_quiet, note};
 use crate::text::{prompt_of, text_of};
 use crate::usage::usage;
 
-/// Tokens whose logits are computed at once.
+/// How many tokens' logits are computed at once.
 const ROWS: usize = 256;
 
 /// Write the logits of a text, to compare with another implementation
 ///
-/// Runs the model once over the tokens and writes a safetensors file: `logits` (T x V), `logprobs` (T-1) of the tokens
-/// given (the first has none), `ids` (T), and with --routing `routing.ids` and `routing.probs` (L x T x K): the chosen
-/// experts of each token in each layer that has some, and their probabilities. The text is read as `olmoe generate` reads it:
-/// behind the tokens that the model's tokenizer puts before a text, which for OLMoE are none.
+/// Runs the model once over the tokens and writes a safetensors file: `logits` (T x V), `logprobs` (T-1) of the given
+/// tokens (the first has none) and `ids` (T). With --routing, `routing.ids` and `routing.probs` (L x T x K) are the
+/// chosen experts of each token in each mixture-of-experts layer, and their probabilities. The text is read as in
+/// `olmoe generate`: after the tokens that the model's tokenizer puts before a text, which for OLMoE are none.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -45,14 +45,14 @@ pub(crate) struct LogitsArgs {
     #[arg(value_name = "MODEL")]
     first: Option<String>,
 
-    /// The text, as of --text; the first word if --model gives the model
+    /// The text, as with --text; the first argument if --model gives the model
     #[arg(value_name = "TEXT")]
     second: Option<String>,
 
     #[command(flatten)]
     loading: LoadingArgs,
 
-    /// Token ids, with commas or spaces between them
+    /// Token ids, separated by commas or spaces
     #[arg(long, value_name = "ID,…", value_parser = ids, help_heading = "Text")]
     ids: Option<List<u32>>,
 
@@ -67,15 +67,15 @@ pub(crate) struct LogitsArgs {
     )]
     text: Option<String>,
 
-    /// A file with a text; the line break at its end is left out, and others are \n
+    /// A file with a text; one line break at its end is dropped, and all others become \n
     #[arg(short, long, value_name = "FILE", help_heading = "Text")]
     file: Option<PathBuf>,
 
-    /// File to write; one that is there is replaced
+    /// File to write; an existing file is replaced
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     out: PathBuf,
 
-    /// Write the experts of each token, too
+    /// Write the experts of each token as well
     #[arg(long, help_heading = "Output")]
     routing: bool,
 
@@ -86,7 +86,7 @@ pub(crate) struct LogitsArgs {
     #[command(flatten)]
     threads: Threads,
 
-    /// Print one JSON object: path, tokens and logits, the number for each token
+    /// Print one JSON object: path, tokens, and logits per token
     #[arg(long, help_heading = "Output")]
     json: bool,
 
@@ -101,15 +101,15 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     let rest = args.loading.rest(&words)?;
     let text = text_last(&rest, given, "--text, --file and --ids")?;
     if text.is_none() && !given {
-        return Err(usage("no text is given; name it behind the model, or give --text, --file or --ids"));
+        return Err(usage("no text is given; name it after the model, or give --text, --file or --ids"));
     }
     let checkpoint = args.loading.open(&words)?;
     let ids = tokens(args, text, &checkpoint)?;
     if ids.is_empty() {
-        bail!("there are no tokens; give at least one");
+        bail!("there are no tokens; give a text with at least one");
     }
     if args.routing && olmoe_checkpoint::weights::Weights::config(&checkpoint).moe().is_none() {
-        bail!("--routing: {} is a dense model, it has no router", checkpoint.contents().path.display());
+        bail!("--routing: {} is a dense model, which has no router", checkpoint.contents().path.display());
     }
     let precision = args.precision.into();
     let (caches, pass) = ((KvCache::default_type(precision), &[][..]), (ids.len(), ROWS.min(ids.len())));
@@ -139,7 +139,7 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
             let some = Tensor::new(hidden_td.row_range(first..first + count), &[count, hidden_td.cols()]);
             writer.write(&bytes(model.logits_of(&some).iter().map(|x| x.to_le_bytes())))?;
         }
-        // The last token has no next one.
+        // No token follows the last one.
         let rows: Vec<u32> = (0..).take(num_tokens - 1).collect();
         let log_probs = model.log_probs_at(&activations, &rows, &ids[1..])?;
         writer.write(&bytes(log_probs.logp_t.iter().map(|x| x.to_le_bytes())))?;
@@ -181,7 +181,7 @@ fn tokens(args: &LogitsArgs, text: Option<&str>, checkpoint: &Checkpoint) -> any
     let companions = Companions::of(checkpoint, None, false)?;
     companions.notices.iter().for_each(note);
     let Some(ids) = companions.encode(&text) else {
-        bail!("{}: no tokenizer is with this model; give --ids", checkpoint.contents().path.display());
+        bail!("{}: this model has no tokenizer; give --ids", checkpoint.contents().path.display());
     };
     Ok(ids?)
 }

@@ -1,6 +1,6 @@
-//! The `olmoe` program: flags and dispatch; every command is a file.
+//! The `olmoe` program: flags and dispatch, with a file for each command.
 //!
-//! Exit status: 0 done, 1 failed, 2 wrong usage, 75 saved before the end, 130 and 143 after a signal.
+//! Exit status: 0 success, 1 failure, 2 wrong usage, 75 training saved before its end, 130 and 143 after a signal.
 
 #[macro_use]
 mod output;
@@ -64,17 +64,16 @@ Examples:
   olmoe help bench decode
 
 Results go to standard output; progress, notes, warnings and errors to standard error, where --quiet leaves warnings and \
-errors only. \
-Progress bars and colours are for terminals.
+errors only. Progress bars and colours appear on terminals only.
 
 Environment:
   OLMOE_ISA    instruction set to use: scalar, avx2, avx_vnni, avx512, avx512_bf16 or neon
                [default: the processor's fastest]
-  HF_HOME      cache and token of models of the hub; `olmoe help download` has this and the others
+  HF_HOME      folder for models of the hub and the token; see `olmoe help download`
   NO_COLOR     not empty: no colours in help and errors
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 75 training saved before its end, 130 after an interrupt (Ctrl-C), 143 \
-after SIGTERM. A reader that closes standard output early, such as head, is no error."
+after SIGTERM. It is no error if a reader such as head closes standard output early."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -169,14 +168,14 @@ fn command() -> clap::Command {
     flags::with_expanded_paths(help::grouped(Cli::command()))
 }
 
-/// Whether the command that was called, at any depth, was called with --quiet.
+/// Whether the called command, at any depth, was given --quiet.
 fn asks_for_quiet(matches: &ArgMatches) -> bool {
     matches.subcommand().is_some_and(|(_, below)| {
         below.try_get_one::<bool>("quiet").is_ok_and(|quiet| quiet == Some(&true)) || asks_for_quiet(below)
     })
 }
 
-/// An error and its causes on one line; a cause that a text already holds is not repeated.
+/// An error and its causes on one line; a cause whose text is already there is not repeated.
 fn with_causes(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {

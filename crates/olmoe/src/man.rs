@@ -15,8 +15,8 @@ use crate::output::is_quiet;
 
 /// Write the manual pages
 ///
-/// One page for the program and one for each command: olmoe.1, olmoe-generate.1, olmoe-bench-decode.1, and so on. They
-/// say what --help says. Pages of these names that DIR holds already are replaced.
+/// Writes one page for the program and one for each command: olmoe.1, olmoe-generate.1, olmoe-bench-decode.1, and so
+/// on. Their content is that of --help. Existing pages of these names in DIR are replaced.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -49,12 +49,12 @@ pub(crate) fn run(args: &ManArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Clap's own command that prints help needs no page.
+/// clap's own help command needs no page.
 fn without_help(command: Command) -> Command {
     command.disable_help_subcommand(true).mut_subcommands(without_help)
 }
 
-/// Writes the page of a command and those of the commands below it; how many they are.
+/// Writes the page of a command and those of its subcommands; returns their number.
 fn write(command: &Command, folder: &Path, parent: Option<&str>) -> anyhow::Result<usize> {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name());
     let path = folder.join(format!("{name}.1"));
@@ -91,7 +91,7 @@ fn page(command: &Command, parent: Option<&str>) -> std::io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// The usage, as help has it.
+/// The usage, as in the help.
 fn synopsis(command: &Command) -> Roff {
     let usage = command.clone().render_usage().to_string();
     let mut roff = Roff::new();
@@ -105,7 +105,8 @@ fn synopsis(command: &Command) -> Roff {
     roff
 }
 
-/// What help has behind the flags. A paragraph that begins with a heading and a colon is a section; others are notes.
+/// The text of the help after the flags. A paragraph that begins with a heading and a colon is a section; others are
+/// notes.
 fn extra(text: &str) -> Roff {
     let mut roff = Roff::new();
     for paragraph in text.split("\n\n") {
@@ -115,7 +116,7 @@ fn extra(text: &str) -> Roff {
         };
         roff.control("SH", [heading.to_uppercase().as_str()]);
         let lines: Vec<&str> = body.trim_matches('\n').lines().collect();
-        // Lines that are set in are shown as they are.
+        // Indented lines are printed unfilled.
         let as_it_is = lines.iter().any(|line| line.starts_with("  "));
         if as_it_is {
             roff.control("nf", []);
@@ -130,5 +131,5 @@ fn extra(text: &str) -> Roff {
     roff
 }
 
-/// The headings of paragraphs behind the flags.
+/// The headings of paragraphs after the flags.
 pub(crate) const HEADINGS: [&str; 4] = ["Examples", "Files", "Environment", "Exit status"];

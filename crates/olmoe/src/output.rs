@@ -1,4 +1,4 @@
-//! Standard output and standard error that may be closed by their readers, as `olmoe verify | head` does.
+//! Standard output and standard error that their readers may close, as in `olmoe verify | head`.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write, stderr, stdout};
@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
-/// In place of the standard macro, which panics when the reader has gone.
+/// Replaces the standard macro, which panics when the reader has closed standard output.
 macro_rules! println {
     () => { $crate::output::line(format_args!("")) };
     ($($argument:tt)*) => { $crate::output::line(format_args!($($argument)*)) };
 }
 
-/// In place of the standard macro, which panics when the reader has gone. If nobody reads it, the work goes on.
+/// Replaces the standard macro, which panics when the reader has closed standard error. Without a reader, the work
+/// continues.
 macro_rules! eprintln {
     ($($argument:tt)*) => { $crate::output::error_line(format_args!($($argument)*)) };
 }
@@ -20,29 +21,30 @@ macro_rules! eprintln {
 /// Whether --quiet was given.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Whether progress, notes and summaries are kept from being shown: `--quiet`, for every command alike.
+/// Sets whether progress, notes and summaries are suppressed: `--quiet`, alike for every command.
 pub(crate) fn be_quiet(quiet: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
 }
 
-/// Whether progress, notes and summaries are not to be shown.
+/// Whether progress, notes and summaries are suppressed.
 pub(crate) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Says on standard error what is remarkable and no error, unless --quiet was given.
+/// Prints a note to standard error, unless --quiet was given.
 pub(crate) fn note(text: impl std::fmt::Display) {
     if !is_quiet() {
         eprintln!("note: {text}");
     }
 }
 
-/// Says on standard error that something is lost, although the work goes on; --quiet does not hide it.
+/// Prints a warning to standard error that something is lost although the work continues; --quiet does not suppress it.
 pub(crate) fn warn(text: impl std::fmt::Display) {
     eprintln!("warning: {text}");
 }
 
-/// Writes a line. Ends the program quietly when nobody reads any more, and with status 1 when it cannot be written.
+/// Writes a line to standard output. Ends the program silently if the reader has closed it, and with status 1 on other
+/// errors.
 pub(crate) fn line(line: Arguments<'_>) {
     if let Err(error) = writeln!(stdout(), "{line}") {
         if error.kind() == ErrorKind::BrokenPipe {
@@ -53,12 +55,12 @@ pub(crate) fn line(line: Arguments<'_>) {
     }
 }
 
-/// Writes a line to standard error, if somebody reads it.
+/// Writes a line to standard error, and ignores errors.
 pub(crate) fn error_line(line: Arguments<'_>) {
     let _ = writeln!(stderr(), "{line}");
 }
 
-/// Writes a piece of text at once. Ends the program quietly when nobody reads any more.
+/// Writes a piece of text and flushes it. Ends the program silently if the reader has closed standard output.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

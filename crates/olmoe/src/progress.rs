@@ -1,4 +1,4 @@
-//! How far long work has come: a bar on a terminal, plain lines elsewhere, on standard error.
+//! Progress of long work on standard error: a bar on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,10 +7,10 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::output::is_quiet;
 
-/// Work below this many bytes needs no line for every tenth.
+/// Work below this many bytes gets no line for every tenth.
 const LARGE: u64 = 100_000_000;
 
-/// The progress of work on so many bytes.
+/// The progress of work on a number of bytes.
 pub(crate) struct Progress {
     what: &'static str,
     total: u64,
@@ -19,7 +19,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Begins; with --quiet it says nothing.
+    /// With --quiet, nothing is printed.
     pub(crate) fn new(what: &'static str, total: u64) -> Progress {
         let bar = (!is_quiet() && stderr().is_terminal()).then(|| {
             let template = "{prefix:<10} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
@@ -29,7 +29,7 @@ impl Progress {
         Progress { what, total, done: AtomicU64::new(0), bar }
     }
 
-    /// So many bytes more are done.
+    /// Adds bytes that are done.
     pub(crate) fn advance(&self, bytes: u64) {
         let before = self.done.fetch_add(bytes, Ordering::Relaxed);
         if let Some(bar) = &self.bar {
@@ -37,7 +37,7 @@ impl Progress {
         } else if !is_quiet() && self.total >= LARGE {
             let tenth = |done: u64| done / (self.total / 10);
             if tenth(before) < tenth(before + bytes) {
-                // If nobody reads it the work goes on all the same.
+                // If standard error is closed, the work continues.
                 let (done, total) = (HumanBytes(before + bytes), HumanBytes(self.total));
                 let _ = writeln!(stderr(), "{}: {done} of {total}", self.what);
             }

@@ -14,9 +14,9 @@ use crate::flags::{Beside, InOut, RecordArg, RunArgs, To, input, mix};
 
 /// Quantise a checkpoint to a GGUF file
 ///
-/// Weights become blocks of small whole numbers that share scales, chosen for the least squared error. Which tensor gets
-/// which type follows llama.cpp: norms and routers stay f32, the head gets q6_k, and the _m mixes give some layers more
-/// bits. Uses all cores. The table says for each kind of tensor what it became and how far it is from what it was.
+/// Weights become blocks of small whole numbers that share scales, chosen for the least squared error. The type of each
+/// tensor follows llama.cpp: norms and routers stay f32, the head gets q6_k, and the _m mixes give some layers more
+/// bits. Uses all cores. The table shows for each kind of tensor its new types and its distance from the original.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -31,11 +31,11 @@ pub(crate) struct QuantizeArgs {
     #[command(flatten)]
     files: InOut,
 
-    /// Kind of file: q4_0 q4_1 q5_0 q5_1 q8_0 q4_k_s q4_k_m q5_k_s q5_k_m q6_k, or bf16 f16 f32
+    /// Type of the file: q4_0 q4_1 q5_0 q5_1 q8_0 q4_k_s q4_k_m q5_k_s q5_k_m q6_k, or bf16 f16 f32
     #[arg(long = "type", value_name = "TYPE", value_parser = mix, help_heading = "Output")]
     mix: Mix,
 
-    /// Quantise what is quantised already
+    /// Quantise weights that are quantised already
     #[arg(long)]
     allow_requantize: bool,
 
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     args.record.show(&output, &written, Table { path: &output, written: &written })
 }
 
-/// What each kind of tensor became.
+/// A table of what became of each kind of tensor.
 struct Table<'a> {
     path: &'a Path,
     written: &'a Written,

@@ -26,7 +26,7 @@ use crate::interrupts::{INTERRUPTED, interrupts};
 use crate::live::duration;
 use files::{KINDS, Size, TextKind};
 
-/// From text to a mixture of experts that talks: all steps, on a small scale
+/// From text to a trained mixture-of-experts model: all steps on a small scale
 ///
 /// Makes a folder with a small corpus of stories, programs and word problems, and OLMoE's tokenizer, all of which this
 /// program carries, and runs the other commands on it, each shown as you would type it: the text becomes tokens, a
@@ -34,8 +34,7 @@ use files::{KINDS, Size, TextKind};
 /// Hugging Face and to GGUF, asked to write, looked into, and tuned to follow instructions. Two to five minutes: the speed of this machine is
 /// measured, and the largest of four fixed sizes taken that it trains in that time. No network is needed.
 ///
-/// What is there already is not made again: a run that was interrupted goes on when the same command is given once
-/// more.
+/// Files that exist are not made again: after an interruption, give the same command again to continue.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -46,11 +45,11 @@ Examples:
 Exit status: 0 done, 1 if a step failed, 2 for wrong usage, 75 if training saved after a signal, 130 if another step was
 interrupted.")]
 pub(crate) struct QuickstartArgs {
-    /// Folder for everything that is made
+    /// Folder for all files
     #[arg(value_name = "DIR", default_value = "quickstart")]
     folder: PathBuf,
 
-    /// Train for fewer steps, to see the way without the wait
+    /// Train for fewer steps, to see all steps of the tour sooner
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
 
@@ -62,25 +61,25 @@ pub(crate) struct QuickstartArgs {
     threads: Threads,
 }
 
-/// The commands that are run, and where.
+/// The commands that are run, and their folder.
 struct Tour<'a> {
     folder: &'a Path,
     interrupted: Arc<AtomicBool>,
     began: Instant,
-    /// The step that is shown, from 1.
+    /// The number of the present step, from 1.
     step: usize,
 }
 
-/// How long the speed of the machine is measured.
+/// For how long the speed of the machine is measured.
 const SPEED_TIME: Duration = Duration::from_millis(200);
 
 /// Headings.
 const STEPS: usize = 7;
 
-/// Why a tour ends before its end.
+/// Why a tour stops early.
 enum Stop {
     Error(anyhow::Error),
-    /// With this exit status.
+    /// A command ended with this exit status.
     Status(ExitCode),
 }
 
@@ -102,7 +101,7 @@ pub(crate) fn run(args: &QuickstartArgs) -> anyhow::Result<ExitCode> {
         size
     })?;
     if args.size.is_none() && size != Size::Full {
-        println!("The full one takes longer here: olmoe quickstart OTHER-FOLDER --size full");
+        println!("The full size takes longer here: olmoe quickstart OTHER-FOLDER --size full");
     }
     let interrupted = interrupts(&[SIGINT, SIGTERM])?;
     let mut tour = Tour { folder, interrupted, began: Instant::now(), step: 0 };
@@ -174,7 +173,7 @@ impl Tour<'_> {
             println!("  {:<32} {what}", self.path(path));
         }
         println!("\nWhat to try next:");
-        // As it was called: a new user has no `olmoe` on the path.
+        // The program is named as it was called: a new user has no `olmoe` on the path.
         let olmoe = std::env::args().next().unwrap_or_else(|| "olmoe".to_owned());
         for command in [
             format!("generate -m {gguf} -p 'One day, a little' -n 60"),
@@ -190,7 +189,7 @@ impl Tour<'_> {
         Ok(())
     }
 
-    /// A file or folder of the tour, as it is typed.
+    /// A file or folder of the tour, as it would be typed.
     fn path(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
     }
@@ -200,7 +199,7 @@ impl Tour<'_> {
         println!("\n{}/{STEPS}  {text}", self.step);
     }
 
-    /// Shows a command and runs it.
+    /// Prints a command and runs it.
     fn command(&self, arguments: &[&str]) -> Result<(), Stop> {
         println!("$ {}", typed(arguments));
         self.quietly(arguments)
@@ -218,11 +217,11 @@ impl Tour<'_> {
         }
     }
 
-    /// The same, unless what it makes is there.
+    /// Prints a command and runs it, unless its result exists.
     fn once(&self, made: &str, arguments: &[&str]) -> Result<(), Stop> {
         match Path::new(made).exists() {
             true => {
-                println!("{made} is there already");
+                println!("{made} exists already");
                 Ok(())
             }
             false => self.command(arguments),
@@ -289,7 +288,7 @@ impl Tour<'_> {
         for (kind, loss) in KINDS.iter().zip(losses) {
             let held_out = read(&format!("{}-held-out", kind.name))?;
             let (Some(loss), Some((unigram, bigram))) = (loss, counted.losses(&held_out, length)) else {
-                bail!("{}: no evaluation of {} in it", self.path("run"), kind.name);
+                bail!("{}: no evaluation of {}", self.path("run"), kind.name);
             };
             println!("  {:<26} {unigram:>14.2} {bigram:>17.2} {loss:>12.2} {:>16.1}", kind.name, loss.exp());
         }
@@ -297,13 +296,13 @@ impl Tour<'_> {
     }
 }
 
-/// A command as it is typed.
+/// A command as it would be typed.
 fn typed(arguments: &[&str]) -> String {
     let arguments: Vec<String> = arguments.iter().map(|argument| quoted(argument)).collect();
     format!("olmoe {}", arguments.join(" "))
 }
 
-/// An argument as a shell takes it.
+/// An argument, quoted for a shell where necessary.
 fn quoted(argument: &str) -> String {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=:,%+@".contains(letter);
     match argument {

@@ -16,20 +16,20 @@ use olmoe_train::metrics::{EXPERT_LOAD, FILE_NAME, LEARNING_RATE, LOSS};
 use crate::flags::positive;
 use run::Run;
 
-/// Folders below the one given in which runs are looked for.
+/// How many levels of folders below the given one are searched for runs.
 const MAX_DEPTH: usize = 4;
-/// Names suggested for one that no run has.
+/// How many names are suggested for an unknown one.
 const SUGGESTIONS: usize = 5;
 
 /// Show training runs: a table, or curves as a picture
 ///
-/// A run is a folder with a metrics.jsonl; a folder without one is searched for runs. A run may still be going on. The
-/// loss and other metrics are the mean of the last --smooth records; `best eval` is the lowest cross-entropy of an
-/// evaluation, the mean of its data sets.
+/// A run is a folder with a metrics.jsonl; a folder without one is searched for runs. A run may still be in progress.
+/// The loss and other metrics are the mean of the last --smooth records; `best eval` is the lowest cross-entropy of an
+/// evaluation, the mean over its data sets.
 ///
-/// Any name of metrics.jsonl is a metric, such as optim/total_grad_norm or eval/c4_en-validation/Perplexity.
-/// train/MaxExpertLoad is computed from the shares of the experts: the busiest one's over the mean, in the layer where it
-/// is worst, so 1 is balanced.
+/// Any name in metrics.jsonl is a metric, such as optim/total_grad_norm or eval/c4_en-validation/Perplexity.
+/// train/MaxExpertLoad is computed from the shares of the experts: the share of the busiest expert over the mean, in
+/// the worst layer, so 1 is balanced.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -43,15 +43,15 @@ Files: reads metrics.jsonl of each run; writes FILE of --plot.
 
 Exit status: 0 done, 1 if there is no run or one could not be read, 2 for wrong usage.")]
 pub(crate) struct RunsArgs {
-    /// Run folders, or folders of them
+    /// Folders of runs, or folders that contain such folders
     #[arg(value_name = "DIR", default_value = ".")]
     folders: Vec<PathBuf>,
 
-    /// Show this metric; may be given several times [default: the loss, and in a picture learning rate and expert load]
+    /// Metric to show; may be given several times [default: the loss, and in a picture learning rate and expert load]
     #[arg(long = "metric", value_name = "NAME")]
     metrics: Vec<String>,
 
-    /// Show the mean of so many records, the last ones at each place; 1 is the values themselves
+    /// Number of last records whose mean is shown at each place; 1 shows the values themselves
     #[arg(long, value_name = "N", default_value = "20", value_parser = positive)]
     smooth: usize,
 
@@ -59,7 +59,7 @@ pub(crate) struct RunsArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "json", help_heading = "Picture")]
     plot: Option<PathBuf>,
 
-    /// What the picture has from left to right
+    /// Horizontal axis of the picture
     #[arg(long, value_name = "AXIS", default_value = "steps", requires = "plot", help_heading = "Picture")]
     x: XAxis,
 
@@ -76,7 +76,7 @@ pub(crate) struct RunsArgs {
     json: bool,
 }
 
-/// What curves are drawn over.
+/// The horizontal axis of curves.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum XAxis {
     /// Steps of the optimizer
@@ -87,9 +87,9 @@ enum XAxis {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LogAxis {
-    /// From left to right
+    /// The horizontal axis
     X,
-    /// From bottom to top, in every panel
+    /// The vertical axis of every panel
     Y,
 }
 
@@ -108,14 +108,14 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<ExitCode> {
     for folder in &folders {
         match Run::read(folder, &metrics) {
             Ok(run) => runs.push(run),
-            // The others can be shown all the same.
+            // The other runs can still be shown.
             Err(error) => {
                 eprintln!("error: {error}");
                 failed = true;
             }
         }
     }
-    // The message is out already.
+    // The message is printed already.
     if runs.is_empty() {
         return Ok(ExitCode::FAILURE);
     }
@@ -136,7 +136,7 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// The run folders there are, in the order given and below that by name, each once.
+/// The folders of runs, in the given order and below that by name, each once.
 fn find(folders: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for folder in folders {
@@ -145,7 +145,7 @@ fn find(folders: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
             let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
             found.push(parent.unwrap_or(Path::new(".")).to_owned());
         } else {
-            // The reason is of interest for the one that was asked for; below it, what cannot be read is no run.
+            // An error matters for the given folder only; a folder below it that cannot be read is not a run.
             std::fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))?;
             search(folder, 0, &mut found);
         }
@@ -167,7 +167,7 @@ fn search(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
         return;
     }
     let Ok(entries) = std::fs::read_dir(folder) else { return };
-    // A link may lead back up.
+    // A link may lead back to a folder above.
     let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
     folders.sort();
@@ -183,7 +183,7 @@ fn check_metric(name: &str, runs: &[Run]) -> anyhow::Result<()> {
     }
     let lower = name.to_lowercase();
     let known: BTreeSet<&str> = runs.iter().flat_map(|run| run.names.iter().map(String::as_str)).collect();
-    // Names that hold the one asked for, then the most similar.
+    // Names that contain the given one come first, then the most similar.
     let mut ranked: Vec<(f64, &str)> = (known.iter())
         .map(|&name| {
             let candidate = name.to_lowercase();

@@ -13,10 +13,10 @@ use crate::output::note;
 
 /// Average checkpoints of one model
 ///
-/// Every number is the average of theirs, summed in f64 in the order given and rounded once, so equal checkpoints give
-/// themselves bit for bit. Formats may differ; architectures and vocabularies may not. What goes beside the weights comes
-/// from the first checkpoint, and so do the types of the numbers. OLMoE-1B-7B-0125 is the soup of three annealing runs.
-/// Memory: the largest matrix and some ten megabytes, however many checkpoints there are.
+/// Every number is the average over the checkpoints, summed in f64 in the given order and rounded once, so equal
+/// checkpoints give the same bits again. Formats may differ; architectures and vocabularies may not. The number types,
+/// and the files beside the weights, are those of the first checkpoint. OLMoE-1B-7B-0125 is the soup of three annealing
+/// runs. Memory: the largest matrix and some ten megabytes, however many checkpoints there are.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -38,7 +38,7 @@ pub(crate) struct SoupArgs {
     #[command(flatten)]
     form: Form,
 
-    /// A number above 0 for each checkpoint; only their ratios count [default: all alike]
+    /// Weight above 0 for each checkpoint; only their ratios count [default: all equal]
     #[arg(long, value_name = "X,X,…", value_parser = weights)]
     weights: Option<List<f64>>,
 

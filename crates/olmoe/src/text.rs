@@ -1,4 +1,4 @@
-//! Texts as they lie on disks: with or without a byte-order mark, with line breaks of any system.
+//! Texts of files: with or without a byte-order mark, with line breaks of any system.
 
 use std::io::Read;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub(crate) fn text_of_input() -> anyhow::Result<String> {
     utf8(bytes, "standard input")
 }
 
-/// A text to be continued: every line break is `\n`, and one at the end is left out.
+/// A text to be continued: every line break becomes `\n`, and one at the end is dropped.
 pub(crate) fn prompt_of(text: String) -> String {
     let mut text = if text.contains('\r') { text.replace("\r\n", "\n") } else { text };
     if text.ends_with('\n') {
@@ -35,7 +35,7 @@ pub(crate) fn prompt_of(text: String) -> String {
     text
 }
 
-/// Bytes as a text, without a byte-order mark.
+/// Decodes bytes as UTF-8, without a byte-order mark.
 pub(crate) fn utf8(bytes: Vec<u8>, source: &str) -> anyhow::Result<String> {
     if let [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] = bytes[..] {
         bail!("{source} is UTF-16 text; convert it to UTF-8 first");

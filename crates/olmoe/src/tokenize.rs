@@ -8,7 +8,7 @@ use clap::Args;
 use olmoe_checkpoint::companions::TOKENIZER_FILES;
 use olmoe_data::documents::{Fields, IdType};
 use olmoe_data::token_file::TokenType;
-use olmoe_data::tokenize::{Plan, Settings, Summary, find};
+use olmoe_data::tokenize::{TokenizePlan, TokenizeSettings, TokenizeSummary, find};
 use olmoe_data::{Tokenizer, counted};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -18,17 +18,18 @@ use crate::output::{is_quiet, note};
 use crate::progress::Progress;
 use crate::text::text_of;
 
-/// Malformed lines that are shown one by one.
+/// How many malformed lines are printed.
 const SHOWN: usize = 20;
-/// The token that ends documents, where none is given.
+/// The token that ends documents if none is given.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// Make token files for pretraining from documents
 ///
-/// Reads lines of JSON with a `text` and an `id`, plain, gzip (.gz) or zstd (.zst), and writes what `dolma tokens` writes:
-/// DESTINATION/part-G-NNNNN.npy, token ids back to back without a header, and beside each a .csv.gz with start, end, id,
-/// file and line of every document. Flags and defaults are dolma's; numbers may have underscores. The order of documents
-/// depends on the seed, the inputs and the settings, never on the threads. DESTINATION appears when it is complete.
+/// Reads JSON Lines with a `text` and an `id`, plain, gzip (.gz) or zstd (.zst), and writes what `dolma tokens` writes:
+/// DESTINATION/part-G-NNNNN.npy, token ids one after the other without a header, and beside each file a .csv.gz with
+/// start, end, id, file and line of every document. Flags and defaults are dolma's; numbers may have underscores. The
+/// order of documents depends on the seed, the inputs and the settings, never on the threads. DESTINATION appears when
+/// it is complete.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -40,15 +41,15 @@ Examples:
       --max_size 2_147_483_648 --processes 8
   olmoe tokenize -c tokens.yaml --dryrun
 
-The differences from dolma are these. The seed has an effect, files of a pattern come by name, a destination that holds \
-files is not written over without --force, an archive that cannot be read to its end is an error, and a line of bytes \
-that are no text costs that line only.
+Differences from dolma: the seed has an effect; files of a pattern are ordered by name; a destination with files is not \
+overwritten without --force; an archive that cannot be read to its end is an error; a line that is not UTF-8 is left \
+out, and the rest of its file is kept.
 
 Files: reads the documents, the tokenizer and the settings; writes DESTINATION.
 
 Exit status: 0 done, 1 if an input could not be read or nothing was written, 2 for wrong usage.")]
 pub(crate) struct TokenizeArgs {
-    /// A YAML or JSON file with these settings, sections as objects; flags come before it
+    /// A YAML or JSON file with these settings, sections as objects; flags take precedence
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -59,7 +60,7 @@ pub(crate) struct TokenizeArgs {
     #[arg(long, help_heading = "Output")]
     force: bool,
 
-    /// Use files of the hub downloaded before; an error if one is missing
+    /// Use only files of the hub downloaded before; an error if one is missing
     #[arg(long)]
     offline: bool,
 
@@ -74,7 +75,7 @@ pub(crate) struct TokenizeArgs {
     _quiet: Quiet,
 }
 
-/// dolma's settings, of the command line or of a file.
+/// dolma's settings, from the command line or a file.
 #[derive(Args, Clone, Default, Deserialize)]
 #[command(next_help_heading = "Order and parts")]
 #[serde(deny_unknown_fields, default)]
@@ -96,40 +97,40 @@ struct Options {
     #[command(flatten)]
     work_dir: WorkOptions,
 
-    /// Groups of files, each with part files of its own, worked on at once [default: 1]
+    /// Groups of files, each with its own part files, processed at once [default: 1]
     ///
-    /// With one group all threads encode its documents.
+    /// With one group, all threads encode its documents.
     #[arg(long, value_name = "N", value_parser = number::<usize>)]
     #[serde(deserialize_with = "with_underscores")]
     processes: Option<usize>,
 
-    /// Most files of a group [default: all files, evenly cut]
+    /// Most files of a group [default: all files, evenly divided]
     #[arg(long = "files_per_process", value_name = "N", value_parser = number::<usize>)]
     #[serde(deserialize_with = "with_underscores")]
     files_per_process: Option<usize>,
 
-    /// Documents that are shuffled together [default: 10000]
+    /// Documents to shuffle together [default: 10000]
     #[arg(long = "batch_size", value_name = "N", value_parser = number::<usize>)]
     #[serde(deserialize_with = "with_underscores")]
     batch_size: Option<usize>,
 
-    /// Files that are open at a time and give a document each in turn [default: 8]
+    /// Open files, which yield a document each in turn [default: 8]
     #[arg(long = "ring_size", value_name = "N", value_parser = number::<usize>)]
     #[serde(deserialize_with = "with_underscores")]
     ring_size: Option<usize>,
 
-    /// Open files give documents at random, by their sizes, and not in turn
+    /// Open files yield documents at random, in proportion to their sizes, instead of in turn
     #[arg(long = "sample_ring_prop", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     sample_ring_prop: Option<bool>,
 
-    /// A part file has fewer tokens than this [default: 1_073_741_824]
+    /// Limit of a part file's tokens, which it stays below [default: 1_073_741_824]
     ///
-    /// dolma calls it bytes, and counts tokens all the same.
+    /// dolma documents it in bytes, but counts tokens as well.
     #[arg(long = "max_size", value_name = "N", value_parser = number::<u64>)]
     #[serde(deserialize_with = "with_underscores")]
     max_size: Option<u64>,
 
-    /// Numbers of the part files: uint8, uint16, uint32 or uint64 [default: uint16]
+    /// Number type of the part files: uint8, uint16, uint32 or uint64 [default: uint16]
     #[arg(long, value_name = "TYPE", help_heading = "Output")]
     dtype: Option<String>,
 
@@ -138,7 +139,7 @@ struct Options {
     #[serde(deserialize_with = "with_underscores")]
     seed: Option<u64>,
 
-    /// Accepted; there is nothing to debug
+    /// Accepted without effect
     #[arg(long, hide = true)]
     debug: bool,
 
@@ -160,12 +161,13 @@ struct TokenizerOptions {
     #[serde(deserialize_with = "with_underscores")]
     bos_token_id: Option<u32>,
 
-    /// Token behind each document that does not end with it [default: the tokenizer's <|endoftext|>, unless bos is given]
+    /// Token after each document that does not end with it [default: the tokenizer's <|endoftext|>, unless bos is
+    /// given]
     #[arg(long = "tokenizer.eos_token_id", value_name = "ID", value_parser = number::<u32>, id = "tokenizer.eos_token_id")]
     #[serde(deserialize_with = "with_underscores")]
     eos_token_id: Option<u32>,
 
-    /// Accepted; documents are never padded
+    /// Accepted without effect: documents are never padded
     #[arg(long = "tokenizer.pad_token_id", value_name = "ID", value_parser = number::<u32>, id = "tokenizer.pad_token_id")]
     #[serde(deserialize_with = "with_underscores")]
     pad_token_id: Option<u32>,
@@ -180,12 +182,12 @@ struct TokenizerOptions {
         value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     encode_special_tokens: Option<bool>,
 
-    /// Accepted; there is nothing to refresh
+    /// Accepted without effect: there is nothing to refresh
     #[arg(long = "tokenizer.refresh", value_name = "N", value_parser = number::<u64>, id = "tokenizer.refresh", hide = true)]
     #[serde(deserialize_with = "with_underscores")]
     refresh: Option<u64>,
 
-    /// Accepted if true; there is one kind of tokenizer
+    /// Accepted if true: there is only one kind of tokenizer
     #[arg(long = "tokenizer.fast", id = "tokenizer.fast", hide = true,
         value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     fast: Option<bool>,
@@ -195,7 +197,7 @@ struct TokenizerOptions {
 #[command(next_help_heading = "Documents")]
 #[serde(deny_unknown_fields, default)]
 struct FieldOptions {
-    /// Key of the text; dots lead into objects [default: text]
+    /// Key of the text; dots lead into nested objects [default: text]
     #[arg(long = "fields.text_field_name", value_name = "KEY", id = "fields.text_field_name")]
     text_field_name: Option<String>,
 
@@ -203,7 +205,7 @@ struct FieldOptions {
     #[arg(long = "fields.text_field_type", value_name = "TYPE", id = "fields.text_field_type", hide = true)]
     text_field_type: Option<String>,
 
-    /// Key of the name; null: documents are named after file and line [default: id]
+    /// Key of the name; null names documents after their file and line [default: id]
     #[arg(long = "fields.id_field_name", value_name = "KEY", id = "fields.id_field_name")]
     #[serde(deserialize_with = "key_or_null")]
     id_field_name: Option<String>,
@@ -216,11 +218,11 @@ struct FieldOptions {
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct WorkOptions {
-    /// Accepted; no working files are needed
+    /// Accepted without effect: no working files are needed
     #[arg(long = "work_dir.input", value_name = "FOLDER", id = "work_dir.input", hide = true)]
     input: Option<PathBuf>,
 
-    /// Accepted; no working files are needed
+    /// Accepted without effect: no working files are needed
     #[arg(long = "work_dir.output", value_name = "FOLDER", id = "work_dir.output", hide = true)]
     output: Option<PathBuf>,
 }
@@ -242,7 +244,7 @@ pub(crate) fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
         tokenizer.encode_special_as_text();
     }
     let settings = settings(&options, &tokenizer)?;
-    let plan = Plan::new(&tokenizer, settings.clone(), &inputs.files)?;
+    let plan = TokenizePlan::new(&tokenizer, settings.clone(), &inputs.files)?;
     if options.dryrun {
         println!("{}", Described { settings: &settings, plan: &plan, bytes: inputs.bytes, options: &options });
         return Ok(());
@@ -272,7 +274,7 @@ pub(crate) fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
 }
 
 /// What was written.
-fn record(summary: &Summary, destination: &Path) -> serde_json::Value {
+fn record(summary: &TokenizeSummary, destination: &Path) -> serde_json::Value {
     let parts: Vec<String> = summary.parts.iter().map(|path| path.display().to_string()).collect();
     serde_json::json!({
         "destination": destination.display().to_string(), "parts": parts, "documents": summary.documents,
@@ -280,20 +282,20 @@ fn record(summary: &Summary, destination: &Path) -> serde_json::Value {
     })
 }
 
-/// Names the first malformed lines.
-fn name_malformed(summary: &Summary) {
+/// Prints the first malformed lines.
+fn name_malformed(summary: &TokenizeSummary) {
     summary.named.iter().take(SHOWN).for_each(|malformed| eprintln!("left out: {malformed}"));
     if summary.malformed > SHOWN as u64 {
         eprintln!("left out: {} malformed lines in all, of which {SHOWN} are named", summary.malformed);
     }
 }
 
-/// The settings that options mean.
-fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<Settings> {
-    let default = Settings::default();
+/// The settings of the options.
+fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<TokenizeSettings> {
+    let default = TokenizeSettings::default();
     let TokenizerOptions { bos_token_id: bos, eos_token_id: eos, pad_token_id: pad, .. } = options.tokenizer;
     if options.tokenizer.fast == Some(false) {
-        bail!("`tokenizer.fast` is false, but there is one kind of tokenizer; leave it out");
+        bail!("`tokenizer.fast` is false, but there is only one kind of tokenizer; leave it out");
     }
     if let Some(pad) = pad.filter(|pad| *pad as usize >= tokenizer.size()) {
         bail!("`tokenizer.pad_token_id` is {pad}, but the tokenizer has {} ids", tokenizer.size());
@@ -304,7 +306,7 @@ fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<Settings
     };
     if let Some(eos) = eos.filter(|eos| !tokenizer.is_special(*eos) && (*eos as usize) < tokenizer.size()) {
         let token = tokenizer.token(eos).unwrap_or("no token");
-        note(format_args!("documents end with {eos}, which is {token:?} and no special token of this tokenizer"));
+        note(format_args!("documents end with {eos}, which is {token:?} and not a special token of this tokenizer"));
     }
     for (key, given) in [
         ("tokenizer.refresh", options.tokenizer.refresh.is_some_and(|every| every > 0)),
@@ -318,7 +320,7 @@ fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<Settings
     }
     let FieldOptions { text_field_name, text_field_type, id_field_name, id_field_type } = &options.fields;
     if let Some(other) = text_field_type.as_ref().filter(|name| !matches!(name.as_str(), "str" | "string")) {
-        bail!("`fields.text_field_type` is {other}; only str is a text");
+        bail!("`fields.text_field_type` is {other}; only str is supported");
     }
     let id_type = match id_field_type.as_deref() {
         None | Some("str" | "string") => IdType::Text,
@@ -327,7 +329,7 @@ fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<Settings
     };
     let dtype = options.dtype.as_deref().unwrap_or(default.dtype.name());
     let unsigned = TokenType::from_name(dtype).filter(|_| dtype.starts_with('u'));
-    Ok(Settings {
+    Ok(TokenizeSettings {
         bos,
         eos,
         segment: options.tokenizer.segment_before_tokenization == Some(true),
@@ -351,7 +353,7 @@ fn settings(options: &Options, tokenizer: &Tokenizer) -> anyhow::Result<Settings
     })
 }
 
-/// Flags, and what a file says where there is none.
+/// The flags, and the file's values for flags that are not given.
 fn merged(flags: Options, file: Options) -> Options {
     let (t, u) = (flags.tokenizer, file.tokenizer);
     let (f, g) = (flags.fields, file.fields);
@@ -393,15 +395,15 @@ fn merged(flags: Options, file: Options) -> Options {
 
 fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     let text = text_of(path)?;
-    serde_saphyr::from_str(&text).with_context(|| format!("{} is no configuration of tokenize", path.display()))
+    serde_saphyr::from_str(&text).with_context(|| format!("{} is not a configuration of tokenize", path.display()))
 }
 
-/// A key, or null for none, which is not the same as a key that is left out.
+/// A key, or null for none, which differs from a key that is left out.
 fn key_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(Some(Option::<String>::deserialize(deserializer)?.unwrap_or_default()))
 }
 
-/// A whole number, written with underscores or as YAML has it.
+/// A whole number as YAML has it, or with underscores.
 fn with_underscores<'de, D: serde::Deserializer<'de>, T: std::str::FromStr>(from: D) -> Result<Option<T>, D::Error> {
     match Option::<serde_json::Value>::deserialize(from)? {
         None => Ok(None),
@@ -416,17 +418,17 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     digits.parse().map_err(|_| format!("expected a whole number that is not too large, found {text:?}"))
 }
 
-/// What a dry run shows.
+/// The output of a dry run.
 struct Described<'a> {
-    settings: &'a Settings,
-    plan: &'a Plan<'a>,
+    settings: &'a TokenizeSettings,
+    plan: &'a TokenizePlan<'a>,
     bytes: u64,
     options: &'a Options,
 }
 
 impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { bos, eos, processes, batch_size, ring_size, max_size, dtype, seed, .. } = self.settings;
+        let TokenizeSettings { bos, eos, processes, batch_size, ring_size, max_size, dtype, seed, .. } = self.settings;
         let id = |id: &Option<u32>| id.map_or("none".to_owned(), |id| id.to_string());
         let destination = self.options.destination.as_deref().unwrap_or(Path::new("none"));
         writeln!(f, "destination {}", destination.display())?;

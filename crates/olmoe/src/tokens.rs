@@ -15,11 +15,11 @@ use crate::output::note;
 use crate::text::{text_of, text_of_input};
 use crate::usage::usage;
 
-/// Show how a text is cut into tokens
+/// Show the tokens of a text
 ///
-/// A line a token, its id and its text, and last how many there are. Line breaks and the like in a text are shown as
-/// \n, spaces as they are between quotation marks, and bytes that are no whole character as \x and two digits. Special
-/// tokens in the text are taken as such; none are added.
+/// Prints a line for each token with its id and its text, and the number of tokens at the end. Texts are in quotation
+/// marks; line breaks and the like are printed as \n, and bytes that are not a whole character as \x and two digits.
+/// Special tokens in the text are recognised; none are added.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -37,7 +37,7 @@ pub(crate) struct TokensArgs {
     #[arg(value_name = "MODEL")]
     first: Option<String>,
 
-    /// The text; the first word if a flag gives the model
+    /// The text; the first argument if a flag gives the model
     #[arg(value_name = "TEXT")]
     second: Option<String>,
 
@@ -53,11 +53,11 @@ pub(crate) struct TokensArgs {
     #[arg(short, long, value_name = "PATH|REPO[@REVISION]")]
     model: Option<String>,
 
-    /// Use files of the hub downloaded before; an error if one is missing
+    /// Use only files of the hub downloaded before; an error if one is missing
     #[arg(long)]
     offline: bool,
 
-    /// Read the text from standard input, all of it
+    /// Read the whole of standard input as the text
     #[arg(long)]
     stdin: bool,
 
@@ -80,14 +80,14 @@ struct Report {
 /// The tokenizer of a model.
 fn tokenizer_of(model: &str, offline: bool) -> anyhow::Result<Tokenizer> {
     let path = input(model, TOKENIZER_FILES, offline)?;
-    // A folder with nothing but a tokenizer is no checkpoint, but enough.
+    // A folder with nothing but a tokenizer is not a checkpoint, but it is enough here.
     if path.join(TOKENIZER).is_file() || path.ends_with(TOKENIZER) {
         return Ok(Tokenizer::from_file(&path)?);
     }
     let contents = Contents::read(&path)?;
     contents.notices.iter().for_each(note);
     companions::tokenizer(&contents)?
-        .with_context(|| format!("{}: it comes without a tokenizer; give one with --tokenizer", path.display()))
+        .with_context(|| format!("{}: it has no tokenizer; give one with --tokenizer", path.display()))
 }
 
 pub(crate) fn run(args: &TokensArgs) -> anyhow::Result<()> {
@@ -101,8 +101,8 @@ pub(crate) fn run(args: &TokensArgs) -> anyhow::Result<()> {
     };
     let text = text_last(rest, given, "--text, --file and --stdin")?;
     if text.is_none() && !given {
-        let found = model.filter(|_| !by_flag).map(|word| format!("behind {word}, which is taken for the model"));
-        let place = found.unwrap_or_else(|| "as a word".to_owned());
+        let found = model.filter(|_| !by_flag).map(|word| format!("after {word}, which is taken for the model"));
+        let place = found.unwrap_or_else(|| "as an argument".to_owned());
         return Err(usage(format_args!(
             "no text is given; name it {place}, or give --text, --file or --stdin (and the model with --model or --tokenizer)"
         )));
@@ -132,7 +132,7 @@ pub(crate) fn run(args: &TokensArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The bytes of a token as text, with escapes where they are none or cannot be seen.
+/// The bytes of a token as text, with escapes for bytes that are not a whole character or are invisible.
 fn piece(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {

@@ -35,13 +35,13 @@ pub(crate) const SAVED: u8 = 75;
 /// The share of the peak that the estimate of a dry run supposes.
 const SUPPOSED_SHARE: f64 = 0.5;
 
-/// Train a model as a configuration of OLMo's says
+/// Train a model by an OLMo configuration
 ///
 /// CONFIG is a YAML file with OLMo's keys; --section.key=value changes one of them, and a bare --section.key is true.
-/// Everything is written into save_folder: checkpoints step-N with `latest`, config.yaml, metrics.jsonl with a line of JSON
-/// for each step, and the same for TensorBoard; with a section `samples`, also samples.jsonl, texts that the model writes
-/// meanwhile. A run that is interrupted goes on with --try_load_latest_save, with the same bits as if it had never
-/// stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
+/// All files go into save_folder: checkpoints step-N and `latest`, config.yaml, metrics.jsonl with a JSON object for
+/// each step, and the same metrics for TensorBoard; with a section `samples`, also samples.jsonl, texts that the model
+/// generates during training. An interrupted run resumes with --try_load_latest_save, with the same bits as if it had
+/// never stopped. On SIGINT or SIGTERM it saves after the step and exits with 75; a second signal ends it at once.
 #[derive(Args)]
 #[command(
     override_usage = "olmoe train [OPTIONS] CONFIG [--KEY=VALUE]...",
@@ -56,7 +56,7 @@ Examples:
 
 Files: reads CONFIG and the token files that it names; writes save_folder.
 
-Exit status: 0 if the run is over, 1 if it failed, 2 for wrong usage, 75 if it saved before its end, after a signal or \
+Exit status: 0 if the run is finished, 1 if it failed, 2 for wrong usage, 75 if it saved before its end, after a signal or \
 at its time_limit, 130 or 143 after a second signal."
 )]
 pub(crate) struct TrainArgs {
@@ -68,11 +68,11 @@ pub(crate) struct TrainArgs {
     #[arg(value_name = "--KEY=VALUE", last = true)]
     overrides: Vec<String>,
 
-    /// Print the whole configuration with all defaults, and end
+    /// Print the whole configuration with all defaults, and exit
     #[arg(long)]
     print_config: bool,
 
-    /// Say what the run needs and how long it is; nothing is trained or written
+    /// Print what the run needs and how long it takes; nothing is trained or written
     #[arg(long)]
     dry_run: bool,
 
@@ -138,7 +138,7 @@ pub(crate) fn notice(event: &Event<'_>) {
     }
 }
 
-/// Operations a second that the machine can do in the configuration's precision.
+/// The operations per second that the machine can do in the configuration's precision.
 fn peak(config: &TrainConfig) -> f64 {
     let operand = match config.precision() {
         Some(Precision::AmpBf16) => Operand::Bf16,
@@ -172,7 +172,7 @@ fn dry_run(path: &Path, config: &TrainConfig) -> anyhow::Result<()> {
                 );
                 return Ok(());
             }
-            println!("enough of it is supposed below");
+            println!("the estimate below assumes enough of it");
         }
     }
     let tokens = plan.steps.saturating_mul(plan.tokens_per_step);

@@ -9,16 +9,17 @@ use olmoe_model::init::Noise;
 
 use crate::flags::{Beside, Form, InOut, RecordArg, RunArgs, input, positive};
 
-/// Make a mixture of experts of a dense model
+/// Make a mixture-of-experts model from a dense model
 ///
-/// Every expert begins as a copy of the dense MLP, every router with normal draws; everything else stays as it is. The
-/// start of a training run, as OLMoE's upcycling script makes it. All blocks become mixtures, with --interleave every
-/// second one. Memory: the largest matrix and a few megabytes.
+/// Every expert begins as a copy of the dense MLP, and every router with normally distributed weights; everything else
+/// stays. The result is the start of a training run, as OLMoE's upcycling script makes it. All blocks get experts, with
+/// --interleave every second one. Memory: the largest matrix and a few megabytes.
 ///
-/// With --normalize-top-k the mixture computes what the dense model does. Without, as in OLMo, each of its layers adds only
-/// the chosen share of the probabilities, at first about top-k / experts of what the dense layer adds; --shared-expert adds
-/// a whole copy to that. OLMo holds every mixture but normalised ones; Hugging Face and GGUF hold those with query and key
-/// norms, without a shared expert and without dense blocks between, and only Hugging Face normalised ones.
+/// With --normalize-top-k the new model computes what the dense model does. Without it, as in OLMo, the outputs of the
+/// chosen experts are weighted with their probabilities, whose sum is at first about top-k / experts; --shared-expert
+/// adds a whole copy of the MLP to that. OLMo's format supports everything but --normalize-top-k. Hugging Face and GGUF
+/// require query and key norms and support neither a shared expert nor dense blocks between; of the two, only Hugging
+/// Face supports --normalize-top-k.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -44,11 +45,12 @@ pub(crate) struct UpcycleArgs {
     #[arg(long, value_name = "N", value_parser = positive, default_value = "8")]
     num_experts: usize,
 
-    /// Experts for each token
+    /// Experts per token
     #[arg(long, value_name = "N", value_parser = positive, default_value = "2")]
     top_k: usize,
 
-    /// Leave the even blocks (0, 2, ...) dense; OLMo's format alone holds that, and its `moe_interleave` branch trains it
+    /// Leave the even blocks (0, 2, ...) dense; only OLMo's format supports that, and its `moe_interleave` branch
+    /// trains it
     #[arg(long)]
     interleave: bool,
 
@@ -56,15 +58,15 @@ pub(crate) struct UpcycleArgs {
     #[arg(long)]
     normalize_top_k: bool,
 
-    /// Give each layer a copy of the MLP that every token passes, too
+    /// Give each layer a copy of the MLP that processes every token
     #[arg(long)]
     shared_expert: bool,
 
-    /// Swap gate and up projection of the shared expert, which the upcycling script does by mistake
+    /// Swap gate and up projection of the shared expert, as the upcycling script does by mistake
     #[arg(long, requires = "shared_expert")]
     upstream_swap: bool,
 
-    /// Probability that a number of an expert is replaced by noise, in each expert another [script: 0.5]
+    /// Probability that a number of an expert is replaced by noise, drawn for each expert [script: 0.5]
     #[arg(long, value_name = "SHARE", default_value = "0")]
     noise: f64,
 

@@ -1,4 +1,4 @@
-//! Wrong usage: what only shows when arguments are looked at together, and clap's errors in words of this program.
+//! Wrong usage: checks of several arguments together, and clap's errors with additional help.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command};
 
-/// Wrong usage; the exit status is 2.
+/// An error of usage; the exit status is 2.
 #[derive(Debug)]
 pub(crate) struct Usage(String);
 
@@ -20,12 +20,12 @@ impl fmt::Display for Usage {
 
 impl Error for Usage {}
 
-/// An error of usage.
+/// Makes an error of usage.
 pub(crate) fn usage(text: impl fmt::Display) -> anyhow::Error {
     Usage(text.to_string()).into()
 }
 
-/// An error of clap, with what it leaves unsaid.
+/// An error of clap, with additional help.
 pub(crate) fn explained(error: clap::Error, program: &Command, arguments: &[OsString]) -> clap::Error {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
@@ -51,7 +51,7 @@ pub(crate) fn explained(error: clap::Error, program: &Command, arguments: &[OsSt
     }
 }
 
-/// What the standard library's errors of numbers mean.
+/// The expected value behind the standard library's errors of numbers.
 fn expected(error: &(dyn Error + 'static)) -> Option<&'static str> {
     if error.is::<ParseFloatError>() {
         return Some("a number such as 0.5");
@@ -74,15 +74,15 @@ fn called<'p>(program: &'p Command, arguments: &[OsString]) -> Option<&'p Comman
     (command.get_name() != program.get_name()).then_some(command)
 }
 
-/// Where a value that has no flag may belong.
+/// A tip about the flag that a stray value may belong to.
 fn flags_tip(command: &Command) -> Option<String> {
-    /// Flags that are named.
+    /// How many flags are named.
     const SHOWN: usize = 6;
     let with_value = |arg: &&Arg| !arg.is_positional() && !arg.is_hide_set() && arg.get_action().takes_values();
     let mut flags: Vec<&Arg> = command.get_arguments().filter(with_value).collect();
-    // Those that have to be there first.
+    // Required flags come first.
     flags.sort_by_key(|arg| !arg.is_required_set());
     let names: Vec<String> = flags.iter().take(SHOWN).map(ToString::to_string).collect();
     let more = if flags.len() > SHOWN { ", …" } else { "" };
-    (!names.is_empty()).then(|| format!("a value belongs behind its flag: {}{more}", names.join(", ")))
+    (!names.is_empty()).then(|| format!("a value follows its flag: {}{more}", names.join(", ")))
 }

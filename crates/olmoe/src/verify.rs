@@ -10,16 +10,17 @@ use serde::Serialize;
 
 use crate::flags::{Precisions, Threads};
 
-/// Check on this machine that the model is right
+/// Check on this machine that the model computes correctly
 ///
 /// Runs small models of every variant and compares logits, losses, routing and the gradient of every parameter with
-/// what the reference implementations computed (the golden states, which are part of the program). Then it checks that
-/// the same bits come out for 1, 2 and 3 threads, on every instruction set of the processor, for a sequence alone and
-/// in a batch, with and without a key/value cache, and with and without recomputation. Last it makes the classic
-/// mistakes of OLMoE implementations on purpose, such as a query norm per head or swapped gate and up projections: each
+/// those of the reference implementations (the golden states, which are part of the program). Then it checks that the
+/// same bits come out with 1, 2 and 3 threads, on every instruction set of the processor, for a sequence alone and in a
+/// batch, with and without a key/value cache, and with and without activation checkpointing. Last it makes known
+/// mistakes of OLMoE implementations on purpose, such as a query norm per head or swapped gate and up projections; each
 /// has to be detected.
 ///
-/// A line a check: golden state, precision, what, worst error, bound, verdict, remarks. The last line has the counts.
+/// Each check has a line: golden state, precision, quantity, worst error, bound, verdict, remarks. The last line has
+/// the counts.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -31,15 +32,16 @@ Files: reads none but those of --golden; writes none.
 
 Exit status: 0 if every check passed, 1 if one failed or a file could not be read, 2 for wrong usage.")]
 pub(crate) struct VerifyArgs {
-    /// Read the golden states of this folder, not those in the program
+    /// Read the golden states of this folder instead of those in the program
     ///
-    /// Every *.safetensors in it. A mistake is tried if the golden state that shows it is there, by its name.
+    /// Every *.safetensors in the folder is read. A mistake is tried if the golden state that reveals it is there, by
+    /// its name.
     #[arg(long, value_name = "DIR")]
     golden: Option<PathBuf>,
 
     /// Precision of the matrix products to check
     ///
-    /// The f64 reference and the mistakes belong to fp32.
+    /// The f64 reference and the mistakes are checked with fp32 only.
     #[arg(long, value_enum, default_value = "all")]
     precision: Precisions,
 
@@ -50,7 +52,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     json: bool,
 
-    /// Print the checks that failed and the counts only
+    /// Print only the failed checks and the counts
     #[arg(long, conflicts_with = "json")]
     quiet: bool,
 }

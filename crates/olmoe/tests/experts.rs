@@ -70,7 +70,7 @@ fn what_is_wrong_is_said_in_one_line() {
     fs::write(desk.path("bad.jsonl.gz"), "no gzip").unwrap();
     for (words, code, expected) in [
         (vec!["missing.txt"], 1, "cannot read missing.txt"),
-        (vec!["empty.txt"], 1, "empty.txt: there is no text in it"),
+        (vec!["empty.txt"], 1, "empty.txt: the file has no text"),
         (vec!["bad.jsonl.gz"], 1, "cannot read bad.jsonl.gz"),
         (vec!["a.txt", "--layers", "2"], 1, "of this model are [0, 1]"),
         (vec!["a.txt", "--context", "65"], 1, "64 tokens at most"),

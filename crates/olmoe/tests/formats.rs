@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use olmoe_checkpoint::encoding::Encoding;
 use olmoe_checkpoint::gguf::container::{self, GgufWriter};
-use olmoe_checkpoint::gguf::value::{Kind, Metadata, Value as Held};
+use olmoe_checkpoint::gguf::value::{Metadata, MetadataValue, ValueType};
 use program::desk::Desk;
 use program::{Done, olmoe};
 use serde_json::{Value, json};
@@ -54,7 +54,7 @@ fn written(path: &Path) -> Value {
 }
 
 /// A GGUF file with other metadata; nothing for a key that is left out.
-fn regguf(from: &Path, to: &Path, changes: &[(&str, Option<Held>)]) {
+fn regguf(from: &Path, to: &Path, changes: &[(&str, Option<MetadataValue>)]) {
     let bytes = std::fs::read(from).unwrap();
     let header = container::read(&bytes[..]).unwrap();
     let mut metadata = Metadata::default();
@@ -83,8 +83,8 @@ fn regguf(from: &Path, to: &Path, changes: &[(&str, Option<Held>)]) {
     std::fs::write(to, writer.finish().unwrap()).unwrap();
 }
 
-fn ids(ids: &[u32]) -> Held {
-    Held::Array(Kind::U32, ids.iter().map(|id| Held::U32(*id)).collect())
+fn ids(ids: &[u32]) -> MetadataValue {
+    MetadataValue::Array(ValueType::U32, ids.iter().map(|id| MetadataValue::U32(*id)).collect())
 }
 
 /// The bytes of every tensor of a safetensors file, changed and written back.
@@ -157,7 +157,7 @@ fn every_key_of_a_gguf_file_that_names_an_end_counts() {
     done(&desk, "convert @hf @m.gguf --to gguf --quiet");
     for key in ["eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"] {
         let key = format!("tokenizer.ggml.{key}");
-        regguf(&desk.path("m.gguf"), &desk.path("one.gguf"), &[(&key, Some(Held::U32(257)))]);
+        regguf(&desk.path("m.gguf"), &desk.path("one.gguf"), &[(&key, Some(MetadataValue::U32(257)))]);
         assert_eq!((reason(&desk, "one.gguf", 257), reason(&desk, "one.gguf", 258)), ("stop".into(), "length".into()));
         let text = done(&desk, "inspect @one.gguf").out;
         assert!(text.contains(&format!("ends a text: 257 ({key})")), "{text}");
@@ -174,7 +174,11 @@ fn every_key_of_a_gguf_file_that_names_an_end_counts() {
         assert!(said.contains(&format!("note: `{key}` in the GGUF file is 999, beyond the 260 rows")), "{said}");
         std::fs::remove_dir_all(desk.path("more")).unwrap();
     }
-    regguf(&desk.path("m.gguf"), &desk.path("bad.gguf"), &[("tokenizer.ggml.eog_token_ids", Some(Held::U32(7)))]);
+    regguf(
+        &desk.path("m.gguf"),
+        &desk.path("bad.gguf"),
+        &[("tokenizer.ggml.eog_token_ids", Some(MetadataValue::U32(7)))],
+    );
     assert!(failed(&desk, "generate -m @bad.gguf -p hi -n 1").contains("eog_token_ids is 7, expected a list"));
 }
 
@@ -299,7 +303,7 @@ fn numbers_that_do_not_fit_are_refused_or_clamped() {
         assert!(name != "lm_head.weight" || bytes[154..156] == 0xfbffu16.to_le_bytes(), "{:?}", &bytes[154..156]);
     });
     let said = run(&desk, "convert @f32 @again --to hf --dtype f16 --clamp").err;
-    assert!(said.contains("numbers beyond the range of their type, brought into it: 1"), "{said}");
+    assert!(said.contains("numbers beyond the range of their type that were clamped: 1"), "{said}");
     // Values in the range of the type are written without a notice; quantised blocks have a scale of their own.
     done(&desk, "convert @f32 @b --to hf --dtype bf16 --quiet");
     done(&desk, "quantize @f32 @q8.gguf --type q8_0 --quiet");
@@ -405,18 +409,18 @@ fn keys_of_llama_cpp_are_followed_or_named() {
     let desk = Desk::new("generate", 64);
     done(&desk, "convert @hf @m.gguf --to gguf --quiet");
     let bad = desk.path("x.gguf");
-    let float = |x: f32| Some(Held::F32(x));
-    let number = |x: u32| Some(Held::U32(x));
-    let word = |x: &str| Some(Held::Text(x.to_owned()));
+    let float = |x: f32| Some(MetadataValue::F32(x));
+    let number = |x: u32| Some(MetadataValue::U32(x));
+    let word = |x: &str| Some(MetadataValue::Text(x.to_owned()));
     for (key, value) in [
-        ("olmoe.expert_weights_norm", Some(Held::Bool(true))),
+        ("olmoe.expert_weights_norm", Some(MetadataValue::Bool(true))),
         ("olmoe.expert_weights_scale", float(2.5)),
         ("olmoe.expert_gating_func", number(2)),
         ("olmoe.expert_shared_count", number(1)),
         ("olmoe.expert_group_count", number(8)),
         ("olmoe.leading_dense_block_count", number(1)),
         ("olmoe.nextn_predict_layers", number(1)),
-        ("olmoe.attention.causal", Some(Held::Bool(false))),
+        ("olmoe.attention.causal", Some(MetadataValue::Bool(false))),
         ("olmoe.attention.scale", float(0.5)),
         ("olmoe.attention.max_alibi_bias", float(8.0)),
         ("olmoe.attn_logit_softcapping", float(50.0)),
@@ -439,16 +443,16 @@ fn keys_of_llama_cpp_are_followed_or_named() {
     }
     // The same keys, with values that change nothing; 8 is the width of a head.
     let expected = done(&desk, "generate -m @m.gguf -p hi -n 8 --temp 0 --quiet").out;
-    let layers = Some(Held::Array(Kind::U32, vec![Held::U32(4), Held::U32(4)]));
+    let layers = Some(MetadataValue::Array(ValueType::U32, vec![MetadataValue::U32(4), MetadataValue::U32(4)]));
     regguf(
         &desk.path("m.gguf"),
         &bad,
         &[
-            ("olmoe.expert_weights_norm", Some(Held::Bool(false))),
+            ("olmoe.expert_weights_norm", Some(MetadataValue::Bool(false))),
             ("olmoe.expert_weights_scale", float(1.0)),
             ("olmoe.expert_gating_func", number(1)),
             ("olmoe.expert_shared_count", number(0)),
-            ("olmoe.attention.causal", Some(Held::Bool(true))),
+            ("olmoe.attention.causal", Some(MetadataValue::Bool(true))),
             ("olmoe.attention.scale", float(1.0 / 8f32.sqrt())),
             ("olmoe.rope.scaling.type", word("linear")),
             ("olmoe.rope.scaling.factor", float(1.0)),
@@ -459,7 +463,7 @@ fn keys_of_llama_cpp_are_followed_or_named() {
             ("olmoe.pooling_type", number(3)),
             ("olmoe.mine", number(3)),
             ("general.sampling.temp", float(0.5)),
-            ("tokenizer.ggml.add_eos_token", Some(Held::Bool(true))),
+            ("tokenizer.ggml.add_eos_token", Some(MetadataValue::Bool(true))),
             ("tokenizer.ggml.suppress_tokens", Some(ids(&[7, 9]))),
         ],
     );

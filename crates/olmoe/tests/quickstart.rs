@@ -42,7 +42,7 @@ fn from_text_to_a_model_that_writes_and_again() {
     assert_eq!(again.code, 0, "{}", again.err);
     assert!(!again.out.contains("GFLOP/s"), "the size is that of the run: {}", again.out);
     assert!(
-        again.out.contains("model-hf is there already") && again.err.contains("the only step is done"),
+        again.out.contains("model-hf exists already") && again.err.contains("the only step is done"),
         "{}",
         again.err
     );

@@ -100,7 +100,7 @@ fn quickstart_writes_over_nothing() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("tokenizer.json"), "mine").unwrap();
     let done = olmoe(&["quickstart", folder.path().to_str().unwrap(), "--size", "smallest"], &[]);
-    assert!(done.code == 1 && done.err.contains("tokenizer.json: it is there already"), "{}", done.err);
+    assert!(done.code == 1 && done.err.contains("tokenizer.json: it exists already"), "{}", done.err);
     assert_eq!(names(folder.path()), ["tokenizer.json"]);
     assert_eq!(std::fs::read(folder.path().join("tokenizer.json")).unwrap(), b"mine");
 }

@@ -99,7 +99,7 @@ fn what_cannot_be_done_is_said() {
         assert!(done.code == code && done.err.contains(expected), "{name}: {} {}", done.code, done.err);
     }
     let note = tokenize(&[&all[..], &["--tokenizer.eos_token_id", "0", "--dryrun"]].concat());
-    assert!(note.code == 0 && note.err.contains("and no special token of this tokenizer"), "{}", note.err);
+    assert!(note.code == 0 && note.err.contains("and not a special token of this tokenizer"), "{}", note.err);
 }
 
 #[test]

@@ -256,7 +256,8 @@ fn says_what_it_will_do_and_exports() {
     assert!(!done.out.contains("about") && !done.out.contains("supposed"), "{}", done.out);
     let done = train(folder.path(), "run", &["--dry-run", "--data.paths=[none.npy]", "--stop_at=1"]);
     assert!(
-        done.code == 0 && done.out.contains("enough of it is supposed below\n1 step of 64 tokens, 64 tokens in all"),
+        done.code == 0
+            && done.out.contains("the estimate below assumes enough of it\n1 step of 64 tokens, 64 tokens in all"),
         "{}",
         done.out
     );

@@ -235,8 +235,8 @@ fn errors_name_the_file_once() {
     let dense = desk.path("dense");
     let dense = dense.to_str().unwrap();
     refused(&desk, &["experts", "@dense", "@a.txt"], 1, &[dense, "no experts"]);
-    refused(&desk, &["chat", "@dense"], 1, &[dense, "without a tokenizer"]);
-    refused(&desk, &["generate", "@dense", "hi"], 1, &[dense, "without a tokenizer"]);
+    refused(&desk, &["chat", "@dense"], 1, &[dense, "has no tokenizer"]);
+    refused(&desk, &["generate", "@dense", "hi"], 1, &[dense, "has no tokenizer"]);
     refused(&desk, &["logits", "@dense", "--ids", "1", "--out", "@x", "--routing"], 1, &[dense, "no router"]);
     refused(&desk, &["bench", "decode", "@dense", "--depth", "99"], 1, &[dense, "ask for fewer"]);
     // Which is which, in the words of their files; dense and mixture by name.

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 
 use super::types;
-use super::value::{self, Kind, Metadata, Value};
+use super::value::{self, Metadata, MetadataValue, ValueType};
 use crate::encoding::Encoding;
 use crate::read_at::ReadAt;
 
@@ -184,7 +184,7 @@ pub fn read(file: &(impl ReadAt + ?Sized)) -> Result<GgufHeader, GgufError> {
     }
     let alignment = match metadata.get("general.alignment") {
         None => ALIGNMENT,
-        Some(Value::U32(found)) if found.is_power_of_two() && (8..=MAX_ALIGNMENT as u32).contains(found) => {
+        Some(MetadataValue::U32(found)) if found.is_power_of_two() && (8..=MAX_ALIGNMENT as u32).contains(found) => {
             u64::from(*found)
         }
         Some(other) => return Err(GgufError::Alignment { found: other.to_string() }),
@@ -296,18 +296,22 @@ impl<F: ReadAt + ?Sized> Cursor<'_, F> {
         String::from_utf8(bytes).map_err(|_| GgufError::NotUtf8 { at, what: what.to_owned() })
     }
 
-    fn kind(&mut self, key: &str) -> Result<Kind, GgufError> {
+    fn kind(&mut self, key: &str) -> Result<ValueType, GgufError> {
         let at = self.at;
         let found = self.u32(key)?;
-        Kind::by_number(found).ok_or_else(|| GgufError::ValueType { at, key: key.to_owned(), found })
+        ValueType::by_number(found).ok_or_else(|| GgufError::ValueType { at, key: key.to_owned(), found })
     }
 
-    fn value(&mut self, key: &str) -> Result<Value, GgufError> {
+    fn value(&mut self, key: &str) -> Result<MetadataValue, GgufError> {
         match self.kind(key)? {
-            Kind::Array => {
+            ValueType::Array => {
                 let kind = self.kind(key)?;
-                if kind == Kind::Array {
-                    return Err(GgufError::ValueType { at: self.at, key: key.to_owned(), found: Kind::Array as u32 });
+                if kind == ValueType::Array {
+                    return Err(GgufError::ValueType {
+                        at: self.at,
+                        key: key.to_owned(),
+                        found: ValueType::Array as u32,
+                    });
                 }
                 let at = self.at;
                 let count = self.count(|| format!("the length of {key}"), MAX_ELEMENTS)?;
@@ -325,26 +329,26 @@ impl<F: ReadAt + ?Sized> Cursor<'_, F> {
                 for _ in 0..count {
                     values.push(self.scalar(kind, key)?);
                 }
-                Ok(Value::Array(kind, values))
+                Ok(MetadataValue::Array(kind, values))
             }
             kind => self.scalar(kind, key),
         }
     }
 
-    fn scalar(&mut self, kind: Kind, key: &str) -> Result<Value, GgufError> {
+    fn scalar(&mut self, kind: ValueType, key: &str) -> Result<MetadataValue, GgufError> {
         Ok(match kind {
-            Kind::U8 => Value::U8(u8::from_le_bytes(self.fixed(key)?)),
-            Kind::I8 => Value::I8(i8::from_le_bytes(self.fixed(key)?)),
-            Kind::U16 => Value::U16(u16::from_le_bytes(self.fixed(key)?)),
-            Kind::I16 => Value::I16(i16::from_le_bytes(self.fixed(key)?)),
-            Kind::U32 => Value::U32(u32::from_le_bytes(self.fixed(key)?)),
-            Kind::I32 => Value::I32(i32::from_le_bytes(self.fixed(key)?)),
-            Kind::F32 => Value::F32(f32::from_le_bytes(self.fixed(key)?)),
-            Kind::Bool => Value::Bool(self.fixed::<1>(key)?[0] != 0),
-            Kind::U64 => Value::U64(u64::from_le_bytes(self.fixed(key)?)),
-            Kind::I64 => Value::I64(i64::from_le_bytes(self.fixed(key)?)),
-            Kind::F64 => Value::F64(f64::from_le_bytes(self.fixed(key)?)),
-            Kind::Text | Kind::Array => Value::Text(self.text(key, MAX_TEXT)?),
+            ValueType::U8 => MetadataValue::U8(u8::from_le_bytes(self.fixed(key)?)),
+            ValueType::I8 => MetadataValue::I8(i8::from_le_bytes(self.fixed(key)?)),
+            ValueType::U16 => MetadataValue::U16(u16::from_le_bytes(self.fixed(key)?)),
+            ValueType::I16 => MetadataValue::I16(i16::from_le_bytes(self.fixed(key)?)),
+            ValueType::U32 => MetadataValue::U32(u32::from_le_bytes(self.fixed(key)?)),
+            ValueType::I32 => MetadataValue::I32(i32::from_le_bytes(self.fixed(key)?)),
+            ValueType::F32 => MetadataValue::F32(f32::from_le_bytes(self.fixed(key)?)),
+            ValueType::Bool => MetadataValue::Bool(self.fixed::<1>(key)?[0] != 0),
+            ValueType::U64 => MetadataValue::U64(u64::from_le_bytes(self.fixed(key)?)),
+            ValueType::I64 => MetadataValue::I64(i64::from_le_bytes(self.fixed(key)?)),
+            ValueType::F64 => MetadataValue::F64(f64::from_le_bytes(self.fixed(key)?)),
+            ValueType::Text | ValueType::Array => MetadataValue::Text(self.text(key, MAX_TEXT)?),
         })
     }
 

@@ -4,7 +4,7 @@
 //! llama.cpp reads many of these keys for some architectures only. A file with another value is nevertheless refused,
 //! because its author expects an effect that this program does not implement.
 
-use super::value::{Metadata, Value};
+use super::value::{Metadata, MetadataValue};
 
 /// A group of keys with the same meaning.
 struct KeyGroup {
@@ -176,11 +176,11 @@ const fn group(keys: &'static [&'static str], harmless: &'static [f64], reason: 
 }
 
 /// Why a key of the architecture, given without its prefix, cannot be honoured; `None` if it has no effect.
-pub(super) fn obstacle(key: &str, value: &Value) -> Option<&'static str> {
+pub(super) fn obstacle(key: &str, value: &MetadataValue) -> Option<&'static str> {
     let group = WITHOUT.iter().find(|group| group.keys.contains(&key))?;
-    let harmless = |value: &Value| value.as_any_number().is_some_and(|x| group.harmless.contains(&x));
+    let harmless = |value: &MetadataValue| value.as_any_number().is_some_and(|x| group.harmless.contains(&x));
     let all = match value {
-        Value::Array(_, values) => values.iter().all(harmless),
+        MetadataValue::Array(_, values) => values.iter().all(harmless),
         one => harmless(one),
     };
     (!all).then_some(group.reason)
@@ -203,12 +203,12 @@ pub(super) fn advice(metadata: &Metadata) -> Vec<(&'static str, String)> {
         notices.push(("general.sampling", text));
     }
     const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
-    if metadata.get(ADD_EOS) == Some(&Value::Bool(true)) {
+    if metadata.get(ADD_EOS) == Some(&MetadataValue::Bool(true)) {
         let text = "is true, but no token is put after a text, because generation continues it".to_owned();
         notices.push((ADD_EOS, text));
     }
     const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
-    if let Some(ids) = metadata.get(SUPPRESSED).and_then(Value::as_ids).filter(|ids| !ids.is_empty()) {
+    if let Some(ids) = metadata.get(SUPPRESSED).and_then(MetadataValue::as_ids).filter(|ids| !ids.is_empty()) {
         let flags: Vec<String> = ids.iter().take(4).map(|id| format!("--logit-bias {id}=-inf")).collect();
         let more = if ids.len() > 4 { " …" } else { "" };
         notices.push((SUPPRESSED, format!("is not followed; {}{more} does the same", flags.join(" "))));
@@ -219,7 +219,7 @@ pub(super) fn advice(metadata: &Metadata) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::value::Kind;
+    use crate::gguf::value::ValueType;
 
     #[test]
     fn every_key_is_listed_once() {
@@ -231,12 +231,12 @@ mod tests {
 
     #[test]
     fn lists_are_harmless_if_all_of_them_is() {
-        let list = |values: [i32; 3]| Value::Array(Kind::I32, values.map(Value::I32).to_vec());
+        let list = |values: [i32; 3]| MetadataValue::Array(ValueType::I32, values.map(MetadataValue::I32).to_vec());
         assert_eq!(obstacle("rope.dimension_sections", &list([0, 0, 0])), None);
         assert!(obstacle("rope.dimension_sections", &list([0, 1, 0])).is_some());
-        assert_eq!(obstacle("expert_weights_norm", &Value::Bool(false)), None);
-        assert!(obstacle("expert_weights_norm", &Value::Bool(true)).is_some());
-        assert!(obstacle("expert_gating_func", &Value::Text("softmax".into())).is_some());
-        assert_eq!(obstacle("pooling_type", &Value::U32(3)), None);
+        assert_eq!(obstacle("expert_weights_norm", &MetadataValue::Bool(false)), None);
+        assert!(obstacle("expert_weights_norm", &MetadataValue::Bool(true)).is_some());
+        assert!(obstacle("expert_gating_func", &MetadataValue::Text("softmax".into())).is_some());
+        assert_eq!(obstacle("pooling_type", &MetadataValue::U32(3)), None);
     }
 }

@@ -6,7 +6,7 @@ use olmoe_model::config::{
 
 use super::container::{GgufHeader, TensorInfo};
 use super::keys;
-use super::value::{Metadata, Value};
+use super::value::{Metadata, MetadataValue};
 use super::vocabulary::{BOS, EOS, PAD};
 use crate::layout::{FileTensor, Layout};
 
@@ -79,7 +79,7 @@ struct ArchitectureKeys<'m> {
 }
 
 impl<'m> ArchitectureKeys<'m> {
-    fn find(&self, key: &str) -> (String, Option<&'m Value>) {
+    fn find(&self, key: &str) -> (String, Option<&'m MetadataValue>) {
         let key = format!("{}.{key}", self.architecture);
         let value = self.metadata.get(&key);
         (key, value)
@@ -90,7 +90,7 @@ impl<'m> ArchitectureKeys<'m> {
         let Some(value) = value else { return Ok(None) };
         // A list has a value for each layer.
         let one = match value {
-            Value::Array(_, values) if self.is_for_each_layer(values.len()) => {
+            MetadataValue::Array(_, values) if self.is_for_each_layer(values.len()) => {
                 values.first().filter(|first| values.iter().all(|other| other == *first)).unwrap_or(value)
             }
             one => one,
@@ -101,7 +101,7 @@ impl<'m> ArchitectureKeys<'m> {
     }
 
     fn is_for_each_layer(&self, count: usize) -> bool {
-        self.find("block_count").1.and_then(Value::as_u64) == Some(count as u64)
+        self.find("block_count").1.and_then(MetadataValue::as_u64) == Some(count as u64)
     }
 
     fn size(&self, key: &str) -> Result<usize, GgufModelError> {
@@ -116,7 +116,12 @@ impl<'m> ArchitectureKeys<'m> {
     }
 
     /// Refuses a key unless its value is one that changes nothing.
-    fn refuse(&self, key: &str, reason: &'static str, harmless: impl Fn(&Value) -> bool) -> Result<(), GgufModelError> {
+    fn refuse(
+        &self,
+        key: &str,
+        reason: &'static str,
+        harmless: impl Fn(&MetadataValue) -> bool,
+    ) -> Result<(), GgufModelError> {
         match self.find(key) {
             (key, Some(value)) if !harmless(value) => {
                 Err(GgufModelError::Unsupported { key, found: value.to_string(), reason })
@@ -137,13 +142,13 @@ const NOT_A_MODEL: [(&str, &str); 3] = [
 pub(crate) fn read(header: &GgufHeader) -> Result<LoadedConfig, GgufModelError> {
     let metadata = &header.metadata;
     let architecture = match metadata.get("general.architecture") {
-        Some(Value::Text(name)) if name == "olmoe" || name == "llama" => name.as_str(),
+        Some(MetadataValue::Text(name)) if name == "olmoe" || name == "llama" => name.as_str(),
         found => {
-            let found = found.map_or("missing".to_owned(), Value::to_string);
+            let found = found.map_or("missing".to_owned(), MetadataValue::to_string);
             return Err(GgufModelError::Architecture { found });
         }
     };
-    let kind = metadata.get("general.type").and_then(Value::as_text);
+    let kind = metadata.get("general.type").and_then(MetadataValue::as_text);
     if let Some((found, what)) = NOT_A_MODEL.into_iter().find(|(name, _)| Some(*name) == kind) {
         return Err(GgufModelError::NotAModel { found: found.to_owned(), what });
     }
@@ -251,12 +256,12 @@ pub(crate) fn read(header: &GgufHeader) -> Result<LoadedConfig, GgufModelError> 
 /// Refuses settings that are not implemented; returns the unknown keys of the architecture.
 fn refuse_unsupported<'m>(keys: &ArchitectureKeys<'m>) -> Result<Vec<&'m str>, GgufModelError> {
     // Linear scaling without a factor, which is checked below, has no effect: it is also the meaning of a missing key.
-    let plain = |value: &Value| matches!(value.as_text(), Some("none" | "linear"));
+    let plain = |value: &MetadataValue| matches!(value.as_text(), Some("none" | "linear"));
     keys.refuse("rope.scaling.type", keys::SCALING, plain)?;
-    let silu = |value: &Value| matches!(value.as_text(), Some("silu" | "swish"));
+    let silu = |value: &MetadataValue| matches!(value.as_text(), Some("silu" | "swish"));
     keys.refuse("hidden_activation", "only silu has an implementation here", silu)?;
     if keys.architecture == "llama" {
-        let zero = |value: &Value| value.as_u64() == Some(0);
+        let zero = |value: &MetadataValue| value.as_u64() == Some(0);
         keys.refuse("expert_count", "mixtures of the llama architecture (Mixtral) are not read", zero)?;
     }
     let mut unknown = Vec::new();
@@ -280,7 +285,7 @@ pub(crate) fn architecture(config: &ModelConfig) -> &'static str {
 /// The metadata that a configuration needs; [`check`] tells whether they say all of it.
 pub(crate) fn described(config: &ModelConfig) -> Metadata {
     let mut metadata = Metadata::default();
-    metadata.insert("general.architecture", Value::Text(architecture(config).to_owned()));
+    metadata.insert("general.architecture", MetadataValue::Text(architecture(config).to_owned()));
     write(config, &mut metadata);
     metadata
 }
@@ -288,11 +293,11 @@ pub(crate) fn described(config: &ModelConfig) -> Metadata {
 /// Appends what the configuration says.
 pub(crate) fn write(config: &ModelConfig, metadata: &mut Metadata) {
     let architecture = architecture(config);
-    let mut put = |key: &str, value: Value| {
+    let mut put = |key: &str, value: MetadataValue| {
         metadata.insert(format!("{architecture}.{key}"), value);
     };
     // The configuration was validated: every size is far below 2^32.
-    let size = |size: usize| Value::U32(u32::try_from(size).unwrap_or(u32::MAX));
+    let size = |size: usize| MetadataValue::U32(u32::try_from(size).unwrap_or(u32::MAX));
     put("block_count", size(config.n_layers));
     put("context_length", size(config.max_sequence_length));
     put("embedding_length", size(config.d_model));
@@ -303,8 +308,8 @@ pub(crate) fn write(config: &ModelConfig, metadata: &mut Metadata) {
     put("feed_forward_length", size(width));
     put("attention.head_count", size(config.n_heads));
     put("attention.head_count_kv", size(config.n_kv_heads));
-    put("rope.freq_base", Value::F32(config.rope.theta));
-    put("attention.layer_norm_rms_epsilon", Value::F32(config.norm.eps));
+    put("rope.freq_base", MetadataValue::F32(config.rope.theta));
+    put("attention.layer_norm_rms_epsilon", MetadataValue::F32(config.norm.eps));
     if let Some(moe) = config.moe() {
         put("expert_count", size(moe.num_experts));
         put("expert_used_count", size(moe.top_k));
@@ -313,7 +318,7 @@ pub(crate) fn write(config: &ModelConfig, metadata: &mut Metadata) {
     put("vocab_size", size(config.embedding_size));
     for (key, id) in [(BOS, config.bos_token_id), (EOS, config.eos_token_id), (PAD, config.pad_token_id)] {
         if let Some(id) = id {
-            metadata.insert(key, Value::U32(id));
+            metadata.insert(key, MetadataValue::U32(id));
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::value::{Metadata, Value};
+use super::value::{Metadata, MetadataValue};
 use crate::file_name::numbered;
 
 const NUMBER: &str = "split.no";
@@ -114,11 +114,11 @@ impl GgufPart {
 
     /// Appends the metadata of the part.
     pub(crate) fn write(self, metadata: &mut Metadata) {
-        let narrow = |number: u64| Value::U16(u16::try_from(number).unwrap_or(u16::MAX));
+        let narrow = |number: u64| MetadataValue::U16(u16::try_from(number).unwrap_or(u16::MAX));
         metadata.insert(NUMBER, narrow(self.number));
         metadata.insert(COUNT, narrow(self.count));
         let tensors = self.tensors.and_then(|tensors| i32::try_from(tensors).ok()).unwrap_or(i32::MAX);
-        metadata.insert(TENSORS, Value::I32(tensors));
+        metadata.insert(TENSORS, MetadataValue::I32(tensors));
     }
 }
 

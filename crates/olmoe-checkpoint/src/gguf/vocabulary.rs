@@ -2,7 +2,7 @@
 
 use olmoe_data::{Pre, TokenKind, TokenizerError, Vocabulary};
 
-use super::value::{Kind, Metadata, Value};
+use super::value::{Metadata, MetadataValue, ValueType};
 
 /// Why the metadata cannot be read as a vocabulary.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ const NONE: &str = "no_vocab";
 /// The vocabulary of a file; `None` if it has no tokenizer.
 pub(crate) fn read(metadata: &Metadata) -> Result<Option<Vocabulary>, GgufVocabularyError> {
     let wrong = |key, expected| {
-        let found = metadata.get(key).map_or("missing".to_owned(), Value::to_string);
+        let found = metadata.get(key).map_or("missing".to_owned(), MetadataValue::to_string);
         GgufVocabularyError::Value { key, found, expected }
     };
     let text = |key| match metadata.get(key) {
@@ -71,10 +71,10 @@ pub(crate) fn read(metadata: &Metadata) -> Result<Option<Vocabulary>, GgufVocabu
     };
     let kinds = match metadata.get(KINDS) {
         None => Vec::new(),
-        Some(Value::Array(_, values)) => {
-            let kind = |value: &Value| match value {
-                Value::I32(code) => TokenKind::from_code(*code),
-                Value::U32(code) => i32::try_from(*code).ok().and_then(TokenKind::from_code),
+        Some(MetadataValue::Array(_, values)) => {
+            let kind = |value: &MetadataValue| match value {
+                MetadataValue::I32(code) => TokenKind::from_code(*code),
+                MetadataValue::U32(code) => i32::try_from(*code).ok().and_then(TokenKind::from_code),
                 _ => None,
             };
             let kinds: Option<Vec<TokenKind>> = values.iter().map(kind).collect();
@@ -95,7 +95,7 @@ pub(crate) fn read(metadata: &Metadata) -> Result<Option<Vocabulary>, GgufVocabu
     let pre = Pre::from_name(text(PRE)?).map_err(GgufVocabularyError::Pre)?;
     let add_bos = match metadata.get(ADD_BOS) {
         None => pre.adds_bos(),
-        Some(Value::Bool(add)) => *add,
+        Some(MetadataValue::Bool(add)) => *add,
         Some(_) => return Err(wrong(ADD_BOS, "true or false")),
     };
     Ok(Some(Vocabulary {
@@ -124,35 +124,36 @@ pub(crate) fn check_merges(metadata: &Metadata, vocabulary: &Vocabulary) -> Resu
 
 /// Appends a vocabulary, or the entry for none, and the special tokens.
 pub(crate) fn write(vocabulary: Option<&Vocabulary>, metadata: &mut Metadata) {
-    let mut put = |key: &str, value: Value| {
+    let mut put = |key: &str, value: MetadataValue| {
         metadata.insert(key, value);
     };
     let Some(vocabulary) = vocabulary else {
-        put(MODEL, Value::Text(NONE.to_owned()));
+        put(MODEL, MetadataValue::Text(NONE.to_owned()));
         return;
     };
-    put(MODEL, Value::Text(vocabulary.model.clone()));
-    put(PRE, Value::Text(vocabulary.pre.name().to_owned()));
-    put(TOKENS, Value::texts(&vocabulary.tokens));
+    put(MODEL, MetadataValue::Text(vocabulary.model.clone()));
+    put(PRE, MetadataValue::Text(vocabulary.pre.name().to_owned()));
+    put(TOKENS, MetadataValue::texts(&vocabulary.tokens));
     if !vocabulary.kinds.is_empty() {
-        let kinds = vocabulary.kinds.iter().map(|kind| Value::I32(kind.code())).collect();
-        put(KINDS, Value::Array(Kind::I32, kinds));
+        let kinds = vocabulary.kinds.iter().map(|kind| MetadataValue::I32(kind.code())).collect();
+        put(KINDS, MetadataValue::Array(ValueType::I32, kinds));
     }
-    put(MERGES, Value::texts(&vocabulary.merges));
+    put(MERGES, MetadataValue::texts(&vocabulary.merges));
     if let Some(id) = vocabulary.unk {
-        put(UNKNOWN, Value::U32(id));
+        put(UNKNOWN, MetadataValue::U32(id));
     }
     for key in Vocabulary::END_KEYS {
-        let ids: Vec<Value> = vocabulary.ends.iter().filter(|end| end.0 == key).map(|end| Value::U32(end.1)).collect();
+        let ids: Vec<MetadataValue> =
+            vocabulary.ends.iter().filter(|end| end.0 == key).map(|end| MetadataValue::U32(end.1)).collect();
         match ids.first() {
             None => {}
-            Some(_) if Vocabulary::is_list(key) => put(key, Value::Array(Kind::U32, ids)),
+            Some(_) if Vocabulary::is_list(key) => put(key, MetadataValue::Array(ValueType::U32, ids)),
             Some(first) => put(key, first.clone()),
         }
     }
-    put(ADD_BOS, Value::Bool(vocabulary.add_bos));
+    put(ADD_BOS, MetadataValue::Bool(vocabulary.add_bos));
     if let Some(template) = &vocabulary.chat_template {
-        put(TEMPLATE, Value::Text(template.clone()));
+        put(TEMPLATE, MetadataValue::Text(template.clone()));
     }
 }
 
@@ -164,13 +165,13 @@ mod tests {
     fn whether_a_text_begins_with_bos_follows_the_way_to_cut_words() {
         let adds = |pre: Option<&str>, said: Option<bool>| {
             let mut metadata = Metadata::default();
-            metadata.insert(MODEL, Value::Text("gpt2".to_owned()));
-            metadata.insert(TOKENS, Value::texts(&["a".to_owned()]));
+            metadata.insert(MODEL, MetadataValue::Text("gpt2".to_owned()));
+            metadata.insert(TOKENS, MetadataValue::texts(&["a".to_owned()]));
             if let Some(pre) = pre {
-                metadata.insert(PRE, Value::Text(pre.to_owned()));
+                metadata.insert(PRE, MetadataValue::Text(pre.to_owned()));
             }
             if let Some(said) = said {
-                metadata.insert(ADD_BOS, Value::Bool(said));
+                metadata.insert(ADD_BOS, MetadataValue::Bool(said));
             }
             read(&metadata).unwrap().unwrap().add_bos
         };

@@ -8,7 +8,8 @@ use ureq::http::Uri;
 use super::client::{Answer, Client, plain};
 use super::names::{check_file, check_revision, is_commit, is_hex, shown};
 use super::{
-    ATTEMPTS, DEFAULT_REVISION, HubError, Listing, MAX_FILES, Progress, RepoFile, RepoId, Revision, RevisionKind,
+    ATTEMPTS, DEFAULT_REVISION, DownloadProgress, HubError, Listing, MAX_FILES, RepoFile, RepoId, Revision,
+    RevisionKind,
 };
 
 #[derive(Deserialize)]
@@ -53,7 +54,7 @@ pub(super) fn list(
     repo: &RepoId,
     revision: &str,
     attempts: usize,
-    progress: &dyn Progress,
+    progress: &dyn DownloadProgress,
 ) -> Result<Listing, HubError> {
     let [org, name] = repo.parts();
     let url = client.url(&["api", "models", org, name, "revision", revision], "?blobs=true")?;
@@ -87,7 +88,11 @@ pub(super) fn list(
 }
 
 /// Asks the hub for the branches and tags of a repository.
-pub(super) fn revisions(client: &Client, repo: &RepoId, progress: &dyn Progress) -> Result<Vec<Revision>, HubError> {
+pub(super) fn revisions(
+    client: &Client,
+    repo: &RepoId,
+    progress: &dyn DownloadProgress,
+) -> Result<Vec<Revision>, HubError> {
     let [org, name] = repo.parts();
     let url = client.url(&["api", "models", org, name, "refs"], "")?;
     let about = About { client, repo, revision: DEFAULT_REVISION, file: None };

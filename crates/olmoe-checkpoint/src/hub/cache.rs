@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::names::{check_file, is_commit};
-use super::{HubError, MAX_FILES, MAX_LISTING_BYTES, Progress, RepoFile, RepoId};
+use super::{DownloadProgress, HubError, MAX_FILES, MAX_LISTING_BYTES, RepoFile, RepoId};
 
 /// The part of a cache that belongs to one repository.
 pub(super) struct RepoCache {
@@ -138,7 +138,7 @@ impl RepoCache {
     }
 
     /// Makes sure that nobody else writes this blob until the result is dropped; waits if somebody does.
-    pub(super) fn lock(&self, etag: &str, file: &str, progress: &dyn Progress) -> Result<File, HubError> {
+    pub(super) fn lock(&self, etag: &str, file: &str, progress: &dyn DownloadProgress) -> Result<File, HubError> {
         for folder in [&self.locks, &self.folder.join("blobs")] {
             fs::create_dir_all(folder).map_err(disk("create", folder))?;
         }

@@ -11,7 +11,7 @@ use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::names::shown;
-use super::{HubError, MAX_LISTING_BYTES, Progress};
+use super::{DownloadProgress, HubError, MAX_LISTING_BYTES};
 
 /// Most redirects from one request.
 pub const MAX_REDIRECTS: usize = 10;
@@ -226,7 +226,7 @@ impl Client {
         &self,
         url: &Uri,
         attempts: usize,
-        progress: &dyn Progress,
+        progress: &dyn DownloadProgress,
         refusal: impl Fn(&Answer) -> HubError,
     ) -> Result<T, HubError> {
         let wrong = |reason| HubError::Answer { url: plain(url), reason };
@@ -281,11 +281,11 @@ pub(super) struct Patience<'a> {
     url: &'a Uri,
     attempts: usize,
     failed: usize,
-    progress: &'a dyn Progress,
+    progress: &'a dyn DownloadProgress,
 }
 
 impl<'a> Patience<'a> {
-    pub(super) fn new(client: &'a Client, url: &'a Uri, attempts: usize, progress: &'a dyn Progress) -> Self {
+    pub(super) fn new(client: &'a Client, url: &'a Uri, attempts: usize, progress: &'a dyn DownloadProgress) -> Self {
         Patience { client, url, attempts, failed: 0, progress }
     }
 

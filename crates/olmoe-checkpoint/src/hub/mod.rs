@@ -48,7 +48,7 @@ pub const ATTEMPTS: usize = WAITS.len() + 1;
 const MAX_TOKEN_BYTES: usize = 16 << 10;
 
 /// Receives the progress of a download.
-pub trait Progress {
+pub trait DownloadProgress {
     /// A message for the user: a wait, another attempt, a fallback.
     fn note(&self, text: &str);
     /// File `number` of `count` begins.
@@ -215,7 +215,7 @@ impl Hub {
     ///
     /// # Errors
     /// If the hub cannot be reached or refuses.
-    pub fn revisions(&self, repo: &RepoId, progress: &dyn Progress) -> Result<Vec<Revision>, HubError> {
+    pub fn revisions(&self, repo: &RepoId, progress: &dyn DownloadProgress) -> Result<Vec<Revision>, HubError> {
         if self.offline {
             return Err(HubError::Offline { what: format!("the branches and tags of {repo}") });
         }
@@ -226,7 +226,7 @@ impl Hub {
     ///
     /// # Errors
     /// If the hub cannot be reached, refuses, or lists what is not accepted.
-    pub fn files(&self, repo: &RepoId, revision: &str, progress: &dyn Progress) -> Result<Listing, HubError> {
+    pub fn files(&self, repo: &RepoId, revision: &str, progress: &dyn DownloadProgress) -> Result<Listing, HubError> {
         check_revision(revision)?;
         if self.offline {
             return Err(HubError::Offline { what: format!("the files of {repo}@{revision}") });
@@ -253,7 +253,7 @@ impl Hub {
         repo: &RepoId,
         revision: &str,
         include: &[&str],
-        progress: &dyn Progress,
+        progress: &dyn DownloadProgress,
     ) -> Result<PathBuf, HubError> {
         check_revision(revision)?;
         let cache = RepoCache::new(&self.cache, repo);
@@ -373,7 +373,7 @@ fn bring(
     revision: &str,
     commit: &str,
     file: &RepoFile,
-    progress: &dyn Progress,
+    progress: &dyn DownloadProgress,
 ) -> Result<(), HubError> {
     let [org, name] = repo.parts();
     let mut parts = vec![org, name, "resolve", commit];

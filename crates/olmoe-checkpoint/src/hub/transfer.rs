@@ -14,7 +14,7 @@ use ureq::http::{Method, Uri};
 use super::cache::disk;
 use super::client::{Answer, Client, Patience, passing, plain};
 use super::names::is_hex;
-use super::{ATTEMPTS, HubError, Progress};
+use super::{ATTEMPTS, DownloadProgress, HubError};
 
 /// Bytes that an attempt has to transfer to reset the count of failures.
 const WORTHWHILE: u64 = 1 << 20;
@@ -30,7 +30,7 @@ pub(super) struct Transfer<'a> {
     /// The tag of the content, usually a hash.
     pub(super) etag: &'a str,
     pub(super) size: Option<u64>,
-    pub(super) progress: &'a dyn Progress,
+    pub(super) progress: &'a dyn DownloadProgress,
     /// The error for an answer with a status that refuses the request.
     pub(super) refusal: &'a dyn Fn(&Answer) -> HubError,
 }

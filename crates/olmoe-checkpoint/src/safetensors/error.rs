@@ -11,7 +11,7 @@ pub enum SafetensorsError {
     #[error("{0}")]
     Io(#[from] io::Error),
     /// Too short for the length of a header.
-    #[error("{found} bytes long, too short for a safetensors file, which has 8 at least; copy or make it again")]
+    #[error("{found} bytes long, too short for a safetensors file, which has at least 8; copy or write it again")]
     TooShort {
         /// Bytes of the file.
         found: u64,
@@ -19,13 +19,15 @@ pub enum SafetensorsError {
     /// A header longer than the format allows.
     #[error("a header of {found} bytes, more than the {MAX_HEADER} of the format; this is not a safetensors file")]
     HeaderTooLong {
-        /// Bytes that the file says.
+        /// The length that the file gives.
         found: u64,
     },
     /// A header that goes beyond the file.
-    #[error("a header of {found} bytes in a file with {left} left for it; it is cut short, copy or make it again")]
+    #[error(
+        "a header of {found} bytes in a file with {left} left for it; the file is truncated, copy or write it again"
+    )]
     HeaderCut {
-        /// Bytes that the file says.
+        /// The length that the file gives.
         found: u64,
         /// Bytes after the length.
         left: u64,
@@ -54,22 +56,22 @@ pub enum SafetensorsError {
         /// Its bytes.
         found: usize,
     },
-    /// The name that is kept for the metadata.
-    #[error("a tensor is named __metadata__, which the format keeps for itself; rename it")]
+    /// The name that is reserved for the metadata.
+    #[error("a tensor is named __metadata__, which the format reserves; rename it")]
     ReservedName,
     /// Two tensors of one name.
-    #[error("tensor {tensor:?} is there twice; which is meant cannot be told, make the file again")]
+    #[error("tensor {tensor:?} occurs twice, and which one is meant is unknown; write the file again")]
     Duplicate {
         /// The name.
         tensor: String,
     },
     /// Two values of one key of the metadata.
-    #[error("metadata {key:?} is there twice; which is meant cannot be told, make the file again")]
+    #[error("metadata {key:?} occurs twice, and which value is meant is unknown; write the file again")]
     DuplicateMetadata {
         /// The key.
         key: String,
     },
-    /// A number format that is not known.
+    /// An unknown number format.
     #[error("tensor {tensor:?}: type {found:?} is not known; expected one like F32 or BF16")]
     UnknownType {
         /// The tensor.
@@ -83,7 +85,7 @@ pub enum SafetensorsError {
         /// The tensor.
         tensor: String,
     },
-    /// A shape whose bytes cannot be counted.
+    /// A shape whose number of bytes overflows.
     #[error("tensor {tensor:?}: shape {shape:?} has more bytes than can be counted; the file is damaged")]
     Overflow {
         /// The tensor.
@@ -102,7 +104,7 @@ pub enum SafetensorsError {
         end: u64,
     },
     /// A tensor beyond the end of the file.
-    #[error("tensor {tensor:?}: ends at byte {end} of the data, which has {data}; the file is cut short or damaged")]
+    #[error("tensor {tensor:?}: ends at byte {end} of the data, which has {data}; the file is truncated or damaged")]
     OutOfRange {
         /// The tensor.
         tensor: String,
@@ -111,7 +113,7 @@ pub enum SafetensorsError {
         /// Bytes of the data.
         data: u64,
     },
-    /// Bytes that are of no tensor.
+    /// Bytes that belong to no tensor.
     #[error("tensor {tensor:?}: begins at byte {begin} of the data, the one before ends at {previous}: a hole")]
     Hole {
         /// The tensor after the hole.
@@ -121,7 +123,7 @@ pub enum SafetensorsError {
         /// Where the one before ends.
         previous: u64,
     },
-    /// Bytes that are of two tensors.
+    /// Bytes that belong to two tensors.
     #[error("tensor {tensor:?}: begins at byte {begin} of the data, the one before ends at {previous}: an overlap")]
     Overlap {
         /// The later tensor.
@@ -146,29 +148,29 @@ pub enum SafetensorsError {
         expected: u64,
     },
     /// Bytes after the last tensor.
-    #[error("the tensors end at byte {covered} of the data, which has {data}; the file has more than it should")]
+    #[error("the tensors end at byte {covered} of the data, which has {data}; the file has bytes after its tensors")]
     Uncovered {
         /// Bytes of all tensors.
         covered: u64,
         /// Bytes of the data.
         data: u64,
     },
-    /// More bytes were written than all tensors have.
-    #[error("{found} bytes of tensors written, the header says {expected}")]
+    /// More bytes were written than the tensors have.
+    #[error("{found} bytes of tensors were written, but the header has {expected}")]
     TooMuch {
-        /// Bytes, the refused ones with them.
+        /// The number of bytes, including the refused ones.
         found: u64,
         /// Bytes of all tensors.
         expected: u64,
     },
-    /// Fewer bytes were written than all tensors have.
-    #[error("{found} bytes of tensors written, the header says {expected}; tensor {tensor:?} is not whole")]
+    /// Fewer bytes were written than the tensors have.
+    #[error("{found} bytes of tensors were written, but the header has {expected}; tensor {tensor:?} is incomplete")]
     TooLittle {
         /// Bytes written.
         found: u64,
         /// Bytes of all tensors.
         expected: u64,
-        /// The first tensor that is not whole.
+        /// The first incomplete tensor.
         tensor: String,
     },
 }

@@ -17,26 +17,26 @@ pub struct Entry {
     pub name: String,
     /// Its number format.
     pub dtype: SafeType,
-    /// Extents, outermost first; none for a single number.
+    /// The shape, outermost axis first; empty for a single number.
     pub shape: Vec<usize>,
     /// Its first byte, counted from the beginning of the file.
     pub offset: u64,
-    /// Its bytes: those of its shape and format, all within the file.
+    /// The number of its bytes, which agrees with its shape and format; all lie within the file.
     pub bytes: u64,
 }
 
-/// What a file holds.
+/// The content of a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SafetensorsHeader {
     /// The tensors, in the order of their bytes.
     pub entries: Vec<Entry>,
-    /// Free text by key.
+    /// Strings by key.
     pub metadata: BTreeMap<String, String>,
 }
 
 /// Reads the header of a safetensors file and checks it against the file.
 ///
-/// Reads nothing but the header; every entry it returns lies within the file.
+/// Only the header is read. Every returned entry lies within the file.
 ///
 /// # Errors
 /// [`SafetensorsError`], with the tensor's name.
@@ -62,7 +62,7 @@ pub fn read_header(file: &(impl ReadAt + ?Sized)) -> Result<SafetensorsHeader, S
     check(raw, 8 + found, left - found)
 }
 
-/// Turns what the header says into entries, if the file can be so.
+/// Turns a raw header into entries, and checks them.
 fn check(raw: RawHeader, data_begin: u64, data: u64) -> Result<SafetensorsHeader, SafetensorsError> {
     if raw.tensors.len() > MAX_TENSORS {
         return Err(SafetensorsError::TooManyTensors);
@@ -98,7 +98,7 @@ fn check(raw: RawHeader, data_begin: u64, data: u64) -> Result<SafetensorsHeader
         if begin < previous {
             return Err(SafetensorsError::Overlap { tensor: tensor.clone(), begin, previous });
         }
-        // Neither sum overflows: both lie within the file.
+        // Neither sum overflows, since both lie within the file.
         previous = begin + entry.bytes;
         entry.offset = data_begin + begin;
     }
@@ -108,7 +108,7 @@ fn check(raw: RawHeader, data_begin: u64, data: u64) -> Result<SafetensorsHeader
     Ok(SafetensorsHeader { entries, metadata })
 }
 
-/// One tensor, its offset still counted from the beginning of the data.
+/// One tensor, whose offset still counts from the beginning of the data.
 fn entry(tensor: String, raw: RawTensor, data: u64) -> Result<Entry, SafetensorsError> {
     let (begin, end) = raw.data_offsets;
     if raw.shape.0.len() > MAX_RANK {
@@ -133,7 +133,7 @@ fn entry(tensor: String, raw: RawTensor, data: u64) -> Result<Entry, Safetensors
     Ok(Entry { name: tensor, dtype, shape, offset: begin, bytes: found })
 }
 
-/// The header as it is written: all pairs, in their order, the doubled ones too.
+/// The header as written: all pairs in order, including duplicates.
 struct RawHeader {
     tensors: Vec<(String, RawTensor)>,
     metadata: Vec<(String, String)>,
@@ -146,7 +146,7 @@ struct RawTensor {
     data_offsets: (u64, u64),
 }
 
-/// At most one extent more than a shape may have.
+/// The extents of a shape, at most one more than is allowed.
 struct RawShape(Vec<u64>);
 
 impl<'de> Deserialize<'de> for RawHeader {
@@ -165,7 +165,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         if metadata.is_some() {
-                            return Err(A::Error::custom("__metadata__ is there twice"));
+                            return Err(A::Error::custom("__metadata__ occurs twice"));
                         }
                         metadata = Some(map.next_value::<Option<RawMetadata>>()?);
                     } else if raw.tensors.len() > MAX_TENSORS {
@@ -190,11 +190,11 @@ struct RawMetadata(Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for RawMetadata {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        pairs(deserializer, "texts by key", MAX_METADATA).map(RawMetadata)
+        pairs(deserializer, "strings by key", MAX_METADATA).map(RawMetadata)
     }
 }
 
-/// The pairs of an object of texts, in their order, the doubled ones too; one more than `limit` at most.
+/// The pairs of an object of strings, in order, including duplicates; at most one more than `limit`.
 pub(super) fn pairs<'de, D: Deserializer<'de>>(
     deserializer: D,
     expected: &'static str,

@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: which tensor is in which file.
+//! `model.safetensors.index.json`: the file of each tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,15 +10,15 @@ use super::limits::MAX_TENSORS;
 use crate::file_name;
 pub use crate::file_name::INDEX_FILE;
 
-/// Most bytes of an index.
+/// The largest index in bytes.
 pub const MAX_INDEX: usize = 100_000_000;
 
-/// Which tensor is in which file.
+/// The file of each tensor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardIndex {
-    /// The file of each tensor, a plain name in the folder of the index.
+    /// The file of each tensor, as a plain name in the folder of the index.
     pub weight_map: BTreeMap<String, String>,
-    /// Bytes of all tensors, if the index says them.
+    /// The total size of all tensors in bytes, if the index has it.
     pub total_size: Option<u64>,
 }
 
@@ -31,24 +31,24 @@ pub enum IndexError {
         /// Its bytes.
         found: usize,
     },
-    /// Not JSON, or not of the form of an index.
-    #[error("it cannot be understood as an index: {0}")]
+    /// Content that is not JSON, or not an index.
+    #[error("it is not a valid index: {0}")]
     Json(#[from] serde_json::Error),
     /// Too many tensors.
     #[error("more than {MAX_TENSORS} tensors")]
     TooManyTensors,
     /// Two files for one tensor.
-    #[error("tensor {tensor:?} is there twice; which file is meant cannot be told, make the index again")]
+    #[error("tensor {tensor:?} occurs twice, and which file is meant is unknown; write the index again")]
     Duplicate {
         /// The tensor.
         tensor: String,
     },
     /// A file that is not beside the index.
-    #[error("tensor {tensor:?} is said to be in {file:?}; expected the plain name of a file in the same folder")]
+    #[error("tensor {tensor:?} is in {file:?}; expected the plain name of a file in the same folder")]
     FileName {
         /// The tensor.
         tensor: String,
-        /// What the index says.
+        /// The file in the index.
         file: String,
     },
 }
@@ -75,7 +75,7 @@ impl<'de> Deserialize<'de> for RawMap {
 }
 
 impl ShardIndex {
-    /// Reads the text of an index.
+    /// Parses an index.
     ///
     /// # Errors
     /// [`IndexError`].
@@ -102,10 +102,10 @@ impl ShardIndex {
         Ok(Self { weight_map, total_size: raw.metadata.and_then(|metadata| metadata.total_size.as_u64()) })
     }
 
-    /// The text of the index, as transformers writes it.
+    /// The index as JSON, as transformers writes it.
     ///
     /// # Errors
-    /// [`IndexError::FileName`]: no index is written that could not be read.
+    /// [`IndexError::FileName`], since an index is written only if it can be read again.
     pub fn to_json(&self) -> Result<String, IndexError> {
         #[derive(Serialize)]
         struct IndexMetadata {
@@ -124,7 +124,7 @@ impl ShardIndex {
         Ok(serde_json::to_string_pretty(&index)? + "\n")
     }
 
-    /// The files, each once, by name.
+    /// The names of the files, each once, in order.
     pub fn files(&self) -> BTreeSet<&str> {
         self.weight_map.values().map(String::as_str).collect()
     }

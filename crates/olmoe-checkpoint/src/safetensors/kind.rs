@@ -1,6 +1,6 @@
 //! The number formats of stored tensors.
 
-/// A number format of the safetensors format. Those of one byte named F8 are only carried, never computed with.
+/// A number format of safetensors files. The one-byte formats named F8 are copied, never computed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, missing_docs, reason = "the names are those of the format")]
 pub enum SafeType {
@@ -26,7 +26,7 @@ pub enum SafeType {
 }
 
 impl SafeType {
-    /// All of them.
+    /// All formats.
     pub const ALL: [SafeType; 19] = {
         use SafeType::*;
         [
@@ -52,7 +52,7 @@ impl SafeType {
         ]
     };
 
-    /// Its name in a header.
+    /// The name of the format in a header.
     pub fn name(self) -> &'static str {
         match self {
             Self::F64 => "F64",
@@ -77,12 +77,12 @@ impl SafeType {
         }
     }
 
-    /// The format of a name.
+    /// The format with a name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Bytes of one number.
+    /// The size of a number in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::F64 | Self::I64 | Self::U64 | Self::C64 => 8,
@@ -93,7 +93,7 @@ impl SafeType {
         }
     }
 
-    /// Bytes of a tensor, if they can be counted.
+    /// The size of a tensor in bytes; None on overflow.
     pub fn bytes(self, shape: &[usize]) -> Option<u64> {
         shape.iter().try_fold(self.size() as u64, |bytes, &extent| bytes.checked_mul(extent as u64))
     }

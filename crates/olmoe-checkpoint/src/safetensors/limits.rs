@@ -1,6 +1,6 @@
 //! Limits of a header.
 
-/// Most bytes of a header, those of the format.
+/// The longest header in bytes, which is the format's own limit.
 pub const MAX_HEADER: u64 = 100_000_000;
 /// Most tensors of a file.
 pub const MAX_TENSORS: usize = 1_000_000;

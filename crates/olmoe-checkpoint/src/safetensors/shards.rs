@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use super::{Entry, SafetensorsError, Spec, read_header};
 use crate::read_at::ReadAt;
 
-/// Name of a shard, counted from 1: `model-00001-of-00003.safetensors`.
+/// The name of a shard, counted from 1: `model-00001-of-00003.safetensors`.
 pub fn shard_name(stem: &str, shard: usize, shards: usize) -> String {
     format!("{stem}-{shard:05}-of-{shards:05}.safetensors")
 }
 
-/// Which tensors go to which shard: in order, as many as fit into `max_bytes` of numbers, one at least. One empty shard
-/// for no tensors.
+/// The tensors of each shard: in order, as many as fit into `max_bytes` of numbers, but at least one. Without tensors
+/// there is one empty shard.
 ///
 /// # Errors
 /// [`SafetensorsError::Overflow`].
@@ -25,7 +25,7 @@ pub fn split(specs: &[Spec], max_bytes: u64) -> Result<Vec<Range<usize>>, Safete
     Ok(split_sizes(sizes, max_bytes))
 }
 
-/// The same for tensors of so many bytes.
+/// As [`split`], for tensors of these sizes.
 pub(crate) fn split_sizes(sizes: impl IntoIterator<Item = u64>, max_bytes: u64) -> Vec<Range<usize>> {
     let mut shards = Vec::new();
     let (mut begin, mut end, mut sum) = (0, 0, 0u64);
@@ -80,7 +80,7 @@ pub enum ShardsError {
         /// What the system said.
         source: io::Error,
     },
-    /// Two files with a tensor of one name.
+    /// Two files with a tensor of the same name.
     #[error("tensor {tensor:?} is in {} and in {}; remove the file that does not belong here", first.display(), second.display())]
     Twice {
         /// The tensor.
@@ -90,22 +90,22 @@ pub enum ShardsError {
         /// The other.
         second: PathBuf,
     },
-    /// A tensor that is in no file.
-    #[error("no tensor {tensor:?} in these files")]
+    /// A tensor that none of the files has.
+    #[error("none of the files has the tensor {tensor:?}")]
     NoTensor {
         /// The tensor.
         tensor: String,
     },
     /// Bytes beyond the end of a tensor.
-    #[error("tensor {tensor:?}: {length} bytes from {offset} on are beyond its {bytes}")]
+    #[error("tensor {tensor:?}: {length} bytes from {offset} on exceed its {bytes} bytes")]
     Range {
         /// The tensor.
         tensor: String,
-        /// The first byte asked for.
+        /// The first requested byte.
         offset: u64,
-        /// Bytes asked for.
+        /// The number of requested bytes.
         length: usize,
-        /// Bytes it has.
+        /// The size of the tensor in bytes.
         bytes: u64,
     },
 }
@@ -147,7 +147,7 @@ impl Shards {
         self.tensors.get(name).map(|(_, entry)| entry)
     }
 
-    /// Metadata of all files; of a key in several, that of the last.
+    /// The metadata of all files; where several have a key, the last one counts.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }

@@ -1,4 +1,4 @@
-//! Writing a safetensors file as its numbers come.
+//! Writing a safetensors file piece by piece.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
@@ -13,7 +13,7 @@ pub struct Spec {
     pub name: String,
     /// Its number format.
     pub dtype: SafeType,
-    /// Extents, outermost first.
+    /// The shape, outermost axis first.
     pub shape: Vec<usize>,
 }
 
@@ -23,10 +23,10 @@ impl Spec {
         Self { name: name.into(), dtype, shape: shape.into() }
     }
 
-    /// Its bytes.
+    /// The size of the tensor in bytes.
     ///
     /// # Errors
-    /// [`SafetensorsError::Overflow`] if they cannot be counted.
+    /// [`SafetensorsError::Overflow`].
     pub fn bytes(&self) -> Result<u64, SafetensorsError> {
         self.dtype.bytes(&self.shape).ok_or_else(|| self.overflow())
     }
@@ -37,14 +37,14 @@ impl Spec {
     }
 }
 
-/// Writes a file: the header at once, then the numbers of all tensors in the order of the specs.
+/// Writes a file: the header first, then the numbers of all tensors in the order of the specs.
 ///
-/// The bytes are those of the format's own library for the same order. It orders by descending alignment of the
-/// formats, then by name; any order is a valid file.
+/// The bytes are those that the reference library writes for the same order. That library orders tensors by descending
+/// alignment of their formats, then by name; any order is valid.
 pub struct Writer<W> {
     inner: W,
     written: u64,
-    /// Name and end of each tensor.
+    /// The name and the end of each tensor.
     ends: Vec<(String, u64)>,
 }
 
@@ -52,7 +52,7 @@ impl<W: Write> Writer<W> {
     /// Writes the header.
     ///
     /// # Errors
-    /// Specs that make no valid file, and what `inner` says.
+    /// Specs that make no valid file, or an error of `inner`.
     pub fn new(mut inner: W, specs: &[Spec], metadata: &BTreeMap<String, String>) -> Result<Self, SafetensorsError> {
         let (header, ends) = header(specs, metadata)?;
         inner.write_all(&header)?;
@@ -60,10 +60,10 @@ impl<W: Write> Writer<W> {
         Ok(Self { inner, written: 0, ends })
     }
 
-    /// Writes the next bytes of the tensors; a call may hold a part of one or several.
+    /// Writes the next bytes of the tensors; a call may pass part of a tensor or several tensors.
     ///
     /// # Errors
-    /// [`SafetensorsError::TooMuch`], and what the writer below says.
+    /// [`SafetensorsError::TooMuch`], or an error of the inner writer.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), SafetensorsError> {
         let expected = self.expected();
         let found = self.written.saturating_add(bytes.len() as u64);
@@ -75,7 +75,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Checks that every byte came, and gives back the writer below, not flushed.
+    /// Checks that all bytes were written, and returns the inner writer without flushing it.
     ///
     /// # Errors
     /// [`SafetensorsError::TooLittle`].
@@ -92,7 +92,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// Bytes of the file of these tensors.
+/// The size of the file with these tensors.
 ///
 /// # Errors
 /// Specs that make no valid file.

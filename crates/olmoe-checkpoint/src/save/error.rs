@@ -1,4 +1,4 @@
-//! What can go wrong with a checkpoint.
+//! What can go wrong when checkpoints are saved and loaded.
 
 use std::fmt;
 use std::io;
@@ -10,10 +10,10 @@ use crate::safetensors::{SafetensorsError, ShardsError};
 /// Why a checkpoint cannot be saved or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
-    /// The system refuses.
+    /// An error of the system.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
@@ -25,12 +25,12 @@ pub enum SaveError {
     NoSpace {
         /// The folder.
         path: PathBuf,
-        /// Bytes that will be written, and a reserve.
+        /// The bytes to write, and a reserve.
         needed: u64,
-        /// Bytes that are free.
+        /// The free bytes.
         free: u64,
     },
-    /// A name that may not be one of a file of a checkpoint.
+    /// A name that a file of a checkpoint must not have.
     #[error("{}: {name:?} may not be the name of a file of a checkpoint; expected a plain name", path.display())]
     FileName {
         /// The folder.
@@ -38,20 +38,20 @@ pub enum SaveError {
         /// The name.
         name: String,
     },
-    /// Two files or groups of one name.
-    #[error("{}: {name:?} is there twice", path.display())]
+    /// Two files or groups with the same name.
+    #[error("{}: {name:?} occurs twice", path.display())]
     Twice {
         /// The folder.
         path: PathBuf,
         /// The name.
         name: String,
     },
-    /// Something that JSON cannot hold.
+    /// A value that JSON cannot represent.
     #[error("{name} cannot be written as JSON: {source}")]
     Json {
         /// The file.
         name: String,
-        /// Why.
+        /// The reason.
         source: serde_json::Error,
     },
     /// Tensors that make no valid file.
@@ -59,109 +59,109 @@ pub enum SaveError {
     Tensors {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: SafetensorsError,
     },
-    /// A tensor whose numbers are not as many as its shape says.
-    #[error("{}: tensor {tensor:?}: {found} bytes came, expected {expected}", path.display())]
+    /// A tensor that got another number of bytes than its shape has.
+    #[error("{}: tensor {tensor:?}: {found} bytes were written, expected {expected}", path.display())]
     TensorBytes {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Bytes that came until the error.
+        /// The bytes written until the error.
         found: u64,
-        /// Bytes of its shape.
+        /// The bytes of its shape.
         expected: u64,
     },
     /// An earlier part of this save failed.
-    #[error("{}: not saved, as a part of it could not be written; save again from the beginning", path.display())]
+    #[error("{}: not saved, because a part of the checkpoint could not be written; save again from the beginning", path.display())]
     Incomplete {
         /// The folder.
         path: PathBuf,
     },
-    /// Another checkpoint of this step.
-    #[error("{}: there is another checkpoint of this step, and it is whole; remove it or use another folder", path.display())]
+    /// Another complete checkpoint of this step.
+    #[error("{}: there is another complete checkpoint of this step; remove it or use another folder", path.display())]
     Exists {
         /// Its folder.
         path: PathBuf,
     },
-    /// Nothing complete would be left.
+    /// A removal that would leave no complete checkpoint.
     #[error("{}: this is the last complete checkpoint; it is not removed before there is another", path.display())]
     LastOne {
         /// Its folder.
         path: PathBuf,
     },
-    /// No manifest.
+    /// A folder without a manifest.
     #[error("{}: no {MANIFEST_FILE}, so it is not a complete checkpoint; load another", path.display())]
     NoManifest {
         /// The folder.
         path: PathBuf,
     },
-    /// A manifest longer than any.
+    /// A manifest that is too long.
     #[error("{}: {found} bytes long, more than the {MAX_MANIFEST} of a manifest", path.display())]
     ManifestTooLong {
         /// The manifest.
         path: PathBuf,
-        /// Its bytes.
+        /// The size of the manifest in bytes.
         found: u64,
     },
-    /// The manifest is not what was written.
-    #[error("{}: damaged: its last lines are not the blake3 of what is above them; load another checkpoint", path.display())]
+    /// A damaged manifest.
+    #[error("{}: damaged: its content does not agree with the blake3 at its end; load another checkpoint", path.display())]
     ManifestDamaged {
         /// The manifest.
         path: PathBuf,
     },
-    /// The manifest is whole, and cannot be understood.
+    /// An undamaged manifest with unknown content.
     #[error("{}: not a manifest of this program: {message}", path.display())]
     ManifestForm {
         /// The manifest.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         message: String,
     },
     /// A manifest of another version.
-    #[error("{}: version {found}, this program reads {MANIFEST_VERSION}; use a newer one", path.display())]
+    #[error("{}: version {found}, but this program reads version {MANIFEST_VERSION}; use a newer program", path.display())]
     ManifestVersion {
         /// The manifest.
         path: PathBuf,
         /// Its version.
         found: u64,
     },
-    /// The folder of one step with the checkpoint of another.
-    #[error("{}: the manifest says step {found}, the name of the folder {expected}; rename the folder", path.display())]
+    /// A checkpoint in the folder of another step.
+    #[error("{}: the manifest has step {found}, the name of the folder {expected}; rename the folder", path.display())]
     WrongStep {
         /// The folder.
         path: PathBuf,
         /// The manifest's step.
         found: u64,
-        /// The folder's.
+        /// The step in the folder's name.
         expected: u64,
     },
-    /// A file is not there.
+    /// A missing file.
     #[error("{}: missing; load another checkpoint", path.display())]
     MissingFile {
         /// The file.
         path: PathBuf,
     },
-    /// A file of another length.
-    #[error("{}: {found} bytes, the manifest says {expected}; load another checkpoint", path.display())]
+    /// A file with another size than in the manifest.
+    #[error("{}: {found} bytes, but {expected} in the manifest; load another checkpoint", path.display())]
     FileSize {
         /// The file.
         path: PathBuf,
-        /// Its bytes.
+        /// The size of the file in bytes.
         found: u64,
-        /// The manifest's.
+        /// The size in the manifest.
         expected: u64,
     },
-    /// A file of other contents.
-    #[error("{}: damaged: its blake3 is {found}, the manifest says {expected}; load another checkpoint", path.display())]
+    /// A file with another content than in the manifest.
+    #[error("{}: damaged: its blake3 is {found}, but {expected} in the manifest; load another checkpoint", path.display())]
     FileHash {
         /// The file.
         path: PathBuf,
-        /// Its hash.
+        /// The hash of the file.
         found: String,
-        /// The manifest's.
+        /// The hash in the manifest.
         expected: String,
     },
     /// Checkpoints, all of them damaged.
@@ -169,7 +169,7 @@ pub enum SaveError {
     NoneVerifies {
         /// The folder of the run.
         path: PathBuf,
-        /// What is wrong with each.
+        /// What is wrong with each checkpoint.
         notices: Vec<SaveNotice>,
     },
     /// A file or a group that the checkpoint does not have.
@@ -180,12 +180,12 @@ pub enum SaveError {
         /// The name.
         name: String,
     },
-    /// A file that is not read as a whole.
+    /// A file that is too long to be read as a whole.
     #[error("{}: {found} bytes, more than the {MAX_SMALL_FILE} of a file that is read as a whole", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
-        /// Its bytes.
+        /// The size of the file in bytes.
         found: u64,
     },
     /// The tensors of a group cannot be read.
@@ -198,7 +198,7 @@ impl SaveError {
         move |source| SaveError::Io { action, path: path.into(), source }
     }
 
-    /// Whether it says that the files of a checkpoint are not those that were written.
+    /// Whether the error means that the files of a checkpoint are not those that were written.
     pub fn is_damage(&self) -> bool {
         matches!(
             self,

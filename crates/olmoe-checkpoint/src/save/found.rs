@@ -1,4 +1,4 @@
-//! A checkpoint that verified, to be read.
+//! A verified checkpoint, to be read.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,16 +11,16 @@ use super::limits::MAX_SMALL_FILE;
 use super::manifest::Manifest;
 use crate::safetensors::Shards;
 
-/// A checkpoint that verified.
+/// A verified checkpoint.
 #[derive(Debug)]
 pub struct Found {
     /// Its step.
     pub step: u64,
     /// Its folder.
     pub path: PathBuf,
-    /// What it consists of, with the state of the trainer.
+    /// The manifest, with the state of the trainer.
     pub manifest: Manifest,
-    /// The newer ones that do not verify; the user should see them.
+    /// Notices about newer checkpoints that do not verify, to be shown.
     pub notices: Vec<SaveNotice>,
 }
 
@@ -34,10 +34,10 @@ impl Found {
         Ok(Shards::open(shards.iter().map(|name| self.path.join(name)))?)
     }
 
-    /// Reads a small file, and verifies it again.
+    /// Reads a small file and verifies it once more.
     ///
     /// # Errors
-    /// [`SaveError::NotThere`], [`SaveError::TooLong`], and what is wrong with the file.
+    /// [`SaveError::NotThere`], [`SaveError::TooLong`], and errors of the file.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>, SaveError> {
         let record = self.manifest.file(name).ok_or_else(|| self.not_there(name))?;
         let path = self.path.join(name);

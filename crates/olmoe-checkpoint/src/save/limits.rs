@@ -1,10 +1,10 @@
-//! Names and limits of what is saved.
+//! Names and limits of saved checkpoints.
 
-/// Name of the manifest.
+/// The name of the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
-/// The version that is written, and the only one that is read.
+/// The version that is written, and the only one that can be read.
 pub const MANIFEST_VERSION: u64 = 1;
-/// Most bytes of a manifest.
+/// The longest manifest in bytes.
 pub const MAX_MANIFEST: u64 = 64 << 20;
-/// Most bytes of a file that `Found::bytes` reads.
+/// The largest file in bytes that `Found::bytes` reads.
 pub const MAX_SMALL_FILE: u64 = 1 << 30;

@@ -1,4 +1,4 @@
-//! The manifest: what a checkpoint consists of, and how each file, itself with them, shows damage.
+//! The manifest: a list of a checkpoint's files with hashes, including its own, which reveal damage.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::file_name;
 
 const FORMAT: &str = "olmoe-checkpoint";
 
-/// What a checkpoint consists of.
+/// The content of a checkpoint.
 ///
 /// The file is JSON; its last member, `blake3`, is the hash of all bytes before the comma that it follows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,7 +26,8 @@ pub struct Manifest {
     pub creator: String,
     /// The step whose state it is.
     pub step: u64,
-    /// The position in the data, the random state, and what else the trainer keeps. JSON has no NaN: it becomes null.
+    /// The position in the data, the random state, and any further state of the trainer. JSON has no NaN, which becomes
+    /// null.
     pub state: Value,
     /// The shards of each group of tensors.
     pub groups: BTreeMap<String, Vec<String>>,
@@ -40,7 +41,7 @@ pub struct Manifest {
 pub struct FileRecord {
     /// Its plain name.
     pub name: String,
-    /// Its bytes.
+    /// The size in bytes.
     pub bytes: u64,
     /// The hash of its contents, in hexadecimal digits.
     pub blake3: String,
@@ -58,7 +59,7 @@ impl Manifest {
         Self { format: FORMAT.into(), version: MANIFEST_VERSION, creator, step, state, groups, files }
     }
 
-    /// The bytes of the file.
+    /// The manifest as the bytes of its file.
     pub(super) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut text = serde_json::to_string_pretty(self)?;
         text.truncate(text.len() - "\n}".len());
@@ -72,12 +73,12 @@ impl Manifest {
     }
 }
 
-/// The end of a manifest that begins with these bytes.
+/// The end of a manifest that begins with these bytes: their hash.
 fn seal(body: &[u8]) -> String {
     format!(",\n  \"blake3\": \"{}\"\n}}\n", blake3::hash(body))
 }
 
-/// Reads the manifest of a folder and checks it, and that its files are there, with their sizes.
+/// Reads the manifest of a folder, and checks it and that its files exist with their sizes.
 pub(super) fn read(folder: &Path) -> Result<Manifest, SaveError> {
     let path = folder.join(MANIFEST_FILE);
     let missing = || SaveError::NoManifest { path: folder.into() };
@@ -137,10 +138,10 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Manifest, SaveError> {
     Ok(manifest)
 }
 
-/// Reads all of a checkpoint and compares it with its manifest. Files that the manifest does not name are no matter.
+/// Reads a whole checkpoint and compares it with its manifest. Files that the manifest does not list are ignored.
 ///
 /// # Errors
-/// The first file that is not as it was written.
+/// The first file that differs from what was written.
 pub fn verify(path: &Path) -> Result<Manifest, SaveError> {
     let manifest = read(path)?;
     for record in &manifest.files {
@@ -154,7 +155,7 @@ pub fn verify(path: &Path) -> Result<Manifest, SaveError> {
     Ok(manifest)
 }
 
-/// Bytes of a file; none if there is none, or something that is not a file.
+/// The size of a file; None if it does not exist or is not a regular file.
 fn regular_length(path: &Path) -> Result<Option<u64>, SaveError> {
     match std::fs::metadata(path) {
         Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),

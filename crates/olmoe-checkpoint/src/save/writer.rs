@@ -1,4 +1,4 @@
-//! One save, from its first byte to its final name.
+//! A save, from its first byte to its final name.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
@@ -12,14 +12,14 @@ use crate::disk::Disk;
 use crate::file_name;
 use crate::safetensors::{self, SafetensorsError, Spec, file_bytes, shard_name, split};
 
-/// Bytes that must be free beyond those of the tensors: the small files, and what the file system needs itself.
+/// The bytes that must be free beyond those of the tensors, for the small files and the file system itself.
 pub const SPACE_RESERVE: u64 = 16 << 20;
 const BUFFER: usize = 1 << 20;
-/// Numbers that are written at once.
+/// How many numbers are written at once.
 const PIECE: usize = 64 << 10;
 
-/// A checkpoint being written. Dropped before [`Writer::commit`], it is removed again.
-pub struct Writer<'a, D: Disk> {
+/// A checkpoint being written. Dropped before [`CheckpointWriter::commit`], it is removed again.
+pub struct CheckpointWriter<'a, D: Disk> {
     checkpoints: &'a Checkpoints<D>,
     step: u64,
     folder: PathBuf,
@@ -30,20 +30,20 @@ pub struct Writer<'a, D: Disk> {
     committed: bool,
 }
 
-/// A checkpoint that is on disk.
+/// A saved checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedCheckpoint {
     /// Its step.
     pub step: u64,
     /// Its folder.
     pub path: PathBuf,
-    /// Bytes of its files, without the manifest.
+    /// The size of its files in bytes, without the manifest.
     pub bytes: u64,
-    /// Where a damaged checkpoint of the same step was moved; the user should see it.
+    /// Where a damaged checkpoint of the same step was moved, to be shown.
     pub set_aside: Option<PathBuf>,
 }
 
-impl<'a, D: Disk> Writer<'a, D> {
+impl<'a, D: Disk> CheckpointWriter<'a, D> {
     pub(super) fn new(checkpoints: &'a Checkpoints<D>, step: u64) -> Result<Self, SaveError> {
         let folder = checkpoints.run_dir.join(format!("{}.tmp", folder_name(step)));
         checkpoints.disk.create_dir(&folder).map_err(SaveError::io("make the folder", &folder))?;
@@ -51,8 +51,8 @@ impl<'a, D: Disk> Writer<'a, D> {
         Ok(Self { checkpoints, step, folder, files, groups, state, failed: false, committed: false })
     }
 
-    /// Checks that this many bytes, and a reserve, can be written. [`Writer::tensors`] does so for its own; asking for
-    /// all of a save before its first byte spares the user a long write in vain.
+    /// Checks that this many bytes, and a reserve, can be written. [`CheckpointWriter::tensors`] checks its own bytes;
+    /// checking a whole save before its first byte avoids a long write in vain.
     ///
     /// # Errors
     /// [`SaveError::NoSpace`].
@@ -66,12 +66,12 @@ impl<'a, D: Disk> Writer<'a, D> {
         Ok(())
     }
 
-    /// Writes a group of tensors as `group-00001-of-0000N.safetensors`, in their order, each file with at most
-    /// `max_shard_bytes` of numbers or one tensor. `fill` writes the numbers of the tensor of an index, little-endian,
-    /// in as many pieces as it likes; none is kept in memory.
+    /// Writes a group of tensors as `group-00001-of-0000N.safetensors`, in order, each file with at most
+    /// `max_shard_bytes` of numbers or one tensor. `fill` writes the numbers of the tensor with an index,
+    /// little-endian, in any number of pieces; none is kept in memory.
     ///
     /// # Errors
-    /// What [`SaveError`] says of names, space, tensors and the system.
+    /// Errors of names, space, tensors and the system.
     pub fn tensors(
         &mut self,
         group: &str,
@@ -83,10 +83,10 @@ impl<'a, D: Disk> Writer<'a, D> {
         self.note(written)
     }
 
-    /// Writes a group of f32 tensors, as [`Writer::tensors`] does; `values` are their numbers, in the same order.
+    /// As [`CheckpointWriter::tensors`], for f32 tensors; `values` are their numbers, in the same order.
     ///
     /// # Errors
-    /// As [`Writer::tensors`].
+    /// As [`CheckpointWriter::tensors`].
     pub fn numbers(
         &mut self,
         group: &str,
@@ -96,7 +96,7 @@ impl<'a, D: Disk> Writer<'a, D> {
     ) -> Result<(), SaveError> {
         let mut bytes = Vec::with_capacity(PIECE * size_of::<f32>());
         self.tensors(group, specs, max_shard_bytes, |index, out| {
-            // A piece at a time, each in the order of bytes that files have.
+            // The numbers are converted to little-endian piece by piece.
             values[index].chunks(PIECE).try_for_each(|piece| {
                 bytes.clear();
                 bytes.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
@@ -112,13 +112,13 @@ impl<'a, D: Disk> Writer<'a, D> {
         max_shard_bytes: u64,
         fill: &mut dyn FnMut(usize, &mut dyn Write) -> io::Result<()>,
     ) -> Result<(), SaveError> {
-        // Other programs ask for this entry before they read a model.
+        // Other programs require this entry before they read a model.
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let invalid = |source| SaveError::Tensors { path: self.folder.join(group), source };
         if self.groups.contains_key(group) {
             return Err(SaveError::Twice { path: self.folder.clone(), name: group.into() });
         }
-        // Names have to differ in all shards together.
+        // Names must be unique over all shards.
         file_bytes(specs, &metadata).map_err(invalid)?;
         let shards = split(specs, max_shard_bytes).map_err(invalid)?;
         let sizes = shards.iter().map(|shard| file_bytes(&specs[shard.clone()], &metadata));
@@ -151,10 +151,10 @@ impl<'a, D: Disk> Writer<'a, D> {
         Ok(())
     }
 
-    /// Writes a small file as JSON. Maps must be ordered, or the same state gives other bytes.
+    /// Writes a small file as JSON. Maps must be ordered, so that the same state gives the same bytes.
     ///
     /// # Errors
-    /// [`SaveError::Json`], and those of [`Writer::bytes`].
+    /// [`SaveError::Json`], and those of [`CheckpointWriter::bytes`].
     pub fn json(&mut self, name: &str, value: &impl Serialize) -> Result<(), SaveError> {
         let text = serde_json::to_string_pretty(value).map_err(|source| SaveError::Json { name: name.into(), source });
         let text = self.note(text)?;
@@ -164,14 +164,14 @@ impl<'a, D: Disk> Writer<'a, D> {
     /// Writes a small file.
     ///
     /// # Errors
-    /// What [`SaveError`] says of names and the system.
+    /// Errors of names and the system.
     pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), SaveError> {
         let path = self.folder.join(name);
         let written = self.file(name, |out| out.write_all(bytes).map_err(SaveError::io("write", &path)));
         self.note(written)
     }
 
-    /// Sets the state of the trainer that the manifest carries.
+    /// Sets the trainer state in the manifest.
     ///
     /// # Errors
     /// [`SaveError::Json`].
@@ -182,12 +182,12 @@ impl<'a, D: Disk> Writer<'a, D> {
         Ok(())
     }
 
-    /// Gives the checkpoint its manifest and its name, and moves `latest`.
+    /// Writes the manifest, gives the checkpoint its name, and moves `latest`.
     ///
-    /// If the step has a checkpoint already: nothing is done if it is the same to the byte, which is what a resumed run
-    /// comes to; a damaged one is set aside as `step-N.damaged`; a whole one that differs is an error.
+    /// If the step has a checkpoint already: an identical one, as a resumed run writes it, is left alone; a damaged one
+    /// is renamed to `step-N.damaged`; another complete one is an error.
     ///
-    /// After an error the same save can be tried again, whatever the first try came to.
+    /// After an error the same save can be tried again, whatever the first try left behind.
     ///
     /// # Errors
     /// [`SaveError::Exists`], [`SaveError::Incomplete`], [`SaveError::Io`].
@@ -235,13 +235,13 @@ impl<'a, D: Disk> Writer<'a, D> {
         Ok(SavedCheckpoint { step: self.step, path, bytes, set_aside })
     }
 
-    /// Remembers a failure: a checkpoint that lacks a part is not committed, even if the caller goes on.
+    /// Records a failure, so that a checkpoint that lacks a part is never committed, even if the caller continues.
     fn note<T>(&mut self, part: Result<T, SaveError>) -> Result<T, SaveError> {
         self.failed |= part.is_err();
         part
     }
 
-    /// A file of the checkpoint: checks its name, writes it, notes its hash.
+    /// Adds a file to the checkpoint: checks its name, writes it, and records its hash.
     fn file(
         &mut self,
         name: &str,
@@ -270,7 +270,7 @@ impl<'a, D: Disk> Writer<'a, D> {
         let file = HashedFile { disk, file, hasher: blake3::Hasher::new(), bytes: 0 };
         let mut out = BufWriter::with_capacity(BUFFER, file);
         let filled = fill(&mut out).and_then(|()| out.flush().map_err(SaveError::io("write", &path)));
-        // Not dropped as a whole: that would write again after an error.
+        // The buffer is not dropped with its content, which would write again after an error.
         let (file, _) = out.into_parts();
         filled?;
         disk.sync_file(&file.file).map_err(SaveError::io("sync", &path))?;
@@ -278,16 +278,16 @@ impl<'a, D: Disk> Writer<'a, D> {
     }
 }
 
-impl<D: Disk> Drop for Writer<'_, D> {
+impl<D: Disk> Drop for CheckpointWriter<'_, D> {
     fn drop(&mut self) {
         if !self.committed {
-            // What cannot be removed now is removed when the next save begins.
+            // The next save removes what cannot be removed now.
             let _ = remove_tree(&self.checkpoints.disk, &self.folder);
         }
     }
 }
 
-/// A file that is hashed as it is written.
+/// A file that is hashed while it is written.
 struct HashedFile<'a, D: Disk> {
     disk: &'a D,
     file: D::File,
@@ -308,7 +308,7 @@ impl<D: Disk> Write for HashedFile<'_, D> {
     }
 }
 
-/// The numbers of one tensor, no more than it has.
+/// A writer of the numbers of one tensor, which accepts no more than it has.
 struct TensorWriter<'a, W> {
     out: &'a mut safetensors::Writer<W>,
     found: u64,
@@ -340,7 +340,7 @@ fn tensor_error(path: &Path, error: SafetensorsError) -> SaveError {
     }
 }
 
-/// The first of `step-N.damaged`, `step-N.damaged-2` … that is not taken.
+/// The first of `step-N.damaged`, `step-N.damaged-2` … that does not exist.
 fn free_name(path: &Path) -> PathBuf {
     let mut name = path.with_extension("damaged");
     for i in 2u64.. {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use olmoe_checkpoint::gguf::value::Kind;
+use olmoe_checkpoint::gguf::value::ValueType;
 
 use crate::gguf_file::{Gguf, array, text};
 use crate::good::good;
@@ -35,7 +35,7 @@ const DOWN: &str = "blk.1.ffn_down_exps.weight";
 fn containers() {
     let mut table = Table::new();
     let file = Gguf::read(&good().gguf);
-    let name_text = |bytes: &'static [u8]| move |g: &mut Gguf| g.set("general.name", Kind::Text, bytes);
+    let name_text = |bytes: &'static [u8]| move |g: &mut Gguf| g.set("general.name", ValueType::Text, bytes);
     #[rustfmt::skip]
     rows(&mut table, &file, vec![
         ("another magic", &|g| g.magic = *b"GGML", &["begins with \"GGML\""]),
@@ -60,20 +60,20 @@ fn containers() {
         ("text of 2^63", &name_text(&[0, 0, 0, 0, 0, 0, 0, 0x80]), &["the length of general.name is 9223372036854775808"]),
         ("text beyond the end", &name_text(&[0, 0, 0, 3, 0, 0, 0, 0]), &["inside general.name"]),
         ("text that is none", &name_text(&[2, 0, 0, 0, 0, 0, 0, 0, 0xc3, 0x28]), &["general.name is not UTF-8"]),
-        ("token that is no text", &|g| g.set("tokenizer.ggml.tokens", Kind::Array, array(Kind::Text, &[text(b"a"), text(&[0xff])])), &["tokenizer.ggml.tokens is not UTF-8"]),
-        ("array of 2^63", &|g| g.set("a", Kind::Array, [&u32s(4)[..], &(1u64 << 63).to_le_bytes()].concat()), &["the length of a is 9223372036854775808"]),
-        ("array of 2^64-1 texts", &|g| g.set("a", Kind::Array, [&u32s(8)[..], &u64::MAX.to_le_bytes()].concat()), &["the length of a is 18446744073709551615"]),
-        ("array beyond the end", &|g| g.set("a", Kind::Array, [&u32s(8)[..], &(1u64 << 20).to_le_bytes()].concat()), &["inside a; it is truncated"]),
-        ("array of arrays", &|g| g.set("a", Kind::Array, array(Kind::Array, &[array(Kind::U8, &[])])), &["a: value type 9"]),
-        ("array of type 99", &|g| g.set("a", Kind::Array, [&u32s(99)[..], &[0; 8]].concat()), &["a: value type 99"]),
-        ("2^22 + 1 elements", &|g| g.set("a", Kind::Array, [&u32s(0)[..], &((1u64 << 22) + 1).to_le_bytes()].concat()), &["the length of a is 4194305"]),
-        ("2^22 elements in one array and more in others", &|g| g.set("a", Kind::Array, [&u32s(0)[..], &(1u64 << 22).to_le_bytes(), &vec![0; 1 << 22]].concat()), &["the number of all arrays' elements is 419"]),
-        ("alignment 0", &|g| g.set("general.alignment", Kind::U32, u32s(0)), &["general.alignment is 0"]),
-        ("alignment 33", &|g| g.set("general.alignment", Kind::U32, u32s(33)), &["general.alignment is 33"]),
-        ("alignment 4", &|g| g.set("general.alignment", Kind::U32, u32s(4)), &["general.alignment is 4"]),
-        ("alignment 2^31", &|g| g.set("general.alignment", Kind::U32, u32s(1 << 31)), &["general.alignment is 2147483648"]),
-        ("alignment in words", &|g| g.set("general.alignment", Kind::Text, text(b"32")), &["general.alignment is \"32\""]),
-        ("another alignment", &|g| { g.set("general.alignment", Kind::U32, u32s(4096)); g.alignment = 4096 }, &["is not a multiple of 4096"]),
+        ("token that is no text", &|g| g.set("tokenizer.ggml.tokens", ValueType::Array, array(ValueType::Text, &[text(b"a"), text(&[0xff])])), &["tokenizer.ggml.tokens is not UTF-8"]),
+        ("array of 2^63", &|g| g.set("a", ValueType::Array, [&u32s(4)[..], &(1u64 << 63).to_le_bytes()].concat()), &["the length of a is 9223372036854775808"]),
+        ("array of 2^64-1 texts", &|g| g.set("a", ValueType::Array, [&u32s(8)[..], &u64::MAX.to_le_bytes()].concat()), &["the length of a is 18446744073709551615"]),
+        ("array beyond the end", &|g| g.set("a", ValueType::Array, [&u32s(8)[..], &(1u64 << 20).to_le_bytes()].concat()), &["inside a; it is truncated"]),
+        ("array of arrays", &|g| g.set("a", ValueType::Array, array(ValueType::Array, &[array(ValueType::U8, &[])])), &["a: value type 9"]),
+        ("array of type 99", &|g| g.set("a", ValueType::Array, [&u32s(99)[..], &[0; 8]].concat()), &["a: value type 99"]),
+        ("2^22 + 1 elements", &|g| g.set("a", ValueType::Array, [&u32s(0)[..], &((1u64 << 22) + 1).to_le_bytes()].concat()), &["the length of a is 4194305"]),
+        ("2^22 elements in one array and more in others", &|g| g.set("a", ValueType::Array, [&u32s(0)[..], &(1u64 << 22).to_le_bytes(), &vec![0; 1 << 22]].concat()), &["the number of all arrays' elements is 419"]),
+        ("alignment 0", &|g| g.set("general.alignment", ValueType::U32, u32s(0)), &["general.alignment is 0"]),
+        ("alignment 33", &|g| g.set("general.alignment", ValueType::U32, u32s(33)), &["general.alignment is 33"]),
+        ("alignment 4", &|g| g.set("general.alignment", ValueType::U32, u32s(4)), &["general.alignment is 4"]),
+        ("alignment 2^31", &|g| g.set("general.alignment", ValueType::U32, u32s(1 << 31)), &["general.alignment is 2147483648"]),
+        ("alignment in words", &|g| g.set("general.alignment", ValueType::Text, text(b"32")), &["general.alignment is \"32\""]),
+        ("another alignment", &|g| { g.set("general.alignment", ValueType::U32, u32s(4096)); g.alignment = 4096 }, &["is not a multiple of 4096"]),
         ("tensor twice", &|g| g.tensor("output_norm.weight").name = UP.into(), &["tensor \"blk.1.ffn_up_exps.weight\" occurs twice"]),
         ("tensor that is no text", &|g| g.tensor(UP).name = vec![0x80], &["a tensor's name is not UTF-8"]),
         ("tensor's name of 2^63", &|g| g.tensor(UP).name_len = Some(1 << 63), &["the length of a tensor's name is 9223372036854775808"]),
@@ -102,24 +102,25 @@ fn containers() {
 fn models() {
     let mut table = Table::new();
     let file = Gguf::read(&good().gguf);
-    let size = |key: &'static str, x: u32| move |g: &mut Gguf| g.set(&format!("olmoe.{key}"), Kind::U32, u32s(x));
+    let size = |key: &'static str, x: u32| move |g: &mut Gguf| g.set(&format!("olmoe.{key}"), ValueType::U32, u32s(x));
     // Without the width of a head, which would be found to be wrong first.
     let bare = |key: &'static str, x: u32| {
         move |g: &mut Gguf| {
             g.remove("olmoe.rope.dimension_count");
-            g.set(&format!("olmoe.{key}"), Kind::U32, u32s(x));
+            g.set(&format!("olmoe.{key}"), ValueType::U32, u32s(x));
         }
     };
-    let number = |key: &'static str, x: f32| move |g: &mut Gguf| g.set(&format!("olmoe.{key}"), Kind::F32, f32s(x));
+    let number =
+        |key: &'static str, x: f32| move |g: &mut Gguf| g.set(&format!("olmoe.{key}"), ValueType::F32, f32s(x));
     let word = |key: &'static str, x: &'static str| {
-        move |g: &mut Gguf| g.set(&format!("olmoe.{key}"), Kind::Text, text(x.as_bytes()))
+        move |g: &mut Gguf| g.set(&format!("olmoe.{key}"), ValueType::Text, text(x.as_bytes()))
     };
     #[rustfmt::skip]
     rows(&mut table, &file, vec![
         ("architecture missing", &|g| g.remove("general.architecture"), &["general.architecture is missing"]),
-        ("another architecture", &|g| g.set("general.architecture", Kind::Text, text(b"mixtral")), &["general.architecture is \"mixtral\""]),
-        ("architecture by number", &|g| g.set("general.architecture", Kind::U32, u32s(3)), &["general.architecture is 3"]),
-        ("dense architecture", &|g| g.set("general.architecture", Kind::Text, text(b"llama")), &["metadata has no llama."]),
+        ("another architecture", &|g| g.set("general.architecture", ValueType::Text, text(b"mixtral")), &["general.architecture is \"mixtral\""]),
+        ("architecture by number", &|g| g.set("general.architecture", ValueType::U32, u32s(3)), &["general.architecture is 3"]),
+        ("dense architecture", &|g| g.set("general.architecture", ValueType::Text, text(b"llama")), &["metadata has no llama."]),
         ("layers missing", &|g| g.remove("olmoe.block_count"), &["metadata has no olmoe.block_count"]),
         ("layers in words", &word("block_count", "two"), &["olmoe.block_count is \"two\""]),
         ("no layers", &size("block_count", 0), &["is 0"]),
@@ -127,13 +128,13 @@ fn models() {
         ("one layer more", &size("block_count", 3), &["blk.2.attn_norm.weight", "missing"]),
         ("4096 layers", &size("block_count", 4096), &["blk.2.attn_norm.weight", "missing"]),
         ("2^32-1 layers", &size("block_count", u32::MAX), &["is 4294967295"]),
-        ("-1 layers", &|g| g.set("olmoe.block_count", Kind::I32, (-1i32).to_le_bytes()), &["olmoe.block_count is -1"]),
+        ("-1 layers", &|g| g.set("olmoe.block_count", ValueType::I32, (-1i32).to_le_bytes()), &["olmoe.block_count is -1"]),
         ("2.0 layers", &number("block_count", 2.0), &["olmoe.block_count is 2"]),
         ("no heads", &bare("attention.head_count", 0), &["is 0"]),
         ("3 heads", &bare("attention.head_count", 3), &["(3) does not divide"]),
         ("32 heads", &bare("attention.head_count", 32), &["an even number"]),
         ("2^32-1 heads", &bare("attention.head_count", u32::MAX), &["4294967295"]),
-        ("heads by layer", &|g| g.set("olmoe.attention.head_count", Kind::Array, array(Kind::U32, &[vec![4, 0, 0, 0], vec![2, 0, 0, 0]])), &["olmoe.attention.head_count is [4, 2]"]),
+        ("heads by layer", &|g| g.set("olmoe.attention.head_count", ValueType::Array, array(ValueType::U32, &[vec![4, 0, 0, 0], vec![2, 0, 0, 0]])), &["olmoe.attention.head_count is [4, 2]"]),
         ("no key heads", &size("attention.head_count_kv", 0), &["is 0"]),
         ("3 key heads", &size("attention.head_count_kv", 3), &["(3) does not divide"]),
         ("2 key heads", &size("attention.head_count_kv", 2), &["blk.0.attn_k.weight", "expected [16, 32]"]),
@@ -202,37 +203,38 @@ fn vocabularies() {
     const TOKENS: &str = "tokenizer.ggml.tokens";
     const MERGES: &str = "tokenizer.ggml.merges";
     const KINDS: &str = "tokenizer.ggml.token_type";
-    let merge =
-        |x: &'static str| move |g: &mut Gguf| g.set(MERGES, Kind::Array, array(Kind::Text, &[text(x.as_bytes())]));
+    let merge = |x: &'static str| {
+        move |g: &mut Gguf| g.set(MERGES, ValueType::Array, array(ValueType::Text, &[text(x.as_bytes())]))
+    };
     let kinds = |values: Vec<i32>| {
         let values: Vec<Vec<u8>> = values.iter().map(|value| value.to_le_bytes().to_vec()).collect();
-        move |g: &mut Gguf| g.set(KINDS, Kind::Array, array(Kind::I32, &values))
+        move |g: &mut Gguf| g.set(KINDS, ValueType::Array, array(ValueType::I32, &values))
     };
     let (short, long, unknown) = (kinds(vec![1; 259]), kinds(vec![1; 261]), kinds(vec![7; 260]));
     #[rustfmt::skip]
     rows(&mut table, &file, vec![
         ("tokens missing", &|g| g.remove(TOKENS), &["tokenizer.ggml.tokens is missing"]),
-        ("tokens by number", &|g| g.set(TOKENS, Kind::Array, array(Kind::I32, &[vec![0; 4], vec![1; 4]])), &["tokenizer.ggml.tokens is [0, 16843009], expected a list of texts"]),
-        ("tokens in one text", &|g| g.set(TOKENS, Kind::Text, text(b"a b c")), &["tokenizer.ggml.tokens is \"a b c\""]),
-        ("no tokens", &|g| g.set(TOKENS, Kind::Array, array(Kind::Text, &[])), &["token"]),
+        ("tokens by number", &|g| g.set(TOKENS, ValueType::Array, array(ValueType::I32, &[vec![0; 4], vec![1; 4]])), &["tokenizer.ggml.tokens is [0, 16843009], expected a list of texts"]),
+        ("tokens in one text", &|g| g.set(TOKENS, ValueType::Text, text(b"a b c")), &["tokenizer.ggml.tokens is \"a b c\""]),
+        ("no tokens", &|g| g.set(TOKENS, ValueType::Array, array(ValueType::Text, &[])), &["token"]),
         ("token twice", &|g| drop(g.entry(TOKENS).value.splice(12..12 + 10, text(b"he"))), &["\"he\""]),
-        ("model by number", &|g| g.set("tokenizer.ggml.model", Kind::U32, u32s(1)), &["tokenizer.ggml.model is 1"]),
-        ("another model", &|g| g.set("tokenizer.ggml.model", Kind::Text, text(b"bert")), &["bert"]),
-        ("another way to cut", &|g| g.set("tokenizer.ggml.pre", Kind::Text, text(b"mine")), &["tokenizer.ggml.pre", "mine"]),
+        ("model by number", &|g| g.set("tokenizer.ggml.model", ValueType::U32, u32s(1)), &["tokenizer.ggml.model is 1"]),
+        ("another model", &|g| g.set("tokenizer.ggml.model", ValueType::Text, text(b"bert")), &["bert"]),
+        ("another way to cut", &|g| g.set("tokenizer.ggml.pre", ValueType::Text, text(b"mine")), &["tokenizer.ggml.pre", "mine"]),
         ("merge of strangers", &merge("zz qq"), &["zz"]),
         ("merge without a result", &merge("z q"), &["zq"]),
         ("merge of one", &merge("he"), &["\"he\""]),
         ("merge of nothing", &merge(""), &["\"\""]),
         ("merge of a space", &merge(" "), &["\" \""]),
-        ("merges by number", &|g| g.set(MERGES, Kind::Array, array(Kind::U32, &[vec![0; 4]])), &["tokenizer.ggml.merges is [0]"]),
+        ("merges by number", &|g| g.set(MERGES, ValueType::Array, array(ValueType::U32, &[vec![0; 4]])), &["tokenizer.ggml.merges is [0]"]),
         ("types too few", &short, &["259", "260"]),
         ("types too many", &long, &["261", "260"]),
         ("type 7", &unknown, &["tokenizer.ggml.token_type is [7, 7, 7, 7, … 260 in all]"]),
-        ("types in words", &|g| g.set(KINDS, Kind::Text, text(b"normal")), &["tokenizer.ggml.token_type is \"normal\""]),
-        ("end in words", &|g| g.set("tokenizer.ggml.eos_token_id", Kind::Text, text(b"</s>")), &["tokenizer.ggml.eos_token_id is \"</s>\""]),
-        ("end below 0", &|g| g.set("tokenizer.ggml.eos_token_id", Kind::I32, (-1i32).to_le_bytes()), &["tokenizer.ggml.eos_token_id is -1"]),
-        ("beginning by number", &|g| g.set("tokenizer.ggml.add_bos_token", Kind::U32, u32s(1)), &["tokenizer.ggml.add_bos_token is 1"]),
-        ("template by number", &|g| g.set("tokenizer.chat_template", Kind::U32, u32s(1)), &["tokenizer.chat_template is 1"]),
+        ("types in words", &|g| g.set(KINDS, ValueType::Text, text(b"normal")), &["tokenizer.ggml.token_type is \"normal\""]),
+        ("end in words", &|g| g.set("tokenizer.ggml.eos_token_id", ValueType::Text, text(b"</s>")), &["tokenizer.ggml.eos_token_id is \"</s>\""]),
+        ("end below 0", &|g| g.set("tokenizer.ggml.eos_token_id", ValueType::I32, (-1i32).to_le_bytes()), &["tokenizer.ggml.eos_token_id is -1"]),
+        ("beginning by number", &|g| g.set("tokenizer.ggml.add_bos_token", ValueType::U32, u32s(1)), &["tokenizer.ggml.add_bos_token is 1"]),
+        ("template by number", &|g| g.set("tokenizer.chat_template", ValueType::U32, u32s(1)), &["tokenizer.chat_template is 1"]),
     ]);
     table.check("GGUF vocabularies");
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use olmoe_checkpoint::gguf::container;
-use olmoe_checkpoint::gguf::value::{Kind, Value};
+use olmoe_checkpoint::gguf::value::{MetadataValue, ValueType};
 
 /// An entry of the metadata.
 #[derive(Clone)]
@@ -47,18 +47,18 @@ pub(crate) fn text(text: &[u8]) -> Vec<u8> {
 }
 
 /// An array of values that are given as bytes.
-pub(crate) fn array(kind: Kind, values: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn array(kind: ValueType, values: &[Vec<u8>]) -> Vec<u8> {
     [&(kind as u32).to_le_bytes()[..], &(values.len() as u64).to_le_bytes(), &values.concat()].concat()
 }
 
-fn encoded(value: &Value) -> Vec<u8> {
+fn encoded(value: &MetadataValue) -> Vec<u8> {
     match value {
-        Value::U32(x) => x.to_le_bytes().to_vec(),
-        Value::I32(x) => x.to_le_bytes().to_vec(),
-        Value::F32(x) => x.to_le_bytes().to_vec(),
-        Value::Bool(x) => vec![u8::from(*x)],
-        Value::Text(x) => text(x.as_bytes()),
-        Value::Array(kind, values) => array(*kind, &values.iter().map(encoded).collect::<Vec<_>>()),
+        MetadataValue::U32(x) => x.to_le_bytes().to_vec(),
+        MetadataValue::I32(x) => x.to_le_bytes().to_vec(),
+        MetadataValue::F32(x) => x.to_le_bytes().to_vec(),
+        MetadataValue::Bool(x) => vec![u8::from(*x)],
+        MetadataValue::Text(x) => text(x.as_bytes()),
+        MetadataValue::Array(kind, values) => array(*kind, &values.iter().map(encoded).collect::<Vec<_>>()),
         other => panic!("no file here has {other}"),
     }
 }
@@ -68,7 +68,7 @@ impl Gguf {
         let bytes = fs::read(path).unwrap();
         let header = container::read(&bytes[..]).unwrap();
         let begin = header.tensors.iter().map(|tensor| tensor.offset).min().unwrap();
-        let entry = |(key, value): (&str, &Value)| Entry {
+        let entry = |(key, value): (&str, &MetadataValue)| Entry {
             key: key.into(),
             key_len: None,
             kind: value.kind() as u32,
@@ -142,7 +142,7 @@ impl Gguf {
     }
 
     /// Sets a value, new or not.
-    pub(crate) fn set(&mut self, key: &str, kind: Kind, value: impl Into<Vec<u8>>) {
+    pub(crate) fn set(&mut self, key: &str, kind: ValueType, value: impl Into<Vec<u8>>) {
         self.entries.retain(|entry| entry.key != key.as_bytes());
         self.entries.push(Entry { key: key.into(), key_len: None, kind: kind as u32, value: value.into() });
     }

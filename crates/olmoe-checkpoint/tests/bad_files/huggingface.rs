@@ -91,7 +91,7 @@ fn single_files() {
             });
         },
     );
-    table.folder("cut short", &good().huggingface, &["cut short"], |folder| {
+    table.folder("cut short", &good().huggingface, &["truncated"], |folder| {
         patch(&folder.join(WEIGHTS), |bytes| bytes.truncate(bytes.len() / 2));
     });
     table.folder("empty weights", &good().huggingface, &["0 bytes long"], |folder| {
@@ -192,12 +192,12 @@ fn indices() {
     index("shard .", &["\".\"", "plain name"], &|folder| first(folder, "\".\""));
     index("shard without a name", &["plain name"], &|folder| first(folder, "\"\""));
     index("shard with a zero", &["plain name"], &|folder| first(folder, "\"a\\u0000b\""));
-    index("shard by number", &["cannot be understood"], &|folder| first(folder, "7"));
+    index("shard by number", &["not a valid index"], &|folder| first(folder, "7"));
     index("shard that is the index", &["safetensors"], &|folder| first(folder, &format!("\"{INDEX_FILE}\"")));
     index("shard that is the configuration", &["config.json"], &|folder| first(folder, "\"config.json\""));
     index("shard that is not there", &["none.safetensors"], &|folder| first(folder, "\"none.safetensors\""));
     index("tensor in the other shard", &[SHARDS[0], "tensor"], &|folder| first(folder, &format!("\"{}\"", SHARDS[1])));
-    index("tensor twice", &["is there twice"], &|folder| {
+    index("tensor twice", &["occurs twice"], &|folder| {
         let text = fs::read_to_string(folder.join(INDEX_FILE)).unwrap();
         let line = text.lines().find(|line| line.contains("lm_head")).unwrap().trim_end_matches(',').to_owned();
         replace(&folder.join(INDEX_FILE), &line, &format!("{line},\n{line}"));
@@ -215,7 +215,7 @@ fn indices() {
         write_tensors(&a, &both.1);
         write_tensors(&b, &both.0);
     });
-    index("shard cut short", &[SHARDS[1], "cut short"], &|folder| {
+    index("shard cut short", &[SHARDS[1], "truncated"], &|folder| {
         patch(&folder.join(SHARDS[1]), |bytes| bytes.truncate(bytes.len() - 1));
     });
     index("empty shard", &[SHARDS[0], "0 bytes long"], &|folder| fs::write(folder.join(SHARDS[0]), b"").unwrap());
@@ -223,10 +223,10 @@ fn indices() {
     index("map of nothing", &["missing"], &|folder| {
         fs::write(folder.join(INDEX_FILE), b"{\"weight_map\": {}}").unwrap();
     });
-    index("no JSON", &[INDEX_FILE, "cannot be understood"], &|folder| {
+    index("no JSON", &[INDEX_FILE, "not a valid index"], &|folder| {
         fs::write(folder.join(INDEX_FILE), b"weights").unwrap();
     });
-    index("deep JSON", &[INDEX_FILE, "cannot be understood"], &|folder| {
+    index("deep JSON", &[INDEX_FILE, "not a valid index"], &|folder| {
         fs::write(folder.join(INDEX_FILE), b"[".repeat(100_000)).unwrap();
     });
     table.row("index without shards", "", &["model-0000"], |folder| {

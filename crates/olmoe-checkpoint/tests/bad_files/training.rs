@@ -43,7 +43,7 @@ fn training_checkpoints() {
             });
         });
         row(&format!("{name} missing"), &[name, "missing"], &|folder| fs::remove_file(folder.join(name)).unwrap());
-        row(&format!("{name} longer"), &[name, "the manifest says"], &|folder| {
+        row(&format!("{name} longer"), &[name, "in the manifest"], &|folder| {
             patch(&folder.join(name), |bytes| bytes.push(0));
         });
         row(&format!("{name} a folder"), &[name, "missing"], &|folder| {
@@ -66,7 +66,7 @@ fn training_checkpoints() {
             forge(folder, &quoted, &format!("\"{name}\""));
         });
     }
-    row("manifest naming a shard twice", &["is there twice"], &|folder| {
+    row("manifest naming a shard twice", &["occurs twice"], &|folder| {
         forge(folder, &quoted, &format!("\"{}\"", shards[0]));
     });
     row("manifest of version 2", &["version 2"], &|folder| forge(folder, "\"version\": 1", "\"version\": 2"));

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use olmoe_checkpoint::hub::{
-    ATTEMPTS, Hub, HubError, MAX_WAIT, MODEL_FILES, Progress, RepoId, Revision, RevisionKind, WAITS,
+    ATTEMPTS, DownloadProgress, Hub, HubError, MAX_WAIT, MODEL_FILES, RepoId, Revision, RevisionKind, WAITS,
 };
 use server::{COMMIT, REPO, Reply, Request, Server, etag, git_hash, sha256};
 use tempfile::TempDir;
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 #[derive(Default)]
 struct Notes(RefCell<Vec<String>>);
 
-impl Progress for Notes {
+impl DownloadProgress for Notes {
     fn note(&self, text: &str) {
         self.0.borrow_mut().push(text.to_owned());
     }

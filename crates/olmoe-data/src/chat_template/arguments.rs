@@ -1,4 +1,4 @@
-//! The arguments of a call, by place or by name, as a function of Python takes them.
+//! The arguments of a call, by position or by name, as a Python function takes them.
 
 use minijinja::value::{Kwargs, from_args};
 use minijinja::{Error, ErrorKind, Value};
@@ -28,7 +28,7 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// The same, where None is like an argument that is left out.
+    /// As [`value`](Self::value); None counts as an argument that is left out.
     pub(super) fn some(&mut self, name: &str) -> Result<Option<Value>, Error> {
         Ok(self.value(name)?.filter(|value| !value.is_none()))
     }
@@ -37,7 +37,7 @@ impl<'a> Arguments<'a> {
         self.some(name)?.map(|value| self.as_text(name, &value)).transpose()
     }
 
-    /// A text that has to be given.
+    /// A string argument that must be given.
     pub(super) fn needed_text(&mut self, name: &str) -> Result<String, Error> {
         let value = self.needed(name)?;
         self.as_text(name, &value)
@@ -64,7 +64,7 @@ impl<'a> Arguments<'a> {
         Ok(self.value(name)?.map_or(default, |value| value.is_true()))
     }
 
-    /// Fails if there are more.
+    /// Fails if there are further arguments.
     pub(super) fn end(self) -> Result<(), Error> {
         if self.places.len() > self.next {
             let (found, most) = (self.places.len(), self.next);
@@ -79,6 +79,6 @@ impl<'a> Arguments<'a> {
 
     fn as_text(&self, name: &str, value: &Value) -> Result<String, Error> {
         let text = value.as_str().map(str::to_owned);
-        text.ok_or_else(|| self.wrong(format!("{name} is {value:?}, expected a text")))
+        text.ok_or_else(|| self.wrong(format!("{name} is {value:?}, expected a string")))
     }
 }

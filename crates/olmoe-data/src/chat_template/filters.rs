@@ -10,7 +10,8 @@ use super::source::REMAINDER;
 use super::{json, objects};
 use crate::white_space::lines;
 
-/// What the engine has and Jinja2 does not: a template that asks for it fails there.
+/// Filters and tests that the engine has and Jinja2 does not: a template that uses one fails in Jinja2, and so it does
+/// here.
 const NOT_IN_JINJA: ([&str; 6], [&str; 4]) =
     (["split", "lines", "chain", "zip", "bool", "pprint"], ["safe", "int", "startingwith", "endingwith"]);
 
@@ -46,7 +47,7 @@ const FILTERS: [(&str, Filter); 26] = [
     (REMAINDER, remainder),
 ];
 
-/// Gives them to an environment.
+/// Adds the filters, tests and functions to an environment.
 pub(super) fn add(environment: &mut Environment) {
     NOT_IN_JINJA.0.iter().for_each(|name| environment.remove_filter(name));
     NOT_IN_JINJA.1.iter().for_each(|name| environment.remove_test(name));
@@ -241,7 +242,7 @@ fn word_count(_: &mut State, value: &Value, _: &mut Arguments) -> Result<Value, 
     Ok(Value::from(words.filter(|word| !word.is_empty()).count()))
 }
 
-/// A text as a part of an address; of a mapping or of pairs, a query.
+/// A string as a part of a URL; a mapping or a list of pairs as a query.
 fn url_encode(_: &mut State, value: &Value, arguments: &mut Arguments) -> Result<Value, Error> {
     let quoted = |value: &Value, kept: &[u8], space: &str| -> Result<String, Error> {
         let mut out = String::new();
@@ -264,7 +265,7 @@ fn url_encode(_: &mut State, value: &Value, arguments: &mut Arguments) -> Result
         let (key, of_key) = match value.kind() {
             ValueKind::Map => (item.clone(), value.get_item(&item)?),
             _ if item.len() == Some(2) => (item.get_item_by_index(0)?, item.get_item_by_index(1)?),
-            _ => return Err(arguments.wrong(format!("{item:?} is no pair"))),
+            _ => return Err(arguments.wrong(format!("{item:?} is not a pair"))),
         };
         parts.push(format!("{}={}", quoted(&key, b"", "+")?, quoted(&of_key, b"", "+")?));
     }
@@ -275,7 +276,7 @@ fn escape(state: &mut State, value: &Value, arguments: &mut Arguments) -> Result
     if value.is_safe() { Ok(value.clone()) } else { escape_always(state, value, arguments) }
 }
 
-/// A text with the letters that HTML gives a meaning written otherwise.
+/// A string with the characters escaped that have a meaning in HTML.
 fn escape_always(_: &mut State, value: &Value, _: &mut Arguments) -> Result<Value, Error> {
     let mut out = String::new();
     for letter in text_of(value)?.chars() {
@@ -325,7 +326,7 @@ fn smallest(state: &mut State, value: &Value, arguments: &mut Arguments) -> Resu
     minijinja::filters::min(state, value.clone(), names)
 }
 
-/// The first one of equal ones, as of the smallest.
+/// The first of the greatest values, as `min` gives the first of the smallest.
 fn largest(state: &mut State, value: &Value, arguments: &mut Arguments) -> Result<Value, Error> {
     let names = of_extreme(value, arguments)?;
     let reversed = value.reverse()?;
@@ -339,8 +340,8 @@ fn of_extreme(value: &Value, arguments: &mut Arguments) -> Result<Kwargs, Error>
     Ok(given([("case_sensitive", Some(case_sensitive.into())), ("attribute", attribute)]))
 }
 
-/// Fails where Python finds no order, between a text and a number or between two mappings, and between a boolean and a
-/// number, which Python takes for 0 or 1.
+/// Fails where Python defines no order, as between a string and a number or between two mappings. A boolean and a
+/// number are refused too, although Python takes the boolean for 0 or 1.
 fn comparable(values: &Value, attribute: Option<&Value>, arguments: &Arguments) -> Result<(), Error> {
     let mut first = None;
     for item in values.try_iter()? {
@@ -376,7 +377,7 @@ fn join(_: &mut State, value: &Value, arguments: &mut Arguments) -> Result<Value
     Ok(Value::from(parts.join(&between)))
 }
 
-/// The value at the end of names with dots between, or of a place.
+/// The value at the end of a path: attribute names with dots between, or an index.
 fn attribute_of(item: &Value, path: &Value) -> Result<Value, Error> {
     let Some(path) = path.as_str() else { return item.get_item(path) };
     path.split('.').try_fold(item.clone(), |value, name| match name.parse::<i64>() {
@@ -385,7 +386,7 @@ fn attribute_of(item: &Value, path: &Value) -> Result<Value, Error> {
     })
 }
 
-/// `a % b`: what is formatted if `a` is a text, else what division leaves, with the sign of `b`.
+/// `a % b`: the formatted string if `a` is a string, else the remainder of the division, with the sign of `b`.
 fn remainder(_: &mut State, value: &Value, arguments: &mut Arguments) -> Result<Value, Error> {
     let by = arguments.needed("the right operand")?;
     if let Some(text) = value.as_str() {
@@ -422,7 +423,7 @@ fn remainder(_: &mut State, value: &Value, arguments: &mut Arguments) -> Result<
     }
 }
 
-/// How many values a text of the style of printf takes by their place, and by name.
+/// How many values a printf-style format string takes by position, and how many by name.
 fn conversions(text: &str) -> (usize, usize) {
     let (mut places, mut names) = (0, 0);
     let mut letters = text.chars();
@@ -443,9 +444,9 @@ fn is_sequence(value: &Value) -> bool {
     )
 }
 
-/// Macros and functions; and what is undefined, which says what it is when it is called.
+/// Macros and functions are callable; so is an undefined value, whose call fails with its name.
 fn is_callable(value: &Value) -> bool {
-    // The engine's macros are mappings of what is known of them.
+    // The engine's macros are mappings of their properties.
     let is_macro = value.as_object().is_some_and(|object| object.type_name().ends_with("::Macro"));
     value.is_undefined() || is_macro || value.kind() == ValueKind::Plain && !objects::is_cycler(value)
 }

@@ -7,7 +7,7 @@ use minijinja::{Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-/// Most spaces of an indentation.
+/// The widest indentation, in spaces.
 const MAX_INDENT: usize = 64;
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
@@ -31,7 +31,7 @@ pub(super) fn tojson(value: &Value, settings: Kwargs) -> Result<Value, Error> {
             let part = |at| pair.get_item_by_index(at).map(|part: Value| part.to_string());
             (part(0)?, part(1)?)
         }
-        Some(_) => return Err(bad("tojson: separators are two texts".to_owned())),
+        Some(_) => return Err(bad("tojson: separators are two strings".to_owned())),
     };
     settings.assert_all_used()?;
     let mut out = Vec::new();
@@ -50,7 +50,7 @@ fn bad(message: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
-/// With the keys of all objects in order, whatever order its maps keep.
+/// The value with the keys of all objects sorted, whatever order its maps keep.
 fn in_order(value: serde_json::Value) -> serde_json::Value {
     use serde_json::Value as Json;
     match value {
@@ -64,11 +64,11 @@ fn in_order(value: serde_json::Value) -> serde_json::Value {
     }
 }
 
-/// Python's layout.
+/// The formatter with Python's separators and indentation.
 struct Python {
     indent: Option<String>,
     depth: usize,
-    /// Whether the array or object that ends now has anything in it.
+    /// Whether the array or object that ends now has any elements.
     filled: bool,
     item: String,
     key: String,

@@ -1,4 +1,4 @@
-//! The methods of Python's texts, mappings and lists.
+//! The methods of Python's strings, mappings and lists.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use regex_syntax::hir::{Class, HirKind};
 use super::arguments::Arguments;
 use crate::white_space::{is_space, lines};
 
-/// Calls a method that the engine's values do not have by themselves.
+/// Calls a method that the engine's values do not have themselves.
 pub(super) fn call(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     let arguments = Arguments::new(name, args)?;
     match value.as_str() {
@@ -110,7 +110,7 @@ fn of_text(
             match found {
                 Some(at) => Value::from(at),
                 None if name.ends_with("find") => Value::from(-1),
-                None => return Err(a.wrong(format!("{sought:?} is not in the text"))),
+                None => return Err(a.wrong(format!("{sought:?} is not in the string"))),
             }
         }
         "count" => {
@@ -124,7 +124,9 @@ fn of_text(
             let (_, part) = section(text, a)?;
             let mut found = false;
             for one in several {
-                let one = one.as_str().ok_or_else(|| a.wrong(format!("{one:?} is no text and no tuple of texts")))?;
+                let one = one
+                    .as_str()
+                    .ok_or_else(|| a.wrong(format!("{one:?} is neither a string nor a tuple of strings")))?;
                 found |= part
                     .is_some_and(|part| if name == "startswith" { part.starts_with(one) } else { part.ends_with(one) });
             }
@@ -141,7 +143,7 @@ fn of_text(
                 if at > 0 {
                     joined.push_str(text);
                 }
-                let item = item.as_str().ok_or_else(|| a.wrong(format!("item {at} is {item:?}, expected a text")))?;
+                let item = item.as_str().ok_or_else(|| a.wrong(format!("item {at} is {item:?}, expected a string")))?;
                 joined.push_str(item);
             }
             Value::from(joined)
@@ -150,13 +152,13 @@ fn of_text(
             let width = a.needed_integer("width")?;
             let fill = a.text("fillchar")?.unwrap_or_else(|| " ".to_owned());
             if fill.chars().count() != 1 {
-                return Err(a.wrong(format!("it fills up with {fill:?}, expected one letter")));
+                return Err(a.wrong(format!("the fill is {fill:?}, expected one character")));
             }
             let missing = missing(text, width, a)?;
             let left = match name {
                 "ljust" => 0,
                 "rjust" => missing,
-                // The odd one goes to the left where the width is odd.
+                // Where the width is odd, the odd fill character goes to the left.
                 _ => missing / 2 + (missing & width.max(0) as usize & 1),
             };
             Value::from(format!("{}{text}{}", fill.repeat(left), fill.repeat(missing - left)))
@@ -186,7 +188,8 @@ fn of_text(
     Ok(result)
 }
 
-/// The part of a text between two places and how many letters are before it; none if it begins behind the end.
+/// The part of a string between two positions, and the number of characters before it; None if `start` lies after
+/// `end`.
 fn section<'t>(text: &'t str, arguments: &mut Arguments) -> Result<(usize, Option<&'t str>), Error> {
     let length = text.chars().count() as i64;
     let place = |at: i64| if at < 0 { (at + length).max(0) } else { at };
@@ -199,10 +202,10 @@ fn section<'t>(text: &'t str, arguments: &mut Arguments) -> Result<(usize, Optio
     Ok((start as usize, Some(&text[byte(start)..byte(end)])))
 }
 
-/// Most letters that a text is filled up to.
+/// The greatest width that a string is padded to.
 const MAX_WIDTH: i64 = 1 << 20;
 
-/// How many letters a text lacks to have so many.
+/// How many characters a string lacks to reach a width.
 fn missing(text: &str, width: i64, arguments: &Arguments) -> Result<usize, Error> {
     if width > MAX_WIDTH {
         return Err(arguments.wrong(format!("the width is {width}, expected {MAX_WIDTH} at most")));
@@ -223,7 +226,7 @@ fn stripped(text: &str, letters: Option<String>, left: bool, right: bool) -> &st
     if right { text.trim_end_matches(outside) } else { text }
 }
 
-/// `split()`: words, and behind so many splits all the rest.
+/// `split()`: the words, and the unsplit rest after `most` splits.
 fn words(text: &str, most: usize) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_start_matches(is_space);
@@ -235,7 +238,7 @@ fn words(text: &str, most: usize) -> Vec<&str> {
     words
 }
 
-/// `rsplit()`: words from the end, and before so many splits all the rest.
+/// `rsplit()`: the words from the end, and the unsplit rest before `most` splits.
 fn words_from_end(text: &str, most: usize) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_end_matches(is_space);
@@ -268,13 +271,13 @@ fn is_decimal(letter: char) -> bool {
     DIGITS.iter().any(|(first, last)| (*first..=*last).contains(&letter))
 }
 
-/// A decimal digit, or one that is raised, lowered or in a circle.
+/// A decimal digit, or a digit that is raised, lowered or in a circle.
 fn is_digit(letter: char) -> bool {
     let special = matches!(letter, '\u{b2}' | '\u{b3}' | '\u{b9}' | '\u{2070}' | '\u{2074}'..='\u{2079}' | '\u{2080}'..='\u{2089}' | '\u{2460}'..='\u{2468}');
     special || is_decimal(letter)
 }
 
-/// For comparing without regard to case.
+/// The form for comparing without regard to case.
 fn folded(text: &str) -> String {
     let one = |letter: char| match letter {
         'ß' | 'ẞ' => vec!['s', 's'],
@@ -289,7 +292,7 @@ fn swapped(letter: char) -> Vec<char> {
     if letter.is_uppercase() { letter.to_lowercase().collect() } else { letter.to_uppercase().collect() }
 }
 
-/// A letter at the beginning of a word.
+/// The upper-case form of a character at the beginning of a word.
 fn raised(letter: char) -> impl Iterator<Item = char> {
     letter.to_uppercase().enumerate().flat_map(|(at, letter)| match at {
         0 => vec![letter],
@@ -303,7 +306,7 @@ pub(super) fn capitalized(text: &str) -> String {
     first.chain(letters.as_str().to_lowercase().chars()).collect()
 }
 
-/// Words are what has a case without a letter between that has none.
+/// `str.title()`: a word is a run of cased characters.
 fn title(text: &str) -> String {
     let (mut title, mut inside) = (String::new(), false);
     for letter in text.chars() {

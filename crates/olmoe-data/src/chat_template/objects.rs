@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use minijinja::value::{Object, ObjectRepr, Rest};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// Values that come in turn.
+/// Values that are taken in turn.
 #[derive(Debug)]
 struct Cycler {
     items: Vec<Value>,
@@ -16,7 +16,7 @@ struct Cycler {
 /// `cycler(a, b, …)`.
 pub(super) fn cycler(items: Rest<Value>) -> Result<Value, Error> {
     if items.is_empty() {
-        return Err(Error::new(ErrorKind::MissingArgument, "cycler: there is nothing to take turns"));
+        return Err(Error::new(ErrorKind::MissingArgument, "cycler: there are no values to take in turn"));
     }
     Ok(Value::from_object(Cycler { items: items.to_vec(), at: AtomicUsize::new(0) }))
 }
@@ -57,7 +57,7 @@ impl Object for Cycler {
     }
 }
 
-/// A text, but nothing the first time.
+/// A separator: empty the first time it is called.
 #[derive(Debug)]
 struct Joiner {
     text: String,

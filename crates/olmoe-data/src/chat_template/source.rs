@@ -1,10 +1,10 @@
-//! What a template's source becomes before the engine reads it: the same template, written with what the engine has.
+//! A template's source, rewritten with what the engine supports.
 //!
-//! - Line breaks are `\n`, as Jinja2 makes them.
-//! - `{% generation %}` … `{% endgeneration %}`, a tag of transformers' own, is the call of a function with a block.
-//! - `a % b`, which formats where `a` is a text, is a filter.
-//! - A plus before an operand is left out.
-//! - `{% set a.b = c %}` names `a` in what is assigned, too: only so does a macro know the namespace around it.
+//! - Line breaks become `\n`, as in Jinja2.
+//! - `{% generation %}` … `{% endgeneration %}`, a tag that transformers adds, becomes the call of a function with a block.
+//! - `a % b`, which formats where `a` is a string, becomes a filter.
+//! - A plus sign before an operand is left out.
+//! - `{% set a.b = c %}` also names `a` in the assigned value, since otherwise a macro does not see the namespace.
 //!
 //! Lines stay where they are, so the line of an error is that of the source.
 
@@ -12,15 +12,15 @@ use std::fmt::Write;
 
 /// The function that a block of generation calls, and what it is given.
 pub(super) const GENERATION: &str = "__generation";
-/// The variable that holds the ranges of such blocks.
+/// The variable that holds the ranges of these blocks.
 pub(super) const ANSWERS: &str = "__answers";
 /// The filter that stands for the operator `%`.
 pub(super) const REMAINDER: &str = "__remainder";
 
-/// Words that are no operand. A plus or minus behind one stands before an operand.
+/// Words that are not operands. A plus or minus after one of them is a sign, not an operator.
 const KEYWORDS: [&str; 9] = ["and", "or", "not", "in", "is", "if", "elif", "else", "for"];
 
-/// The source for the engine, and whether it has blocks of generation.
+/// The source for the engine, and whether it has generation blocks.
 pub(super) fn prepared(source: &str) -> (String, bool) {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
@@ -34,7 +34,7 @@ pub(super) fn prepared(source: &str) -> (String, bool) {
             _ => None,
         };
         rest = match length {
-            // A comment, or what is not to be read.
+            // A comment or a raw block, which is copied unchanged.
             Some(length) => {
                 out.push_str(&tag[..length]);
                 &tag[length..]
@@ -77,24 +77,24 @@ fn raw(tag: &str) -> Option<usize> {
 
 /// A token of a tag.
 struct Token<'a> {
-    /// White space before it.
+    /// The white space before the token.
     before: &'a str,
     text: &'a str,
     kind: Kind,
-    /// Brackets that are open around it; those themselves are outside.
+    /// The number of brackets open around the token; a bracket itself counts as outside.
     depth: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Name,
-    /// A number or a text.
+    /// A number or a string.
     Literal,
-    /// Anything else, and what ends the tag.
+    /// Any other sign, and the end of the tag.
     Sign,
 }
 
-/// The tokens of a tag, up to and with its end; all of the rest where it has none.
+/// The tokens of a tag, up to and including its end; those of the whole rest if the tag has no end.
 fn tokens(tag: &str) -> Vec<Token<'_>> {
     let end = if tag.starts_with("{%") { "%}" } else { "}}" };
     let mut tokens = Vec::new();
@@ -141,7 +141,7 @@ fn tokens(tag: &str) -> Vec<Token<'_>> {
     tokens
 }
 
-/// The length of a text in quotation marks.
+/// The length of a string in quotation marks.
 fn quoted(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, letter) in text.char_indices().skip(1) {
@@ -174,7 +174,7 @@ fn number(text: &str) -> usize {
     end
 }
 
-/// Writes a tag; whether it begins a block of generation.
+/// Writes a tag; returns whether it begins a generation block.
 fn rewrite(start: &str, tokens: &[Token], out: &mut String) -> bool {
     out.push_str(start);
     let is_block = start == "{%";
@@ -213,7 +213,7 @@ fn rewrite(start: &str, tokens: &[Token], out: &mut String) -> bool {
     lone == Some("generation")
 }
 
-/// The tokens of a tag, and which of them is the first one behind its start.
+/// The tokens of a tag, and the index of the first one after its start.
 struct Tag<'a> {
     tokens: &'a [Token<'a>],
     first: usize,
@@ -233,7 +233,7 @@ impl Tag<'_> {
         self.tokens[at].text == "%" && self.tokens[at].kind == Kind::Sign
     }
 
-    /// Whether a token is a plus or minus before an operand, and not between two.
+    /// Whether a token is a plus or minus in front of an operand, not between two operands.
     fn is_prefix(&self, at: usize) -> bool {
         let token = &self.tokens[at];
         if at < self.first || token.kind != Kind::Sign || !matches!(token.text, "+" | "-") {
@@ -248,7 +248,8 @@ impl Tag<'_> {
         }
     }
 
-    /// Whether a name is no operand. Behind a dot it is one, or behind `|` and `is`, where it names a filter or a test.
+    /// Whether a name is a keyword and so no operand. After a dot it is an attribute, after `|` and `is` a filter or a
+    /// test.
     fn is_keyword(&self, at: usize) -> bool {
         let behind_dot = at > 0 && matches!(self.tokens[at - 1].text, "." | "|");
         let is_name_of_tag = self.is_block && at == self.first;
@@ -272,7 +273,7 @@ impl Tag<'_> {
         }
     }
 
-    /// The first token of what stands before a `%`, and the last one of what stands behind it.
+    /// The first token of the operand before a `%`, and the last token of the one after it.
     fn operands(&self, at: usize) -> Option<(usize, usize)> {
         let depth = self.tokens[at].depth;
         let mut from = at;

@@ -1,4 +1,4 @@
-//! Encoded rows on disk, under a key of all that decides about them.
+//! A cache of encoded rows on disk, under a key of everything that the encoding depends on.
 //!
 //! A file is a magic number, the key, three counts (rows, sequences, bytes of the report), what each row is, the lengths of the
 //! sequences, their ids and their weights, numbers little endian, the report as JSON, and a blake3 of all before it. What does
@@ -26,11 +26,11 @@ const PAIR: u8 = 1;
 const UNDESIRABLE: u8 = 2;
 const DESIRABLE: u8 = 3;
 
-/// A key of everything that decides about encoded rows.
+/// A hash of everything that the encoding of rows depends on.
 pub type Key = [u8; 32];
 
-/// The key of rows: the content of their files, the template, the tokenizer and whatever options there are. Where the files
-/// are and what they are called does not matter; their order does.
+/// The key of rows: a hash of the contents of their files, in order, the template, the tokenizer and all options. The
+/// places and names of the files do not enter it.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -42,7 +42,7 @@ pub fn cache_key(
 ) -> Result<Key, InstructError> {
     let mut key = blake3::Hasher::new();
     let mut add = |bytes: &[u8]| {
-        // The length first, so that no end of one thing is the beginning of the next.
+        // The length comes first, so that the concatenation of parts is unambiguous.
         key.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
     };
     add(&MAGIC);
@@ -121,7 +121,7 @@ pub fn store(path: &Path, key: &Key, rows: &[Encoded], report: &Report) -> Resul
         inner.write_all(hash.finalize().as_bytes())?;
         inner.into_inner()?.sync_all()?;
         std::fs::rename(&temporary, path)?;
-        // The name is on disk only with its folder.
+        // Syncing the folder brings the file's name to disk.
         match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
             _ => Ok(()),
@@ -149,14 +149,14 @@ pub fn load(path: &Path, key: &Key) -> Result<Option<(Vec<Encoded>, Report)>, In
     };
     let damaged = |message: &str| cache("read", path, message.to_owned());
     if bytes.len() < HEAD + HASH || bytes[..8] != MAGIC {
-        return Err(damaged("it is no file of encoded rows of this version, or was cut off"));
+        return Err(damaged("it is not a file of encoded rows of this version, or it is truncated"));
     }
     if bytes[8..40] != key[..] {
         return Ok(None);
     }
     let (content, hash) = bytes.split_at(bytes.len() - HASH);
     if blake3::hash(content).as_bytes()[..] != *hash {
-        return Err(damaged("its hash is another one than it was written with"));
+        return Err(damaged("its content does not agree with its hash"));
     }
     parsed(content).map(Some).ok_or_else(|| damaged("its lengths do not fit its size"))
 }
@@ -204,7 +204,7 @@ fn cache(action: &'static str, path: &Path, message: String) -> InstructError {
     InstructError::Cache { action, path: path.to_owned(), message }
 }
 
-/// Hashes what is written.
+/// A writer that hashes what it writes.
 struct Hashed<W> {
     hash: blake3::Hasher,
     inner: W,

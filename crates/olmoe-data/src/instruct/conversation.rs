@@ -1,4 +1,4 @@
-//! What the rows of files are read as, and what they are encoded to.
+//! The contents of rows as they are read, and the examples they are encoded to.
 
 use std::fmt;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::json::Json;
 
-/// Where a row is.
+/// The place of a row in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The file.
@@ -32,32 +32,32 @@ impl fmt::Display for Place {
     }
 }
 
-/// What one side says at a time.
+/// A message of one side of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Turn {
-    /// `system`, `user`, `assistant` or what else the template knows.
+    /// `system`, `user`, `assistant` or any other role that the template knows.
     pub role: String,
-    /// What is said; nothing where a turn is calls of tools only.
+    /// The text; None where the turn consists of tool calls only.
     pub content: Option<String>,
-    /// The weight of its tokens in the loss; none: what the policy says of its role.
+    /// The weight of its tokens in the loss; None: the weight that the policy gives its role.
     pub weight: Option<f32>,
-    /// Its other fields, such as `tool_calls`, for the template.
+    /// Its other fields, such as `tool_calls`, which are passed to the template.
     pub more: Vec<(String, Json)>,
 }
 
 impl Turn {
-    /// What somebody says.
+    /// A turn with a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Turn {
         Turn { role: role.into(), content: Some(content.into()), weight: None, more: Vec::new() }
     }
 
-    /// Whether the model says it.
+    /// Whether the turn is the model's.
     pub fn is_answer(&self) -> bool {
         self.role == "assistant"
     }
 }
 
-/// As a template sees it: without the weight.
+/// A turn as a template sees it: without the weight.
 impl Serialize for Turn {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(2 + self.more.len()))?;
@@ -70,25 +70,25 @@ impl Serialize for Turn {
     }
 }
 
-/// Turns, and the tools that they may call.
+/// Turns, and the tools that the model may call in them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
-    /// In their order.
+    /// The turns, in order.
     pub turns: Vec<Turn>,
-    /// Definitions of tools, for the template; empty: none.
+    /// Definitions of tools, for the template.
     pub tools: Vec<Json>,
 }
 
-/// What is trained on: a conversation, which a template makes a text of, or a text as it is.
+/// A training sample: a conversation, which a template turns into text, or a text as it is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Sample {
     /// A conversation.
     Conversation(Conversation),
-    /// A text of which only the completion is trained.
+    /// A text of which only the completion is trained on.
     Text {
-        /// What comes before; may be empty.
+        /// The text before the completion; may be empty.
         prompt: String,
-        /// What follows.
+        /// The completion.
         completion: String,
     },
 }
@@ -102,7 +102,7 @@ pub struct PreferencePair {
     pub rejected: Sample,
 }
 
-/// An answer and whether it is a good one.
+/// An answer and its label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledCompletion {
     /// The prompt and the answer.
@@ -111,34 +111,34 @@ pub struct LabelledCompletion {
     pub desirable: bool,
 }
 
-/// What a row holds.
+/// The content of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
     /// For supervised fine-tuning.
     Sample(Sample),
-    /// The same, as tokens.
+    /// For supervised fine-tuning, tokenized already.
     Tokens(Example),
     /// For preference tuning.
     Pair(PreferencePair),
-    /// For tuning on single answers.
+    /// For tuning on single labelled answers.
     Labelled(LabelledCompletion),
 }
 
-/// A row.
+/// A row and its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// Where it is.
+    /// The place of the row.
     pub place: Place,
-    /// What it holds.
+    /// The content of the row.
     pub content: Content,
 }
 
-/// Tokens and how much each counts.
+/// Tokens with the weight of each in the loss.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// The tokens.
     pub ids: Vec<u32>,
-    /// The weight of each token as a target of the loss, 0 where it is none; the first token never is one.
+    /// The weight of each token as a target of the loss, 0 where it is no target; the first token never is a target.
     pub weights: Vec<f32>,
 }
 
@@ -154,19 +154,19 @@ impl Example {
     }
 }
 
-/// A pair as tokens.
+/// A preference pair as tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairExample {
-    /// The better one.
+    /// The better side.
     pub chosen: Example,
-    /// The worse one.
+    /// The worse side.
     pub rejected: Example,
-    /// Tokens at the beginning that are the same on both sides and targets on neither.
+    /// The number of tokens at the beginning that are the same on both sides and targets on neither.
     pub prompt: usize,
 }
 
 impl PairExample {
-    /// Two encoded sides.
+    /// A pair of two encoded sides.
     pub fn new(chosen: Example, rejected: Example) -> PairExample {
         let same = chosen.ids.iter().zip(&rejected.ids).take_while(|(chosen, rejected)| chosen == rejected).count();
         let sides = [&chosen, &rejected];
@@ -178,11 +178,11 @@ impl PairExample {
 /// A labelled completion as tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledExample {
-    /// Prompt and answer.
+    /// The tokens of the prompt and the answer.
     pub example: Example,
     /// Whether the answer is desirable.
     pub desirable: bool,
-    /// Tokens before the first target.
+    /// The number of tokens before the first target.
     pub prompt: usize,
 }
 
@@ -197,7 +197,7 @@ impl LabelledExample {
 /// A row as tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Encoded {
-    /// Of a sample, or of tokens.
+    /// Of a sample, or of a row that holds tokens.
     Example(Example),
     /// Of a pair.
     Pair(PairExample),

@@ -1,4 +1,4 @@
-//! Rows of every format as what they hold.
+//! Rows of every format to their contents.
 
 use super::conversation::{Content, Conversation, LabelledCompletion, Place, PreferencePair, Sample, Turn};
 use super::error::InstructError;
@@ -7,7 +7,7 @@ use super::format::{AlpacaPrompt, Format, ReadOptions};
 use super::json::Json;
 use super::tokens;
 
-/// Names that sides have in ShareGPT, and the roles that they are.
+/// Names of roles in ShareGPT, and the roles that they stand for.
 const SIDES: [(&str, &str); 17] = [
     ("human", "user"),
     ("user", "user"),
@@ -30,7 +30,7 @@ const SIDES: [(&str, &str); 17] = [
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// What a row holds by a format.
+/// The content of a row, by its format.
 pub(super) fn content(
     place: &Place,
     row: &Json,
@@ -81,7 +81,7 @@ impl Fields<'_> {
         Ok(Sample::Conversation(self.conversation(turns)?))
     }
 
-    /// Turns with the system's words and the tools that the row has beside them.
+    /// The turns, with the row's separate system message and tools.
     fn conversation(&self, mut turns: Vec<Turn>) -> Result<Conversation, InstructError> {
         let system = match self.optional_text("system")? {
             Some(system) => Some(system),
@@ -96,7 +96,7 @@ impl Fields<'_> {
     }
 
     fn tools(&self) -> Result<Vec<Json>, InstructError> {
-        const EXPECTED: &str = "a list of objects, one object, or a text of either in JSON";
+        const EXPECTED: &str = "a list of objects, one object, or a JSON string of either";
         let Some(value) = self.get("tools") else { return Ok(Vec::new()) };
         let wrong = || self.wrong("tools", EXPECTED, Some(value));
         let tools = match value {
@@ -123,7 +123,7 @@ impl Fields<'_> {
         items.iter().enumerate().map(|(at, item)| self.turn(&format!("{field}[{at}]"), item)).collect()
     }
 
-    /// A message of OpenAI's or ShareGPT's names.
+    /// A message with OpenAI's or ShareGPT's keys.
     fn turn(&self, field: &str, message: &Json) -> Result<Turn, InstructError> {
         let Json::Object(entries) = message else {
             return Err(self.wrong(field, "an object with role and content, or from and value", Some(message)));
@@ -136,7 +136,7 @@ impl Fields<'_> {
         let inside = |name: &str| format!("{field}.{name}");
         let role = message.get(names[0]);
         let role = match role.and_then(Json::text) {
-            None => return Err(self.wrong(inside(names[0]), "a text", role)),
+            None => return Err(self.wrong(inside(names[0]), "a string", role)),
             Some(side) if names[0] == "from" => {
                 let known = SIDES.iter().find(|(name, _)| *name == side);
                 let expected = "human, gpt, system, tool, observation, function_call or another name of one of them";
@@ -166,12 +166,12 @@ impl Fields<'_> {
             Some(Json::Text(text)) => Some(text.clone()),
             Some(Json::List(parts)) => Some(self.parts(&inside(names[1]), parts)?),
             None if more.iter().any(|(key, _)| key == "tool_calls" || key == "function_call") => None,
-            other => return Err(self.wrong(inside(names[1]), "a text, or a list of parts that are texts", other)),
+            other => return Err(self.wrong(inside(names[1]), "a string, or a list of text parts", other)),
         };
         Ok(Turn { role: role.to_owned(), content, weight, more })
     }
 
-    /// The text of a content in parts.
+    /// The text of a content that is a list of parts.
     fn parts(&self, field: &str, parts: &[Json]) -> Result<String, InstructError> {
         let mut all = String::new();
         for (at, part) in parts.iter().enumerate() {
@@ -179,15 +179,15 @@ impl Fields<'_> {
                 Json::Text(text) => Some(text.as_str()),
                 part => part.get("text").and_then(Json::text),
             };
-            let expected = "a part with a text; pictures and sounds are not read";
+            let expected = "a text part; images and audio are not supported";
             all.push_str(text.ok_or_else(|| self.wrong(format!("{field}[{at}]"), expected, Some(part)))?);
         }
         Ok(all)
     }
 
-    /// Turns before an instruction, as pairs of what was asked and answered.
+    /// The turns before an instruction, from pairs of a question and an answer.
     fn history(&self) -> Result<Vec<Turn>, InstructError> {
-        const EXPECTED: &str = "a list of pairs of texts";
+        const EXPECTED: &str = "a list of pairs of strings";
         let Some(value) = self.get("history").filter(|value| value.text() != Some("")) else { return Ok(Vec::new()) };
         let wrong = || self.wrong("history", EXPECTED, Some(value));
         let within = value.text().and_then(Json::within);
@@ -203,7 +203,7 @@ impl Fields<'_> {
         Ok(turns)
     }
 
-    /// An instruction with its input, in the words of Alpaca.
+    /// An instruction with its input, in Alpaca's prompt.
     fn instruction(&self) -> Result<String, InstructError> {
         let instruction = self.text("instruction")?;
         let input = self.optional_text("input")?;
@@ -222,10 +222,10 @@ impl Fields<'_> {
         })
     }
 
-    /// A prompt and its completion, each a text or messages. Only the completion is trained.
+    /// A prompt and its completion, each a string or messages. Only the completion is trained on.
     fn prompt_completion(&self) -> Result<Sample, InstructError> {
-        let prompt = self.needed("prompt", "a text or a list of messages")?;
-        let completion = self.needed("completion", "a text or a list of messages")?;
+        let prompt = self.needed("prompt", "a string or a list of messages")?;
+        let completion = self.needed("completion", "a string or a list of messages")?;
         let mut turns = self.said("prompt", prompt, "user")?;
         for turn in &mut turns {
             turn.weight = Some(0.0);
@@ -234,7 +234,7 @@ impl Fields<'_> {
         Ok(Sample::Conversation(self.conversation(turns)?))
     }
 
-    /// What is said in a field: a text of a role, messages, or one message.
+    /// The turns in a field: a string for a role, a message, or a list of messages.
     fn said(&self, field: &str, value: &Json, role: &str) -> Result<Vec<Turn>, InstructError> {
         match value {
             Json::Text(text) if Json::within(text).is_none_or(|json| !is_messages(&json)) => {
@@ -246,7 +246,7 @@ impl Fields<'_> {
     }
 
     fn pair(&self) -> Result<PreferencePair, InstructError> {
-        const EXPECTED: &str = "a text, a message or a list of messages";
+        const EXPECTED: &str = "a string, a message or a list of messages";
         let sides = [self.needed("chosen", EXPECTED)?, self.needed("rejected", EXPECTED)?];
         let before = self.before_answers()?;
         if let (None, [Json::Text(chosen), Json::Text(rejected)]) = (&before, sides)
@@ -266,7 +266,7 @@ impl Fields<'_> {
             if !said.last().is_some_and(Turn::is_answer) {
                 return Err(self.wrong(field, "an answer of the assistant at the end", Some(value)));
             }
-            // Lists that begin before the answer hold the prompt, too.
+            // Lists that begin before the answer hold the prompt as well.
             let whole = said.first().is_some_and(|first| !first.is_answer());
             let mut turns = if whole { Vec::new() } else { before.clone().unwrap_or_default() };
             turns.extend(said);
@@ -275,7 +275,7 @@ impl Fields<'_> {
         Ok(PreferencePair { chosen: side("chosen", sides[0])?, rejected: side("rejected", sides[1])? })
     }
 
-    /// What comes before the answers that are compared.
+    /// The turns before the answers that are compared.
     fn before_answers(&self) -> Result<Option<Vec<Turn>>, InstructError> {
         for field in ["prompt", "messages", "conversations"] {
             if let Some(value) = self.get(field) {
@@ -295,9 +295,9 @@ impl Fields<'_> {
         Ok(None)
     }
 
-    /// A text in which Human and Assistant take turns.
+    /// A conversation from a string in which Human and Assistant take turns.
     fn human_assistant(&self, field: &str) -> Result<Conversation, InstructError> {
-        const EXPECTED: &str = "a text of turns that begin with \"\\n\\nHuman:\" and \"\\n\\nAssistant:\", the last one the \
+        const EXPECTED: &str = "a string of turns that begin with \"\\n\\nHuman:\" and \"\\n\\nAssistant:\", the last one the \
                                 Assistant's";
         let text = self.text(field)?;
         let wrong = || self.wrong(field, EXPECTED, self.get(field));
@@ -343,7 +343,7 @@ fn is_messages(value: &Json) -> bool {
         .is_some_and(|first| ["role", "from"].iter().any(|key| first.get(key).is_some()))
 }
 
-/// The bytes that two texts begin with alike; a space before their difference belongs to the answers.
+/// The length in bytes of the common beginning of two strings; a space before their difference belongs to the answers.
 fn shared_prompt(chosen: &str, rejected: &str) -> usize {
     let mut pairs = chosen.char_indices().zip(rejected.chars());
     let differing = pairs.find(|((_, a), b)| a != b).map(|((at, _), _)| at);

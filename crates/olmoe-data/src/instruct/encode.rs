@@ -1,4 +1,4 @@
-//! [`Encoder`]: rows to tokens.
+//! [`Encoder`]: from rows to tokens.
 
 use std::sync::Mutex;
 
@@ -8,26 +8,26 @@ use serde::Serialize;
 use super::conversation::{Content, Encoded, Example, LabelledExample, PairExample, Place, Record, Sample};
 use super::error::InstructError;
 use super::masks::{Failure, Masked, Masks, Spans, Trained};
-use super::report::Report;
+use super::report::EncodeReport;
 use crate::{ChatTemplate, ChatTokens, SpecialTokens, Tokenizer};
 
-/// Rows that a thread encodes at a time.
+/// How many rows a thread encodes at a time.
 const GROUP_ROWS: usize = 64;
 
-/// What is done with rows that are longer than the greatest length.
+/// What to do with sequences longer than `max_length`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overlong {
-    /// Their first tokens are kept.
+    /// Keep their first tokens.
     #[default]
     KeepStart,
-    /// They are dropped.
+    /// Drop the row.
     Drop,
-    /// They are an error.
+    /// Fail.
     Refuse,
-    /// The last tokens of the prompt are kept, so many at most, and then the first ones of the answer: how trl 0.9.6 prepares
-    /// KTO, and so the released OLMoE-1B-7B-0924-Instruct with 128 of 512. The prompt is what comes before the first target; the
-    /// tokens that begin and end a text stay.
+    /// Keep at most this many tokens from the end of the prompt, and then the first tokens of the answer. trl 0.9.6
+    /// prepares KTO data this way, and so was OLMoE-1B-7B-0924-Instruct prepared, with 128 of 512 tokens. The prompt is
+    /// everything before the first target; the tokens that begin and end a text stay.
     KeepEnds(usize),
 }
 
@@ -36,13 +36,13 @@ pub enum Overlong {
 pub struct EncodeOptions {
     /// How targets are found.
     pub spans: Spans,
-    /// Whose words they are.
+    /// Which turns are trained on.
     pub trained: Trained,
-    /// Most tokens of a sequence, at least 2; none: as many as there are.
+    /// Most tokens of a sequence, at least 2; None: no limit.
     pub max_length: Option<usize>,
-    /// What is done with those that have more.
+    /// What to do with longer sequences.
     pub overlong: Overlong,
-    /// Whether texts that no template touches begin with the token that begins a conversation.
+    /// Whether texts that no template renders begin with the token that begins a conversation.
     pub begin_texts: bool,
 }
 
@@ -57,11 +57,11 @@ pub struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    /// An encoder with the tokens of a model. Without a template, no conversation can be encoded but by [`Spans::Released`].
-    /// `tokens` are the texts of the special tokens for the template.
+    /// An encoder with the special tokens of a model. Without a template, conversations can be encoded by
+    /// [`Spans::Released`] only. `tokens` are the texts of the special tokens that the template sees.
     ///
     /// # Errors
-    /// Options that do not go with each other or with the template.
+    /// Options that contradict each other or that the template cannot satisfy.
     pub fn new(
         tokenizer: &'a Tokenizer,
         template: Option<&'a ChatTemplate>,
@@ -79,7 +79,7 @@ impl<'a> Encoder<'a> {
             && length.saturating_sub(2) <= prompt
         {
             let expected =
-                format!("below {}, so that room for an answer and two more tokens is left", length.saturating_sub(2));
+                format!("below {}, to leave room for an answer and two more tokens", length.saturating_sub(2));
             return setting("overlong", format!("keep-ends with {prompt} tokens of the prompt"), &expected);
         }
         if let Trained::Roles(roles) = &options.trained {
@@ -87,31 +87,31 @@ impl<'a> Encoder<'a> {
                 return setting("trained", "no role".to_owned(), "the names of one or more roles");
             }
             if options.spans == Spans::Blocks {
-                let expected =
-                    "answers: a template marks no other words with {% generation %}; or find targets by offsets";
+                let expected = "answers, since {% generation %} marks nothing else; or find targets by offsets";
                 return setting("trained", roles.join(", "), expected);
             }
         }
         if options.spans == Spans::Blocks && !template.is_some_and(ChatTemplate::marks_answers) {
-            let expected = "offsets: the chat template has no {% generation %} block; or take a template that has";
+            let expected =
+                "offsets, since the chat template has no {% generation %} block; or take a template that has one";
             return setting("spans", "blocks".to_owned(), expected);
         }
         if options.spans == Spans::Released && tokens.eos.is_none() {
-            let expected = "another definition: the tokenizer has no token that ends a text; or name one";
+            let expected = "another definition, or a tokenizer with an end-of-text token: this one has none";
             return setting("spans", "released".to_owned(), expected);
         }
         let (begin, end) = (special.begins_conversation(), special.ends_document());
         Ok(Encoder { tokenizer, template, tokens, begin, end, options })
     }
 
-    /// A row as tokens, or nothing if it is dropped; the report counts it.
+    /// The tokens of a row, or None if the row is dropped. The report counts either.
     ///
     /// # Errors
     /// A conversation that the template refuses, and a row that is too long where that is refused.
-    pub fn encode(&self, record: &Record, report: &mut Report) -> Result<Option<Encoded>, InstructError> {
+    pub fn encode(&self, record: &Record, report: &mut EncodeReport) -> Result<Option<Encoded>, InstructError> {
         report.rows += 1;
         let place = &record.place;
-        let mut counts = Report::default();
+        let mut counts = EncodeReport::default();
         let sides: Vec<Option<Example>> = match &record.content {
             Content::Sample(sample) => vec![self.sample(place, sample, &mut counts)?],
             Content::Labelled(labelled) => vec![self.sample(place, &labelled.sample, &mut counts)?],
@@ -124,7 +124,7 @@ impl<'a> Encoder<'a> {
         let (dropped, sides): (bool, Vec<Example>) =
             (sides.iter().any(Option::is_none), sides.into_iter().flatten().collect());
         if dropped {
-            // One row, whatever is wrong with its sides; what is dropped is not counted otherwise.
+            // A row counts once, whatever is wrong with its two sides; a dropped row enters no other count.
             let unknown = counts.unknown.min(1);
             let too_long = counts.too_long.min(1 - unknown);
             report.unknown += unknown;
@@ -151,23 +151,23 @@ impl<'a> Encoder<'a> {
         Ok(Some(encoded))
     }
 
-    /// Rows as tokens, on all threads of the process; the result does not depend on their number.
+    /// Encodes rows on all threads of the process; the result does not depend on the number of threads.
     ///
     /// # Errors
-    /// Those of [`Encoder::encode`], of the first row that has one.
-    pub fn encode_all(&self, records: &[Record]) -> Result<(Vec<Encoded>, Report), InstructError> {
-        type Group = Result<(Vec<Encoded>, Report), InstructError>;
+    /// Those of [`Encoder::encode`] for the first row that has one.
+    pub fn encode_all(&self, records: &[Record]) -> Result<(Vec<Encoded>, EncodeReport), InstructError> {
+        type Group = Result<(Vec<Encoded>, EncodeReport), InstructError>;
         let groups: Vec<(&[Record], Mutex<Option<Group>>)> =
             records.chunks(GROUP_ROWS).map(|rows| (rows, Mutex::new(None))).collect();
         parallel(groups.len(), |group| {
             let (rows, result) = &groups[group];
-            let mut report = Report::default();
+            let mut report = EncodeReport::default();
             let encoded: Result<Vec<_>, _> =
                 rows.iter().filter_map(|row| self.encode(row, &mut report).transpose()).collect();
             let result = &mut *result.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             *result = Some(encoded.map(|encoded| (encoded, report)));
         });
-        let (mut all, mut report) = (Vec::with_capacity(records.len()), Report::default());
+        let (mut all, mut report) = (Vec::with_capacity(records.len()), EncodeReport::default());
         for (_, result) in groups {
             let result = result.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
             let (encoded, counts) = result.transpose()?.unwrap_or_default();
@@ -177,8 +177,13 @@ impl<'a> Encoder<'a> {
         Ok((all, report))
     }
 
-    fn sample(&self, place: &Place, sample: &Sample, report: &mut Report) -> Result<Option<Example>, InstructError> {
-        // What is to be dropped or refused has to be known in its whole length.
+    fn sample(
+        &self,
+        place: &Place,
+        sample: &Sample,
+        report: &mut EncodeReport,
+    ) -> Result<Option<Example>, InstructError> {
+        // Whether a sequence is to be dropped or refused depends on its full length.
         let limit = match (self.options.overlong, self.options.max_length) {
             (Overlong::KeepStart, Some(limit)) => limit,
             _ => usize::MAX,
@@ -217,7 +222,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// A text between the tokens that begin and end one, unless it has them.
+    /// Adds the tokens that begin and end a text, unless they are there.
     fn bounded(&self, mut masked: Masked) -> Masked {
         if let Some(begin) = self.begin.filter(|begin| self.options.begin_texts && masked.ids.first() != Some(begin)) {
             masked.ids.insert(0, begin);
@@ -231,8 +236,13 @@ impl<'a> Encoder<'a> {
         masked
     }
 
-    /// What is left of a sequence by the options; nothing if it is dropped.
-    fn finish(&self, place: &Place, masked: Masked, report: &mut Report) -> Result<Option<Example>, InstructError> {
+    /// Applies `overlong` to a sequence; None if the sequence is dropped.
+    fn finish(
+        &self,
+        place: &Place,
+        masked: Masked,
+        report: &mut EncodeReport,
+    ) -> Result<Option<Example>, InstructError> {
         let Masked { mut ids, mut weights, length, by_lengths, straddling } = masked;
         if let Some(limit) = self.options.max_length.filter(|limit| length > *limit) {
             match self.options.overlong {
@@ -266,8 +276,8 @@ impl<'a> Encoder<'a> {
         Ok(Some(Example { ids, weights }))
     }
 
-    /// The end of a prompt and the beginning of its answer. That the answer gives way as if the prompt had all of its tokens,
-    /// even where it has fewer, is trl's.
+    /// The end of a prompt and the beginning of its answer. The answer is shortened as if the prompt had `prompt`
+    /// tokens, even where it has fewer: trl does so.
     fn ends(&self, ids: &[u32], weights: &[f32], limit: usize, prompt: usize) -> (Vec<u32>, Vec<f32>) {
         let Some(split) = weights.iter().skip(1).position(|weight| *weight != 0.0).map(|at| at + 1) else {
             return (Vec::new(), Vec::new());
@@ -283,7 +293,7 @@ impl<'a> Encoder<'a> {
         begin.into_iter().chain(kept).chain(closing).unzip()
     }
 
-    fn count(&self, example: &Example, report: &mut Report) {
+    fn count(&self, example: &Example, report: &mut EncodeReport) {
         report.sequences += 1;
         report.tokens += example.ids.len() as u64;
         report.targets += example.num_targets() as u64;

@@ -1,4 +1,4 @@
-//! What can be wrong with the data of fine-tuning, one variant per cause.
+//! What can be wrong with fine-tuning data, one variant per cause.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::conversation::Place;
 use crate::{ChatTemplateError, TokenizerError};
 
-/// Why there is no data, or no further row.
+/// Why fine-tuning data, or a further row of it, cannot be read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum InstructError {
@@ -19,12 +19,12 @@ pub enum InstructError {
         /// What the system or a decoder said.
         source: std::io::Error,
     },
-    /// A file of a kind that is not read.
-    #[error("{} is of no kind that is read here; expected a name ending in {expected}", path.display())]
+    /// A file of an unsupported type.
+    #[error("{} is of no supported type; expected a name ending in {expected}", path.display())]
     Kind {
         /// The file.
         path: PathBuf,
-        /// The endings.
+        /// The supported endings.
         expected: &'static str,
     },
     /// A file that is too long to be read as a whole.
@@ -39,7 +39,7 @@ pub enum InstructError {
         /// Most bytes.
         limit: u64,
     },
-    /// A row that is no JSON, or no row of its table.
+    /// A row that is not valid JSON, or does not fit the columns of its table.
     #[error("{place}: {message}; correct or remove the row")]
     Syntax {
         /// The row.
@@ -61,7 +61,7 @@ pub enum InstructError {
     },
     /// A row of no known format.
     #[error(
-        "{place}: the columns [{columns}] are of no known format; name the format, or say which column is which; formats are: {formats}"
+        "{place}: the columns [{columns}] belong to no known format; name the format, or map the columns to its fields; formats are: {formats}"
     )]
     Unrecognised {
         /// The row.
@@ -71,9 +71,9 @@ pub enum InstructError {
         /// The formats and their columns.
         formats: String,
     },
-    /// Rows of several formats in a file.
+    /// A file with rows of several formats.
     #[error(
-        "{place}: the row is of the format {found}, and those before it are {expected}; put them into files of their own, or name the format"
+        "{place}: the row has the format {found}, and the rows before it {expected}; put each format into a file of its own, or name the format"
     )]
     Mixed {
         /// The row.
@@ -83,16 +83,16 @@ pub enum InstructError {
         /// The format of this one.
         found: String,
     },
-    /// A column that was named and is not there.
-    #[error("{place}: there is no column {column:?} for {field:?}; there are [{columns}]")]
+    /// A column that the settings name and the row does not have.
+    #[error("{place}: there is no column {column:?} for the field {field:?}; the columns are [{columns}]")]
     NoColumn {
         /// The row.
         place: Place,
         /// The name of the field.
         field: String,
-        /// The column it was to be in.
+        /// The column it is mapped to.
         column: String,
-        /// Those that there are.
+        /// The columns of the row.
         columns: String,
     },
     /// A row that a purpose has no use for.
@@ -110,11 +110,11 @@ pub enum InstructError {
     Field {
         /// The row.
         place: Place,
-        /// The field, with the way to it.
+        /// The path of the field.
         field: String,
-        /// What it should be.
+        /// The expected type.
         expected: &'static str,
-        /// What it is.
+        /// What was found.
         found: String,
     },
     /// A conversation that the template refuses or fails on.
@@ -125,7 +125,7 @@ pub enum InstructError {
         /// What the template said.
         source: ChatTemplateError,
     },
-    /// A text without tokens.
+    /// A text that cannot be tokenized.
     #[error("{place}: {source}")]
     Tokens {
         /// The row.
@@ -133,30 +133,30 @@ pub enum InstructError {
         /// What the tokenizer said.
         source: TokenizerError,
     },
-    /// A row that is too long, where that is refused.
+    /// A row that is too long, where such rows are refused.
     #[error(
-        "{place}: the row has {tokens} tokens, more than the {limit} of the longest sequence; raise the length, or truncate or drop such rows"
+        "{place}: the row has {tokens} tokens, more than the limit of {limit}; raise the limit, or truncate or drop such rows"
     )]
     Overlong {
         /// The row.
         place: Place,
-        /// Its tokens.
+        /// The number of tokens of the row.
         tokens: usize,
-        /// Most tokens.
+        /// The limit.
         limit: usize,
     },
-    /// A setting out of its range, or one that does not go with another.
+    /// A setting that is out of range or contradicts another.
     #[error("`{key}` is {value}; it has to be {expected}")]
     Setting {
         /// The setting.
         key: &'static str,
-        /// What it is.
+        /// Its value.
         value: String,
-        /// What it may be.
+        /// The values that it may have.
         expected: String,
     },
-    /// Encoded rows on disk that cannot be read or written.
-    #[error("cannot {action} {}: {message}; remove the file, and it is made again", path.display())]
+    /// A cache of encoded rows that cannot be read or written.
+    #[error("cannot {action} {}: {message}; remove the file to have it made again", path.display())]
     Cache {
         /// What was tried.
         action: &'static str,

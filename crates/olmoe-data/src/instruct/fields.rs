@@ -1,4 +1,4 @@
-//! The fields of a row, and what is said of those that are wrong.
+//! The fields of a row, and the errors about them.
 
 use super::conversation::Place;
 use super::error::InstructError;
@@ -32,11 +32,11 @@ impl Fields<'_> {
     }
 
     pub(super) fn text(&self, field: &str) -> Result<&str, InstructError> {
-        let value = self.needed(field, "a text")?;
-        value.text().ok_or_else(|| self.wrong(field, "a text", Some(value)))
+        let value = self.needed(field, "a string")?;
+        value.text().ok_or_else(|| self.wrong(field, "a string", Some(value)))
     }
 
-    /// A text that may be missing; then and if it is empty, none.
+    /// A string that may be missing; None if it is missing or empty.
     pub(super) fn optional_text(&self, field: &str) -> Result<Option<&str>, InstructError> {
         match self.get(field) {
             None => Ok(None),

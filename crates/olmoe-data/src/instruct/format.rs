@@ -26,19 +26,20 @@ pub enum Format {
     QuestionAnswer,
     /// `text`, trained as it is.
     Text,
-    /// `prompt` and `completion` as a text that no template touches. Never recognised: it has to be named.
+    /// `prompt` and `completion` as strings that no template renders. Never recognised: it has to be named.
     Raw,
     /// `input_ids`, with `labels`, `completion_mask` or `attention_mask`.
     Tokens,
     /// `chosen` and `rejected`, with or without what comes before them.
     Preference,
-    /// `chosen` and `rejected` as texts with `Human:` and `Assistant:` in them, as in Anthropic's HH. Never recognised.
+    /// `chosen` and `rejected` as strings with `Human:` and `Assistant:` in them, as in Anthropic's HH. Never
+    /// recognised.
     HumanAssistant,
     /// Any of the first five, and `label` or `kto_tag`.
     Labelled,
 }
 
-/// Every format: its name, and the columns that it is known by.
+/// Every format: its name, and the columns that identify it.
 const FORMATS: [(Format, &str, &str); 11] = [
     (Format::Messages, "messages", "messages"),
     (Format::ShareGpt, "sharegpt", "conversations"),
@@ -82,7 +83,7 @@ const COLUMNS: [&str; 24] = [
 ];
 
 impl Format {
-    /// All formats and what they are known by, for messages.
+    /// All formats and the columns that identify them, for messages.
     pub fn list() -> String {
         let described = FORMATS.iter().map(|(_, name, columns)| format!("{name} ({columns})"));
         described.collect::<Vec<_>>().join(", ")
@@ -103,7 +104,7 @@ impl Format {
         answers
     }
 
-    /// The same without a look at answers that are judged.
+    /// As [`of`](Self::of), but of the sample alone, without preferences and labels.
     pub(super) fn of_sample(row: &Json) -> Option<Format> {
         let has = |column: &str| row.get(column).is_some();
         let formats = [
@@ -119,7 +120,7 @@ impl Format {
         formats.into_iter().find_map(|(found, format)| found.then_some(format))
     }
 
-    /// The format of a row that has to have one.
+    /// The format of a row, or an error if it has none.
     pub(super) fn required(place: &Place, row: &Json) -> Result<Format, InstructError> {
         Format::of(row).ok_or_else(|| InstructError::Unrecognised {
             place: place.clone(),
@@ -162,22 +163,22 @@ impl FromStr for Format {
 /// How rows are read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ReadOptions {
-    /// The format; none: that of the first row of each file.
+    /// The format; None: that of the first row of each file.
     pub format: Option<Format>,
-    /// The columns of fields that have other names in the file: `messages` to `chat`.
+    /// Fields whose columns have other names in the file, such as `messages` to `chat`.
     pub columns: BTreeMap<String, String>,
-    /// What an instruction of Alpaca is put into.
+    /// The prompt around an Alpaca instruction.
     pub alpaca: AlpacaPrompt,
 }
 
-/// The words around an instruction.
+/// The prompt around an Alpaca instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AlpacaPrompt {
-    /// Those of Alpaca, which differ with and without an input.
+    /// Alpaca's own prompts, one with an input and one without.
     #[default]
     Standard,
-    /// None: the instruction, and the input in a line of its own.
+    /// No prompt: the instruction, and the input on a line of its own.
     Plain,
 }
 
@@ -204,7 +205,7 @@ impl ReadOptions {
             let renamed = self.columns.iter().filter(|(_, column)| **column == name);
             let before = fields.len();
             fields.extend(renamed.map(|(field, _)| (field.clone(), value.clone())));
-            // A column of that name which another one stands for is not meant.
+            // A column with a field's name is ignored where another column stands for that field.
             if fields.len() == before && !self.columns.contains_key(&name) {
                 fields.push((name, value));
             }
@@ -212,7 +213,7 @@ impl ReadOptions {
         Ok(Json::Object(fields))
     }
 
-    /// Fails if a field is none that formats have.
+    /// Fails if a field belongs to no format.
     pub(super) fn check(&self) -> Result<(), InstructError> {
         match self.columns.keys().find(|field| !Format::knows(field)) {
             None => Ok(()),

@@ -6,10 +6,10 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::Number;
 
-/// Letters of a text that a message shows.
+/// How many characters of a string a message shows.
 const SHOWN: usize = 40;
 
-/// A value of JSON whose objects keep the order of their keys, as templates write tools and their parameters in it.
+/// A JSON value whose objects keep the order of their keys, since templates write tools and their parameters in it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Json {
     /// `null`.
@@ -18,11 +18,11 @@ pub enum Json {
     Bool(bool),
     /// A number.
     Number(Number),
-    /// A text.
+    /// A string.
     Text(String),
     /// A list.
     List(Vec<Json>),
-    /// An object; where a key comes twice, the last one counts.
+    /// An object; where a key occurs twice, the last one counts.
     Object(Vec<(String, Json)>),
 }
 
@@ -34,7 +34,7 @@ impl Json {
         (*value != Json::Null).then_some(value)
     }
 
-    /// The text, if it is one.
+    /// The string, if the value is one.
     pub(super) fn text(&self) -> Option<&str> {
         match self {
             Json::Text(text) => Some(text),
@@ -42,7 +42,7 @@ impl Json {
         }
     }
 
-    /// The list, if it is one.
+    /// The list, if the value is one.
     pub(super) fn list(&self) -> Option<&[Json]> {
         match self {
             Json::List(items) => Some(items),
@@ -50,7 +50,7 @@ impl Json {
         }
     }
 
-    /// The number, if it is one.
+    /// The number, if the value is one.
     pub(super) fn number(&self) -> Option<f64> {
         match self {
             Json::Number(number) => number.as_f64(),
@@ -58,7 +58,7 @@ impl Json {
         }
     }
 
-    /// What a truth value is written as: itself, 0 or 1, or the word, as CSV has it.
+    /// A boolean as it may be written: a boolean, 0 or 1, or, as in CSV, a word.
     pub(super) fn truth(&self) -> Option<bool> {
         match self {
             Json::Bool(truth) => Some(*truth),
@@ -85,14 +85,14 @@ impl Json {
         entries.iter().map(|(key, _)| key.as_str())
     }
 
-    /// The value that a text of JSON stands for: some files hold lists as texts.
+    /// The value in a string that holds JSON, as some files store lists.
     pub(super) fn within(text: &str) -> Option<Json> {
         let begins = text.trim_start().starts_with(['[', '{']);
         begins.then(|| serde_json::from_str(text).ok()).flatten()
     }
 }
 
-/// What it is, for messages: the kind and, of short ones, the content.
+/// A short description for messages: the type and, if it is short, the content.
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -100,10 +100,10 @@ impl fmt::Display for Json {
             Json::Bool(truth) => write!(f, "{truth}"),
             Json::Number(number) => write!(f, "the number {number}"),
             Json::Text(text) if text.chars().count() > SHOWN => {
-                write!(f, "the text {:?}…", text.chars().take(SHOWN).collect::<String>())
+                write!(f, "the string {:?}…", text.chars().take(SHOWN).collect::<String>())
             }
-            Json::Text(text) => write!(f, "the text {text:?}"),
-            Json::List(items) => write!(f, "a list of {}", items.len()),
+            Json::Text(text) => write!(f, "the string {text:?}"),
+            Json::List(items) => write!(f, "a list of {}", crate::counted(items.len(), "element")),
             Json::Object(_) => {
                 let keys: Vec<&str> = self.keys().take(8).collect();
                 write!(f, "an object with the keys [{}]", keys.join(", "))
@@ -124,7 +124,7 @@ impl<'de> Visitor<'de> for Any {
     type Value = Json;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a value of JSON")
+        f.write_str("a JSON value")
     }
 
     fn visit_unit<E>(self) -> Result<Json, E> {
@@ -209,13 +209,13 @@ mod tests {
         for (text, shown) in [
             ("null", "null"),
             ("7", "the number 7"),
-            (r#""a\nb""#, r#"the text "a\nb""#),
-            ("[1,2]", "a list of 2"),
+            (r#""a\nb""#, r#"the string "a\nb""#),
+            ("[1,2]", "a list of 2 elements"),
             (r#"{"a":1,"b":2}"#, "an object with the keys [a, b]"),
         ] {
             assert_eq!(serde_json::from_str::<Json>(text).unwrap().to_string(), shown);
         }
         let long = Json::Text("é".repeat(50)).to_string();
-        assert_eq!(long, format!("the text \"{}\"…", "é".repeat(40)));
+        assert_eq!(long, format!("the string \"{}\"…", "é".repeat(40)));
     }
 }

@@ -2,14 +2,18 @@
 //!
 //! | definition | the targets of an answer |
 //! |---|---|
-//! | [`Spans::Offsets`] | the tokens that overlap the text from the end of its header, which is the generation prompt, to the end of its turn |
+//! | [`Spans::Offsets`] | the tokens that overlap the text from the end of the turn's header (the generation prompt) to
+//! the end of the turn |
 //! | [`Spans::Blocks`] | the tokens that overlap a `{% generation %}` block of the template |
-//! | [`Spans::Lengths`] | the tokens between the lengths that beginnings of the conversation have in tokens: open-instruct in October 2024 |
-//! | [`Spans::Released`] | the same without a template, by lengths that lack the first token: open-instruct in August 2024, the released OLMoE-1B-7B-0924-SFT |
+//! | [`Spans::Lengths`] | the tokens between the lengths, in tokens, of successive prefixes of the conversation:
+//! open-instruct in October 2024 |
+//! | [`Spans::Released`] | as `Lengths`, without a template and with lengths that lack the first token: open-instruct
+//! in August 2024, the released OLMoE-1B-7B-0924-SFT |
 //!
-//! `Released` strips every message and trains the line break behind `<|assistant|>`. `Offsets` is what open-instruct does
-//! today but in one thing: there, with tokenizers that trim offsets, as OLMoE's does, tokens of nothing but spaces overlap
-//! nothing, and the indentation of code is never trained; here a token has all of its bytes.
+//! `Released` strips every message and trains on the line break after `<|assistant|>`. `Offsets` does what
+//! open-instruct does today, with one difference. There, with tokenizers that trim offsets, as OLMoE's does, tokens of
+//! nothing but spaces overlap nothing, so the indentation of code is never trained on. Here a token covers all of its
+//! bytes.
 
 use serde::Serialize;
 
@@ -22,29 +26,29 @@ use crate::{ChatTemplate, ChatTemplateError, ChatTokens, Piece, Tokenizer, Token
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Spans {
-    /// By places in the text.
+    /// By positions in the text.
     #[default]
     Offsets,
     /// By the blocks that the template marks.
     Blocks,
-    /// By numbers of tokens.
+    /// By token counts of prefixes.
     Lengths,
-    /// By numbers of tokens, as for the released model.
+    /// By token counts of prefixes, as for the released model.
     Released,
 }
 
-/// Whose words are targets. A turn with a weight of its own is not asked.
+/// Which turns are targets. A turn with a weight of its own ignores this.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trained {
-    /// All of the assistant's.
+    /// All turns of the assistant.
     #[default]
     Answers,
-    /// The assistant's last.
+    /// The last turn of the assistant.
     LastAnswer,
-    /// Those of some roles.
+    /// All turns of these roles.
     Roles(Vec<String>),
-    /// Every token, the prompt and the headers included, whatever the turns' weights.
+    /// Every token, including prompts and headers, whatever the weights of the turns.
     Everything,
 }
 
@@ -53,23 +57,23 @@ pub enum Trained {
 pub(super) struct Masked {
     pub(super) ids: Vec<u32>,
     pub(super) weights: Vec<f32>,
-    /// Tokens that there were before they were cut off.
+    /// The number of tokens before truncation.
     pub(super) length: usize,
-    /// The text of a beginning was not the beginning of the text, and lengths were taken.
+    /// Whether a rendered prefix was not a prefix of the text, so that targets were found by token counts.
     pub(super) by_lengths: bool,
-    /// Targets that begin before what is trained.
+    /// Targets that begin before the trained text.
     pub(super) straddling: usize,
 }
 
-/// Why there are no targets.
+/// Why targets cannot be found.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The conversation has no text.
+    /// The template refused the conversation or failed.
     Template(ChatTemplateError),
-    /// A role that the definition does not have.
+    /// A role that the definition does not know.
     Role(String),
     Tokens(TokenizerError),
-    /// Where the targets are cannot be told.
+    /// The places of the targets cannot be determined.
     Unknown(String),
 }
 
@@ -92,20 +96,20 @@ fn wanted(turns: &[Turn], trained: &Trained) -> Vec<f32> {
     turns.iter().enumerate().map(weight).collect()
 }
 
-/// The weights of a range as far as there are any.
+/// The part of a range of weights that exists.
 fn range_of(weights: &mut [f32], start: usize, end: usize) -> &mut [f32] {
     let end = end.min(weights.len());
     &mut weights[start.min(end)..end]
 }
 
-/// What turns a conversation into tokens.
+/// Encodes conversations and finds their targets.
 pub(super) struct Masks<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) template: Option<&'a ChatTemplate>,
     pub(super) tokens: ChatTokens<'a>,
     pub(super) spans: Spans,
     pub(super) trained: &'a Trained,
-    /// Most tokens; those behind are cut off.
+    /// Most tokens; the others are cut off.
     pub(super) limit: usize,
 }
 
@@ -127,7 +131,7 @@ impl Masks<'_> {
         }
     }
 
-    /// A text of which the bytes from `from` on are trained.
+    /// Encodes a text and makes the bytes from `from` on targets.
     pub(super) fn text(&self, text: &str, from: usize) -> Result<Masked, Failure> {
         let pieces = self.tokenizer.encode_with_offsets(text)?;
         Ok(self.overlapping(&pieces, &[(from, text.len(), 1.0)]))
@@ -135,13 +139,13 @@ impl Masks<'_> {
 
     fn render(&self, turns: &[Turn], tools: &[Json], prompt: bool) -> Result<String, Failure> {
         let Some(template) = self.template else {
-            return Err(Failure::Unknown("there is no chat template".to_owned()));
+            return Err(Failure::Unknown("the tokenizer has no chat template".to_owned()));
         };
         let rendered = template.render_with_tools(turns, tools, self.tokens, prompt);
         rendered.map(|rendered| rendered.text).map_err(Failure::Template)
     }
 
-    /// The text of the first turns, which a template may refuse that renders all of them.
+    /// The text of the first turns alone. A template may refuse them although it renders the whole conversation.
     fn beginning(&self, turns: &[Turn], tools: &[Json], prompt: bool) -> Result<String, Failure> {
         self.render(turns, tools, prompt).map_err(|failure| match failure {
             Failure::Template(error) => {
@@ -151,7 +155,7 @@ impl Masks<'_> {
         })
     }
 
-    /// Tokens of a text, no more than are kept.
+    /// The number of tokens of a text, at most `limit`.
     fn count(&self, text: &str) -> Result<usize, TokenizerError> {
         Ok(self.tokenizer.encode(text)?.len().min(self.limit))
     }
@@ -162,7 +166,7 @@ impl Masks<'_> {
         (ids, length)
     }
 
-    /// Pieces with the weights of the spans of bytes that they overlap; spans do not overlap and rise.
+    /// The tokens with the weights of the byte spans that they overlap; spans are disjoint and in order.
     fn overlapping(&self, pieces: &[Piece], spans: &[(usize, usize, f32)]) -> Masked {
         let (ids, length) = self.cut(pieces.iter().map(|piece| piece.id).collect());
         let mut weights = vec![0.0; ids.len()];
@@ -198,7 +202,7 @@ impl Masks<'_> {
             }
             let mut start = header.len();
             if !turn.is_answer() {
-                // The header of a role that is not asked to speak is known by the words behind it.
+                // For a role without a generation prompt, the header ends where the turn's content begins.
                 start += turn.content.as_ref().and_then(|content| through[start..].find(content)).unwrap_or(0);
             }
             spans.push((start, through.len(), wanted[at]));
@@ -206,7 +210,8 @@ impl Masks<'_> {
         Ok(self.overlapping(&pieces, &spans))
     }
 
-    /// By lengths, where the text of a beginning is not the beginning of the text, if the tokens found hold the words.
+    /// Targets by token counts, for a template whose rendered prefixes are not prefixes of the text. Each range of
+    /// tokens is checked to hold the turn's content.
     fn verified_lengths(&self, turns: &[Turn], tools: &[Json], wanted: &[f32], text: &str) -> Result<Masked, Failure> {
         let (ids, length) = self.cut(self.tokenizer.encode(text)?);
         let mut weights = vec![0.0; ids.len()];
@@ -222,7 +227,7 @@ impl Masks<'_> {
         }
         for (at, range) in found {
             let Some(content) = turns[at].content.as_deref().filter(|content| !content.is_empty()) else { continue };
-            // A template that writes other words leaves nothing to compare with.
+            // If the template rewrites the content, there is nothing to compare with.
             if range.is_empty() || !text.contains(content) {
                 continue;
             }
@@ -232,8 +237,9 @@ impl Masks<'_> {
                 continue;
             }
             let wrong = |what: &str| {
-                let message =
-                    format!("the tokens of message {at} {what}; the template writes beginnings of it otherwise");
+                let message = format!(
+                    "the tokens of message {at} {what}; the template renders the first messages alone differently"
+                );
                 Err(Failure::Unknown(message))
             };
             let Some(place) = decoded.find(content) else { return wrong("do not hold its content") };
@@ -251,7 +257,7 @@ impl Masks<'_> {
 
     fn blocks(&self, turns: &[Turn], tools: &[Json], wanted: &[f32]) -> Result<Masked, Failure> {
         let Some(template) = self.template else {
-            return Err(Failure::Unknown("there is no chat template".to_owned()));
+            return Err(Failure::Unknown("the tokenizer has no chat template".to_owned()));
         };
         let rendered = template.render_with_tools(turns, tools, self.tokens, false).map_err(Failure::Template)?;
         let pieces = self.tokenizer.encode_with_offsets(&rendered.text)?;
@@ -274,7 +280,8 @@ impl Masks<'_> {
         Ok(self.overlapping(&pieces, &spans))
     }
 
-    /// `count(n, prompt)` is how many tokens the first `n` turns have.
+    /// `count(n, prompt)` is the number of tokens of the first `n` turns, with a generation prompt after them if
+    /// `prompt`.
     fn by_lengths(
         &self,
         ids: Vec<u32>,
@@ -288,7 +295,7 @@ impl Masks<'_> {
         let mut start = 0;
         let weighted = wanted.iter().any(|weight| ![0.0, 1.0].contains(weight)) && !everything;
         for at in 0..if weighted { turns.len() } else { 0 } {
-            // The last one goes to the end, whatever its length alone.
+            // The last turn extends to the end of the sequence, whatever its token count.
             let end = if at + 1 == turns.len() { ids.len() } else { count(at + 1, false)? };
             if wanted[at] > 0.0 {
                 range_of(&mut weights, start, end).fill(wanted[at]);
@@ -311,10 +318,10 @@ impl Masks<'_> {
         Ok(Masked { ids, weights, length, by_lengths: false, straddling: 0 })
     }
 
-    /// Without a template: that of the released model's fine-tuning.
+    /// The encoding without a template that the released model was fine-tuned with.
     fn released(&self, turns: &[Turn], wanted: &[f32]) -> Result<Masked, Failure> {
         let (begin, end) = (self.tokens.bos.unwrap_or(""), self.tokens.eos.unwrap_or(""));
-        // The ends of the turns in the text.
+        // The byte offsets of the ends of the turns.
         let (mut text, mut ends) = (String::new(), Vec::with_capacity(turns.len()));
         for turn in turns {
             let content = stripped(turn.content.as_deref().unwrap_or(""));

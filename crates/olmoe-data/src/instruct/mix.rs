@@ -1,4 +1,4 @@
-//! Mixing of several sources, and the order of an epoch.
+//! Mixing several sources, and the order of an epoch.
 //!
 //! A mixture is chosen once: the rows of each source are shuffled with the seed of the mixture, in the order of
 //! `Dataset.shuffle` of Hugging Face's datasets, and the first ones are taken, as open-instruct does. An epoch sees all rows
@@ -12,15 +12,15 @@ use super::error::InstructError;
 use crate::pretrain::{DataError, Order, OrderSettings};
 use crate::random::Pcg;
 
-/// How much of a source is taken.
+/// How much of a source a mixture takes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Amount {
-    /// So many rows, at most those that there are.
+    /// This many rows, at most as many as the source has.
     Rows(u64),
-    /// A part of its rows, from 0 to 1, rounded down.
+    /// This fraction of the rows, from 0 to 1, rounded down.
     Fraction(f64),
-    /// All rows so many times, and of the rest the part, rounded down.
+    /// All rows this many times; the fractional part adds that share of the rows, rounded down.
     Epochs(f64),
 }
 
@@ -36,13 +36,13 @@ pub struct Share {
 /// A row of a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MixedRow {
-    /// The source, by its place in the list.
+    /// The index of the source in the list.
     pub source: u32,
-    /// The row of it, from 0.
+    /// The row of that source, from 0.
     pub row: u32,
 }
 
-/// The numbers of a mixture as they are written.
+/// The amounts of a mixture as they are written.
 enum Written {
     Whole(u64),
     Part(f64),
@@ -64,12 +64,12 @@ impl FromStr for Written {
     }
 }
 
-/// Reads the list of a mixture: names and amounts in turn, as open-instruct's `dataset_mixer_list`. A number with a point is a
-/// fraction and one without a number of rows; where none is above 1, all are fractions. `2x` and `0.5x` are epochs, which
-/// go with both.
+/// Reads the list of a mixture: names and amounts in turn, as in open-instruct's `dataset_mixer_list`. An amount with a
+/// decimal point is a fraction, one without a number of rows; where no amount is above 1, all are fractions. `2x` and
+/// `0.5x` are epochs and may stand beside either.
 ///
 /// # Errors
-/// A name without an amount, no amount, and fractions beside numbers of rows.
+/// A name without an amount, an invalid amount, or fractions beside numbers of rows.
 pub fn shares(list: &[impl AsRef<str>]) -> Result<Vec<Share>, InstructError> {
     let setting = |value: String, expected: &str| InstructError::Setting {
         key: "dataset_mixer_list",
@@ -110,10 +110,10 @@ pub fn shares(list: &[impl AsRef<str>]) -> Result<Vec<Share>, InstructError> {
     Ok(shares.collect())
 }
 
-/// The rows of a mixture, source by source, from the rows that each has.
+/// The rows of a mixture, source by source; `rows` are the numbers of rows of the sources.
 ///
 /// # Errors
-/// More rows than a source has or than are counted with 32 bits; a fraction above 1; an amount that is negative or not finite.
+/// More rows than a source has or than fit 32 bits; a fraction above 1; an amount that is negative, NaN or infinite.
 pub fn mixture(amounts: &[Amount], rows: &[u32], seed: u64) -> Result<Vec<MixedRow>, InstructError> {
     let setting = |key, value: String, expected: String| InstructError::Setting { key, value, expected };
     if amounts.len() != rows.len() {
@@ -152,11 +152,11 @@ pub fn mixture(amounts: &[Amount], rows: &[u32], seed: u64) -> Result<Vec<MixedR
     Ok(mixed)
 }
 
-/// The order in which an epoch, from 0, sees so many rows: each once. Nothing else decides about it, so a run that goes on in
-/// the middle of an epoch sees the rest of what it would have seen.
+/// The order in which an epoch, counted from 0, sees each row once. It depends on these arguments alone, so a run that
+/// resumes within an epoch sees the rest of it unchanged.
 ///
 /// # Errors
-/// More rows than are counted with 32 bits.
+/// More rows than fit 32 bits.
 pub fn epoch_order(rows: u32, seed: u64, epoch: u64, shuffle: bool) -> Result<Vec<u32>, DataError> {
     let settings = OrderSettings { seed, epoch, shuffle, ..OrderSettings::default() };
     Ok(Order::new(rows, settings)?.indices().to_vec())

@@ -1,8 +1,9 @@
-//! Packing: several examples in a sequence, to fill it.
+//! Packing: several examples in one sequence, to fill it.
 //!
-//! Rows go by falling length, equal ones in the order they come in, each into the sequence that it fills best; a new one is
-//! begun where none has the room. This is "best fit decreasing" of trl's `pack_dataset`, and of Ding et al. (2024), "Fewer
-//! Truncations Improve Language Modeling". A sequence knows the lengths of its documents, so that none attends to another.
+//! Rows are taken by falling length, equal ones in order of arrival. Each goes into the sequence that it fills best;
+//! where none has room, a new sequence is begun. This is "best fit decreasing" of trl's `pack_dataset`, and of Ding et
+//! al. (2024), "Fewer Truncations Improve Language Modeling". The lengths of a sequence's documents are kept, so that
+//! none attends to another.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,31 +16,32 @@ use super::error::InstructError;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Packing {
-    /// The one that it fills best; the end of a longer row is left out (trl's `bfd`).
+    /// The sequence that the row fills best; longer rows are truncated (trl's `bfd`).
     #[default]
     BestFit,
-    /// The same, where a longer row is cut into several (trl's `bfd_split`).
+    /// The sequence that the row fills best; longer rows are split (trl's `bfd_split`).
     BestFitSplit,
-    /// The first one; the end of a longer row is left out.
+    /// The first sequence with room; longer rows are truncated.
     FirstFit,
 }
 
-/// A part of a row in a sequence: a document of its own.
+/// A part of a row in a sequence, which is a document of its own there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// The row.
+    /// The index of the row.
     pub row: usize,
-    /// The first token of it.
+    /// The first token of the part in the row.
     pub start: usize,
-    /// How many.
+    /// The number of tokens.
     pub length: usize,
 }
 
-/// The parts of each sequence, for rows of some lengths. `order` names the rows that are packed, once each; which of equally
-/// long ones comes first goes by it, so another order makes other neighbours. Rows without tokens are in no sequence.
+/// The parts of each sequence, for rows of the given lengths. `order` names the rows to pack, each once; of equally
+/// long rows the one earlier in `order` comes first, so another order packs other rows together. Rows without tokens
+/// are left out.
 ///
 /// # Errors
-/// A capacity of 0, and a row that there is not.
+/// A capacity of 0, or an index in `order` that is not a row.
 pub fn pack(
     order: &[u32],
     lengths: &[usize],
@@ -69,7 +71,7 @@ pub fn pack(
 
 fn best_fit(parts: &[Part], capacity: usize) -> Vec<Vec<Part>> {
     let mut sequences: Vec<Vec<Part>> = Vec::new();
-    // By the room that is left, the sequences that have it, the one that has had it longest first.
+    // Maps the room that is left to the sequences that have it, the earliest first.
     let mut rooms: BTreeMap<usize, VecDeque<usize>> = BTreeMap::new();
     for part in parts {
         let found = rooms.range_mut(part.length..).next().and_then(|(room, of)| Some((*room, of.pop_front()?)));
@@ -88,7 +90,7 @@ fn best_fit(parts: &[Part], capacity: usize) -> Vec<Vec<Part>> {
     sequences
 }
 
-/// A tree over the sequences, each knot the most room under it, finds the first in which a part fits.
+/// Finds the first sequence with room for a part in a segment tree, whose nodes hold the most room below them.
 fn first_fit(parts: &[Part], capacity: usize) -> Vec<Vec<Part>> {
     let leaves = parts.len().next_power_of_two();
     let mut rooms = vec![capacity; 2 * leaves];
@@ -98,7 +100,7 @@ fn first_fit(parts: &[Part], capacity: usize) -> Vec<Vec<Part>> {
         while at < leaves {
             at = if rooms[2 * at] >= part.length { 2 * at } else { 2 * at + 1 };
         }
-        // There are as many leaves as parts, so the first one without a part has room.
+        // There are as many leaves as parts, so there is room at the first leaf without a part.
         let sequence = at - leaves;
         if sequence >= sequences.len() {
             sequences.push(Vec::new());
@@ -113,18 +115,18 @@ fn first_fit(parts: &[Part], capacity: usize) -> Vec<Vec<Part>> {
     sequences
 }
 
-/// Examples in a sequence.
+/// Several examples in one sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PackedExample {
-    /// The tokens of all, one behind the other.
+    /// The tokens of all examples, one after the other.
     pub ids: Vec<u32>,
     /// Their weights as targets; 0 for the first token of each document.
     pub weights: Vec<f32>,
-    /// The tokens of each document.
+    /// The number of tokens of each document.
     pub lengths: Vec<usize>,
 }
 
-/// The sequence of some parts of examples; parts that there are not are left out.
+/// The sequence of these parts of examples; parts that do not exist are left out.
 pub fn packed(examples: &[Example], parts: &[Part]) -> PackedExample {
     let mut sequence = PackedExample::default();
     for part in parts {

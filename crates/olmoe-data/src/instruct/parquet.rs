@@ -1,7 +1,7 @@
 //! Rows of Parquet files.
 //!
-//! The format is the parquet crate's. Zstandard, for which that crate wants a compiler of C, is decoded here: the crate
-//! hands out the pages of such columns as they are in the file.
+//! The parquet crate reads the format. Its support for Zstandard needs a C compiler, so Zstandard is decoded here: the
+//! crate hands out the pages of such columns compressed.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -26,12 +26,12 @@ use super::error::InstructError;
 use super::json::Json;
 use crate::lines::zstd_frames;
 
-/// Most bytes of a page, unpacked.
+/// Most bytes of a decompressed page.
 const MAX_PAGE_BYTES: u64 = 1 << 30;
 /// The last four bytes of a file.
 const MAGIC: &[u8; 4] = b"PAR1";
 
-/// The rows of a file, a group of them read at a time.
+/// The rows of a file, one row group read at a time.
 pub(super) struct ParquetRows {
     path: PathBuf,
     file: Arc<File>,
@@ -46,7 +46,7 @@ impl ParquetRows {
         let mut end = [0; 4];
         let ended = file.seek(SeekFrom::End(-4)).and_then(|_| file.read_exact(&mut end));
         if ended.is_err() || end != *MAGIC {
-            let message = "it does not end as such files do, with \"PAR1\"".to_owned();
+            let message = "it does not end with \"PAR1\"".to_owned();
             return Err(InstructError::Parquet { path: path.to_owned(), message });
         }
         let file = Arc::new(file);
@@ -84,7 +84,7 @@ impl Iterator for ParquetRows {
     }
 }
 
-/// Runs the crate: what it cannot do, and where it panics on a damaged file, is an error.
+/// Runs a call into the parquet crate, so that its errors and its panics on damaged files become errors here.
 fn guarded<R>(path: &Path, run: impl FnOnce() -> ParquetResult<R>) -> Result<R, InstructError> {
     let message = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(result)) => return Ok(result),
@@ -94,7 +94,7 @@ fn guarded<R>(path: &Path, run: impl FnOnce() -> ParquetResult<R>) -> Result<R, 
     Err(InstructError::Parquet { path: path.to_owned(), message })
 }
 
-/// A group of rows whose columns are packed with anything that is read here.
+/// A row group whose columns may have any supported compression.
 struct Unpacked<'a> {
     group: &'a dyn RowGroupReader,
     file: Arc<File>,
@@ -130,7 +130,7 @@ impl RowGroupReader for Unpacked<'_> {
     }
 }
 
-/// Pages that are packed with Zstandard.
+/// Pages that are compressed with Zstandard.
 struct ZstdPages {
     pages: SerializedPageReader<File>,
 }
@@ -150,14 +150,16 @@ impl ZstdPages {
     }
 }
 
-/// A page whose first bytes are not packed.
+/// Decompresses a page whose first `levels` bytes are not compressed.
 fn unpack(bytes: &[u8], levels: usize) -> ParquetResult<Bytes> {
     let general = |message: String| ParquetError::General(message);
-    let packed = bytes.get(levels..).ok_or_else(|| general("a page is shorter than its levels".to_owned()))?;
+    let packed = bytes
+        .get(levels..)
+        .ok_or_else(|| general("a page is shorter than its repetition and definition levels".to_owned()))?;
     let mut out = bytes[..levels].to_vec();
     if !packed.is_empty() {
         let read = zstd_frames(packed).take(MAX_PAGE_BYTES + 1).read_to_end(&mut out);
-        read.map_err(|error| general(format!("a page cannot be unpacked: {error}")))?;
+        read.map_err(|error| general(format!("a page cannot be decompressed: {error}")))?;
     }
     if out.len() as u64 > MAX_PAGE_BYTES {
         return Err(general(format!("a page has more than {MAX_PAGE_BYTES} bytes")));
@@ -215,7 +217,7 @@ fn json(field: &Field) -> ParquetResult<Json> {
         Field::Bytes(bytes) => {
             let text = std::str::from_utf8(bytes.data());
             Json::Text(
-                text.map_err(|_| ParquetError::General("a column of bytes holds no text".to_owned()))?.to_owned(),
+                text.map_err(|_| ParquetError::General("a column of bytes is not UTF-8 text".to_owned()))?.to_owned(),
             )
         }
         Field::ListInternal(list) => Json::List(list.elements().iter().map(json).collect::<ParquetResult<_>>()?),
@@ -227,13 +229,13 @@ fn json(field: &Field) -> ParquetResult<Json> {
             let entry = |(key, value): &(Field, Field)| {
                 let key = match json(key)? {
                     Json::Text(text) => text,
-                    _ => return Err(ParquetError::General("a map has keys that are no texts".to_owned())),
+                    _ => return Err(ParquetError::General("a map has keys that are not strings".to_owned())),
                 };
                 Ok((key, json(value)?))
             };
             Json::Object(map.entries().iter().map(entry).collect::<ParquetResult<_>>()?)
         }
-        // Dates and decimals, which no field of fine-tuning is.
+        // Dates and decimals, which no field of fine-tuning data has.
         other => Json::Text(other.to_string()),
     })
 }

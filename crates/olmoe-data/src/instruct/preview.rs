@@ -1,4 +1,4 @@
-//! What an example looks like, token by token.
+//! An example as a table, token by token.
 
 use super::conversation::Example;
 use crate::Tokenizer;
@@ -8,11 +8,11 @@ use crate::Tokenizer;
 pub struct PreviewRow {
     /// The token.
     pub id: u32,
-    /// Its text; a part of a letter as bytes, `<0xE2>`.
+    /// The text of the token; bytes that are only part of a character as `<0xE2>`.
     pub text: String,
     /// Whether it is a target.
     pub target: bool,
-    /// How much it counts.
+    /// Its weight in the loss.
     pub weight: f32,
 }
 

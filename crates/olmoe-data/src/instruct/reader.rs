@@ -1,4 +1,4 @@
-//! [`Records`]: the rows of a file as what they hold.
+//! [`Records`]: the rows of a file with their contents.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::error::InstructError;
 use super::format::{Format, ReadOptions};
 use super::rows::Rows;
 
-/// Most columns that are named as unused.
+/// How many unused columns are named.
 const MAX_UNUSED: usize = 32;
 
 /// The rows of a file, all of one format.
@@ -24,18 +24,18 @@ impl<'a> Records<'a> {
     /// Opens a file.
     ///
     /// # Errors
-    /// A file that cannot be read, or of another kind; a field that no format has.
+    /// A file that cannot be read or is of an unsupported type, or a field that no format has.
     pub fn open(path: &Path, options: &'a ReadOptions) -> Result<Records<'a>, InstructError> {
         options.check()?;
         Ok(Records { rows: Rows::open(path)?, options, format: options.format, unused: BTreeSet::new() })
     }
 
-    /// The format, which is known before the first row only if it was named.
+    /// The format. Unless it was given, it is known after the first row.
     pub fn format(&self) -> Option<Format> {
         self.format
     }
 
-    /// Columns that the rows had so far and that nothing was read from.
+    /// Columns of the rows so far that were not used.
     pub fn unused_columns(&self) -> impl Iterator<Item = &str> {
         self.unused.iter().map(String::as_str)
     }

@@ -1,4 +1,4 @@
-//! [`Report`]: what became of the rows.
+//! [`EncodeReport`]: what became of the rows.
 
 use std::fmt;
 
@@ -11,41 +11,41 @@ pub struct Report {
     pub rows: u64,
     /// Rows that are kept.
     pub kept: u64,
-    /// Sequences that were cut off at the greatest length.
+    /// Sequences that were truncated to the maximum length.
     pub truncated: u64,
     /// Rows that were dropped for their length.
     pub too_long: u64,
-    /// Rows that were dropped because no token is a target, in pairs on one of the sides.
+    /// Rows that were dropped because no token is a target; of a pair, on either side.
     pub untrained: u64,
-    /// Rows that were dropped because the places of their targets cannot be told.
+    /// Rows that were dropped because the places of their targets cannot be determined.
     pub unknown: u64,
-    /// What was wrong with the first of those.
+    /// What was wrong with the first of those rows.
     pub first_unknown: Option<String>,
-    /// Sequences whose targets were found by lengths, since beginnings of their text are rendered otherwise.
+    /// Sequences whose targets were found by token counts, because rendered prefixes are not prefixes of the text.
     pub by_lengths: u64,
-    /// Targets that begin before what is trained.
+    /// Targets that begin before the trained text.
     pub straddling: u64,
     /// Pairs whose sides are the same.
     pub same_sides: u64,
     /// Sequences that are kept; a pair has two.
     pub sequences: u64,
-    /// Their tokens.
+    /// Tokens of all kept sequences.
     pub tokens: u64,
-    /// Those that are targets.
+    /// Tokens that are targets.
     pub targets: u64,
-    /// Tokens of the longest sequence.
+    /// The number of tokens of the longest sequence.
     pub longest: u64,
-    /// Sequences in which the token that ends a text is a target.
+    /// Sequences in which the end-of-text token is a target.
     pub ends: u64,
-    /// Sequences that begin with the token that begins a text.
+    /// Sequences that begin with the beginning-of-text token.
     pub begins: u64,
-    /// Sequences that begin with that token twice.
+    /// Sequences that begin with the beginning-of-text token twice.
     pub begins_twice: u64,
 }
 
-impl Report {
-    /// Adds the counts of rows that come behind.
-    pub fn add(&mut self, other: Report) {
+impl EncodeReport {
+    /// Adds the counts of further rows.
+    pub fn add(&mut self, other: EncodeReport) {
         let pairs = [
             (&mut self.rows, other.rows),
             (&mut self.kept, other.kept),
@@ -70,7 +70,7 @@ impl Report {
         self.first_unknown = self.first_unknown.take().or(other.first_unknown);
     }
 
-    /// What users should know before they train.
+    /// Warnings to show before training.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let mut warn = |count: u64, text: String| {
@@ -80,36 +80,44 @@ impl Report {
         };
         warn(
             u64::from(self.sequences > 0 && self.ends == 0),
-            "the token that ends a text is a target nowhere, so the model will not learn to stop; look at the template and at \
-             the greatest length"
+            "the end-of-text token is a target nowhere, so the model will not learn to stop; check the template and \
+             the maximum length"
                 .to_owned(),
         );
-        let Report { begins_twice, truncated, too_long, untrained, unknown, straddling, same_sides, .. } = self;
+        let EncodeReport { begins_twice, truncated, too_long, untrained, unknown, straddling, same_sides, .. } = self;
         warn(
             *begins_twice,
             format!(
-                "{begins_twice} sequences begin with the token that begins a text twice; take it out of the template or of the texts"
+                "{begins_twice} sequences begin with the beginning-of-text token twice; remove it from the template or from the texts"
             ),
         );
-        warn(*truncated, format!("{truncated} sequences were cut off at the greatest length"));
-        warn(*too_long, format!("{too_long} rows were dropped for their length"));
+        warn(*truncated, format!("{truncated} sequences were truncated to the maximum length"));
+        warn(*too_long, format!("{too_long} rows were dropped because they are too long"));
         warn(*untrained, format!("{untrained} rows were dropped because none of their tokens is a target"));
         let first = self.first_unknown.as_deref().unwrap_or("");
-        warn(*unknown, format!("{unknown} rows were dropped because their targets cannot be told; the first: {first}"));
+        warn(
+            *unknown,
+            format!(
+                "{unknown} rows were dropped because the places of their targets cannot be determined; the first: {first}"
+            ),
+        );
         warn(
             *straddling,
             format!(
-                "{straddling} targets begin before what is trained: the text before it and its first letters are one token"
+                "{straddling} targets begin before the trained text: its first characters share a token with the text before"
             ),
         );
-        warn(*same_sides, format!("{same_sides} pairs have the same answer on both sides, and teach nothing"));
+        warn(
+            *same_sides,
+            format!("{same_sides} pairs have the same answer on both sides, so nothing can be learnt from them"),
+        );
         warnings
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for EncodeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { rows, kept, sequences, tokens, targets, longest, .. } = self;
+        let EncodeReport { rows, kept, sequences, tokens, targets, longest, .. } = self;
         write!(
             f,
             "{kept} of {rows} rows kept: {sequences} sequences of {tokens} tokens, {targets} of them targets; the longest has {longest}"

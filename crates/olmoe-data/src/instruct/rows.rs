@@ -1,4 +1,4 @@
-//! Files as rows: JSON, lines of JSON, CSV and Parquet.
+//! The rows of JSON, JSON Lines, CSV and Parquet files.
 
 use std::io::{BufRead, Read};
 use std::path::Path;
@@ -14,10 +14,10 @@ use super::parquet::ParquetRows;
 use crate::lines::{Lines, check_encoding, unpacked};
 use crate::white_space::without_mark;
 
-/// Most bytes of a `.json` file, which is read as a whole.
+/// The largest `.json` file, which is read as a whole.
 pub const MAX_JSON_BYTES: u64 = 4 << 30;
-/// Endings of files that are read; those of texts may be followed by `.gz` or `.zst`.
-pub const ENDINGS: &str = ".json, .jsonl, .csv or .parquet, the first three also with .gz or .zst behind it";
+/// The supported endings of file names; those of text formats may be followed by `.gz` or `.zst`.
+pub const ENDINGS: &str = ".json, .jsonl, .csv or .parquet, the first three also followed by .gz or .zst";
 
 /// The rows of a file, each an object whose keys are the columns, in their order.
 pub(super) struct Rows {
@@ -34,7 +34,7 @@ enum Source {
         reader: Box<csv::Reader<Box<dyn BufRead + Send>>>,
     },
     Parquet(Box<ParquetRows>),
-    /// Behind an error.
+    /// After an error there are no more rows.
     Ended,
 }
 
@@ -51,10 +51,10 @@ pub(super) fn is_read(path: &Path) -> bool {
 }
 
 impl Rows {
-    /// Opens a file; its name says what it is.
+    /// Opens a file; the ending of its name tells the format.
     ///
     /// # Errors
-    /// A file that cannot be read, or of another kind.
+    /// A file that cannot be read or is of an unsupported type.
     pub(super) fn open(path: &Path) -> Result<Rows, InstructError> {
         let unreadable = || InstructError::unreadable(path);
         let source = match ending(path).as_str() {
@@ -132,7 +132,7 @@ impl Iterator for Rows {
     }
 }
 
-/// The values of a `.json` file: the elements of an array, or values one behind the other.
+/// The values of a `.json` file: the elements of an array, or values one after the other.
 fn values(path: &Path) -> Result<Vec<Json>, InstructError> {
     let unreadable = || InstructError::unreadable(path);
     let mut bytes = Vec::new();
@@ -158,7 +158,7 @@ fn values(path: &Path) -> Result<Vec<Json>, InstructError> {
     Ok(values)
 }
 
-/// The elements of an array, as far as it can be read.
+/// The elements of an array, up to the first error.
 struct Elements<'a>(&'a mut Vec<Json>);
 
 impl<'de> Visitor<'de> for Elements<'_> {

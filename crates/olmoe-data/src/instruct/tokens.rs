@@ -1,14 +1,14 @@
-//! Rows that are tokens already.
+//! Rows that hold tokens already.
 
 use super::conversation::Example;
 use super::error::InstructError;
 use super::fields::Fields;
 use super::json::Json;
 
-/// The label of a token that is no target, as torch's loss has it.
+/// The label of a token that is no target, as in PyTorch's cross-entropy.
 const MASKED: i64 = -100;
 
-/// `input_ids` with `labels`, `completion_mask` and `attention_mask`; without any of them, all are targets.
+/// `input_ids` with `labels`, `completion_mask` and `attention_mask`; without any of these, all tokens are targets.
 pub(super) fn example(fields: &Fields) -> Result<Example, InstructError> {
     let ids = numbers(fields, "input_ids", 0, i64::from(u32::MAX), "a list of token ids")?.unwrap_or_default();
     if ids.is_empty() {
@@ -25,7 +25,7 @@ pub(super) fn example(fields: &Fields) -> Result<Example, InstructError> {
             if label == MASKED {
                 weights[at] = 0.0;
             } else if label != i64::from(ids[at]) {
-                let expected = "-100 or the token at the same place of input_ids, which is not moved by one";
+                let expected = "-100 or the token at the same position of input_ids; labels are not shifted by one";
                 return Err(fields.wrong(format!("labels[{at}]"), expected, Some(&Json::Number(label.into()))));
             }
         }
@@ -36,11 +36,11 @@ pub(super) fn example(fields: &Fields) -> Result<Example, InstructError> {
     }
     if let Some(mask) = numbers(fields, "attention_mask", 0, 1, "a list of 0 and 1")? {
         let mask = same_length("attention_mask", mask)?;
-        // What is not attended to fills up, at one of the ends.
+        // Tokens that are not attended to are padding at one of the ends.
         let start = mask.iter().position(|mask| *mask == 1).unwrap_or(mask.len());
         let length = mask[start..].iter().take_while(|mask| **mask == 1).count();
         if mask.contains(&0) && (length == 0 || mask[start + length..].contains(&1)) {
-            let expected = "ones in one run, with zeros before or behind it only";
+            let expected = "one run of ones, with zeros before or after it only";
             return Err(fields.wrong("attention_mask", expected, fields.get("attention_mask")));
         }
         ids = ids[start..start + length].to_vec();
@@ -50,7 +50,7 @@ pub(super) fn example(fields: &Fields) -> Result<Example, InstructError> {
     Ok(Example { ids, weights })
 }
 
-/// A list of whole numbers within limits, which may be missing.
+/// A list of whole numbers within limits; None if the field is missing.
 fn numbers(
     fields: &Fields,
     field: &str,
@@ -66,7 +66,7 @@ fn numbers(
     for (at, item) in items.iter().enumerate() {
         let number = match item {
             Json::Number(number) => number.as_i64(),
-            // Masks are written so, too.
+            // Masks may be written as booleans.
             Json::Bool(truth) => Some(i64::from(*truth)),
             _ => None,
         };

@@ -1,32 +1,33 @@
-//! A batch: token ids and all that is said about them. B instances, S tokens each.
+//! A batch: token ids and their masks. B instances, S tokens each.
 
 use olmoe_tensor::memory::Buffer;
 use olmoe_tensor::ops::cross_entropy::IGNORE;
 
 use super::{DataError, DataSet};
 
-/// Instances that are learnt from together.
+/// The instances of a training step.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Token ids, `[B, S]`.
     pub ids: Buffer<u32>,
-    /// Instances, B.
+    /// The number of instances, B.
     pub size: usize,
-    /// Tokens of each, S.
+    /// The tokens of each instance, S.
     pub sequence_length: usize,
-    /// Which instances of the data set they are, `[B]`.
+    /// The indices of the instances in the data set, `[B]`.
     pub indices: Vec<u32>,
-    /// Which of the data set's files each lies in, `[B]`.
+    /// The index of the file that each instance lies in, `[B]`.
     pub files: Vec<u32>,
-    /// Whether a token counts in the loss, `[B, S]`.
+    /// Whether a token counts in the loss, `[B, S]`; None: all do.
     pub label_mask: Option<Vec<bool>>,
-    /// Whether a token is none of the padding, `[B, S]`.
+    /// Whether a token is not padding, `[B, S]`; None: there is no padding.
     pub attention_mask: Option<Vec<bool>>,
-    /// Whether an instance counts in the loss, `[B]`.
+    /// Whether an instance counts in the loss, `[B]`; None: all do.
     pub instance_mask: Option<Vec<bool>>,
     /// The lengths of the documents of each instance, which sum to S, `[B]`.
     pub doc_lengths: Option<Vec<Vec<u32>>>,
-    /// Examples of the epoch, of all ranks, that are used up with this batch: where a run goes on that has learnt from it.
+    /// The number of the epoch's examples, over all ranks, that are used up after this batch: where a run resumes that
+    /// has trained on it.
     pub next: u64,
 }
 
@@ -65,8 +66,8 @@ impl Batch {
         })
     }
 
-    /// What each token's successor is, `[B, S]`: [`IGNORE`] for the last of an instance, and where a mask takes the
-    /// successor out of the loss.
+    /// The target of each token, `[B, S]`, which is its successor: [`IGNORE`] for the last token of an instance, and
+    /// where a mask takes the successor out of the loss.
     pub fn targets(&self) -> Buffer<u32> {
         let mut targets = Buffer::scratch(self.ids.len());
         let length = self.sequence_length;
@@ -88,8 +89,8 @@ impl Batch {
     }
 }
 
-/// The lengths of the documents of an instance. The end of document belongs to the document that it ends, and what comes
-/// after the last one is a document, too.
+/// The lengths of the documents of an instance. An end-of-document token belongs to the document that it ends; the
+/// tokens after the last one are a document of their own.
 pub fn document_lengths(ids: &[u32], eos: u32) -> Vec<u32> {
     ids.split_inclusive(|id| *id == eos).map(|document| document.len() as u32).collect()
 }

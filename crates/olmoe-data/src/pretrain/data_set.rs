@@ -5,34 +5,35 @@ use std::path::{Path, PathBuf};
 use super::{DataError, RepetitionFilter};
 use crate::token_file::{TokenFile, TokenType};
 
-/// What a data set is made of.
+/// The settings of a data set.
 #[derive(Clone, Debug)]
 pub struct DataSettings {
-    /// The token files, in order. Of OLMo's `data.datasets` it is the files of all labels, labels sorted.
+    /// The token files, in order. From OLMo's `data.datasets`, these are the files of all labels, in the order of the
+    /// sorted labels.
     pub paths: Vec<PathBuf>,
-    /// For each file one of bytes, 0 or 1, for each token: 0 takes the token out of the loss.
+    /// For each token file a mask file with a byte, 0 or 1, for each token: 0 takes the token out of the loss.
     pub label_mask_paths: Option<Vec<PathBuf>>,
-    /// How often each file is seen in an epoch: 1 is once, 2.5 is each instance twice and every other one a third time.
+    /// How often each file is seen in an epoch: 1 is once; 2.5 is twice, and every other instance a third time.
     ///
-    /// Instance `i` of a file with the ratio r is there ⌊(i+1)·r⌋ − ⌊i·r⌋ times: evenly spread, the same in every epoch, and
-    /// a file of n instances counts as ⌊n·r⌋.
+    /// Instance `i` of a file with the ratio r occurs ⌊(i+1)·r⌋ − ⌊i·r⌋ times. So copies are evenly spread and the same
+    /// in every epoch, and a file of n instances counts as ⌊n·r⌋.
     pub ratios: Option<Vec<f64>>,
-    /// The numbers of headerless files.
+    /// The number type of headerless files.
     pub dtype: TokenType,
-    /// Tokens of an instance. What is left at the end of a file is not used.
+    /// Tokens of an instance. Tokens left over at the end of a file are not used.
     pub sequence_length: usize,
-    /// Ids are below it.
+    /// The size of the vocabulary; all ids are below it.
     pub vocabulary: u32,
-    /// Takes instances that repeat themselves out of the loss.
+    /// Takes repetitive instances out of the loss.
     pub instance_filter: Option<RepetitionFilter>,
-    /// The end of document, where the lengths of documents are wanted: OLMo's `generate_doc_lengths`.
+    /// The end-of-document token; None: lengths of documents are not computed. OLMo's `generate_doc_lengths`.
     pub doc_lengths: Option<u32>,
-    /// The padding token, where it is to be masked: OLMo's `generate_attention_mask`.
+    /// The padding token; None: padding is not masked. OLMo's `generate_attention_mask`.
     pub attention_mask: Option<u32>,
 }
 
 impl DataSettings {
-    /// uint16 files, instances of so many tokens, and nothing else.
+    /// Settings for uint16 files and instances of this many tokens, without any option.
     pub fn new(paths: Vec<PathBuf>, sequence_length: usize) -> DataSettings {
         DataSettings {
             paths,
@@ -56,7 +57,7 @@ pub struct DataSet {
     instances: u32,
 }
 
-/// A file and its share.
+/// A file and its instances.
 #[derive(Debug)]
 struct Source {
     tokens: TokenFile,
@@ -67,10 +68,10 @@ struct Source {
 }
 
 impl DataSet {
-    /// Looks at all files.
+    /// Opens all files and checks their sizes.
     ///
     /// # Errors
-    /// Settings that contradict each other, files that are missing or of a wrong size, and not a single instance.
+    /// Settings that contradict each other, files that are missing or of a wrong size, or not a single instance.
     pub fn open(settings: DataSettings) -> Result<DataSet, DataError> {
         let expected = settings.paths.len();
         let lists = [
@@ -105,7 +106,7 @@ impl DataSet {
                 let value = format!("{ratio} for {}", path.display());
                 return Err(DataError::Setting { key: "data.ratios", value, expected });
             }
-            // A float that is too large becomes the largest number, which is refused.
+            // A float beyond the range of the integer saturates, and the maximum is refused.
             instances += u128::from(copies_before(tokens.len() / length, ratio));
             if instances >= u128::from(u32::MAX) {
                 return Err(DataError::TooMany { instances });
@@ -118,22 +119,22 @@ impl DataSet {
         Ok(DataSet { settings, files, instances: instances as u32 })
     }
 
-    /// Instances of an epoch.
+    /// The number of instances of an epoch.
     pub fn len(&self) -> u32 {
         self.instances
     }
 
-    /// Whether there is none; an open data set has some.
+    /// Whether there is no instance; an open data set has at least one.
     pub fn is_empty(&self) -> bool {
         self.instances == 0
     }
 
-    /// What it was made of.
+    /// The settings of the data set.
     pub fn settings(&self) -> &DataSettings {
         &self.settings
     }
 
-    /// Which file an instance lies in, and its first token there.
+    /// The file that an instance lies in, and its first token there.
     ///
     /// # Errors
     /// [`DataError::NoSuchInstance`].
@@ -147,7 +148,7 @@ impl DataSet {
         Ok((file, place * self.settings.sequence_length as u64))
     }
 
-    /// Its files, each with how often it is seen in an epoch.
+    /// The files, each with how often it is seen in an epoch.
     pub fn files(&self) -> impl Iterator<Item = (&TokenFile, f64)> {
         self.files.iter().map(|source| (&source.tokens, source.ratio))
     }
@@ -157,11 +158,11 @@ impl DataSet {
         self.settings.paths.get(file).map(PathBuf::as_path)
     }
 
-    /// Reads the ids of an instance and, if there are masks and `mask` is given, its mask; both as long as an instance.
-    /// `bytes` is for reading into. Returns the file.
+    /// Reads the ids of an instance and, if there are masks and `mask` is given, its mask; both are as long as an
+    /// instance. `bytes` is a scratch buffer. Returns the index of the file.
     ///
     /// # Errors
-    /// No such instance, a file that cannot be read, an id or a mask out of range.
+    /// No such instance, a file that cannot be read, or an id or mask byte out of range.
     pub fn read(
         &self,
         index: u32,
@@ -172,7 +173,7 @@ impl DataSet {
         let (file, start) = self.locate(index)?;
         let source = &self.files[file];
         if let (Some(mask), Some(masks)) = (mask, &source.mask) {
-            // The place of the ids serves to read the mask first.
+            // The space of the ids serves as scratch for the mask first.
             masks.read(start, ids, 2, bytes)?;
             mask.iter_mut().zip(&*ids).for_each(|(keep, number)| *keep = *number == 1);
         }
@@ -181,17 +182,17 @@ impl DataSet {
     }
 }
 
-/// How many copies come before instance `i` of a file.
+/// How many copies of earlier instances of a file come before those of instance `i`.
 fn copies_before(i: u64, ratio: f64) -> u64 {
     (i as f64 * ratio).floor() as u64
 }
 
-/// The instance that copy `k` is one of. The ratio is above 0, since there is a copy.
+/// The instance that copy `k` belongs to. The ratio is above 0, since there is a copy.
 fn nth_copy(k: u64, ratio: f64) -> u64 {
     if ratio == 1.0 {
         return k;
     }
-    // Right but for rounding.
+    // The quotient is right except for rounding, which this corrects.
     let mut i = (k as f64 / ratio) as u64;
     while copies_before(i + 1, ratio) <= k {
         i += 1;

@@ -6,34 +6,34 @@ use thiserror::Error;
 
 use crate::token_file::{TokenFileError, TokenType};
 
-/// Why there is no training data, or no further batch.
+/// Why training data, or a further batch of it, cannot be read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DataError {
     /// A file of tokens.
     #[error(transparent)]
     TokenFile(#[from] TokenFileError),
-    /// A number out of its range.
+    /// A setting out of its range.
     #[error("`{key}` is {value}; it has to be {expected}")]
     Setting {
         /// The setting.
         key: &'static str,
-        /// What it is.
+        /// Its value.
         value: String,
-        /// What it may be.
+        /// The values that it may have.
         expected: &'static str,
     },
-    /// Lists of which each entry belongs to one of the other.
+    /// A list with another number of entries than there are paths.
     #[error("`{key}` has {found} entries, and there are {expected} paths; give one for each path, in the same order")]
     Entries {
         /// The setting.
         key: &'static str,
-        /// Its entries.
+        /// The number of its entries.
         found: usize,
-        /// Entries it should have.
+        /// The number of paths.
         expected: usize,
     },
-    /// A mask of another length than its tokens.
+    /// A mask with another length than its token file.
     #[error(
         "the label mask {} has {found} entries, and {} has {expected} tokens; a mask is one byte, 0 or 1, for each token",
         mask.display(), path.display()
@@ -41,33 +41,35 @@ pub enum DataError {
     MaskLength {
         /// The mask.
         mask: PathBuf,
-        /// Its entries.
+        /// The number of its entries.
         found: u64,
         /// The file of tokens.
         path: PathBuf,
-        /// Its tokens.
+        /// The number of its tokens.
         expected: u64,
     },
-    /// Token files none of which has a whole instance.
-    #[error("the {files} token files hold no whole instance of {length} tokens; take others or a shorter length")]
+    /// Token files without a single whole instance.
+    #[error("the {files} token files hold no whole instance of {length} tokens; use larger files or a shorter length")]
     Empty {
-        /// Files.
+        /// The number of files.
         files: usize,
         /// Tokens of an instance.
         length: usize,
     },
-    /// More instances than an index counts.
+    /// More instances than an index can count.
     #[error("there are {instances} instances, and an order holds fewer than 4294967295; use fewer files")]
     TooMany {
-        /// Instances.
+        /// The number of instances.
         instances: u128,
     },
     /// An instance that does not exist.
-    #[error("instance {index} is asked for, and there are {instances}; make the order again from these token files")]
+    #[error(
+        "there is no instance {index}, since the token files have {instances}; make the order again from these files"
+    )]
     NoSuchInstance {
         /// The instance.
         index: u32,
-        /// Instances that there are.
+        /// The number of instances.
         instances: u32,
     },
     /// An order on disk could not be read or written.
@@ -81,15 +83,15 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// An order on disk of a wrong size.
-    #[error("{} has {bytes} bytes, which is no multiple of the 4 of {}; it is cut off", path.display(), TokenType::U32)]
+    #[error("{} has {bytes} bytes, which is not a multiple of the 4 of {}; it is truncated", path.display(), TokenType::U32)]
     OrderSize {
         /// The file.
         path: PathBuf,
-        /// Its bytes.
+        /// Its size.
         bytes: u64,
     },
-    /// The thread that reads could not be started, or ended without a word.
-    #[error("the thread that reads batches {what}; begin again from the last checkpoint")]
+    /// The reading thread could not be started, or ended without an error.
+    #[error("the thread that reads batches {what}; resume from the last checkpoint")]
     Thread {
         /// What happened to it.
         what: String,
@@ -97,7 +99,7 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// Whether a setting is at fault, and not a file of tokens.
+    /// Whether the cause is a setting, not a token file.
     pub fn is_setting(&self) -> bool {
         matches!(self, DataError::Setting { .. } | DataError::Entries { .. } | DataError::Empty { .. })
     }

@@ -6,22 +6,23 @@ use std::thread::JoinHandle;
 
 use super::{Batch, DataError, DataSet, Order};
 
-/// Which batches, and how far ahead.
+/// Which batches to read, and how far ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoaderSettings {
-    /// Instances of a batch of all ranks together; a multiple of the ranks.
+    /// Instances of a batch over all ranks; a multiple of the number of ranks.
     pub batch_size: usize,
-    /// Whose part of each batch it is, from 0.
+    /// The rank, from 0, whose part of each batch is read.
     pub rank: usize,
-    /// Ranks, as in the order.
+    /// The number of ranks, as in the order.
     pub world_size: usize,
-    /// The first example: those before it, of all ranks together, have been seen. A resumed run gives [`Batch::next`].
+    /// The first example to read. Those before it, over all ranks, have been seen; a resumed run passes
+    /// [`Batch::next`].
     pub start: u64,
-    /// No example from here on; none: all of the epoch.
+    /// The example to stop before; None: the end of the epoch.
     pub max_examples: Option<u64>,
     /// Whether the last batch is left out when it is not full.
     pub drop_last: bool,
-    /// Batches held ready, at least 1.
+    /// How many batches to read ahead, at least 1.
     pub prefetch: usize,
 }
 
@@ -47,10 +48,11 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Begins to read.
+    /// Starts reading.
     ///
     /// # Errors
-    /// A batch that does not go evenly into the ranks, a rank that does not exist, no thread to be had.
+    /// A batch size that is not a multiple of the number of ranks, a rank that does not exist, or a thread that cannot
+    /// be started.
     pub fn new(data: Arc<DataSet>, order: Arc<Order>, settings: LoaderSettings) -> Result<Loader, DataError> {
         let LoaderSettings { batch_size, rank, world_size, start, max_examples, drop_last, prefetch } = settings;
         let wrong = |key, value: usize, expected| DataError::Setting { key, value: value.to_string(), expected };
@@ -82,7 +84,7 @@ impl Loader {
     }
 }
 
-/// Sends the batches, until the loader is gone or one cannot be read.
+/// Sends the batches until the loader is dropped or a batch cannot be read.
 fn read_all(
     data: &DataSet,
     mut examples: impl Iterator<Item = u32>,
@@ -124,10 +126,10 @@ impl Iterator for Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        // Without a receiver the thread ends with the batch at hand.
+        // Once the receiver is gone, the thread ends after its present batch.
         self.batches = None;
         if let Some(thread) = self.thread.take() {
-            // If it panicked, the caller has had the error.
+            // If the thread panicked, the caller has already had the error.
             let _ = thread.join();
         }
     }

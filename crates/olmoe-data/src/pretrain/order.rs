@@ -7,21 +7,22 @@ use std::path::{Path, PathBuf};
 use super::DataError;
 use crate::random::Pcg;
 
-/// The name of an order on disk.
+/// The name of an order's file on disk.
 pub const GLOBAL_INDICES: &str = "global_indices.npy";
 
-/// What decides about an order besides the number of instances.
+/// The settings of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrderSettings {
-    /// The seed of the data, else of the run.
+    /// The seed of the data; where it is not set, the seed of the run.
     pub seed: u64,
     /// The epoch, from 0; the generator's seed is `seed + epoch`.
     pub epoch: u64,
-    /// Whether instances are shuffled at all.
+    /// Whether instances are shuffled.
     pub shuffle: bool,
-    /// Instances that do not go evenly into the ranks are left out; else the first ones come again at the end.
+    /// Whether instances that do not divide evenly among the ranks are left out; if not, the first ones are repeated at
+    /// the end.
     pub drop_last: bool,
-    /// Ranks among which each global batch is dealt.
+    /// The number of ranks that each global batch is divided among.
     pub world_size: usize,
 }
 
@@ -31,17 +32,17 @@ impl Default for OrderSettings {
     }
 }
 
-/// Instances in the order in which an epoch sees them, 4 bytes each.
+/// The instances in the order in which an epoch sees them, 4 bytes each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
     indices: Vec<u32>,
 }
 
 impl Order {
-    /// The order of so many instances.
+    /// The order of this many instances.
     ///
     /// # Errors
-    /// No ranks, or more indices than are counted with 32 bits.
+    /// No ranks, or more indices than fit 32 bits.
     pub fn new(instances: u32, settings: OrderSettings) -> Result<Order, DataError> {
         let OrderSettings { seed, epoch, shuffle, drop_last, world_size } = settings;
         if world_size == 0 {
@@ -58,33 +59,33 @@ impl Order {
             Pcg::new(seed.wrapping_add(epoch)).shuffle(&mut indices);
         }
         indices.truncate(total);
-        // Where ranks outnumber instances, they come again more than once.
+        // Where ranks outnumber instances, instances are repeated more than once.
         while indices.len() < total {
             indices.extend_from_within(..(total - indices.len()).min(count));
         }
         Ok(Order { indices })
     }
 
-    /// All of them.
+    /// All indices.
     pub fn indices(&self) -> &[u32] {
         &self.indices
     }
 
-    /// How many there are.
+    /// The number of indices.
     pub fn len(&self) -> usize {
         self.indices.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no indices.
     pub fn is_empty(&self) -> bool {
         self.indices.is_empty()
     }
 
-    /// Writes it as `global_indices.npy` of a folder, which is made: uint32 numbers without a header, as OLMo does. The file
-    /// has its name only when it is complete.
+    /// Writes the order as `global_indices.npy` into a folder, which is created if needed: uint32 numbers without a
+    /// header, as OLMo writes them. The file gets its name only when it is complete.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn write(&self, folder: &Path) -> Result<PathBuf, DataError> {
         let path = folder.join(GLOBAL_INDICES);
         let failed = |action| {
@@ -102,15 +103,15 @@ impl Order {
         Ok(path)
     }
 
-    /// The bytes of that file, piece by piece.
+    /// The bytes of the file, piece by piece.
     pub fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
         self.indices.chunks(1 << 18).map(|piece| piece.iter().flat_map(|index| index.to_le_bytes()).collect())
     }
 
-    /// Reads what [`Order::write`] or OLMo has written.
+    /// Reads a file that [`Order::write`] or OLMo has written.
     ///
     /// # Errors
-    /// What the system says; a size that is no multiple of 4.
+    /// Errors of the system, or a size that is not a multiple of 4.
     pub fn read(path: &Path) -> Result<Order, DataError> {
         let bytes = fs::read(path);
         let bytes = bytes.map_err(|source| DataError::Order { action: "read", path: path.to_owned(), source })?;

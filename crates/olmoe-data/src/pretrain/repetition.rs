@@ -1,13 +1,14 @@
-//! Instances that repeat themselves, such as a page of dashes: they make a loss jump and teach nothing.
+//! A filter of repetitive instances, such as a page of dashes: they make the loss spike and teach nothing.
 
-/// Keeps instances out of the loss in which few tokens are repeated many times in a row.
+/// Keeps instances out of the loss in which a short sequence of tokens is repeated many times in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RepetitionFilter {
-    /// Longest period looked for, in tokens.
+    /// The longest period to look for, in tokens.
     pub max_period: usize,
-    /// Shortest period looked for.
+    /// The shortest period to look for, in tokens.
     pub min_period: usize,
-    /// So many times in a row are too many. Below three times nothing counts as repeated.
+    /// The number of repetitions in a row from which on an instance is kept out. Fewer than three do not count as
+    /// repetition.
     pub max_count: usize,
 }
 
@@ -17,26 +18,26 @@ impl Default for RepetitionFilter {
     }
 }
 
-/// Tokens that come again and again.
+/// A run of repeated tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repetition {
     /// The first token.
     pub start: usize,
     /// One past the last token.
     pub end: usize,
-    /// After so many tokens they come again.
+    /// The length of the repeated sequence.
     pub period: usize,
 }
 
 impl Repetition {
-    /// How often the period is there in full.
+    /// How many times the whole sequence occurs.
     pub fn times(&self) -> usize {
         (self.end - self.start) / self.period.max(1)
     }
 }
 
 impl RepetitionFilter {
-    /// Whether an instance may be learnt from.
+    /// Whether an instance counts in the loss.
     pub fn passes(&self, ids: &[u32]) -> bool {
         let mut passes = true;
         self.each(ids, |repetition| {
@@ -46,7 +47,7 @@ impl RepetitionFilter {
         passes
     }
 
-    /// All repetitions of at least three times, by period and place.
+    /// All runs of at least three repetitions, by period and position.
     pub fn find(&self, ids: &[u32]) -> Vec<Repetition> {
         let mut found = Vec::new();
         self.each(ids, |repetition| {
@@ -56,10 +57,10 @@ impl RepetitionFilter {
         found
     }
 
-    /// Tells of the repetitions as long as it is answered with true.
+    /// Calls `tell` with each repetition until it returns false.
     fn each(&self, ids: &[u32], mut tell: impl FnMut(Repetition) -> bool) {
         for period in self.min_period.max(1)..=self.max_period.min(ids.len() / 3) {
-            // As long as tokens equal those a period before, the repetition goes on.
+            // As long as each token equals the one a period before, the repetition goes on.
             let mut run = 0;
             for at in period..=ids.len() {
                 if at < ids.len() && ids[at] == ids[at - period] {

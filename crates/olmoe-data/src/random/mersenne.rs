@@ -7,7 +7,7 @@ const M: usize = 397;
 #[derive(Clone)]
 pub struct Mersenne {
     state: [u32; N],
-    /// The next word of the state to give out.
+    /// The index of the next word of the state to output.
     at: usize,
 }
 
@@ -75,7 +75,7 @@ impl Mersenne {
     fn below(&mut self, bound: u64) -> u64 {
         let bits = 64 - bound.leading_zeros();
         loop {
-            // Words come lowest first; the last one gives its highest bits.
+            // Words come lowest first; the last one contributes its highest bits.
             let mut drawn = 0;
             for word in (0..bits).step_by(32) {
                 let wanted = (bits - word).min(32);
@@ -130,7 +130,7 @@ mod tests {
         // NumPy: numpy.random.seed(3920); [numpy.random.choice(4, p=[.1, .2, .3, .4]) for _ in range(12)]
         let mut random = Mersenne::numpy(3920);
         assert_eq!([0; 12].map(|_| random.choice(&[0.1, 0.2, 0.3, 0.4])), CHOSEN);
-        // More words than the state has.
+        // More words than the state holds.
         let mut random = Mersenne::python(6198);
         let sum = (0..2000).fold(0u64, |sum, _| sum + u64::from(random.next_u32()));
         assert_eq!(sum, SUM);

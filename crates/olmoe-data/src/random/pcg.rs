@@ -6,12 +6,12 @@ use rand_pcg::Pcg64;
 /// `numpy.random.Generator(numpy.random.PCG64(seed))`.
 pub struct Pcg {
     words: Pcg64,
-    /// The upper half of a word whose lower half was given out.
+    /// The upper half of a word whose lower half was output.
     half: Option<u32>,
 }
 
 impl Pcg {
-    /// Seeds it.
+    /// Seeds the generator.
     pub fn new(seed: u64) -> Pcg {
         let [a, b, c, d] = seed_sequence(seed).map(u128::from);
         Pcg { words: Pcg64::new(a << 64 | b, c << 64 | d), half: None }
@@ -60,7 +60,7 @@ fn seed_sequence(seed: u64) -> [u64; 4] {
         x = x.wrapping_mul(constant);
         x ^ x >> 16
     };
-    // Words that a small seed does not have count as zeros.
+    // A seed has as many words as it needs; missing words count as zeros.
     let mut pool = [seed as u32, (seed >> 32) as u32, 0, 0].map(&mut hash);
     for from in 0..4 {
         for to in 0..4 {

@@ -1,4 +1,4 @@
-//! What can be wrong with a file of tokens, one variant per cause.
+//! What can be wrong with a token file, one variant per cause.
 
 use std::path::PathBuf;
 
@@ -19,14 +19,14 @@ pub enum TokenFileError {
         source: std::io::Error,
     },
     /// A path that is no file.
-    #[error("{} is no file; give the token files themselves", path.display())]
+    #[error("{} is not a file; give the paths of token files", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
     },
-    /// No whole number of numbers.
+    /// A file that does not hold a whole number of ids.
     #[error(
-        "{} has {bytes} bytes, which is no multiple of the {} of {dtype}; it is cut off, or of another type",
+        "{} has {bytes} bytes, which is not a multiple of the {} of {dtype}; it is truncated, or of another type",
         path.display(), dtype.bytes()
     )]
     Size {
@@ -34,7 +34,7 @@ pub enum TokenFileError {
         path: PathBuf,
         /// Its bytes.
         bytes: u64,
-        /// The type it was to have.
+        /// The type it was opened with.
         dtype: TokenType,
     },
     /// Numbers of another type.
@@ -46,11 +46,11 @@ pub enum TokenFileError {
     OtherType {
         /// The file.
         path: PathBuf,
-        /// The type it was to have.
+        /// The type it was opened with.
         dtype: TokenType,
         /// The type that fits.
         fits: TokenType,
-        /// What tells it.
+        /// What shows it.
         why: String,
     },
     /// A file that `numpy.save` wrote.
@@ -59,16 +59,16 @@ pub enum TokenFileError {
         /// The file.
         path: PathBuf,
     },
-    /// Ids beyond the end.
-    #[error("{} has {tokens} tokens, so there are no {count} from {start} on; read below its end", path.display())]
+    /// A range of ids beyond the end.
+    #[error("{} has {tokens} tokens, so {count} from token {start} on cannot be read; ask for tokens before its end", path.display())]
     Beyond {
         /// The file.
         path: PathBuf,
-        /// First id wanted.
+        /// The first token asked for.
         start: u64,
-        /// Ids wanted.
+        /// The number of tokens asked for.
         count: u64,
-        /// Ids that there are.
+        /// The number of tokens of the file.
         tokens: u64,
     },
     /// A file that became shorter.
@@ -77,7 +77,7 @@ pub enum TokenFileError {
         /// The file.
         path: PathBuf,
     },
-    /// An id that the model does not have.
+    /// An id beyond the vocabulary of the model.
     #[error(
         "token {position} of {} is {number}, but ids are below {vocabulary}; it was made with another tokenizer, or its \
          numbers are of another type",
@@ -88,13 +88,13 @@ pub enum TokenFileError {
         path: PathBuf,
         /// Which token of the file, from 0.
         position: u64,
-        /// The number there.
+        /// The number found there.
         number: i128,
-        /// Ids are below it.
+        /// The size of the vocabulary.
         vocabulary: u32,
     },
-    /// An index that is none, or does not belong to its numbers.
-    #[error("{} is no index of Megatron: {reason}; make it again from the documents", path.display())]
+    /// An index that is invalid, or does not belong to its numbers.
+    #[error("{} is not a valid Megatron index: {reason}; make it again from the documents", path.display())]
     Index {
         /// The index.
         path: PathBuf,
@@ -111,12 +111,12 @@ pub enum TokenFileError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// What the format cannot hold.
+    /// Content that the format cannot hold.
     #[error("cannot write {}: {reason}", path.display())]
     Unwritable {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// What the format cannot hold.
         reason: String,
     },
 }

@@ -1,9 +1,10 @@
-//! Which type the numbers of a headerless file have, as far as the file tells.
+//! Detection of the number type of a headerless file.
 //!
-//! Nothing in such a file says it, and every type reads something: uint32 numbers read as uint16 are twice as many tokens,
-//! every other one 0. Three things tell: how many tokens the list of documents beside the file counts; numbers that no
-//! vocabulary has, of a type that is too wide; and numbers whose upper halves are all 0 (or as good as), where the type is
-//! too narrow. Only where one of them is plain is anything said.
+//! A headerless file does not record its type, and it can be read as any: uint32 numbers read as uint16 are twice as
+//! many tokens, every other one 0. Three signs show a wrong type. The list of documents beside the file counts another
+//! number of tokens. If the type read is too wide, numbers lie beyond every vocabulary. If it is too narrow, the upper
+//! halves of the true numbers show as zeros, almost without exception. An error is raised only where one of these is
+//! certain.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -15,16 +16,16 @@ use super::TokenType;
 
 /// The types of headerless files, the likelier ones first.
 const TYPES: [TokenType; 4] = [TokenType::U16, TokenType::U32, TokenType::U64, TokenType::U8];
-/// Most bytes of a list of documents that is read; a longer one costs more than it tells.
+/// The longest list of documents that is read; a longer one would cost more than it shows.
 const MAX_LIST: u64 = 1 << 20;
-/// Fewer numbers than these tell nothing, nor do fewer different ones.
+/// Fewer numbers, or fewer different numbers, show nothing.
 const MIN_NUMBERS: usize = 32;
 const MIN_DISTINCT: usize = 8;
-/// The share of numbers that may be out of place: a file may be damaged.
+/// The share of numbers that may be out of place, since a file may be damaged.
 const ODD: f64 = 0.02;
 
-/// Another type than `dtype` that the numbers of a file have, and what tells it. `bytes` is the file's length, `head` what it
-/// begins with; ids are below `vocabulary`.
+/// A type other than `dtype` that fits the numbers of a file, and the reason. `bytes` is the file's length, `head` its
+/// beginning; ids are below `vocabulary`.
 pub(super) fn other_type(
     path: &Path,
     bytes: u64,
@@ -59,14 +60,14 @@ pub(super) fn other_type(
     Some((other, why))
 }
 
-/// The beginning of a file, and what its ids are below.
+/// The beginning of a file, and the size of the vocabulary.
 struct Head<'a> {
     head: &'a [u8],
     vocabulary: u32,
 }
 
 impl Head<'_> {
-    /// The numbers of a type.
+    /// The beginning as numbers of a type.
     fn numbers(&self, of: TokenType) -> Vec<u64> {
         let whole = self.head.len() / of.bytes() * of.bytes();
         let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
@@ -80,13 +81,13 @@ impl Head<'_> {
         holds_all && tell(&numbers) && share(&numbers, |number| *number < u64::from(self.vocabulary)) >= 1.0 - ODD
     }
 
-    /// Whether most numbers of a type are no ids.
+    /// Whether most numbers of a type are beyond the vocabulary.
     fn is_beyond(&self, of: TokenType) -> bool {
         share(&self.numbers(of), |number| *number >= u64::from(self.vocabulary)) > 0.5
     }
 
-    /// How much lies above the numbers of a type where ids are wider: next to nothing, for no vocabulary has more than some
-    /// 100,000 tokens, and where bytes are tokens there are few others.
+    /// The greatest value above the bits of `of` in a wider id: almost 0, since vocabularies have at most some 100,000
+    /// tokens, and byte vocabularies few more than 256.
     fn above(&self, of: TokenType) -> u64 {
         let most = if of == TokenType::U8 { 1 } else { 15 };
         match self.vocabulary {
@@ -95,7 +96,7 @@ impl Head<'_> {
         }
     }
 
-    /// The widest type that the numbers have in truth, if it is wider than `of`.
+    /// The widest type that fits the numbers, if it is wider than `of`.
     fn wider(&self, of: TokenType) -> Option<TokenType> {
         let (bits, above) = (8 * of.bytes(), self.above(of));
         let wider =
@@ -107,12 +108,12 @@ impl Head<'_> {
     }
 }
 
-/// The share of numbers of which something holds.
+/// The share of numbers for which a condition holds.
 fn share(numbers: &[u64], holds: impl Fn(&u64) -> bool) -> f64 {
     numbers.iter().filter(|number| holds(number)).count() as f64 / numbers.len().max(1) as f64
 }
 
-/// Whether these are enough numbers to say something.
+/// Whether there are enough numbers to tell.
 fn tell(numbers: &[u64]) -> bool {
     let mut distinct = numbers.to_vec();
     distinct.sort_unstable();
@@ -120,7 +121,7 @@ fn tell(numbers: &[u64]) -> bool {
     numbers.len() >= MIN_NUMBERS && distinct.len() >= MIN_DISTINCT
 }
 
-/// The name of the list of documents beside a file, and the tokens that it counts.
+/// The name of the list of documents beside a file, and the number of tokens that it counts.
 fn listed(path: &Path) -> Option<(String, u64)> {
     let list = path.with_extension("csv.gz");
     let mut file = File::open(&list).ok()?;
@@ -128,7 +129,7 @@ fn listed(path: &Path) -> Option<(String, u64)> {
         return None;
     }
     file.rewind().ok()?;
-    // A file that grows without end when it is unpacked is no list.
+    // A decompression bomb is not a list.
     let (mut rows, most) = (Vec::new(), 64 * MAX_LIST);
     MultiGzDecoder::new(file).take(most).read_to_end(&mut rows).ok()?;
     let last = rows.split(|byte| *byte == b'\n').rev().find(|row| !row.trim_ascii().is_empty())?;

@@ -1,10 +1,11 @@
-//! The indexed data set of Megatron: `NAME.bin` holds numbers, `NAME.idx` says of what type they are, where sequences begin
-//! and which of them make up a document.
+//! Megatron's indexed data set: `NAME.bin` holds the numbers; `NAME.idx` gives their type, where sequences begin, and
+//! which of them make up a document.
 //!
 //! The index, little-endian throughout: `MMIDIDX` and two zeros; version 1 (u64); the type (u8: 1 uint8, 2 int8, 3 int16,
 //! 4 int32, 5 int64, 6 float64, 7 float32, 8 uint16); S sequences (u64); D document bounds (u64); lengths of the
 //! sequences (S × i32); their first bytes (S × i64); the bounds (D × i64), the first 0 and the last S; and, in data of
-//! several modes, a mode for each sequence (S × i8).
+//! (S × i64); the bounds (D × i64), the first 0 and the last S; and, in multimodal data, a mode for each sequence (S ×
+//! i8).
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -15,9 +16,9 @@ use super::{TokenFile, TokenFileError, TokenType};
 
 const MAGIC: &[u8; 9] = b"MMIDIDX\0\0";
 const VERSION: u64 = 1;
-/// Magic, version, type and both counts.
+/// Magic, version, type and the two counts.
 const HEADER: usize = 34;
-/// Most bytes of an index: of some 800 million sequences.
+/// The largest index: some 800 million sequences.
 const MAX_INDEX_BYTES: u64 = 1 << 34;
 const BUFFER: usize = 1 << 20;
 
@@ -31,17 +32,17 @@ const CODES: [(u8, TokenType); 6] = [
     (8, TokenType::U16),
 ];
 
-/// A data set of Megatron, open for reading.
+/// A Megatron data set, open for reading.
 #[derive(Clone, Debug)]
 pub struct Megatron {
     tokens: TokenFile,
-    /// First token and length of each sequence.
+    /// The first token and the length of each sequence.
     sequences: Vec<(u64, u32)>,
     documents: Vec<u64>,
     modes: Option<Vec<i8>>,
 }
 
-/// `NAME.bin` and `NAME.idx` of a path that is either of them, or NAME.
+/// `NAME.bin` and `NAME.idx` for a path that is either of them, or NAME.
 fn pair(path: &Path) -> (PathBuf, PathBuf) {
     let mut name = path.as_os_str().to_owned();
     if path.extension().is_some_and(|end| end == "bin" || end == "idx") {
@@ -56,10 +57,10 @@ fn pair(path: &Path) -> (PathBuf, PathBuf) {
 }
 
 impl Megatron {
-    /// Reads the index; `path` is that of either file, or of both without its ending.
+    /// Opens a data set; `path` is that of either file, or of both without the ending.
     ///
     /// # Errors
-    /// Files that are missing, and all that can be wrong with an index.
+    /// Files that are missing, or an invalid index.
     pub fn open(path: &Path) -> Result<Megatron, TokenFileError> {
         let (numbers, index) = pair(path);
         let unreadable = |source| TokenFileError::Unreadable { path: index.clone(), source };
@@ -86,22 +87,22 @@ impl Megatron {
         Ok(Megatron { sequences: sequences.collect(), documents: documents.collect(), modes, tokens })
     }
 
-    /// All ids back to back, without regard to sequences.
+    /// All ids, one after the other, without regard to sequences.
     pub fn tokens(&self) -> &TokenFile {
         &self.tokens
     }
 
-    /// Sequences.
+    /// The number of sequences.
     pub fn num_sequences(&self) -> usize {
         self.sequences.len()
     }
 
-    /// Documents.
+    /// The number of documents.
     pub fn num_documents(&self) -> usize {
         self.documents.len().saturating_sub(1)
     }
 
-    /// Which sequences a document is made of.
+    /// The sequences that a document is made of.
     pub fn document(&self, document: usize) -> Option<Range<usize>> {
         let (start, end) = (self.documents.get(document)?, self.documents.get(document.checked_add(1)?)?);
         Some(*start as usize..*end as usize)
@@ -112,12 +113,12 @@ impl Megatron {
         self.sequences.get(sequence).map(|(_, length)| *length as usize)
     }
 
-    /// The mode of a sequence, in data of several modes.
+    /// The mode of a sequence, in multimodal data.
     pub fn mode(&self, sequence: usize) -> Option<i8> {
         self.modes.as_ref()?.get(sequence).copied()
     }
 
-    /// The ids of a sequence, each below `vocabulary`; none if there is no such sequence.
+    /// The ids of a sequence, each below `vocabulary`; None if there is no such sequence.
     ///
     /// # Errors
     /// As [`TokenFile::read`].
@@ -163,11 +164,11 @@ impl Header {
                 bytes.len()
             ));
         }
-        // Both are below the bytes that there are.
+        // Both counts are below the file's size in bytes.
         Ok(Header { dtype: *dtype, sequences: sequences as usize, bounds: bounds as usize })
     }
 
-    /// Checks the tables, of which [`Header::read`] has found the size right, against the bytes of the numbers.
+    /// Checks the tables, whose size [`Header::read`] has checked, against the size of the numbers.
     fn check(&self, bytes: &[u8], number_bytes: u64) -> Result<(), String> {
         let (lengths, rest) = bytes[HEADER..].split_at(self.sequences * 4);
         let (starts, rest) = rest.split_at(self.sequences * 8);
@@ -197,7 +198,7 @@ impl Header {
     }
 }
 
-/// A data set of Megatron being written. Both files get their names in [`MegatronWriter::finish`], the index last.
+/// A Megatron data set being written. Both files get their names in [`MegatronWriter::finish`], the index last.
 pub struct MegatronWriter {
     dtype: TokenType,
     code: u8,
@@ -209,7 +210,7 @@ pub struct MegatronWriter {
 }
 
 impl MegatronWriter {
-    /// The type that Megatron gives a vocabulary of this size.
+    /// The type that Megatron uses for a vocabulary of this size.
     pub fn dtype_for(vocabulary: usize) -> TokenType {
         if vocabulary < 65_500 { TokenType::U16 } else { TokenType::I32 }
     }
@@ -217,7 +218,7 @@ impl MegatronWriter {
     /// Begins `path` with the endings `.bin` and `.idx`.
     ///
     /// # Errors
-    /// A type that the format does not have; what the system says.
+    /// A type that the format does not have, or errors of the system.
     pub fn create(path: &Path, dtype: TokenType) -> Result<MegatronWriter, TokenFileError> {
         let (numbers, index) = pair(path);
         let Some((code, _)) = CODES.iter().find(|(_, known)| *known == dtype) else {
@@ -237,10 +238,10 @@ impl MegatronWriter {
         })
     }
 
-    /// Adds a sequence to the document.
+    /// Adds a sequence to the present document.
     ///
     /// # Errors
-    /// An id that the type does not hold, a sequence of 2^31 ids or more, what the system says.
+    /// An id that the type does not hold, a sequence of 2^31 ids or more, or errors of the system.
     pub fn sequence(&mut self, ids: &[u32]) -> Result<(), TokenFileError> {
         let path = &self.numbers.0;
         let unwritable = |reason| TokenFileError::Unwritable { path: path.clone(), reason };
@@ -255,16 +256,16 @@ impl MegatronWriter {
         Ok(())
     }
 
-    /// Ends the document: the sequences since the last end are one.
+    /// Ends the document: the sequences since the last end are its own.
     pub fn end_document(&mut self) {
         self.documents.push(self.lengths.len() as i64);
     }
 
-    /// Writes the index, brings both files to disk and gives them their names. Sequences after the last end of a document
-    /// are a document, too.
+    /// Writes the index, syncs both files to disk and gives them their names. Sequences after the last end of a
+    /// document form a document, too.
     ///
     /// # Errors
-    /// What the system says.
+    /// Errors of the system.
     pub fn finish(mut self) -> Result<(), TokenFileError> {
         if self.documents.last() != Some(&(self.lengths.len() as i64)) {
             self.end_document();
@@ -278,7 +279,7 @@ impl MegatronWriter {
                 file.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|file| file.sync_all());
             synced.map_err(write_error("write", &path))?;
         }
-        // An index of other numbers must not be found beside these.
+        // An old index must never stand beside new numbers, so it is removed first.
         match fs::remove_file(&self.index) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(write_error("replace", &self.index)(error));

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::text::{bounded, encode_paragraphs, puts_space_before};
-use super::{Settings, Summary};
+use super::{TokenizeSettings, TokenizeSummary};
 use crate::documents::{Document, Malformed};
 use crate::white_space::stripped;
 use crate::{Tokenizer, TokenizerError};
 
-/// Texts are encoded together when they have so many bytes.
+/// Texts are encoded together once they have this many bytes.
 const TEXT_BYTES: usize = 4 << 20;
 
 /// A document whose tokens are in the batch.
-pub(super) struct Encoded {
+pub(super) struct EncodedDocument {
     pub(super) id: String,
     pub(super) source: Arc<str>,
     pub(super) line: u64,
@@ -24,24 +24,28 @@ pub(super) struct Encoded {
     bytes: Range<usize>,
 }
 
-/// Documents, with their numbers as they will be in the file.
-pub(super) struct Batch<'a> {
+/// Documents, with their ids as the numbers of the token file.
+pub(super) struct EncodedDocuments<'a> {
     tokenizer: &'a Tokenizer,
-    settings: &'a Settings,
+    settings: &'a TokenizeSettings,
     all_threads: bool,
-    /// Whether the tokenizer puts a space before a text; asked for paragraphs only.
+    /// Whether the tokenizer puts a space before a text; determined only if paragraphs are encoded one by one.
     spaced: bool,
-    pub(super) documents: Vec<Encoded>,
+    pub(super) documents: Vec<EncodedDocument>,
     numbers: Vec<u8>,
-    /// Not yet encoded; they are the last documents.
+    /// The texts not yet encoded; they belong to the last documents.
     texts: Vec<String>,
     text_bytes: usize,
     sources: Vec<(Arc<str>, String)>,
 }
 
-impl<'a> Batch<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, settings: &'a Settings, all_threads: bool) -> Batch<'a> {
-        Batch {
+impl<'a> EncodedDocuments<'a> {
+    pub(super) fn new(
+        tokenizer: &'a Tokenizer,
+        settings: &'a TokenizeSettings,
+        all_threads: bool,
+    ) -> EncodedDocuments<'a> {
+        EncodedDocuments {
             tokenizer,
             settings,
             all_threads,
@@ -60,16 +64,16 @@ impl<'a> Batch<'a> {
         self.sources.clear();
     }
 
-    /// The numbers of a document.
-    pub(super) fn numbers(&self, document: &Encoded) -> &[u8] {
+    /// The numbers of a document's ids.
+    pub(super) fn numbers(&self, document: &EncodedDocument) -> &[u8] {
         &self.numbers[document.bytes.clone()]
     }
 
     /// Adds a document of a file.
-    pub(super) fn add(&mut self, document: Document, path: &Path, summary: &mut Summary) {
+    pub(super) fn add(&mut self, document: Document, path: &Path, summary: &mut TokenizeSummary) {
         let (source, hash) = self.source(path);
         let id = document.id.unwrap_or_else(|| format!("{hash}-{}", document.line));
-        self.documents.push(Encoded { id, source, line: document.line, tokens: 0, bytes: 0..0 });
+        self.documents.push(EncodedDocument { id, source, line: document.line, tokens: 0, bytes: 0..0 });
         self.text_bytes += document.text.len();
         self.texts.push(document.text);
         if self.text_bytes >= TEXT_BYTES {
@@ -77,7 +81,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// A file's name, and what documents without a name are called after.
+    /// The name of a file, and the prefix of names of documents without a name.
     fn source(&mut self, path: &Path) -> (Arc<str>, String) {
         let text = path.to_string_lossy();
         if let Some((source, hash)) = self.sources.iter().find(|(source, _)| **source == *text) {
@@ -90,15 +94,15 @@ impl<'a> Batch<'a> {
         self.source(path)
     }
 
-    /// Encodes what is not encoded yet.
-    pub(super) fn encode(&mut self, summary: &mut Summary) {
+    /// Encodes the texts that are not encoded yet.
+    pub(super) fn encode(&mut self, summary: &mut TokenizeSummary) {
         let texts = std::mem::take(&mut self.texts);
         self.text_bytes = 0;
         let first = self.documents.len() - texts.len();
         let mut documents = self.documents.split_off(first).into_iter();
         let stripped: Vec<&str> = texts.iter().map(|text| stripped(text)).collect();
         let together = if self.all_threads && !self.settings.segment {
-            // Where one text cannot be encoded, the texts are encoded one by one to find out which.
+            // If a text cannot be encoded, the texts are encoded one by one to find out which.
             self.tokenizer.encode_batch(&stripped).ok()
         } else {
             None
@@ -127,7 +131,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn push(&mut self, mut document: Encoded, ids: Vec<u32>) {
+    fn push(&mut self, mut document: EncodedDocument, ids: Vec<u32>) {
         let ids = bounded(ids, self.settings);
         let start = self.numbers.len();
         self.settings.dtype.write(&ids, &mut self.numbers);

@@ -11,34 +11,34 @@ use crate::token_file::TokenType;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TokenizeError {
-    /// A path that is not of this machine.
-    #[error("{path} is not a local path; copy the files to this machine first")]
+    /// A path on another machine.
+    #[error("{path} is not a local path; copy the files to this machine")]
     Remote {
         /// The path.
         path: String,
     },
-    /// A pattern that is none.
-    #[error("the pattern {pattern} of documents is wrong: {message}")]
+    /// An invalid pattern.
+    #[error("the pattern {pattern} of documents is invalid: {message}")]
     Pattern {
         /// The pattern.
         pattern: String,
         /// What is wrong with it.
         message: String,
     },
-    /// Nothing to read.
+    /// No input files.
     #[error("there are no documents to read; give files, folders or patterns that match some")]
     NoInputs,
-    /// A number that must not be 0.
+    /// A setting that must not be 0.
     #[error("`{name}` is 0; it has to be at least 1")]
     Zero {
         /// The setting.
         name: &'static str,
     },
-    /// Documents would run into each other.
-    #[error("neither `eos_token_id` nor `bos_token_id` is given, so nothing would part the documents; give one")]
+    /// Documents that no token would separate.
+    #[error("neither `eos_token_id` nor `bos_token_id` is given, so nothing would separate the documents; give one")]
     NoBoundary,
     /// An id that the tokenizer does not have.
-    #[error("`{name}` is {id}, but the ids of the tokenizer go from 0 to {last}; use its own end of text")]
+    #[error("`{name}` is {id}, but the ids of the tokenizer go from 0 to {last}; use its end-of-text token")]
     NoSuchToken {
         /// The setting.
         name: &'static str,
@@ -55,21 +55,21 @@ pub enum TokenizeError {
         /// Ids of the tokenizer.
         size: usize,
     },
-    /// The destination holds something.
+    /// The destination is not empty.
     #[error("{} exists and is not empty; choose another destination, or replace it with --force", path.display())]
     Exists {
         /// The destination.
         path: PathBuf,
     },
-    /// A folder to be replaced holds what is no token file.
-    #[error("{} holds {found}, which is no token file, so it is not replaced; move it away first", path.display())]
+    /// A folder to be replaced that holds other files than token files.
+    #[error("{} holds {found}, which is not a token file, so the folder is not replaced; move it away first", path.display())]
     NotOurs {
         /// The folder.
         path: PathBuf,
-        /// What is in it.
+        /// A file in it that is not a token file.
         found: String,
     },
-    /// A file of documents could not be read to its end.
+    /// A file of documents that could not be read to its end.
     #[error("cannot read {} beyond line {line}: {source}; repair the file or leave it out", path.display())]
     Unreadable {
         /// The file.
@@ -79,7 +79,7 @@ pub enum TokenizeError {
         /// What the system or the decoder said.
         source: std::io::Error,
     },
-    /// A file or folder could not be made, written or renamed.
+    /// A file or folder that could not be created, written or renamed.
     #[error("cannot {action} {}: {source}; check the space and the permissions there", path.display())]
     Write {
         /// What was tried.
@@ -89,30 +89,30 @@ pub enum TokenizeError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A document that fits into no token file.
+    /// A document that is too long for a token file.
     #[error(
         "the document of {} line {line} has {tokens} tokens, and a token file holds fewer than {max_size}; raise max_size",
         path.display()
     )]
     TooLong {
-        /// Its file.
+        /// The file of the document.
         path: PathBuf,
-        /// Its line.
+        /// The line of the document.
         line: u64,
-        /// Its tokens.
+        /// The number of tokens of the document.
         tokens: u64,
-        /// The setting.
+        /// The limit.
         max_size: u64,
     },
-    /// Files without a single document.
+    /// Input files without a single document.
     #[error(
-        "the inputs hold no document{}; check the names of the fields",
+        "the inputs hold no documents{}; check the names of the fields",
         first.as_ref().map(|first| format!(": {malformed} malformed lines, one is {first}")).unwrap_or_default()
     )]
     NoDocuments {
-        /// Malformed lines.
+        /// The number of malformed lines.
         malformed: u64,
-        /// One of them.
+        /// The first of them.
         first: Option<Malformed>,
     },
 }

@@ -1,4 +1,4 @@
-//! The destination: written under another name until it is complete.
+//! The destination folder, which is written under a temporary name until it is complete.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::TokenizeError;
 
-/// A folder on its way to its name. Dropped before [`Folder::commit`], it is removed.
+/// A folder under its temporary name. It is removed when dropped before [`Folder::commit`].
 pub(super) struct Folder {
     target: PathBuf,
     temporary: PathBuf,
@@ -26,7 +26,7 @@ impl Folder {
             only_parts(&target)?;
         }
         let temporary = beside(&target, ".tmp");
-        // What an earlier run left when it was killed.
+        // An earlier run that was killed may have left one.
         discard(&temporary)?;
         fs::create_dir_all(&temporary).map_err(TokenizeError::write("make the folder", &temporary))?;
         Ok(Folder { target, temporary, committed: false })
@@ -36,7 +36,7 @@ impl Folder {
         &self.temporary
     }
 
-    /// Gives it its name, when all of its files are on disk.
+    /// Gives the folder its name, once all of its files are on disk.
     pub(super) fn commit(mut self) -> Result<(), TokenizeError> {
         sync(&self.temporary)?;
         let old = beside(&self.target, ".old.tmp");
@@ -57,7 +57,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !self.committed {
-            // What cannot be removed now is removed by the next run.
+            // What cannot be removed now, the next run removes.
             let _ = fs::remove_dir_all(&self.temporary);
         }
     }
@@ -83,7 +83,7 @@ fn is_empty(path: &Path) -> Result<bool, TokenizeError> {
     Ok(entries(path)?.is_empty())
 }
 
-/// Fails if a folder holds anything but parts.
+/// Fails if a folder holds anything but token files.
 fn only_parts(path: &Path) -> Result<(), TokenizeError> {
     let part = |name: &String| name.starts_with("part-") && (name.ends_with(".npy") || name.ends_with(".csv.gz"));
     match entries(path)?.into_iter().find(|name| !part(name)) {
@@ -92,7 +92,7 @@ fn only_parts(path: &Path) -> Result<(), TokenizeError> {
     }
 }
 
-/// Removes a folder of parts, if there is one.
+/// Removes a folder of token files, if it exists.
 fn discard(path: &Path) -> Result<(), TokenizeError> {
     only_parts(path)?;
     match fs::remove_dir_all(path) {
@@ -101,7 +101,7 @@ fn discard(path: &Path) -> Result<(), TokenizeError> {
     }
 }
 
-/// Makes the names in a folder last.
+/// Syncs the names in a folder to disk.
 fn sync(path: &Path) -> Result<(), TokenizeError> {
     if cfg!(unix) {
         let synced = fs::File::open(path).and_then(|folder| folder.sync_all());

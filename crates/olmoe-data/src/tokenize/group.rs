@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::batch::Batch;
+use super::batch::EncodedDocuments;
 use super::error::TokenizeError;
 use super::part::{DocumentEntry, TokenFilePart};
-use super::{Settings, Summary};
+use super::{TokenizeSettings, TokenizeSummary};
 use crate::Tokenizer;
 use crate::documents::{Document, Documents};
 use crate::random::Mersenne;
 use crate::white_space::stripped;
 
-/// Cuts files into groups of equal size, as far as that goes.
+/// Cuts files into groups of equal size, as far as possible.
 pub(super) fn cut(paths: &[PathBuf], processes: usize, files_per_process: Option<usize>) -> Vec<Vec<PathBuf>> {
     let step = (paths.len() as f64 / processes as f64).min(files_per_process.map_or(f64::INFINITY, |n| n as f64));
     let mut groups = Vec::new();
@@ -28,7 +28,7 @@ pub(super) fn cut(paths: &[PathBuf], processes: usize, files_per_process: Option
     groups
 }
 
-/// What the files of a group begin with: `part-` and its number, with as many digits as the count of groups has.
+/// The beginning of the file names of a group: `part-` and its number, padded to the digits of the number of groups.
 pub(super) fn stem(number: usize, groups: usize) -> String {
     let mut digits = 1;
     while 10usize.checked_pow(digits).is_some_and(|power| power < groups + 1) {
@@ -37,38 +37,39 @@ pub(super) fn stem(number: usize, groups: usize) -> String {
     format!("part-{number:0width$}", width = digits as usize)
 }
 
-/// One group's work.
+/// A group to process.
 pub(super) struct Group<'a> {
     pub(super) tokenizer: &'a Tokenizer,
-    pub(super) settings: &'a Settings,
+    pub(super) settings: &'a TokenizeSettings,
     pub(super) stem: String,
     pub(super) folder: &'a Path,
     pub(super) all_threads: bool,
 }
 
 impl Group<'_> {
-    /// Writes the parts of the group; nothing is returned if it is to stop before its end.
+    /// Writes the token files of the group; returns None if it was told to stop before the end.
     pub(super) fn run(
         &self,
         paths: &[PathBuf],
         mut random: Mersenne,
         read: &(dyn Fn(u64) + Sync),
         stop: &AtomicBool,
-    ) -> Result<Option<Summary>, TokenizeError> {
+    ) -> Result<Option<TokenizeSummary>, TokenizeError> {
         let settings = self.settings;
-        let mut summary = Summary::default();
+        let mut summary = TokenizeSummary::default();
         let mut ring = Ring { settings, read, waiting: paths.to_vec(), open: Vec::new(), numpy: None };
         for _ in 0..settings.ring_size.min(paths.len()) {
             ring.open_next()?;
         }
-        let mut batch = Batch::new(self.tokenizer, settings, self.all_threads);
+        let mut batch = EncodedDocuments::new(self.tokenizer, settings, self.all_threads);
         let mut part = None;
         while !(ring.waiting.is_empty() && ring.open.is_empty()) {
             for turn in 0..settings.batch_size {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
-                // A ring of one file comes here empty; the shuffle between two files is part of the order.
+                // With a ring of one file, the batch may be empty here; the shuffle between two files is still part of
+                // the order.
                 if ring.open.is_empty() {
                     ring.open_next()?;
                 }
@@ -94,13 +95,14 @@ impl Group<'_> {
         Ok(Some(summary))
     }
 
-    /// Shuffles a batch and writes it; what does not fit into the part is shuffled again for the next one.
+    /// Shuffles a batch and writes it; documents that do not fit into the token file are shuffled again for the next
+    /// one.
     fn write(
         &self,
-        batch: &mut Batch,
+        batch: &mut EncodedDocuments,
         part: &mut Option<TokenFilePart>,
         random: &mut Mersenne,
-        summary: &mut Summary,
+        summary: &mut TokenizeSummary,
     ) -> Result<(), TokenizeError> {
         let max_size = self.settings.max_size;
         let mut written = 0;
@@ -135,7 +137,7 @@ impl Group<'_> {
         Ok(())
     }
 
-    fn next_part(&self, summary: &mut Summary) -> Result<TokenFilePart, TokenizeError> {
+    fn next_part(&self, summary: &mut TokenizeSummary) -> Result<TokenFilePart, TokenizeError> {
         let stem = format!("{}-{:05}", self.stem, summary.parts.len());
         let part = TokenFilePart::create(self.folder, &stem)?;
         summary.parts.push(format!("{stem}.npy").into());
@@ -145,12 +147,12 @@ impl Group<'_> {
 
 /// The open files of a group.
 struct Ring<'a> {
-    settings: &'a Settings,
+    settings: &'a TokenizeSettings,
     read: &'a (dyn Fn(u64) + Sync),
-    /// Taken from the end.
+    /// Files not yet opened; the next one is taken from the end.
     waiting: Vec<PathBuf>,
     open: Vec<Open<'a>>,
-    /// Draws by size.
+    /// Draws files in proportion to their sizes.
     numpy: Option<Mersenne>,
 }
 
@@ -171,7 +173,7 @@ impl Ring<'_> {
         Ok(())
     }
 
-    /// Whose turn it is. Some file is open.
+    /// The index of the file whose turn it is. At least one file is open.
     fn choose(&mut self, turn: usize) -> usize {
         let total: u64 = self.open.iter().map(|open| open.bytes).sum();
         if !self.settings.sample_ring_prop || total == 0 {
@@ -182,8 +184,8 @@ impl Ring<'_> {
         numpy.choice(&shares)
     }
 
-    /// The next document with a text of an open file.
-    fn next(&mut self, at: usize, summary: &mut Summary) -> Result<Option<Document>, TokenizeError> {
+    /// The next document of an open file whose text is not empty.
+    fn next(&mut self, at: usize, summary: &mut TokenizeSummary) -> Result<Option<Document>, TokenizeError> {
         let documents = &mut self.open[at].documents;
         loop {
             let next = documents.next(&mut |malformed| summary.note(malformed));

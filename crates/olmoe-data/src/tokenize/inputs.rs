@@ -1,4 +1,4 @@
-//! Which files hold the documents.
+//! Finding the files that hold the documents.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -8,19 +8,20 @@ use crate::expanded;
 /// Files found by patterns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inputs {
-    /// In the order of the patterns, those of one pattern by name. A file that two patterns match is there twice.
+    /// The files in the order of the patterns, those of one pattern by name. A file that two patterns match occurs
+    /// twice.
     pub files: Vec<PathBuf>,
-    /// Their bytes.
+    /// Their total size in bytes.
     pub bytes: u64,
     /// Patterns that match nothing.
     pub unmatched: Vec<String>,
 }
 
-/// The files of paths ([`expanded`]), folders and patterns with `*`, `?`, `[…]` and `**`. Of a folder it is those directly in it; hidden
-/// files are left out.
+/// The files of paths ([`expanded`]), folders and patterns with `*`, `?`, `[…]` and `**`. A folder stands for the files
+/// directly in it, without hidden ones.
 ///
 /// # Errors
-/// A pattern that is none, a path of another machine, a file whose size cannot be read.
+/// An invalid pattern, a path on another machine, or a file whose size cannot be read.
 pub fn find(patterns: &[String]) -> Result<Inputs, TokenizeError> {
     let mut inputs = Inputs::default();
     for pattern in patterns {
@@ -30,7 +31,7 @@ pub fn find(patterns: &[String]) -> Result<Inputs, TokenizeError> {
         let before = inputs.files.len();
         let pattern = &expanded(Path::new(pattern)).to_string_lossy().into_owned();
         let path = Path::new(pattern);
-        // A file, a pipe, standard input.
+        // A file, a pipe or standard input.
         if path.exists() && !path.is_dir() {
             inputs.add(path)?;
         } else {

@@ -1,4 +1,4 @@
-//! A token file and the list of its documents, being written.
+//! A token file and the list of its documents, while they are written.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,7 +11,7 @@ use super::error::TokenizeError;
 
 const BUFFER: usize = 1 << 20;
 
-/// A document as a part lists it.
+/// A document's row in the list.
 pub(super) struct DocumentEntry<'a> {
     pub(super) id: &'a str,
     pub(super) source: &'a str,
@@ -35,7 +35,7 @@ impl TokenFilePart {
             Ok((path, BufWriter::with_capacity(BUFFER, file)))
         };
         let (path, list) = create(".csv.gz")?;
-        // The list is long and repeats itself: little is gained by looking harder.
+        // The list is long and repetitive, so a higher compression level gains little.
         let list = (path, GzEncoder::new(list, Compression::fast()));
         Ok(TokenFilePart { numbers: create(".npy")?, list, tokens: 0, row: Vec::new() })
     }
@@ -44,7 +44,7 @@ impl TokenFilePart {
         self.tokens
     }
 
-    /// Adds a document: its entry, and its numbers as they are in the file.
+    /// Adds a document: its row, and its ids as the numbers of the token file.
     pub(super) fn add(&mut self, entry: &DocumentEntry, numbers: &[u8]) -> Result<(), TokenizeError> {
         let (path, file) = &mut self.numbers;
         file.write_all(numbers).map_err(TokenizeError::write("write", path))?;
@@ -64,7 +64,7 @@ impl TokenFilePart {
         Ok(())
     }
 
-    /// Brings both to disk.
+    /// Syncs both files to disk.
     pub(super) fn finish(self) -> Result<(), TokenizeError> {
         let (path, list) = self.list;
         let list = list.finish().map_err(TokenizeError::write("write", &path))?;
@@ -77,7 +77,7 @@ impl TokenFilePart {
     }
 }
 
-/// A field of a row, in quotes where it needs them: as Python's `csv` writes it.
+/// A field of a row, in quotes where necessary, as Python's `csv` writes it.
 fn field(row: &mut Vec<u8>, text: &str) {
     if text.bytes().any(|byte| matches!(byte, b',' | b'"' | b'\r' | b'\n')) {
         row.push(b'"');

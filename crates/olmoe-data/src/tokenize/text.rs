@@ -1,11 +1,11 @@
-//! The ids of a document's text: what goes around them, and paragraphs by themselves.
+//! The ids of a document's text, with its beginning and end tokens, and the encoding by paragraphs.
 
-use super::Settings;
+use super::TokenizeSettings;
 use crate::white_space::without_mark;
 use crate::{Tokenizer, TokenizerError};
 
-/// The ids of a text with what goes around it.
-pub(super) fn bounded(mut ids: Vec<u32>, settings: &Settings) -> Vec<u32> {
+/// Adds the beginning and end tokens to the ids of a text.
+pub(super) fn bounded(mut ids: Vec<u32>, settings: &TokenizeSettings) -> Vec<u32> {
     if let (Some(bos), Some(first)) = (settings.bos, ids.first())
         && *first != bos
     {
@@ -19,8 +19,8 @@ pub(super) fn bounded(mut ids: Vec<u32>, settings: &Settings) -> Vec<u32> {
     ids
 }
 
-/// Encodes the paragraphs of a text one by one: a paragraph is the newlines before it and all up to the next newline. Where
-/// the tokenizer puts a space before every text, it is as though only the first paragraph got one.
+/// Encodes the paragraphs of a text one by one: a paragraph is the newlines before it and everything up to the next
+/// newline. Where the tokenizer puts a space before every text, only the first paragraph gets one.
 pub(super) fn encode_paragraphs(tokenizer: &Tokenizer, spaced: bool, text: &str) -> Result<Vec<u32>, TokenizerError> {
     let bytes = text.as_bytes();
     let mut ids = Vec::new();

@@ -1,6 +1,6 @@
-//! Tokens that are found in the text before it is cut into words: special tokens, runs of spaces and the like.
+//! Tokens that are found in the text before it is cut into words: special tokens, runs of spaces and others.
 
-/// Tokens to look for: at the first place where one is, the longest.
+/// Tokens to look for; at the first position where one occurs, the longest matches.
 #[derive(Debug, Default)]
 pub(super) struct AddedTokens {
     /// Sorted by their first two bytes, longer ones first.
@@ -18,7 +18,7 @@ pub(super) enum InputPart<'t> {
 }
 
 impl AddedTokens {
-    /// Empty ones are left out.
+    /// Empty tokens are left out.
     pub(super) fn new(tokens: impl IntoIterator<Item = (String, u32)>) -> AddedTokens {
         let mut tokens: Vec<_> =
             tokens.into_iter().filter(|(text, _)| !text.is_empty()).map(|(text, id)| (text.into_bytes(), id)).collect();
@@ -37,7 +37,7 @@ impl AddedTokens {
         AddedTokens { tokens, begins }
     }
 
-    /// Forgets the tokens that are not to be kept.
+    /// Drops the tokens for which `keep` returns false.
     pub(super) fn retain(&mut self, keep: impl Fn(u32) -> bool) {
         self.tokens.retain(|(_, id)| keep(*id));
     }

@@ -1,5 +1,5 @@
-//! The encoder for byte-level vocabularies, OLMoE's among them. It gives the ids of the tokenizers library, without the
-//! library's bookkeeping of every character, and so in a fraction of the time.
+//! The encoder for byte-level vocabularies, OLMoE's among them. It gives the same ids as the tokenizers library in a
+//! fraction of the time, because it does not track every character.
 
 use std::sync::Mutex;
 
@@ -12,22 +12,22 @@ use super::normal_form;
 use super::words::Words;
 
 pub(super) struct ByteLevel {
-    /// Whether text is brought into normal form C.
+    /// Whether the text is normalised to form C.
     pub(super) compose: bool,
     pub(super) words: Words,
-    /// Looked for in the text as it is.
+    /// Tokens that are looked for in the text before normalisation.
     pub(super) raw: AddedTokens,
-    /// Looked for after normalisation.
+    /// Tokens that are looked for after normalisation.
     pub(super) composed: AddedTokens,
-    /// The lengths of all these.
+    /// The lengths of all these tokens.
     pub(super) lengths: AHashMap<u32, usize>,
     pub(super) merges: Merges,
-    /// What encoding needs beside the vocabulary, kept from one call to the next.
+    /// Scratch memory of encoding, kept from one call to the next.
     pub(super) idle: Mutex<Vec<Work>>,
 }
 
 impl ByteLevel {
-    /// Lends what encoding needs.
+    /// Lends scratch memory for encoding.
     pub(super) fn with_work<R>(&self, run: impl FnOnce(&mut Work) -> R) -> R {
         let idle = || self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let kept = idle().pop();
@@ -53,7 +53,7 @@ impl ByteLevel {
         });
     }
 
-    /// Encodes a text and says where in it each token is. Tokens tile the normalised text, so lengths are enough.
+    /// Encodes a text with the range of each token. Tokens tile the normalised text, so lengths are enough.
     pub(super) fn encode_with_offsets(&self, text: &str, length_of: impl Fn(u32) -> usize) -> Vec<Piece> {
         let length_of = |id| self.lengths.get(&id).copied().unwrap_or_else(|| length_of(id));
         let mut pieces = Vec::new();

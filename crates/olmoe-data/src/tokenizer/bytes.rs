@@ -1,6 +1,6 @@
-//! The printable alphabet of byte-level vocabularies: one character for each byte, after GPT-2.
+//! The printable alphabet of byte-level vocabularies: one character for each byte, as in GPT-2.
 //!
-//! Bytes that Latin-1 prints stand for themselves, the others for U+0100 onwards in their order.
+//! Bytes that are printable in Latin-1 stand for themselves, the others for U+0100 onwards in order.
 
 use std::sync::LazyLock;
 
@@ -27,13 +27,13 @@ pub(super) fn letter(byte: u8) -> char {
     ALPHABET[usize::from(byte)]
 }
 
-/// The bytes that a text of the alphabet stands for; nothing when it has another character.
+/// The bytes that a string in the alphabet stands for; None if it has another character.
 pub(super) fn bytes_of(text: &str) -> Option<Vec<u8>> {
     text.chars().map(|letter| BYTE_OF.get(letter as usize).copied().flatten()).collect()
 }
 
-/// The bytes that decoding gives for a token: those its letters stand for, or its text where it has other characters, as
-/// added tokens may.
+/// The bytes that a token decodes to: those that its characters stand for, or its own text where it has other
+/// characters, as added tokens may.
 pub(super) fn decoded(token: &str) -> Vec<u8> {
     bytes_of(token).unwrap_or_else(|| token.as_bytes().to_vec())
 }

@@ -1,4 +1,4 @@
-//! The content of a `tokenizer.json`: reading it within limits, and what must hold before anything is built from it.
+//! The content of a `tokenizer.json`: reading it within limits, and checks before anything is built from it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,9 +19,9 @@ use super::post_processor::Around;
 use super::words::{CL100K, CL100K_SINGLE_DIGITS, Words};
 use crate::white_space::without_mark;
 
-/// Most bytes of a `tokenizer.json`; that of OLMoE has 2 MB, the largest known ones 35 MB.
+/// The largest `tokenizer.json`; OLMoE's has 2 MB, the largest known ones 35 MB.
 pub const MAX_JSON_BYTES: usize = 64 << 20;
-/// Ids of tokens are below this; the largest known vocabularies have 262 144.
+/// Ids of tokens are below this; the largest known vocabularies have 262,144 tokens.
 pub const MAX_TOKENS: usize = 1 << 21;
 
 #[derive(Deserialize)]
@@ -57,11 +57,11 @@ pub(super) struct Added {
 struct ModelType {
     #[serde(rename = "type")]
     kind: Option<String>,
-    /// Only BPE has them.
+    /// Only BPE models have these fields.
     merges: Option<IgnoredAny>,
 }
 
-/// A model of the type BPE.
+/// A model of type BPE.
 #[derive(Deserialize)]
 pub(super) struct Bpe {
     dropout: Option<f32>,
@@ -110,12 +110,12 @@ pub(super) struct Definition {
     pub(super) pre_tokenizer: Value,
     pub(super) around: Around,
     decoder: Value,
-    /// The model if it is of the type BPE; the library reads the others.
+    /// The model if it is of type BPE; the library reads the others.
     pub(super) bpe: Option<Bpe>,
 }
 
 impl Definition {
-    /// Reads and checks it.
+    /// Reads and checks a definition.
     pub(super) fn read(json: &[u8]) -> Result<Definition, TokenizerError> {
         if json.len() > MAX_JSON_BYTES {
             return Err(TokenizerError::TooLong { limit: MAX_JSON_BYTES });
@@ -189,16 +189,16 @@ impl Definition {
         Ok(())
     }
 
-    /// The share of merges that chance would leave out; none if it leaves out none.
+    /// The probability of BPE dropout; None without dropout.
     pub(super) fn dropout(&self) -> Option<f32> {
         self.bpe.as_ref()?.dropout.filter(|dropout| *dropout != 0.0)
     }
 
-    /// The way to cut into words, if it is one that is known by heart.
+    /// The way to cut words, if it is one that is implemented here.
     pub(super) fn words(&self) -> Option<Words> {
         let value = &self.pre_tokenizer;
         let is = |value: &Value, kind: &str| value["type"] == kind;
-        // Whether a ByteLevel step cuts by itself.
+        // Whether a ByteLevel step cuts words itself.
         let cuts = |value: &Value| {
             let plain = is(value, "ByteLevel") && value["add_prefix_space"] == false;
             plain.then(|| value["use_regex"] != false)
@@ -226,7 +226,7 @@ impl Definition {
         }
     }
 
-    /// Whether normal form C comes first; nothing for any other normaliser.
+    /// Whether normal form C is applied first; None for any other normaliser.
     pub(super) fn composes(&self) -> Option<bool> {
         match &self.normalizer {
             Value::Null => Some(false),
@@ -240,7 +240,7 @@ impl Definition {
         self.bpe.as_ref().is_some_and(|bpe| bpe.ignore_merges == Some(true))
     }
 
-    /// The encoder for byte-level vocabularies, if everything in the definition is what it does.
+    /// The encoder for byte-level vocabularies, if it supports everything in the definition.
     pub(super) fn byte_level(&self) -> Option<ByteLevel> {
         let bpe = self.bpe.as_ref()?;
         let (compose, words) = (self.composes()?, self.words()?);
@@ -255,7 +255,7 @@ impl Definition {
         for (byte, token) in (0..=255u8).zip(&mut tokens) {
             match bpe.vocab.get(bytes::letter(byte).encode_utf8(&mut [0; 4]) as &str) {
                 Some(id) => *token = *id,
-                // No text has these bytes; the vocabulary of GPT-NeoX leaves them out.
+                // These bytes never occur in UTF-8; the vocabulary of GPT-NeoX leaves them out.
                 None if matches!(byte, 0xC0 | 0xC1 | 0xF5..) => {}
                 None => return None,
             }

@@ -1,5 +1,5 @@
-//! Tokens that end a text wherever they are, known by their text: those of llama.cpp (`llama-vocab.cpp`, where the set of
-//! tokens that end generation is made), which vocabularies of chat models share.
+//! Tokens that always end a text, known by their text. The list is that of llama.cpp (`llama-vocab.cpp`, where the set
+//! of end-of-generation tokens is made); vocabularies of chat models share it.
 
 /// The end of a turn, of a message or of a text.
 const ENDS: [&str; 20] = [
@@ -24,7 +24,7 @@ const ENDS: [&str; 20] = [
     "<turn|>",
     "<|tool_response>",
 ];
-/// Behind what was to be filled into a gap of a file: padding, the name of a repository, the next file.
+/// The end of infilled code: padding, the name of a repository, the next file.
 const FILLED: [&str; 11] = [
     "<|fim_pad|>",
     "<fim-pad>",
@@ -39,15 +39,15 @@ const FILLED: [&str; 11] = [
     "<|file_sep|>",
 ];
 
-/// Whether a text is that of one of them.
+/// Whether a text is one of these tokens.
 pub(super) fn is_known(text: &str) -> bool {
     ENDS.contains(&text) || FILLED.contains(&text)
 }
 
-/// Those of a vocabulary, in the order of their ids.
+/// The ids of these tokens in a vocabulary, in order.
 pub(super) fn known(id_of: impl Fn(&str) -> Option<u32>) -> Vec<u32> {
     let has = |text: &str| id_of(text).is_some();
-    // In these two families the token is one that stands inside a text.
+    // In these two families the token is used inside texts.
     let ends_messages =
         has("<|call|>") && has("<|return|>") || (has("<|call|>") || has("<|calls|>")) && has("<|flush|>");
     let inside = |text: &str| match text {

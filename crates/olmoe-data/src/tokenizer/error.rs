@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Why a tokenizer could not be read or written, or could not do its work.
+/// Why a tokenizer could not be read, written or used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
@@ -16,13 +16,13 @@ pub enum TokenizerError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A directory without a tokenizer.
-    #[error("{} holds no tokenizer.json; give a directory that holds one, or the file itself", path.display())]
+    /// A folder without a tokenizer.
+    #[error("{} holds no tokenizer.json; give a folder that holds one, or the file itself", path.display())]
     NoTokenizerJson {
-        /// The directory.
+        /// The folder.
         path: PathBuf,
     },
-    /// The file was read but its content is wrong.
+    /// A file that was read but has invalid content.
     #[error("{}: {source}", path.display())]
     InFile {
         /// The file.
@@ -30,13 +30,13 @@ pub enum TokenizerError {
         /// What is wrong with its content.
         source: Box<TokenizerError>,
     },
-    /// More bytes than any tokenizer has.
+    /// A file that is larger than any tokenizer.
     #[error("the tokenizer has more than {limit} bytes; give a tokenizer.json, not a data file")]
     TooLong {
-        /// Most bytes accepted.
+        /// The largest accepted size in bytes.
         limit: usize,
     },
-    /// Not the JSON of a tokenizer.
+    /// A file that is not a tokenizer in JSON.
     #[error("the tokenizer is not valid JSON of the tokenizers format: {message}")]
     Syntax {
         /// What the parser said, with line and column.
@@ -72,8 +72,10 @@ pub enum TokenizerError {
         /// Their text.
         text: String,
     },
-    /// An added token that the vocabulary, or the order of added tokens, numbers otherwise.
-    #[error("the added token {token:?} says it has the id {said}, but its place in the vocabulary gives it {given}")]
+    /// An added token whose id differs from that of the vocabulary, or of the order of added tokens.
+    #[error(
+        "the added token {token:?} has the id {said} in its entry, but its place in the vocabulary gives it {given}"
+    )]
     AddedTokenId {
         /// The token.
         token: String,
@@ -82,7 +84,7 @@ pub enum TokenizerError {
         /// The id that it gets.
         given: u32,
     },
-    /// A merge that is not two parts.
+    /// A merge that does not consist of two tokens.
     #[error("merge {index} is {text:?}; expected two tokens with a space between them")]
     MergeSyntax {
         /// Which merge, from 0.
@@ -90,7 +92,7 @@ pub enum TokenizerError {
         /// Its text.
         text: String,
     },
-    /// A merge of, or into, what is not in the vocabulary.
+    /// A merge whose parts or result are not in the vocabulary.
     #[error(
         "merge {index} ({first:?} with {second:?}) needs the token {missing:?}, which the vocabulary does not have"
     )]
@@ -104,10 +106,10 @@ pub enum TokenizerError {
         /// The part, or the result, that is missing.
         missing: String,
     },
-    /// The tokenizers library refused.
+    /// An error of the tokenizers library.
     #[error("the tokenizer cannot {action}: {message}")]
     Refused {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// What the library said.
         message: String,
@@ -118,48 +120,48 @@ pub enum TokenizerError {
          (\"llama\") and others need the model's tokenizer.json"
     )]
     UnsupportedModel {
-        /// What `tokenizer.ggml.model` says.
+        /// The value of `tokenizer.ggml.model`.
         found: String,
     },
-    /// Words are cut in an unknown way.
+    /// An unknown way to cut words.
     #[error(
         "the pre-tokenizer {found:?} is not supported; supported are {supported}. Give the model's tokenizer.json instead"
     )]
     UnsupportedPre {
-        /// What `tokenizer.ggml.pre` says.
+        /// The value of `tokenizer.ggml.pre`.
         found: String,
-        /// The names that are known.
+        /// The supported names.
         supported: String,
     },
-    /// A list of the vocabulary with another length than the tokens.
+    /// A list with another length than there are tokens.
     #[error("the vocabulary has {tokens} tokens but {found} {what}; expected one for each token")]
     Lengths {
-        /// Which list.
+        /// The name of the list.
         what: &'static str,
-        /// How long it is.
+        /// Its length.
         found: usize,
-        /// How many tokens there are.
+        /// The number of tokens.
         tokens: usize,
     },
-    /// More tokens than the model has rows.
+    /// More tokens than the model has rows of embeddings.
     #[error(
         "the tokenizer has {size} ids, but the model only {rows} rows of embeddings; use the model's own tokenizer"
     )]
     TooFewRows {
-        /// Ids of the tokenizer.
+        /// The number of ids of the tokenizer.
         size: usize,
-        /// Rows of the model.
+        /// The number of rows of the model.
         rows: usize,
     },
     /// More rows than any model has.
     #[error("{rows} rows are more than the limit of {limit}")]
     TooManyRows {
-        /// Rows asked for.
+        /// The number of rows asked for.
         rows: usize,
-        /// Most rows accepted.
+        /// The limit.
         limit: usize,
     },
-    /// A tokenizer that the vocabulary of a GGUF file cannot describe.
+    /// A tokenizer that a GGUF vocabulary cannot describe.
     #[error("this tokenizer cannot be written as a GGUF vocabulary: {reason}")]
     NotAVocabulary {
         /// What cannot be described.

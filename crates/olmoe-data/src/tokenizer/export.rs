@@ -1,4 +1,4 @@
-//! A tokenizer as what GGUF files hold of one.
+//! Export of a tokenizer as a GGUF vocabulary.
 
 use super::Tokenizer;
 use super::definition::{Definition, MAX_TOKENS, Merge};
@@ -7,16 +7,16 @@ use super::vocabulary::{Pre, TokenKind, Vocabulary, padding};
 use crate::special_tokens::SpecialTokens;
 
 impl Tokenizer {
-    /// What a GGUF file holds of this tokenizer, for a model with so many rows of embeddings. Rows beyond the tokens are
-    /// unused ones, `[PAD…]`; tokens beyond the rows that were added to the tokenizer alone are left out. There are no more
-    /// ends and no chat template: fill them in as needed.
+    /// The GGUF vocabulary of this tokenizer, for a model with `rows` rows of embeddings. Rows beyond the tokens become
+    /// unused tokens, `[PAD…]`; tokens beyond the rows, which were only added to the tokenizer, are left out. Further
+    /// end tokens and the chat template are left empty, for the caller to fill in.
     pub fn to_vocabulary(&self, rows: usize, special: &SpecialTokens) -> Result<Vocabulary, TokenizerError> {
         if rows > MAX_TOKENS {
             return Err(TokenizerError::TooManyRows { rows, limit: MAX_TOKENS });
         }
         let unknown = |reason: &str| TokenizerError::NotAVocabulary { reason: reason.to_owned() };
         let definition = Definition::read(&self.json)?;
-        // Tokens that were added to the tokenizer alone (`[PAD]`) may have no row: a model never makes them.
+        // Tokens that were only added to the tokenizer (`[PAD]`) may have no row: the model never generates them.
         let of_model = definition.bpe.iter().flat_map(|bpe| bpe.vocab.values());
         if of_model.max().is_some_and(|last| *last as usize >= rows) {
             return Err(TokenizerError::TooFewRows { size: self.size(), rows });
@@ -46,7 +46,7 @@ impl Tokenizer {
             }
         }
         for added in &definition.added {
-            // As the usual converter does: what looks like a control token is one.
+            // As in llama.cpp's converter, a token that looks like a control token is one.
             let looks = added.content.starts_with("<|") && added.content.ends_with("|>");
             if let Some(kind) = kinds.get_mut(added.id as usize) {
                 *kind = if added.special || looks { TokenKind::Control } else { TokenKind::UserDefined };

@@ -1,17 +1,17 @@
-//! Byte pair encoding of single words, with a memory of the words met before.
+//! Byte-pair encoding of single words, with a cache of words encoded before.
 //!
-//! The pair with the lowest rank is merged first, the leftmost of equal ones. The memory only ever returns what merging
-//! gave, so it does not show in the result.
+//! The pair with the lowest rank is merged first, the leftmost of equal ones. The cache returns only what merging gave,
+//! so it does not affect the result.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use ahash::AHashMap;
 
-/// Words of at most so many bytes are remembered, if they are of at most [`REMEMBERED_TOKENS`].
+/// Words of at most this many bytes are cached, if they have at most [`REMEMBERED_TOKENS`] tokens.
 const REMEMBERED_BYTES: usize = 24;
 const REMEMBERED_TOKENS: usize = 8;
-/// Places of the memory; a word has one, and takes it from the word before.
+/// The number of entries of the cache; a word has one entry, where it replaces the word before.
 const PLACES: usize = 1 << 14;
 /// No neighbour.
 const NONE: usize = usize::MAX;
@@ -25,11 +25,11 @@ pub(super) struct Merges {
     pub(super) bytes: [u32; 256],
     /// A pair of tokens to its rank and the token it becomes.
     pub(super) pairs: AHashMap<(u32, u32), (u32, u32)>,
-    /// Words that are tokens as they are, where the vocabulary wants these looked up before merging.
+    /// Words that are tokens as a whole, where the vocabulary requires a look-up before merging.
     pub(super) whole: Option<AHashMap<Vec<u8>, u32>>,
 }
 
-/// What encoding needs beside the vocabulary: one for each thread that encodes.
+/// Scratch memory of encoding: one for each encoding thread.
 pub(super) struct Work {
     memory: Vec<Remembered>,
     symbols: Vec<Symbol>,
@@ -118,7 +118,7 @@ impl Merges {
             if id == GONE || right == NONE {
                 continue;
             }
-            // The pair may have changed since.
+            // The pair may have changed since it was queued.
             let Some((_, merged)) = self.pairs.get(&(id, symbols[right].id)).filter(|(now, _)| *now == rank) else {
                 continue;
             };

@@ -32,17 +32,17 @@ use post_processor::Around;
 
 use crate::white_space::without_mark;
 
-/// Documents of a batch are handed to threads in groups of about so many bytes.
+/// Documents of a batch are given to threads in groups of about this many bytes.
 const GROUP_BYTES: usize = 1 << 16;
 
-/// Text to ids and back, as a `tokenizer.json` of the tokenizers library says.
+/// Text to ids and back, as a `tokenizer.json` of the tokenizers library defines it.
 ///
-/// Byte-level BPE with one of the common ways to cut words (OLMoE, OLMo 2, GPT-NeoX, GPT-2, Llama 3, SmolLM, Qwen 2) runs
-/// in an encoder of its own, which gives the ids of the library several times as fast. The library runs all others.
+/// Byte-level BPE with one of the common ways to cut words (OLMoE, OLMo 2, GPT-NeoX, GPT-2, Llama 3, SmolLM, Qwen 2)
+/// has an encoder of its own, which gives the library's ids several times as fast. The library encodes with all others.
 ///
-/// Special tokens in the text are encoded as such; none are added around it: [`Tokenizer::before_text`] and
-/// [`Tokenizer::behind_text`] are those that the library would add. `truncation`, `padding` and `dropout` in the file have no
-/// effect: they are settings of whoever saved it or trained with it, not of the tokenizer.
+/// Special tokens in the text are encoded as such. None are added around it: [`Tokenizer::before_text`] and
+/// [`Tokenizer::behind_text`] are those that the library would add. `truncation`, `padding` and `dropout` in the file
+/// have no effect: they are settings of the program that saved the file, not of the tokenizer.
 pub struct Tokenizer {
     json: Vec<u8>,
     table: Table,
@@ -103,8 +103,7 @@ impl Tokenizer {
         let around = definition.around.clone();
         let mut notices = Vec::new();
         if let Some(dropout) = definition.dropout() {
-            let effect =
-                "so that the same text always has the same tokens; it is for training a tokenizer's users only";
+            let effect = "so that a text always has the same tokens; dropout is for training only";
             notices.push(format!("`dropout` in the tokenizer's model is {dropout}; it is off, {effect}"));
         }
         if let Some(byte_level) = definition.byte_level() {
@@ -167,7 +166,7 @@ impl Tokenizer {
         &self.around.behind
     }
 
-    /// What in the file was read otherwise than it stands there; show it once.
+    /// What was read from the file with a change; show it once.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
@@ -223,8 +222,8 @@ impl Tokenizer {
         }
     }
 
-    /// The text of tokens; without special tokens when `skip_special`. Ids that no token has are left out, and bytes that
-    /// are no character become U+FFFD. Fails for no byte-level vocabulary.
+    /// The text of tokens, without special tokens if `skip_special`. Unknown ids are left out, and bytes that form no
+    /// character become U+FFFD. Never fails for a byte-level vocabulary.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
         match &self.kind {
             TokenizerKind::ByteLevel(_) => {
@@ -237,18 +236,18 @@ impl Tokenizer {
         }
     }
 
-    /// Decodes tokens as they come; without special tokens when `skip_special`.
+    /// Decodes tokens one by one, without special tokens if `skip_special`.
     pub fn stream(&self, skip_special: bool) -> DecodeStream<&Tokenizer> {
         DecodeStream::new(self, &[], skip_special)
     }
 
-    /// Decodes tokens that come after others: their text as it follows those, with the space that a text would not begin
-    /// with, and with the whole of a character that those began.
+    /// Decodes tokens that follow others. Their text keeps the space that would be dropped at the beginning of a text,
+    /// and completes a character whose first bytes came before.
     pub fn stream_after(&self, before: &[u32], skip_special: bool) -> DecodeStream<&Tokenizer> {
         DecodeStream::new(self, before, skip_special)
     }
 
-    /// The bytes of a token, which may be a part of a character. Nothing if there is no such token.
+    /// The bytes of a token, which may be part of a character. None if there is no such token.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         self.table.text(id)?;
         match &self.kind {
@@ -272,12 +271,12 @@ impl Tokenizer {
         self.table.text(id)
     }
 
-    /// The tokens that end a text in every vocabulary that has them, known by their text as llama.cpp knows them.
+    /// The tokens that end a text in every vocabulary that has them, known by their text as in llama.cpp.
     pub fn known_ends(&self) -> Vec<u32> {
         ends::known(|text| self.id_of(text))
     }
 
-    /// Whether a token is marked as special: decoding can leave it out.
+    /// Whether a token is marked as special, so that decoding can leave it out.
     pub fn is_special(&self, id: u32) -> bool {
         self.table.special.get(id as usize).is_some_and(|special| *special)
     }
@@ -289,7 +288,7 @@ struct Table {
     texts: Vec<Option<Box<str>>>,
     ids: AHashMap<Box<str>, u32>,
     special: Vec<bool>,
-    /// The bytes of all tokens, one after the other, and the end of each.
+    /// The bytes of all tokens, one after the other, and where each token's bytes end.
     bytes: Vec<u8>,
     ends: Vec<usize>,
 }
@@ -326,7 +325,7 @@ impl Table {
         self.texts.get(id as usize)?.as_deref()
     }
 
-    /// None for ids that no token has.
+    /// Empty for unknown ids.
     fn bytes(&self, id: u32) -> &[u8] {
         let at = id as usize;
         let start = if at == 0 { 0 } else { self.ends.get(at - 1).copied().unwrap_or(0) };
@@ -339,14 +338,14 @@ impl Table {
     }
 }
 
-/// The file without what leaves out merges by chance.
+/// The file without the BPE dropout.
 fn without_dropout(json: &[u8]) -> serde_json::Result<Vec<u8>> {
     let mut document: serde_json::Value = serde_json::from_slice(without_mark(json))?;
     document["model"]["dropout"] = serde_json::Value::Null;
     serde_json::to_vec(&document)
 }
 
-/// Runs the library: what it cannot do, and where it panics, is an error.
+/// Runs the library; its errors and panics become errors here.
 fn guarded<R>(action: &'static str, run: impl FnOnce() -> tokenizers::Result<R>) -> Result<R, TokenizerError> {
     let message = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(result)) => return Ok(result),

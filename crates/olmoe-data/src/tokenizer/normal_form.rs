@@ -1,10 +1,10 @@
-//! Unicode normal form C, as the tokenizers library computes it, without the work where a text is in it already.
+//! Unicode normal form C, as the tokenizers library computes it, skipped for text that is in normal form already.
 
 use std::borrow::Cow;
 
 use unicode_normalization_alignments::UnicodeNormalization;
 
-/// Characters that no neighbour changes and that change no neighbour: a text of these is in normal form C.
+/// Characters that neither change nor are changed by their neighbours. A text of these is in normal form C.
 fn inert(letter: char) -> bool {
     matches!(letter as u32, 0..0x300 | 0x2010..=0x2027 | 0x20A0..=0x20BF | 0x3001..=0x3029 | 0x4E00..=0x9FA5)
 }
@@ -19,8 +19,8 @@ pub(super) fn composed(text: &str) -> Cow<'_, str> {
     if is_normal(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().map(|(letter, _)| letter).collect()) }
 }
 
-/// For each byte of the text in normal form C, the range of bytes of the text that its character comes from; nothing
-/// where the text is in normal form already.
+/// For each byte of the text in normal form C, the range of bytes of the original text that its character comes from;
+/// None if the text is in normal form already.
 pub(super) fn origins(text: &str) -> Option<Vec<(usize, usize)>> {
     if is_normal(text) {
         return None;
@@ -29,7 +29,8 @@ pub(super) fn origins(text: &str) -> Option<Vec<(usize, usize)>> {
     let mut letters = text.char_indices();
     let mut last = (0, 0);
     for (letter, change) in text.nfc() {
-        // A change of 1 is a character more than there was; 0 is one for one; below, one in place of several.
+        // A change of 1 is an inserted character, 0 a replaced one, and a negative number several characters replaced
+        // by one.
         if change <= 0 {
             let mut taken = letters.by_ref().take(1 + change.unsigned_abs());
             if let Some((start, first)) = taken.next() {

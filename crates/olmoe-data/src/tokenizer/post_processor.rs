@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::error::TokenizerError;
 
-/// Tokens before and behind a text.
+/// The tokens before and after a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Around {
     pub(super) before: Vec<u32>,
@@ -12,7 +12,7 @@ pub(super) struct Around {
 }
 
 impl Around {
-    /// Those of a post-processor, for one text alone.
+    /// The tokens that a post-processor adds to a single text.
     pub(super) fn read(processor: &Value) -> Result<Around, TokenizerError> {
         let wrong = |message: &str| TokenizerError::Syntax { message: format!("in `post_processor`: {message}") };
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());

@@ -1,28 +1,28 @@
-//! Text from tokens that come one by one.
+//! Text from tokens that arrive one by one.
 
 use std::ops::Deref;
 
 use super::{Tokenizer, TokenizerKind, guarded};
 
-/// Makes text of tokens as they come: never half a character, and all together what [`Tokenizer::decode`] gives for all
-/// of the tokens, without what it gives for those that came before the stream began.
+/// Decodes tokens as they arrive, never a partial character. The text of all tokens together is what
+/// [`Tokenizer::decode`] gives, without the text of the tokens before the stream began.
 ///
 /// `T` holds the tokenizer: a reference, or an `Arc` for a stream that outlives the function that made it.
 pub struct DecodeStream<T> {
     tokenizer: T,
     skip_special: bool,
-    /// Bytes of a character that is not complete: three at most.
+    /// The bytes of an incomplete character: at most three.
     bytes: Vec<u8>,
-    /// For tokenizers of other kinds: the tokens that the next text depends on.
+    /// For other kinds of tokenizers: the tokens that the next text depends on.
     ids: Vec<u32>,
     prefix: String,
     prefix_index: usize,
-    /// U+FFFD that stand for the half character at the end of what came before; it may become whole.
+    /// How many U+FFFD stand for an incomplete character at the end of the text before; it may still be completed.
     halves: usize,
 }
 
 impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
-    /// A stream for tokens that come after those of `before`, as [`Tokenizer::stream_after`] gives it.
+    /// A stream for tokens after those of `before`; see [`Tokenizer::stream_after`].
     pub fn new(tokenizer: T, before: &[u32], skip_special: bool) -> DecodeStream<T> {
         let (bytes, ids, prefix) = Default::default();
         let mut stream =
@@ -43,7 +43,8 @@ impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
         stream
     }
 
-    /// Takes a token; returns the text that is complete now, often empty. What can never become a character is U+FFFD.
+    /// Adds a token; returns the text that is now complete, often empty. Bytes that can never form a character become
+    /// U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
         let text = match &self.tokenizer.kind {
             TokenizerKind::ByteLevel(_) => {
@@ -63,7 +64,7 @@ impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
         self.without_halves(text)
     }
 
-    /// The text of what is left: U+FFFD for a character that was never completed.
+    /// The remaining text: U+FFFD for a character that was never completed.
     pub fn finish(mut self) -> String {
         let text = match &self.tokenizer.kind {
             TokenizerKind::ByteLevel(_) => String::from_utf8_lossy(&self.bytes).into_owned(),
@@ -75,7 +76,7 @@ impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
         self.without_halves(text)
     }
 
-    /// The first text, without what stands for a half character that came before and has not become whole.
+    /// Removes from the first text what stands for an incomplete character that came before and was not completed.
     fn without_halves(&mut self, text: String) -> String {
         if self.halves == 0 || text.is_empty() {
             return text;
@@ -105,7 +106,7 @@ impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
     }
 }
 
-/// Whether more bytes could make a character of these.
+/// Whether further bytes could complete these to a character.
 fn may_continue(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }

@@ -1,7 +1,7 @@
-//! The vocabulary as GGUF files hold it, and its way to and from a [`Tokenizer`].
+//! GGUF vocabularies, and their conversion from and to a [`Tokenizer`].
 //!
-//! A GGUF file names the way to cut words (`tokenizer.ggml.pre`) and leaves out the normaliser. [`Pre::Olmo`] stands for
-//! the tokenizers of GPT-NeoX and OLMo, which bring text into normal form C first, so it does; the others have none.
+//! A GGUF file names the way to cut words (`tokenizer.ggml.pre`) but not the normaliser. [`Pre::Olmo`] stands for the
+//! tokenizers of GPT-NeoX and OLMo, which normalise text to form C first; the others do not normalise.
 
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub struct Vocabulary {
     pub pad: Option<u32>,
     /// `unknown_token_id`.
     pub unk: Option<u32>,
-    /// More tokens that end generation, each with its key: one of [`Vocabulary::END_KEYS`].
+    /// Further tokens that end generation, each with its key, one of [`Vocabulary::END_KEYS`].
     pub ends: Vec<(&'static str, u32)>,
     /// `add_bos_token`: whether a program that reads the file puts `bos` before a text.
     pub add_bos: bool,
@@ -41,8 +41,8 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Keys of tokens that end generation, beside `eos_token_id`. The last two have lists of ids; llama.cpp reads the
-    /// others, Ollama the last one.
+    /// Keys of tokens that end generation, besides `eos_token_id`. The last two hold lists of ids. Ollama reads the
+    /// last one, llama.cpp the others.
     pub const END_KEYS: [&'static str; 7] = [
         "tokenizer.ggml.eot_token_id",
         "tokenizer.ggml.eom_token_id",
@@ -53,13 +53,13 @@ impl Vocabulary {
         "tokenizer.ggml.eos_token_ids",
     ];
 
-    /// Whether a key has a list of ids.
+    /// Whether a key holds a list of ids.
     pub fn is_list(key: &str) -> bool {
         key.ends_with("_ids")
     }
 
-    /// The 256 bytes, each as the id of its value, and `<|endoftext|>`, id 256, at the end of a text. There are no merges, so
-    /// every byte of a text is a token: for small models.
+    /// A vocabulary for small models: the 256 bytes, each with its value as id, and `<|endoftext|>`, id 256, at the end
+    /// of a text. There are no merges, so every byte of a text is a token.
     pub fn bytes() -> Vocabulary {
         let mut tokens: Vec<String> = (0..=255).map(|byte| letter(byte).to_string()).collect();
         let mut kinds = vec![TokenKind::Normal; tokens.len()];
@@ -82,25 +82,25 @@ impl Vocabulary {
     }
 }
 
-/// What a token of a GGUF vocabulary is.
+/// The type of a token of a GGUF vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenKind {
-    /// A piece of text; in byte-level letters.
+    /// A piece of text, in the byte-level alphabet.
     Normal,
-    /// Stands for what has no token.
+    /// Stands for text that has no token.
     Unknown,
-    /// Directs the model, `<|endoftext|>` for one. Its text is no text.
+    /// Controls the model, as `<|endoftext|>` does. It does not stand for text.
     Control,
     /// Found in the text before it is cut into words.
     UserDefined,
-    /// A row of the embeddings that no text leads to.
+    /// A row of the embeddings without a token.
     Unused,
     /// One byte.
     Byte,
 }
 
 impl TokenKind {
-    /// From the number in `token_type`; nothing for numbers without a meaning.
+    /// The type with a number in `token_type`; None for unknown numbers.
     pub fn from_code(code: i32) -> Option<TokenKind> {
         use TokenKind::*;
         Some(
@@ -118,23 +118,23 @@ impl TokenKind {
 /// Ways to cut text into words, as GGUF files name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pre {
-    /// What is meant when the key is missing.
+    /// Used when the key is missing.
     Default,
     /// GPT-2.
     Gpt2,
-    /// GPT-NeoX and OLMo: that of GPT-2 after normal form C.
+    /// GPT-NeoX and OLMo: as GPT-2, after normal form C.
     Olmo,
     /// SmolLM, StarCoder: digits are words of their own.
     Smollm,
-    /// DBRX and OLMo 2: that of cl100k.
+    /// DBRX and OLMo 2: as cl100k.
     Dbrx,
-    /// Llama 3: that of cl100k; words that are tokens are not merged.
+    /// Llama 3: as cl100k; words that are tokens are not merged.
     LlamaBpe,
-    /// Qwen 2: that of cl100k with single digits.
+    /// Qwen 2: as cl100k, with single digits.
     Qwen2,
 }
 
-/// Every kind and its names; the first one is written.
+/// Every variant and its names; the first one is written.
 const PRE_NAMES: [(Pre, &[&str]); 7] = [
     (Pre::Default, &["default"]),
     (Pre::Gpt2, &["gpt-2", "gpt2"]),
@@ -161,7 +161,7 @@ impl Pre {
         PRE_NAMES.iter().find(|(pre, _)| *pre == self).map_or("default", |(_, names)| names[0])
     }
 
-    /// Whether a file that does not say it puts `bos` before a text, as llama.cpp has it.
+    /// Whether a program puts `bos` before a text where the file does not specify it, as in llama.cpp.
     pub fn adds_bos(self) -> bool {
         self == Pre::LlamaBpe
     }
@@ -213,13 +213,13 @@ fn byte_level(use_regex: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
 }
 
-/// The text of a row of the embeddings that no token has.
+/// The text of a row of the embeddings without a token.
 pub(super) fn padding(id: usize) -> String {
     format!("[PAD{id}]")
 }
 
 impl Tokenizer {
-    /// A tokenizer of what a GGUF file holds. Rows of the embeddings that no token has (unused, `[PAD…]`) are left out.
+    /// A tokenizer from a GGUF vocabulary. Rows of the embeddings without a token (unused, `[PAD…]`) are left out.
     pub fn from_vocabulary(vocabulary: &Vocabulary) -> Result<Tokenizer, TokenizerError> {
         let Vocabulary { model, pre, tokens, kinds, merges, .. } = vocabulary;
         if model != "gpt2" {
@@ -242,7 +242,7 @@ impl Tokenizer {
                 let first = other.as_u64().unwrap_or(0) as u32;
                 return Err(TokenizerError::SameText { first, second: id as u32, text: text.clone() });
             }
-            // Some files have the wrong type for them.
+            // Some files give these tokens the wrong type.
             let known = kind == TokenKind::Normal && ends::is_known(text);
             let special = known || matches!(kind, TokenKind::Control | TokenKind::Unknown);
             if special || kind == TokenKind::UserDefined {
@@ -253,7 +253,7 @@ impl Tokenizer {
             }
         }
         let pairs = merges.iter().enumerate().map(|(index, text)| {
-            // Some vocabularies have merges of spaces: the space between the parts is not the first character.
+            // Some vocabularies have merges of spaces, so the separating space is not the first character.
             let first = text.chars().next().map_or(0, char::len_utf8);
             let space = text.get(first..).and_then(|rest| rest.find(' ')).map(|at| at + first);
             let syntax = || TokenizerError::MergeSyntax { index, text: text.clone() };

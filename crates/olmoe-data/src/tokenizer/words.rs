@@ -1,12 +1,12 @@
-//! Cutting text into the words that merges never cross, by hand where the regular expression is a known one.
+//! Cutting text into the words that merges never cross; known regular expressions are implemented by hand.
 //!
-//! `\p{L}`, `\p{N}` are those of the regular expressions library (its Unicode version); `\s` is White_Space.
+//! `\p{L}` and `\p{N}` are those of the regex crate (its Unicode version); `\s` is White_Space.
 
 use std::sync::LazyLock;
 
 use regex_syntax::hir::{Class as HirClass, HirKind};
 
-/// What the regular expressions tell apart.
+/// The character classes of the regular expressions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     Other,
@@ -15,7 +15,7 @@ enum Class {
     Space,
 }
 
-/// Classes of the characters below the end of the table; all above are [`Class::Other`].
+/// Classes of the characters below the end of the table; all characters above are [`Class::Other`].
 static CLASSES: LazyLock<Vec<Class>> = LazyLock::new(|| {
     let mut table = Vec::new();
     for (class, expression) in [(Class::Letter, r"\p{L}"), (Class::Number, r"\p{N}"), (Class::Space, r"\s")] {
@@ -37,25 +37,25 @@ static CLASSES: LazyLock<Vec<Class>> = LazyLock::new(|| {
 /// A way to cut text into words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Words {
-    /// That of GPT-2.
+    /// As GPT-2.
     Gpt2,
-    /// That of GPT-2 after every number character has become a word of its own.
+    /// As GPT-2, after every numeric character has become a word of its own.
     SingleDigits,
-    /// That of cl100k, with numbers of at most so many characters.
+    /// As cl100k, with limited runs of numeric characters.
     Cl100k {
-        /// Most characters of a number.
+        /// Most characters of a run.
         digits: usize,
     },
 }
 
 /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
 pub(super) const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// As [`CL100K`], with every number character alone.
+/// As [`CL100K`], with every numeric character alone.
 pub(super) const CL100K_SINGLE_DIGITS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl Words {
-    /// Calls `word` for each word in order. Together they are the text.
+    /// Calls `word` for each word in order. Concatenated, the words are the text.
     pub(super) fn cut<'t>(self, text: &'t str, mut word: impl FnMut(&'t [u8])) {
         match self {
             Words::Gpt2 => cut_at_ends(text, &mut word, Scan::gpt2),
@@ -76,7 +76,7 @@ impl Words {
     }
 }
 
-/// Calls `word` for each word, by the ends that a scan finds.
+/// Calls `word` for each word, whose end `end` finds.
 #[inline(always)]
 fn cut_at_ends<'t>(text: &'t str, word: &mut impl FnMut(&'t [u8]), end: impl Fn(&Scan<'t>, usize) -> usize) {
     let scan = Scan::new(text);
@@ -99,7 +99,7 @@ impl<'t> Scan<'t> {
         Scan { text, bytes: text.as_bytes(), classes: &CLASSES }
     }
 
-    /// Class and length of the character that begins at a byte; at the end of the text, no length.
+    /// The class and length of the character at a byte offset; at the end of the text, length 0.
     #[inline(always)]
     fn class(&self, at: usize) -> (Class, usize) {
         match self.bytes.get(at) {
@@ -116,7 +116,7 @@ impl<'t> Scan<'t> {
         })
     }
 
-    /// Where the run of a class ends that may begin at a byte.
+    /// The end of the run of a class that may begin at a byte offset.
     #[inline(always)]
     fn run(&self, mut at: usize, class: Class) -> usize {
         loop {

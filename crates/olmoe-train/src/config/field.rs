@@ -1,5 +1,5 @@
-//! How a section of the configuration is declared: once, as a struct with OLMo's defaults; reading, the list of its keys and
-//! writing in the order of its fields follow from that.
+//! Declaration of a configuration section, once, as a struct with OLMo's defaults. Reading, the list of keys, and
+//! writing in the order of the fields follow from it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use super::error::TrainConfigError;
 /// Deepest nesting of a configuration.
 pub(crate) const MAX_DEPTH: usize = 32;
 
-/// Where a value is: the keys and places of a list that lead to it.
+/// The place of a value: the keys and list indices that lead to it.
 #[derive(Clone, Copy)]
 pub(crate) enum At<'a> {
     Top,
@@ -46,7 +46,7 @@ impl fmt::Display for At<'_> {
     }
 }
 
-/// A value to be written: like JSON's, with the keys in the order of the schema.
+/// A value to be written: like a JSON value, with keys in the order of the schema.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Tree {
     Value(Value),
@@ -111,7 +111,7 @@ pub(crate) trait Field: Sized {
     const WORDS: Words = Words::One;
     /// Takes the value at a key.
     fn read(value: &Value, at: &At<'_>) -> Result<Self, TrainConfigError>;
-    /// What is read as the same again.
+    /// The tree that reads as the same value again.
     fn tree(&self) -> Tree;
 }
 
@@ -139,7 +139,7 @@ pub(crate) const fn key_name(field: &'static str) -> &'static str {
     }
 }
 
-/// Declares sections: `key: type = default`.
+/// Declares a section: `key: type = default`.
 macro_rules! sections {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[doc = $doc:literal])* pub $field:ident : $type:ty = $default:expr,)* })*) => {$(
         $(#[$meta])*
@@ -189,7 +189,7 @@ macro_rules! sections {
 }
 pub(crate) use sections;
 
-/// Declares the names that a key can have: `Variant = "name"`.
+/// Declares the names that a value can have: `Variant = "name"`.
 macro_rules! names {
     ($($(#[$meta:meta])* pub enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal $(| $alias:literal)*,)* })*) => {$(
         $crate::names::names! {
@@ -283,7 +283,7 @@ impl Field for bool {
 }
 
 impl Field for String {
-    /// As OmegaConf: numbers and flags are texts, too.
+    /// As in OmegaConf, numbers and booleans are accepted as strings, too.
     fn read(value: &Value, at: &At<'_>) -> Result<Self, TrainConfigError> {
         match value {
             Value::String(text) => Ok(text.clone()),
@@ -298,7 +298,7 @@ impl Field for String {
     }
 }
 
-/// A number, also one in quotes, which is what the environment gives.
+/// A number, also one in quotes, as environment variables give them.
 fn number(value: &Value) -> Option<f64> {
     let number = match value {
         Value::Number(number) => number.as_f64(),
@@ -308,14 +308,14 @@ fn number(value: &Value) -> Option<f64> {
     number.filter(|number: &f64| number.is_finite())
 }
 
-/// A whole number, exactly.
+/// A whole number, without rounding.
 fn whole(value: &Value) -> Option<i128> {
     let exact = match value {
         Value::Number(number) => number.as_u64().map(i128::from).or(number.as_i64().map(i128::from)),
         Value::String(text) => text.trim().parse().ok(),
         _ => None,
     };
-    // Doubles hold every whole number up to 2^53.
+    // An f64 represents every whole number up to 2^53.
     let rounded = || number(value).filter(|x| x.fract() == 0.0 && x.abs() <= 9_007_199_254_740_992.0);
     exact.or_else(|| rounded().map(|x| x as i128))
 }
@@ -363,12 +363,12 @@ impl Field for (f64, f64) {
     }
 }
 
-/// A number of a configuration as this machine counts; one beyond that is the largest.
+/// A number of a configuration as a usize; a larger one saturates.
 pub(crate) fn count(x: u64) -> usize {
     usize::try_from(x).unwrap_or(usize::MAX)
 }
 
-/// A count of steps or tokens that may be written with a fraction, which is cut off, as OLMo does.
+/// A count of steps or tokens; a fractional part is dropped, as in OLMo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Count(pub u64);
 
@@ -384,7 +384,7 @@ impl Field for Count {
     }
 }
 
-/// A key of OLMo that can only be null here.
+/// A key of OLMo that must be null here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported;
 

@@ -1,17 +1,17 @@
-//! `${…}` in the texts of a configuration, as OmegaConf and OLMo have it.
+//! Interpolations `${…}` in a configuration, as in OmegaConf and OLMo.
 //!
 //! | text | stands for |
 //! |---|---|
-//! | `${a.b}`, `${a.b[0]}` | the value at that key, or OLMo's default of it |
-//! | `${.b}`, `${..b}` | the same, from the section that the key is in, or from the one above |
-//! | `${oc.env:NAME}`, `${oc.env:NAME,default}` | a variable of the environment |
+//! | `${a.b}`, `${a.b[0]}` | the value at that key, or its default in OLMo |
+//! | `${.b}`, `${..b}` | the same, relative to the section of the key, or to the section above it |
+//! | `${oc.env:NAME}`, `${oc.env:NAME,default}` | an environment variable |
 //! | `${path.choose:a,b}` | the first path that exists, else the first |
-//! | `${path.glob:a*,b*}` | the list of all paths that fit, sorted, a pattern that none fits as it is |
+//! | `${path.glob:a*,b*}` | the sorted list of all matching paths; a pattern without a match stands for itself |
 //! | `${path.last_checkpoint:folder}` | the checkpoint with the highest step in a folder |
 //! | `\${` | the two characters themselves |
 //!
-//! A text that is nothing but one interpolation takes the value as it is, a number as a number. Arguments may hold further
-//! interpolations. What does not exist yet is not an error here: data is looked for when training begins.
+//! A string that is a single interpolation takes the value with its type, such as a number. Arguments may hold further
+//! interpolations. A path that does not exist is no error here: data is looked for when training begins.
 
 use std::path::Path;
 
@@ -22,13 +22,14 @@ use super::error::TrainConfigError;
 use super::field::{At, MAX_DEPTH};
 use super::notices::Notice;
 
-/// Most values that interpolations may copy.
+/// How many values interpolations may copy.
 const MAX_VALUES: usize = 1 << 20;
 
-/// A cluster's number of the job, which most public files name their run after, and what stands for it elsewhere.
+/// The environment variable with the number of a cluster's job, which most public files name their run after, and its
+/// substitute elsewhere.
 const JOB: (&str, &str) = ("SLURM_JOB_ID", "local");
 
-/// Looks up a variable of the environment.
+/// Looks up an environment variable.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Resolves all interpolations of a file. `defaults` is what keys that are not in the file stand for.
@@ -106,7 +107,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// A text with the interpolations in it.
+    /// A string with its interpolations resolved.
     fn text(&mut self, text: &str, at: &At<'_>, path: &mut Keys) -> Result<Value, TrainConfigError> {
         let mut result = String::new();
         let mut rest = text;
@@ -135,7 +136,7 @@ impl Resolver<'_> {
                 Value::Number(number) => result.push_str(&number.to_string()),
                 Value::Bool(flag) => result.push_str(if *flag { "True" } else { "False" }),
                 other => {
-                    let message = format!("it is {}, which cannot stand in a text", describe(other));
+                    let message = format!("it is {}, which cannot be part of a string", describe(other));
                     return Err(problem(at, inside, message));
                 }
             }
@@ -149,7 +150,7 @@ impl Resolver<'_> {
         Ok(Value::String(result))
     }
 
-    /// What stands between the braces.
+    /// The value of an interpolation; `inside` is the text between the braces.
     fn interpolation(&mut self, inside: &str, at: &At<'_>, path: &mut Keys) -> Result<Value, TrainConfigError> {
         let name = inside.split_once(':').filter(|(name, _)| {
             name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.') && !name.is_empty()
@@ -194,7 +195,7 @@ impl Resolver<'_> {
                 last_checkpoint(folder).map(Value::String).map_err(|message| problem(at, inside, message))
             }
             (known @ ("oc.env" | "path.choose" | "path.glob" | "path.last_checkpoint"), _) => {
-                Err(problem(at, inside, format!("these are no arguments for {known}")))
+                Err(problem(at, inside, format!("expected arguments for {known}")))
             }
             (name, _) => {
                 let name = shorten(name);
@@ -204,11 +205,11 @@ impl Resolver<'_> {
         }
     }
 
-    /// Once, of the key that asks for the job: others may stand for that key.
+    /// Adds one notice, to the key that asks for the job's number; other keys may refer to that key.
     fn note_job(&mut self, at: &At<'_>) {
         let key = self.open.last().map_or_else(|| at.to_string(), |path| path.join("."));
         let text = format!(
-            "the environment has no {}, the number of a cluster's job; `{}` stands for it, or set --{key}=NAME",
+            "the environment has no {}, the number of a cluster's job; `{}` is used instead, or set --{key}=NAME",
             JOB.0, JOB.1
         );
         if !self.notices.iter().any(|notice| notice.key == key) {
@@ -231,7 +232,7 @@ impl Resolver<'_> {
         let dots = key.len() - key.trim_start_matches('.').len();
         let mut target: Keys = match dots {
             0 => Vec::new(),
-            // One dot is the section that the key is in.
+            // One dot means the section of the key.
             _ => match path.len().checked_sub(dots) {
                 Some(above) => path.iter().take(above).cloned().collect(),
                 None => return Err(problem(at, key, "it goes above the top level".into())),
@@ -240,7 +241,7 @@ impl Resolver<'_> {
         let names = key.split(['.', '[']).map(|name| name.trim_end_matches(']')).filter(|name| !name.is_empty());
         target.extend(names.map(str::to_owned));
         if self.open.contains(&target) || target == *path {
-            return Err(problem(at, key, "it leads back to itself".into()));
+            return Err(problem(at, key, "it refers to itself".into()));
         }
         let found = lookup(self.file, &target).or_else(|| lookup(self.defaults, &target));
         let Some(found) = found.cloned() else {
@@ -257,7 +258,7 @@ fn problem(at: &At<'_>, text: &str, problem: String) -> TrainConfigError {
     TrainConfigError::Interpolation { path: at.to_string(), text: shorten(text), problem }
 }
 
-/// The place of the `}` that ends an interpolation.
+/// The position of the `}` that ends an interpolation.
 fn closing(text: &str) -> Option<usize> {
     let mut open = 0usize;
     for (at, byte) in text.bytes().enumerate() {
@@ -271,7 +272,7 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
-/// Arguments between commas that are not in braces or quotes.
+/// Splits arguments at commas that are not in braces or quotes.
 fn split(text: &str) -> Vec<&str> {
     let (mut arguments, mut begin, mut open, mut quote) = (Vec::new(), 0, 0usize, None);
     for (at, byte) in text.bytes().enumerate() {
@@ -306,7 +307,7 @@ fn texts<'v>(values: &'v [Value], at: &At<'_>, inside: &str) -> Result<Vec<&'v s
     values.iter().map(text).collect()
 }
 
-/// Whether a path is an address.
+/// Whether a path is a URL.
 pub(super) fn is_remote(path: &str) -> bool {
     path.contains("://")
 }
@@ -315,7 +316,7 @@ fn fitting(pattern: &str) -> Result<Vec<String>, String> {
     if is_remote(pattern) {
         return Ok(vec![pattern.to_owned()]);
     }
-    // As Python: a star does not take what begins with a point.
+    // As in Python, a star does not match a leading dot.
     let options =
         glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
     let paths = glob::glob_with(pattern, options).map_err(|error| format!("not a pattern: {error}"))?;
@@ -323,7 +324,7 @@ fn fitting(pattern: &str) -> Result<Vec<String>, String> {
     for path in paths.filter_map(Result::ok) {
         found.extend(path.into_os_string().into_string().ok());
         if found.len() > MAX_VALUES {
-            return Err(format!("more than {MAX_VALUES} paths fit"));
+            return Err(format!("more than {MAX_VALUES} paths match"));
         }
     }
     found.sort_unstable();
@@ -333,13 +334,13 @@ fn fitting(pattern: &str) -> Result<Vec<String>, String> {
 /// The folder of a checkpoint with the highest step: `step-N` of this program, `stepN` and `stepN-unsharded` of OLMo.
 fn last_checkpoint(folder: &str) -> Result<String, String> {
     if is_remote(folder) {
-        return Err("checkpoints elsewhere cannot be listed; copy the folder to this machine".into());
+        return Err("checkpoints on another machine cannot be listed; copy the folder to this machine".into());
     }
     let entries = std::fs::read_dir(folder).map_err(|error| format!("cannot list the folder: {error}"))?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let step = |name: &str| {
         let rest = name.strip_prefix("step")?;
-        // Of one step the sharded checkpoint, as in OLMo.
+        // Of the checkpoints of one step, the sharded one is used, as in OLMo.
         let (rest, sharded) = rest.strip_suffix("-unsharded").map_or((rest, true), |rest| (rest, false));
         let step: u64 = rest.strip_prefix('-').unwrap_or(rest).parse().ok()?;
         Some((step, sharded))

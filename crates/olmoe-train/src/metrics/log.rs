@@ -1,4 +1,4 @@
-//! `metrics.jsonl` and `samples.jsonl` of a run folder: appending, and going on after a resume.
+//! `metrics.jsonl` and `samples.jsonl` of a run folder: appending, and continuing after a resume.
 
 use std::fs::{File, TryLockError};
 use std::marker::PhantomData;
@@ -10,22 +10,22 @@ use olmoe_checkpoint::disk::{Disk, LocalDisk};
 
 use super::{Line, Lines, MetricsError};
 
-/// Times to try for the lock, which a reader holds for a moment when it asks whether anybody writes.
+/// How often to try for the lock, which a reader holds for a moment when it checks for a writer.
 const TRIES: u32 = 20;
 const BETWEEN_TRIES: Duration = Duration::from_millis(25);
 
-/// The file to which a run appends lines.
+/// A file to which a run appends lines.
 ///
-/// The file is locked as long as this lives, so no two runs mix their lines, and a reader can tell a run that goes on.
-/// A line is one write to the system, which keeps it if the program is killed.
+/// The file is locked while it is open, so no two runs mix their lines, and a reader can recognise a run in progress. A
+/// line is one write to the system, so it survives if the program is killed.
 #[derive(Debug)]
 pub struct Log<T, D: Disk = LocalDisk> {
     path: PathBuf,
     disk: D,
     file: D::File,
-    /// Locked as long as it is open.
+    /// The open file, which is locked.
     _lock: File,
-    /// Bytes of whole lines.
+    /// The length of the complete lines in bytes.
     length: u64,
     of: PhantomData<T>,
 }
@@ -34,28 +34,28 @@ impl<T: Line> Log<T> {
     /// As [`open_on`](Log::open_on), on the disk of this machine.
     ///
     /// # Errors
-    /// As there.
+    /// As [`open_on`](Log::open_on).
     pub fn open(folder: &Path, after: u64) -> Result<Log<T>, MetricsError> {
         Log::open_on(LocalDisk, folder, after)
     }
 }
 
 impl<T: Line, D: Disk> Log<T, D> {
-    /// Opens the file of a run folder, which exists, for what comes after the step `after`: 0 for a run from its
+    /// Opens the file of an existing run folder, to append what follows the step `after`: 0 for a run from its
     /// beginning.
     ///
-    /// From the first line of a later step on everything is dropped, and so is a last line that is not whole. Both are
-    /// one shortening of the file to the end of a line: there is no moment at which a kept line could be lost.
+    /// The first line of a later step and all lines after it are removed, and so is an incomplete last line. Both are a
+    /// single truncation of the file at the end of a line, so a kept line is never at risk.
     ///
     /// # Errors
-    /// [`MetricsError`]: another process writes it, a kept line is malformed, or the system says no.
+    /// [`MetricsError`]: another process is writing the file, a kept line is malformed, or an error of the system.
     pub fn open_on(disk: D, folder: &Path, after: u64) -> Result<Log<T, D>, MetricsError> {
         let path = folder.join(T::FILE_NAME);
         if path.exists() && !path.is_file() {
             return Err(MetricsError::NotAFile { path });
         }
         let file = disk.open_append(&path).map_err(MetricsError::io("open", &path))?;
-        // To read, and for the lock, for which some file systems want it open for writing.
+        // The file is opened for reading, and for writing because some file systems require that for a lock.
         let held = File::options().read(true).append(true).open(&path).map_err(MetricsError::io("open", &path))?;
         lock(&held, &path)?;
 
@@ -85,7 +85,7 @@ impl<T: Line, D: Disk> Log<T, D> {
         self.write(&line)
     }
 
-    /// Returns when all lines would survive a loss of power; for the moment of a checkpoint.
+    /// Syncs all lines to disk; called for each checkpoint.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -100,7 +100,7 @@ impl<T: Line, D: Disk> Log<T, D> {
 
     fn write(&mut self, line: &[u8]) -> Result<(), MetricsError> {
         if let Err(error) = self.disk.write(&mut self.file, line) {
-            // A part of the line would spoil the next one. If this fails, too, the next open repairs it.
+            // Part of a line would corrupt the next one. If this fails, too, the next opening of the file repairs it.
             let _ = self.mend();
             return Err(MetricsError::io("write", &self.path)(error));
         }
@@ -108,7 +108,7 @@ impl<T: Line, D: Disk> Log<T, D> {
         Ok(())
     }
 
-    /// Removes what comes after the whole lines.
+    /// Truncates the file to its complete lines.
     fn mend(&mut self) -> std::io::Result<()> {
         if std::fs::metadata(&self.path)?.len() > self.length {
             self.disk.truncate(&mut self.file, self.length)?;
@@ -123,7 +123,7 @@ fn lock(file: &File, path: &Path) -> Result<(), MetricsError> {
         match file.try_lock() {
             Ok(()) => return Ok(()),
             Err(TryLockError::WouldBlock) => sleep(BETWEEN_TRIES),
-            // Some file systems have no locks; the run is not to fail for that.
+            // Some file systems have no locks; the run should not fail because of that.
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => return Ok(()),
             Err(TryLockError::Error(error)) => return Err(MetricsError::io("open", path)(error)),
         }

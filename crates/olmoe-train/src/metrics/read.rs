@@ -1,4 +1,4 @@
-//! Reading a log, also while it is being written.
+//! Reading a log, even while it is being written.
 
 use std::fs::{File, TryLockError};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 
 use super::{Line, MAX_LINE_BYTES, MetricsError};
 
-/// The lines of a file, in order. It ends before a last line that is not whole, and after an error.
+/// The lines of a file, in order. Reading ends before an incomplete last line, and after an error.
 #[derive(Debug)]
 pub struct Lines<T> {
     path: PathBuf,
     input: BufReader<File>,
     line: Vec<u8>,
     number: u64,
-    /// Bytes of the lines given so far.
+    /// The number of bytes of the lines returned so far.
     pub(super) offset: u64,
-    /// The last of them has a line break.
+    /// Whether the last returned line has a line break.
     pub(super) terminated: bool,
     ended: bool,
     of: PhantomData<T>,
@@ -28,7 +28,7 @@ impl<T: Line> Lines<T> {
     /// # Errors
     /// [`MetricsError::Io`], [`MetricsError::NotAFile`].
     pub fn open(path: &Path) -> Result<Lines<T>, MetricsError> {
-        // Opening a pipe would wait for its writer.
+        // Opening a pipe would block until its other end is opened.
         if !std::fs::metadata(path).map_err(MetricsError::io("read", path))?.is_file() {
             return Err(MetricsError::NotAFile { path: path.to_owned() });
         }
@@ -69,7 +69,7 @@ impl<T: Line> Lines<T> {
                 self.terminated = terminated;
                 Ok(Some(record))
             }
-            // No beginning of an object is an object, so this one is not whole.
+            // A prefix of an object is never a valid object, so a line that does not parse is incomplete.
             Err(_) if !terminated => Ok(None),
             Err(error) => {
                 let (path, reason) = (path.clone(), reason(&error));
@@ -79,11 +79,11 @@ impl<T: Line> Lines<T> {
     }
 }
 
-/// What the parser says, with the place in the line.
+/// The parser's message with the column.
 fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or(&text);
-    // A name may be of any length.
+    // A name in the message may have any length.
     let mut short: String = text.chars().take(200).flat_map(char::escape_debug).collect();
     if error.column() > 0 {
         short = format!("{short} (column {})", error.column());
@@ -104,7 +104,7 @@ impl<T: Line> Iterator for Lines<T> {
     }
 }
 
-/// Whether a process has the file open for appending at this moment.
+/// Whether a process has the file open for appending.
 pub fn is_being_written(path: &Path) -> bool {
     File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }

@@ -1,4 +1,4 @@
-//! One step's names and values, and how they are a line of JSON.
+//! The metrics of a step, and their line of JSON.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,55 +11,56 @@ use super::{EXPERT_LOAD, FILE_NAME, Line};
 /// The key of the step in a line.
 const STEP: &str = "step";
 
-/// What one step measured, in the order in which it was said.
+/// The metrics of a step, in the order in which they were added.
 ///
-/// As JSON it is `{"step":120,"train/CrossEntropyLoss":4.25}`. A finite number has as many digits as it takes to read
-/// the same bits back; NaN and the infinities, which JSON lacks, are the texts `NaN`, `Infinity` and `-Infinity`.
+/// The JSON is `{"step":120,"train/CrossEntropyLoss":4.25}`. A finite number has enough digits to read the same bits
+/// back. NaN and the infinities, which JSON lacks, are the strings `NaN`, `Infinity` and `-Infinity`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// The step, from 1; 0 is before the first.
+    /// The step, from 1; 0 is before the first step.
     pub step: u64,
     values: Vec<(Cow<'static, str>, f64)>,
 }
 
 impl Record {
-    /// Nothing yet about a step.
+    /// A record without metrics.
     pub fn new(step: u64) -> Record {
         Record { step, values: Vec::new() }
     }
 
-    /// Adds a value. A name is said once a record, and `step` is none.
+    /// Adds a metric. A name occurs once per record, and `step` is not a metric.
     pub fn push(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<f64>) -> &mut Record {
         self.values.push((name.into(), value.into()));
         self
     }
 
-    /// Adds a value, for building a record in one expression.
+    /// Adds a metric and returns the record.
     #[must_use]
     pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<f64>) -> Record {
         self.push(name, value);
         self
     }
 
-    /// All of them, in order.
+    /// All metrics, in order.
     pub fn values(&self) -> impl ExactSizeIterator<Item = (&str, f64)> {
         self.values.iter().map(|(name, value)| (name.as_ref(), *value))
     }
 
-    /// The value of a name.
+    /// The value of a metric.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.values().find(|(held, _)| *held == name).map(|(_, value)| value)
     }
 
-    /// Load of the busiest expert over the mean, of the layer where it is worst: 1 is balanced, the number of experts
-    /// is the worst.
+    /// The load of the busiest expert over the mean, in the worst layer: 1 is balanced, the number of experts is the
+    /// worst.
     ///
-    /// Said as [`EXPERT_LOAD`], or else computed from `train/TokensPercentage/layer{l}/expert{e}`; absent without.
+    /// The value is [`EXPERT_LOAD`] if the record has it, else computed from
+    /// `train/TokensPercentage/layer{l}/expert{e}`; None without either.
     pub fn expert_load(&self) -> Option<f64> {
         if let Some(said) = self.get(EXPERT_LOAD) {
             return Some(said);
         }
-        // Layers come one after the other, so the one before is the place to look.
+        // Layers come one after the other, so the present layer is the one added last.
         let mut layers: Vec<(&str, f64, f64, u32)> = Vec::new();
         for (name, percent) in self.values() {
             let Some((layer, _)) =
@@ -125,7 +126,7 @@ impl<'de> Visitor<'de> for RecordVisitor {
         while let Some(name) = map.next_key::<String>()? {
             if name == STEP {
                 if step.replace(map.next_value::<u64>()?).is_some() {
-                    return Err(A::Error::custom("`step` is said twice"));
+                    return Err(A::Error::custom("`step` occurs twice"));
                 }
             } else {
                 values.push((Cow::Owned(name), map.next_value::<Number>()?.0));
@@ -136,7 +137,7 @@ impl<'de> Visitor<'de> for RecordVisitor {
     }
 }
 
-/// A number, or the text of one that JSON does not have.
+/// A number, or the string that stands for NaN or an infinity.
 struct Number(f64);
 
 impl<'de> Deserialize<'de> for Number {
@@ -171,7 +172,7 @@ impl Visitor<'_> for NumberVisitor {
             "NaN" => Ok(Number(f64::NAN)),
             "Infinity" => Ok(Number(f64::INFINITY)),
             "-Infinity" => Ok(Number(f64::NEG_INFINITY)),
-            // A text may be of any length.
+            // The string may have any length, so it is not quoted.
             _ => Err(E::invalid_type(serde::de::Unexpected::Other("another text"), &self)),
         }
     }

@@ -1,21 +1,21 @@
-//! A text that the model has written, and how it is a line of JSON.
+//! A text that the model generated, and its line of JSON.
 
 use serde::{Deserialize, Serialize};
 
 use super::Line;
 
-/// What the model made of a prompt.
+/// The text that the model generated for a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The step after which.
+    /// The step after which it was generated.
     pub step: u64,
-    /// What it went on from.
+    /// The prompt.
     pub prompt: String,
-    /// What it wrote.
+    /// The generated text.
     pub text: String,
-    /// Its tokens, the one that ended it included.
+    /// The generated tokens, including the one that ended the text.
     pub ids: Vec<u32>,
-    /// What ended it: `stop` for an end-of-text token, `length`, or an error, such as logits that are NaN.
+    /// Why generation ended: `stop` for an end-of-text token, `length`, or an error, such as logits that are NaN.
     pub finish_reason: String,
 }
 

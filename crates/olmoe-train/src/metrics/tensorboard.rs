@@ -21,18 +21,18 @@ use olmoe_checkpoint::disk::{Disk, LocalDisk};
 
 use super::{MetricsError, Record, Sample};
 
-/// What a file begins with, so that readers know the rules.
+/// The version record that every file begins with.
 const FILE_VERSION: &[u8] = b"brain.Event:2";
-/// Files that one process begins in one second.
+/// Counts the files that this process creates, to tell apart those of one second.
 const MAX_FILES: u32 = 10_000;
 
-/// An event file that a run appends to. Values are f32 there.
+/// An event file that a run appends to. It stores values as f32.
 #[derive(Debug)]
 pub struct EventFile<D: Disk = LocalDisk> {
     path: PathBuf,
     disk: D,
     file: D::File,
-    /// Bytes of whole frames.
+    /// The length of the complete frames in bytes.
     length: u64,
     buffer: Vec<u8>,
 }
@@ -41,17 +41,17 @@ impl EventFile {
     /// As [`create_on`](EventFile::create_on), on the disk of this machine.
     ///
     /// # Errors
-    /// As there.
+    /// As [`create_on`](EventFile::create_on).
     pub fn create(folder: &Path, after: u64, now: SystemTime) -> Result<EventFile, MetricsError> {
         EventFile::create_on(LocalDisk, folder, after, now)
     }
 }
 
 impl<D: Disk> EventFile<D> {
-    /// Begins a file in a folder, which exists, for what comes after the step `after`.
+    /// Creates a file in an existing folder, for what follows the step `after`.
     ///
-    /// TensorBoard reads the files of a folder in the order of their times; this one tells it to forget later steps of
-    /// the ones before, which a resumed run does again.
+    /// TensorBoard reads the files of a folder in the order of their times. The new file tells it to drop later steps
+    /// of earlier files, which a resumed run repeats.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -82,7 +82,7 @@ impl<D: Disk> EventFile<D> {
         self.write(&event)
     }
 
-    /// Appends a text, prompt and all; `name` is what it is found under. After an error the file is as it was before.
+    /// Appends a text with its prompt under a tag `name`. After an error the file is as it was before.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -100,7 +100,7 @@ impl<D: Disk> EventFile<D> {
         self.buffer.clear();
         frame(event, &mut self.buffer);
         if let Err(error) = self.disk.write(&mut self.file, &self.buffer) {
-            // A part of a frame would hide the next ones from every reader.
+            // Part of a frame would make all following frames unreadable.
             let _: io::Result<()> = self.disk.truncate(&mut self.file, self.length);
             return Err(MetricsError::io("write", &self.path)(error));
         }
@@ -109,7 +109,7 @@ impl<D: Disk> EventFile<D> {
     }
 }
 
-/// Appends the bytes with their length and sums.
+/// Appends the bytes, framed by their length and CRCs.
 fn frame(bytes: &[u8], out: &mut Vec<u8>) {
     let length = (bytes.len() as u64).to_le_bytes();
     out.extend_from_slice(&length);
@@ -173,7 +173,7 @@ fn wall_time(now: SystemTime) -> f64 {
     now.duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-// How a field's value is encoded.
+// The wire types of fields.
 const VARINT: u64 = 0;
 const EIGHT_BYTES: u64 = 1;
 const BLOCK: u64 = 2;
@@ -199,7 +199,7 @@ fn block(field: u64, bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(bytes);
 }
 
-/// Seven bits a byte, the lowest first; the high bit says that more follow.
+/// Seven bits per byte, the lowest first; the high bit marks that more bytes follow.
 fn varint(mut value: u64, out: &mut Vec<u8>) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -208,7 +208,7 @@ fn varint(mut value: u64, out: &mut Vec<u8>) {
     out.push(value as u8);
 }
 
-/// CRC-32C of every byte, with the reflected polynomial.
+/// The CRC-32C of each byte, with the reflected polynomial.
 const CRC_TABLE: [u32; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
@@ -228,12 +228,12 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| CRC_TABLE[usize::from(crc as u8 ^ byte)] ^ crc >> 8)
 }
 
-/// Rotated and offset, since a sum of bytes that hold their own sum says little.
+/// Rotated and offset, as TFRecord requires, since the CRC of data that contains CRCs detects little.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c(bytes).rotate_right(15).wrapping_add(0xA282_EAD8)
 }
 
-/// What this machine calls itself, in letters that any file name may have.
+/// The name of this machine, restricted to characters that are valid in file names.
 fn host_name() -> String {
     let said = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let said = said.or_else(|| std::env::var("HOSTNAME").ok()).or_else(|| std::env::var("COMPUTERNAME").ok());

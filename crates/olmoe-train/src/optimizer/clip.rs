@@ -1,48 +1,49 @@
-//! Clipping of gradients, as OLMo's trainer does it: by the norm of all of them, or of each tensor by its history.
+//! Gradient clipping as in OLMo's trainer: by the norm of all gradients, or per tensor by the history of its norm.
 //!
 //! ```text
 //! norm    every gradient · min(1, max/(‖g‖ + 1e-6))                    ‖g‖ of all parameters together
-//! ratio   that of a tensor · c,  c = min(1, r·e/(‖g‖ + 1e-6)),  e ← e + (1 − β)·(c·‖g‖ − e)    β the larger of both
+//! ratio   the gradient of a tensor · c,  c = min(1, r·e/(‖g‖ + 1e-6)),  e ← e + (1 − β)·(c·‖g‖ − e)    β the larger of
+//! both
 //! ```
 //!
-//! The running mean `e` of a tensor begins with its first norm. A run's first step does not count for it: OLMo begins
-//! to keep it with the second one.
+//! The running mean `e` of a tensor starts with the first norm that counts. The first step of a run does not count:
+//! OLMo starts with the second one.
 //!
-//! A tensor is one of OLMo's, which holds queries, keys and values together, and the gate of a dense MLP with what it
-//! gates.
+//! Tensors are those of OLMo, where queries, keys and values are one tensor, and so are the gate and up projections of
+//! a dense MLP.
 
 /// The bound on the gradients of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Clip {
-    /// None.
+    /// No clipping.
     Off,
     /// The largest norm of all gradients together.
     Norm(f64),
-    /// How many times its running mean the norm of a tensor's gradient may be.
+    /// The largest ratio of a tensor's gradient norm to its running mean.
     Ratio(f64),
 }
 
-/// What clipping keeps and computes for each tensor.
+/// The state and scratch of clipping for each tensor.
 pub(super) struct Clipping {
-    /// The tensor of each trained parameter.
+    /// The index of the tensor of each trained parameter.
     pub(super) tensors: Vec<usize>,
-    /// The running means, once there are any.
+    /// The running means, from the second step on.
     pub(super) norms: Option<Vec<f32>>,
     /// `Σ x²` of each tensor's gradient.
     squares: Vec<f64>,
-    /// What each tensor's gradient is multiplied by.
+    /// The factor of each tensor's gradient.
     coefficients: Vec<f32>,
-    /// The running means where they are not kept yet.
+    /// Scratch for running means that are not kept yet.
     fresh: Vec<f32>,
     adaptive: bool,
 }
 
 impl Clipping {
-    /// For trained parameters, of each of which the name of its tensor is given.
+    /// Clipping for trained parameters; `names` gives the name of each parameter's tensor.
     pub(super) fn new<'n>(names: impl Iterator<Item = &'n str>) -> Clipping {
         let mut distinct: Vec<&str> = Vec::new();
         let tensors = names.map(|name| {
-            // The parts of a tensor are neighbours, or nearly.
+            // Parts of a tensor are adjacent, or nearly so.
             let known = distinct.iter().rposition(|known| *known == name);
             known.unwrap_or_else(|| {
                 distinct.push(name);
@@ -62,12 +63,12 @@ impl Clipping {
         }
     }
 
-    /// How many tensors there are.
+    /// The number of tensors.
     pub(super) fn count(&self) -> usize {
         self.squares.len()
     }
 
-    /// What the gradient of a parameter is multiplied by.
+    /// The factor of a parameter's gradient.
     pub(super) fn coefficient(&self, at: usize) -> f32 {
         self.coefficients[self.tensors[at]]
     }
@@ -77,12 +78,12 @@ impl Clipping {
         self.norms.as_ref().unwrap_or(&self.fresh)[self.tensors[at]]
     }
 
-    /// Whether the last bound was one of ratios.
+    /// Whether the last bound was [`Clip::Ratio`].
     pub(super) fn is_adaptive(&self) -> bool {
         self.adaptive
     }
 
-    /// The share of the parameters' tensors that are clipped.
+    /// The share of the tensors that were clipped.
     pub(super) fn rate(&self) -> f64 {
         self.coefficients.iter().filter(|c| **c < 1.0).count() as f64 / self.count().max(1) as f64
     }
@@ -98,8 +99,8 @@ impl Clipping {
         total.sqrt()
     }
 
-    /// Finds the coefficients for the gradients that were measured last, and moves the running means on. The smallest
-    /// coefficient is returned.
+    /// Computes the factors for the gradients that were measured last, and updates the running means. Returns the
+    /// smallest factor.
     pub(super) fn apply(&mut self, clip: Clip, total: f64, betas: (f64, f64), step: u64) -> f64 {
         self.adaptive = matches!(clip, Clip::Ratio(_));
         match clip {
@@ -116,7 +117,7 @@ impl Clipping {
         }
     }
 
-    /// In f32, as OLMo.
+    /// Computes in f32, as OLMo does.
     fn apply_ratio(&mut self, ratio: f32, weight: f32, step: u64) -> f64 {
         for (fresh, square) in self.fresh.iter_mut().zip(&self.squares) {
             *fresh = square.sqrt() as f32;
@@ -130,7 +131,7 @@ impl Clipping {
             let norm = square.sqrt() as f32;
             *coefficient = (ratio * *mean / (norm + 1e-6)).min(1.0);
             let clipped = norm * *coefficient;
-            // torch's lerp begins at the nearer end.
+            // torch's lerp starts from the nearer end.
             *mean = if weight < 0.5 {
                 *mean + weight * (clipped - *mean)
             } else {

@@ -1,8 +1,8 @@
-//! The optimizer's part of a checkpoint, bit for bit: the group `optimizer` of tensors, and a small file.
+//! The optimizer's part of a checkpoint, bit for bit: the group `optimizer` of tensors, and a small JSON file.
 
 use olmoe_checkpoint::disk::Disk;
 use olmoe_checkpoint::safetensors::{SafeType, Shards, ShardsError, Spec};
-use olmoe_checkpoint::save::{Found, SaveError, Writer};
+use olmoe_checkpoint::save::{CheckpointWriter, Found, SaveError};
 use olmoe_model::parameters::ParameterSpec;
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use super::Optimizer;
 /// The group of tensors: `<parameter>.exp_avg` of AdamW and LionW, `<parameter>.exp_avg_sq` of AdamW and RMSprop, and
 /// `grad_norm_exp_avg` with adaptive clipping.
 pub const GROUP: &str = "optimizer";
-/// The small file.
+/// The name of the small file.
 pub const FILE: &str = "optimizer.json";
 const RUNNING_MEANS: &str = "grad_norm_exp_avg";
 
@@ -26,21 +26,21 @@ struct OptimizerStateHeader {
 /// Why the state of an optimizer cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The checkpoint has none, or it is damaged.
+    /// The checkpoint has no optimizer state, or it is damaged.
     #[error(transparent)]
     Checkpoint(#[from] SaveError),
     /// A tensor cannot be read.
     #[error(transparent)]
     Tensors(#[from] ShardsError),
-    /// The state is that of another rule.
+    /// The state belongs to another optimizer.
     #[error(
         "the checkpoint has the state of {found}, but `optimizer.name` is {expected}; keep the optimizer, or set \
          reset_optimizer_state to begin anew"
     )]
     OtherRule {
-        /// The rule of the checkpoint.
+        /// The optimizer of the checkpoint.
         found: String,
-        /// That of the configuration.
+        /// The optimizer of the configuration.
         expected: &'static str,
     },
     /// A tensor is missing or has another shape or format.
@@ -58,7 +58,7 @@ pub enum StateError {
 }
 
 impl Optimizer {
-    /// The tensors of the state and their numbers.
+    /// The tensors of the state with their numbers.
     fn tensors(&self, specs: &[ParameterSpec]) -> Vec<(Spec, &[f32])> {
         let moments = [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
         let moments = moments.into_iter().flat_map(|(moment, values)| {
@@ -71,7 +71,7 @@ impl Optimizer {
         moments.chain(means).collect()
     }
 
-    /// Bytes of the numbers that [`save`](Self::save) writes.
+    /// The size in bytes of the numbers that [`save`](Self::save) writes.
     pub fn state_bytes(&self) -> u64 {
         let moments = self.exp_avg.iter().chain(&self.exp_avg_sq).map(|tensor| size_of_val(&tensor[..]));
         let means = self.clipping.norms.iter().map(|norms| size_of_val(&norms[..]));
@@ -85,7 +85,7 @@ impl Optimizer {
     pub fn save<D: Disk>(
         &self,
         specs: &[ParameterSpec],
-        writer: &mut Writer<'_, D>,
+        writer: &mut CheckpointWriter<'_, D>,
         max_shard_bytes: u64,
     ) -> Result<(), SaveError> {
         let (tensors, values): (Vec<_>, Vec<_>) = self.tensors(specs).into_iter().unzip();
@@ -98,9 +98,10 @@ impl Optimizer {
         writer.json(FILE, &header)
     }
 
-    /// Takes the state of a checkpoint; learning rate, decay and all other settings stay those of the configuration.
+    /// Restores the state from a checkpoint; learning rate, weight decay and all other settings stay those of the
+    /// configuration.
     ///
-    /// Nothing changes if the state does not fit. If a tensor that fits cannot be read, the state is of no use
+    /// Nothing changes if the state does not fit. If a tensor that fits cannot be read, the state must not be used
     /// afterwards.
     ///
     /// # Errors
@@ -132,14 +133,14 @@ impl Optimizer {
     }
 }
 
-/// Numbers that are read at once.
+/// How many numbers are read at once.
 const PIECE: usize = 64 << 10;
 
 fn fits(shards: &Shards, spec: &Spec) -> Result<(), StateError> {
     let found = match shards.get(&spec.name) {
         Some(entry) if entry.dtype == SafeType::F32 && entry.shape == spec.shape => return Ok(()),
         Some(entry) => format!("{:?} of shape {:?}", entry.dtype, entry.shape),
-        None => "not there".into(),
+        None => "missing".into(),
     };
     Err(StateError::Tensor { tensor: spec.name.clone(), found, expected: spec.shape.clone() })
 }

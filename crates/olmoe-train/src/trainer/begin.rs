@@ -70,7 +70,7 @@ impl Beginning {
         };
         if !path.join(MANIFEST_FILE).is_file() {
             let text = format!(
-                "load_path {}: only the weights are taken; step, data and optimizer begin anew",
+                "load_path {}: only the weights are loaded; step, data and optimizer start afresh",
                 path.display()
             );
             on(Event::Notice(&text));
@@ -124,13 +124,13 @@ impl Beginning {
         self.weights.as_deref()
     }
 
-    /// The schedule from here on.
+    /// The learning rate schedule from this start on.
     pub(super) fn schedule(&self, config: &TrainConfig) -> Schedule {
         let schedule = Schedule::new(config);
         self.state.new_warmup.map_or(schedule, |start| schedule.with_new_warmup(start))
     }
 
-    /// Fills the model and the optimizer.
+    /// Loads the model and the optimizer.
     pub(super) fn load(
         &self,
         config: &TrainConfig,
@@ -149,7 +149,7 @@ impl Beginning {
         if let Err(difference) =
             checkpoint.contents().config.as_ref().map_or(Ok(()), |own| own.config.same_function(&config.model))
         {
-            on(Event::Notice(&format!("load_path: the model of the checkpoint computes otherwise: {difference}")));
+            on(Event::Notice(&format!("load_path: the model of the checkpoint differs: {difference}")));
         }
         checkpoint.load_into(model, &|_| {})?;
         if let Some(found) = &self.optimizer {
@@ -173,8 +173,8 @@ fn differences<P: DataPosition>(
         return Ok(found.json::<P>(DATA_FILE)?.differences(position));
     }
     on(Event::Notice(&format!(
-        "{}: it does not say what it was trained on, as older ones do not; the run goes on at its place in the data, which is \
-         right only if files, ratios, sequence length and seed are what they were",
+        "{}: the checkpoint, of an older version, does not record what it was trained on; the run resumes at its position, which is \
+         right only if files, ratios, sequence length and seed are unchanged",
         found.path.display()
     )));
     Ok(Vec::new())

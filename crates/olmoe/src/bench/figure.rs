@@ -1,4 +1,4 @@
-//! A speed beside the limits of the machine.
+//! A speed and the limits of the machine.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::median;
 
-/// The multiply-adds that a model is made of mostly.
+/// The kind of multiply-adds that a model mostly consists of.
 #[derive(Clone, Copy)]
 pub(super) enum Peak {
     Int8,
@@ -25,7 +25,7 @@ pub(super) enum Peak {
 }
 
 impl Peak {
-    /// Those of a model: of eight bits if it has quantised matrices.
+    /// The kind of a model: eight-bit if it has quantised matrices.
     pub(super) fn of(model: &Model) -> Peak {
         match model.precision() {
             _ if (0..model.parameters().len()).any(|id| matches!(model.encoding(id), Some(Encoding::Blocks(_)))) => {
@@ -45,7 +45,7 @@ impl Peak {
         }
     }
 
-    /// As `olmoe bench limits` calls it.
+    /// The name of the peak in `olmoe bench limits`.
     fn key(self) -> &'static str {
         match self {
             Peak::Int8 => "int8",
@@ -63,20 +63,20 @@ impl Peak {
     }
 }
 
-/// One step: `tokens` of each of some sequences.
+/// A step of `tokens` tokens for each of some sequences.
 #[derive(Clone, Copy)]
 pub(super) struct Work {
     pub(super) sequences: usize,
     pub(super) tokens: usize,
-    /// Keys that a token attends to, the mean.
+    /// The mean number of keys that a token attends to.
     pub(super) keys: f64,
-    /// Tokens that a cache holds before the step, the mean.
+    /// The mean number of tokens in a cache before the step.
     pub(super) held: usize,
 }
 
 impl Work {
-    /// Operations of a token, two to a multiply-add: matrices by the parameters that it passes (the embedding is a look-up,
-    /// and only the last token of a step has logits), attention by the keys.
+    /// The operations of a token, two per multiply-add. Matrices count by the parameters that the token passes (the
+    /// embedding is a look-up, and only the last token of a step has logits), attention by the number of keys.
     fn operations_per_token(self, config: &ModelConfig) -> anyhow::Result<f64> {
         let vocabulary = (config.embedding_size * config.d_model) as f64;
         let outer = if config.tie_embeddings { vocabulary } else { 2.0 * vocabulary };
@@ -85,15 +85,15 @@ impl Work {
     }
 }
 
-/// Speeds of some rounds and the limits measured beside each.
+/// The speeds of some rounds, and the limits measured beside each.
 pub(super) struct Figure {
     what: &'static str,
-    /// Tokens of the prompt, or in the cache.
+    /// The number of tokens of the prompt, or in the cache.
     length: usize,
     sequences: usize,
-    /// Of weights and caches, a step.
+    /// The bytes of weights and caches that a step reads.
     bytes: f64,
-    /// Experts of a layer that a step reaches, the mean; none for a dense model.
+    /// The mean number of experts of a layer that a step uses; None for a dense model.
     pub(super) experts: Option<f64>,
     tokens: f64,
     operations: f64,
@@ -134,7 +134,7 @@ impl Figure {
         (bandwidth * self.tokens / self.bytes, peak / self.operations)
     }
 
-    /// A round: its tokens per second, and the limits measured beside it.
+    /// Adds a round: its tokens per second, and the limits measured beside it.
     pub(super) fn add(&mut self, speed: f64, bandwidth: f64, peak: f64) {
         let (fed, computed) = self.ceilings(bandwidth, peak);
         self.speeds.push(speed);
@@ -143,12 +143,12 @@ impl Figure {
         self.peaks.push(peak);
     }
 
-    /// Medians of speed, share, bandwidth and peak.
+    /// The medians of speed, share of the limit, bandwidth and peak.
     fn medians(&self) -> [f64; 4] {
         [&self.speeds, &self.shares, &self.bandwidths, &self.peaks].map(|values| median(values.clone()))
     }
 
-    /// The lower limit.
+    /// The name of the lower limit.
     fn limit(&self) -> &'static str {
         let [_, _, bandwidth, peak] = self.medians();
         let (fed, computed) = self.ceilings(bandwidth, peak);

@@ -15,23 +15,23 @@ use serde_json::json;
 
 use super::{GemmArgs, median};
 
-/// Dense products: rows, outputs, contraction.
+/// The dense products: rows, outputs, contraction.
 const DENSE: [(usize, usize, usize); 4] = [(2048, 2048, 2048), (512, 2048, 2048), (2048, 512, 512), (512, 1024, 2048)];
-/// Rows that each expert gets in the grouped products.
+/// The rows per expert in the grouped products.
 pub(super) const GROUPED: [usize; 4] = [1, 8, 32, 64];
-/// Weights that one row is multiplied with in turn.
+/// How many weights one row is multiplied with in turn.
 const ROTATING: usize = 32;
-/// The experts of the release model: 64 gate projections, 268 MB in bf16, so each pass reads them from memory.
+/// The experts of the released model: 64 gate projections, 268 MB in bf16, so that each pass reads them from memory.
 pub(super) const EXPERTS: usize = 64;
 pub(super) const WIDTH: usize = 1024;
 pub(super) const INPUT: usize = 2048;
 
-/// Rounds; in each, the limits are measured right before the product.
+/// The number of rounds; in each, the limits are measured right before the product.
 const ROUNDS: usize = 9;
 const LIMIT_TIME: Duration = Duration::from_millis(40);
-/// A product is repeated for at least this long in a round.
+/// In a round, a product is repeated for at least this long.
 const PRODUCT_TIME: Duration = Duration::from_millis(60);
-/// Enough to be sure that the read comes from memory.
+/// Large enough to be read from memory, not from a cache.
 pub(super) const BANDWIDTH_BYTES: usize = 256 << 20;
 
 /// One line of the table, in operations and bytes per second.
@@ -42,7 +42,7 @@ pub(super) struct Row {
     pub(super) speed: f64,
     pub(super) peak: f64,
     pub(super) bandwidth: Option<f64>,
-    /// Median over the rounds of speed over limit.
+    /// The median over the rounds of the speed as a share of the limit.
     pub(super) share: f64,
 }
 
@@ -65,7 +65,7 @@ pub(super) fn run(args: &GemmArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lines that are shown as they come, or all together as JSON.
+/// Prints rows as they are measured, or all together as JSON.
 pub(super) struct Table {
     json: bool,
     rows: Vec<Row>,
@@ -119,7 +119,7 @@ fn json_row(row: &Row) -> serde_json::Value {
     })
 }
 
-/// Seconds of one call, the mean over a time.
+/// The mean duration of a call in seconds, over some repetitions.
 fn seconds_of(mut call: impl FnMut()) -> f64 {
     let start = Instant::now();
     let mut calls = 0;
@@ -130,8 +130,8 @@ fn seconds_of(mut call: impl FnMut()) -> f64 {
     start.elapsed().as_secs_f64() / f64::from(calls)
 }
 
-/// Measures a product of so many operations against the peak and, where it reads so many bytes from memory, what the
-/// bandwidth feeds.
+/// Measures a product of this many operations against the peak and, where it reads this many bytes from memory, against
+/// what the bandwidth allows.
 pub(super) fn measure(
     what: String,
     precision: &'static str,
@@ -146,13 +146,13 @@ pub(super) fn measure(
         let peak = peak(LIMIT_TIME);
         let before = bandwidth();
         let speed = flops / seconds_of(&mut product);
-        // The first round warms up.
+        // The first round is a warm-up.
         if round == 0 {
             continue;
         }
         let mut limit = peak;
         if let (Some(before), Some(after), Some(bytes)) = (before, bandwidth(), bytes) {
-            // Memory is shared with other machines: measured on both sides of the product.
+            // Other machines share the memory, so the bandwidth is measured before and after the product.
             let bandwidth = (before + after) / 2.0;
             bandwidths.push(bandwidth);
             limit = limit.min(bandwidth * flops / bytes as f64);
@@ -165,12 +165,12 @@ pub(super) fn measure(
     Row { what, precision, speed: median(speeds), peak: median(peaks), bandwidth, share: median(shares) }
 }
 
-/// Numbers like a layer's: small, of both signs.
+/// Numbers like those of a layer: small, of both signs.
 pub(super) fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0).collect()
 }
 
-/// A product of a packed weight with activations, whose packing counts.
+/// A product of a packed weight with activations; the time includes the packing of the activations.
 fn dense(precision: Precision, operand: Operand, m: usize, n: usize, k: usize) -> Row {
     let x = values(m * k);
     let w = Right::from_rows(Source::new(&values(n * k), k), n, k, operand);
@@ -186,7 +186,7 @@ fn dense(precision: Precision, operand: Operand, m: usize, n: usize, k: usize) -
     )
 }
 
-/// One row times one weight after the other, all of them more than the caches hold.
+/// One row times one weight after the other, which together exceed the caches.
 fn rotating(precision: Precision, operand: Operand) -> Row {
     let x = values(INPUT);
     let source = values(INPUT * INPUT);

@@ -21,7 +21,7 @@ use crate::flags::{CacheArg, List, LoadingArgs, OnePrecision, Threads, beside, c
 const LIMIT_TIME: Duration = Duration::from_millis(300);
 const PEAK_TIME: Duration = Duration::from_millis(100);
 
-/// What these measurements have in common.
+/// The flags that these measurements share.
 #[derive(Args)]
 pub(crate) struct InferenceArgs {
     /// The model, unless --model gives it
@@ -35,7 +35,7 @@ pub(crate) struct InferenceArgs {
     #[arg(long, value_enum, default_value = "amp_bf16", help_heading = "Model")]
     precision: OnePrecision,
 
-    /// Rounds; the median counts
+    /// Rounds; the median is reported
     #[arg(long, value_name = "N", default_value = "5", value_parser = positive)]
     rounds: usize,
 
@@ -51,7 +51,8 @@ pub(crate) struct InferenceArgs {
 }
 
 impl InferenceArgs {
-    /// The model, with room for caches of so many sequences and tokens, and for passes over `tokens` tokens of each.
+    /// Loads the model if it fits memory with caches for this many sequences and tokens, and with passes over `tokens`
+    /// tokens of each.
     fn load(&self, sequences: usize, length: usize, tokens: usize) -> anyhow::Result<Model> {
         self.threads.apply();
         let words: Vec<&str> = self.first.iter().map(String::as_str).collect();
@@ -60,7 +61,7 @@ impl InferenceArgs {
         let config = Weights::config(&checkpoint);
         let limit = config.max_sequence_length;
         let name = checkpoint.contents().path.display();
-        ensure!(length <= limit, "{length} tokens do not fit the context of {name}, {limit}; ask for fewer");
+        ensure!(length <= limit, "{length} tokens do not fit the context of {name}, which is {limit}; ask for fewer");
         let kind = self.cache.kind(precision);
         let caches = config.cache_bytes(kind, &[length]).saturating_mul(sequences as u64);
         let pass = (tokens.max(sequences), sequences);
@@ -89,7 +90,7 @@ impl InferenceArgs {
 
 /// Measure decoding, a token at a time
 ///
-/// Each token reads all weights but those of the experts that it does not choose, so the yardstick is the memory's read
+/// A decoding step reads all weights except those of the experts that are not chosen, so the limit is the memory's read
 /// bandwidth, measured before every round. Tokens are random.
 #[derive(Args)]
 #[command(after_long_help = "\
@@ -106,16 +107,16 @@ pub(crate) struct DecodeArgs {
     #[arg(long, value_name = "N", default_value = "0")]
     depth: usize,
 
-    /// Tokens in a round
+    /// Tokens per round
     #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
     tokens: usize,
 }
 
 /// Measure decoding of several sequences at once
 ///
-/// A step takes a token of each sequence. It reads the experts that any of them chooses, so the yardstick is the lower
-/// of what the bandwidth feeds, from the experts that were chosen, and the multiply-add peak; both are measured before
-/// every round. Prompts and tokens are random, others for each sequence.
+/// A step decodes a token of each sequence. It reads every expert that any of them chooses, so the limit is the lower
+/// of two: what the bandwidth allows for the experts that were chosen, and the multiply-add peak. Both are measured
+/// before every round. Prompts and tokens are random and differ between sequences.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -127,7 +128,7 @@ pub(crate) struct BatchArgs {
     #[command(flatten)]
     common: InferenceArgs,
 
-    /// Sequences in a step; each number is measured
+    /// Sequences per step; each number is measured
     #[arg(long, value_name = "N,…", default_value = "1,4,8,16", value_parser = counts)]
     sequences: List<usize>,
 
@@ -135,15 +136,15 @@ pub(crate) struct BatchArgs {
     #[arg(long, value_name = "N", default_value = "32")]
     depth: usize,
 
-    /// Steps in a round
+    /// Steps per round
     #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
     tokens: usize,
 }
 
-/// Measure the reading of a prompt
+/// Measure prefill, the reading of a prompt
 ///
-/// The yardstick is the peak of multiply-adds, of eight bits for a quantised model, or for a very short prompt what the
-/// bandwidth feeds; both are measured before every round. Tokens are random.
+/// The limit is the multiply-add peak (of eight bits for a quantised model) or, for a very short prompt, what the
+/// bandwidth allows; both are measured before every round. Tokens are random.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -194,7 +195,7 @@ pub(super) fn prefill(args: &PrefillArgs) -> anyhow::Result<()> {
     args.common.print(&figure)
 }
 
-/// Steps of one token of each of so many sequences, after prompts of `depth` tokens.
+/// Measures steps of one token of each of `sequences` sequences, after prompts of `depth` tokens.
 fn decoding(
     model: &Model,
     what: &'static str,
@@ -225,7 +226,8 @@ fn ids(model: &Model, len: usize) -> Vec<u32> {
     (0..len as u64).map(|i| ((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) % rows) as u32).collect()
 }
 
-/// Reads ids, as many for each sequence, after what the caches hold, and makes the logits of the last of each.
+/// Runs the model over ids, the same number for each sequence, after the tokens in the caches, and computes the logits
+/// of each sequence's last token.
 fn read(model: &Model, ids: &[u32], caches: &mut [KvCache], activations: &mut Activations) -> anyhow::Result<()> {
     let held: Vec<usize> = caches.iter().map(KvCache::len).collect();
     let length = ids.len() / caches.len();
@@ -237,7 +239,7 @@ fn read(model: &Model, ids: &[u32], caches: &mut [KvCache], activations: &mut Ac
     Ok(())
 }
 
-/// Reads the steps after the first `depth` tokens, round after round, each beside the limits of the machine.
+/// Measures the steps after the first `depth` tokens, round after round, each beside the limits of the machine.
 fn measure(
     model: &Model,
     (what, length): (&'static str, usize),
@@ -248,7 +250,8 @@ fn measure(
     steps: &[Vec<u32>],
 ) -> anyhow::Result<Figure> {
     let mut activations = Activations::new(Keep::Nothing);
-    // The first round is a warm-up, and it counts what is read: the later ones route the same tokens to the same experts.
+    // The first round is a warm-up that also counts the bytes read: later rounds route the same tokens to the same
+    // experts.
     let (mut weights, mut experts, mut layers) = (0.0, 0, 0);
     for ids in steps {
         read(model, ids, caches, &mut activations)?;

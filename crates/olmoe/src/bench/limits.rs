@@ -1,4 +1,4 @@
-//! `olmoe bench limits`: the yardsticks alone.
+//! `olmoe bench limits`: the limits of the machine alone.
 
 use std::time::Duration;
 

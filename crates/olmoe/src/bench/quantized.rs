@@ -8,9 +8,9 @@ use olmoe_tensor::quant::product::{GroupedRows, QuantizedFactor, QuantizedInput,
 use super::QuantizedArgs;
 use super::gemm::{BANDWIDTH_BYTES, EXPERTS, GROUPED, INPUT, Row, Table, WIDTH, measure, values};
 
-/// Rows of a dense product.
+/// The rows of a dense product.
 const PROMPT: usize = 512;
-/// Experts of a token.
+/// The experts of a token.
 const CHOICES: usize = 8;
 
 pub(super) fn run(args: &QuantizedArgs) {
@@ -28,7 +28,7 @@ pub(super) fn run(args: &QuantizedArgs) {
     table.end();
 }
 
-/// Weights of arbitrary quants and finite scales; speed does not depend on the values.
+/// A weight of arbitrary quants and finite scales; the speed does not depend on the values.
 fn weight(format: BlockFormat, groups: usize, out: usize) -> QuantizedWeight {
     let mut weight = QuantizedWeight::new(format, groups, out, INPUT);
     let strips = weight.strips();
@@ -40,7 +40,7 @@ fn weight(format: BlockFormat, groups: usize, out: usize) -> QuantizedWeight {
     weight
 }
 
-/// So many weights that each time they come from memory.
+/// Enough weights that each is read from memory, not from a cache.
 fn many(make: impl Fn() -> QuantizedWeight) -> Vec<QuantizedWeight> {
     let first = make();
     let count = BANDWIDTH_BYTES.div_ceil(first.bytes());
@@ -51,7 +51,7 @@ fn bytes(weights: &[QuantizedWeight]) -> usize {
     weights.iter().map(QuantizedWeight::bytes).sum()
 }
 
-/// Many rows times one weight; packing the activations counts.
+/// Many rows times one weight; the time includes the packing of the activations.
 fn dense(format: BlockFormat) -> Row {
     let (x, w) = (values(PROMPT * INPUT), weight(format, 1, INPUT));
     let mut y = vec![0.0; PROMPT * INPUT];
@@ -83,7 +83,7 @@ fn rotating(format: BlockFormat, out: usize) -> Row {
     )
 }
 
-/// One token after the other, each with experts of its own.
+/// One token after the other, each with its own experts.
 fn token(layers: &[QuantizedWeight]) -> Row {
     let format = layers[0].format();
     let (x, mut y) = (values(INPUT), vec![0.0; CHOICES * WIDTH]);

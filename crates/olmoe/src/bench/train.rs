@@ -61,7 +61,7 @@ fn read_config(name: &str) -> anyhow::Result<ModelConfig> {
         "small" => Ok(ModelConfig::from_olmo_yaml(include_str!("../../../../configs/small.yml"))?.config),
         path => {
             let found = Path::new(path).exists();
-            anyhow::ensure!(found, "--config {path}: no such file, and no built-in configuration but tiny and small");
+            anyhow::ensure!(found, "--config {path}: no such file, and the built-in configurations are tiny and small");
             let loaded = ModelConfig::read(path)?;
             loaded.notices.iter().for_each(note);
             Ok(loaded.config)
@@ -76,7 +76,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         None => read_config(&args.config)?,
     };
     let sequence = args.sequence.unwrap_or(config.max_sequence_length);
-    // The sizes of the published comparison, else one sequence.
+    // The batch sizes of the published comparison, else one sequence.
     let batch_size = args.batch.unwrap_or(match args.config.as_str() {
         "tiny" => 8,
         "small" => 4,
@@ -117,7 +117,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let mut state = SEED;
     let ids: Vec<u32> = (0..batch_size * sequence)
         .map(|_| {
-            // Knuth's MMIX generator; its high bits.
+            // Knuth's MMIX generator; its high bits are used.
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((state >> 33) % vocabulary) as u32
         })

@@ -1,4 +1,4 @@
-//! What was said, and the tokens it is for the model.
+//! The messages of a conversation, and their tokens.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,9 +10,9 @@ use olmoe_data::{ChatTemplate, ChatTokens, Message, Tokenizer, ends_answer};
 use crate::files::write_whole;
 use crate::text::MARK;
 
-/// Most bytes of a file with messages.
+/// The largest file with messages.
 const MAX_FILE: u64 = 64 << 20;
-/// Who may speak.
+/// The roles.
 const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
 /// A conversation.
@@ -21,9 +21,9 @@ pub(super) struct Conversation<'a> {
     tokens: ChatTokens<'a>,
     tokenizer: &'a Tokenizer,
     messages: Vec<Message>,
-    /// Answers since it began.
+    /// The number of answers since the beginning.
     turns: u64,
-    /// What the model has read and said, as a text and as the tokens that it was.
+    /// What the model has read and generated, as text and as its tokens.
     past: Prompt,
 }
 
@@ -39,12 +39,12 @@ impl<'a> Conversation<'a> {
         Conversation { template, tokens, tokenizer, messages: Vec::new(), turns: 0, past: Prompt::default() }
     }
 
-    /// Answers since it began.
+    /// The number of answers since the beginning.
     pub(super) fn turns(&self) -> u64 {
         self.turns
     }
 
-    /// Whether the user has spoken last.
+    /// Whether the last message is the user's.
     pub(super) fn waits(&self) -> bool {
         self.messages.last().is_some_and(|message| message.role == "user")
     }
@@ -55,10 +55,10 @@ impl<'a> Conversation<'a> {
         first.map(|message| message.content.as_str())
     }
 
-    /// Replaces the system message, or takes it out.
+    /// Replaces the system message, or removes it.
     ///
     /// # Errors
-    /// One that the template does not take; the conversation is as before.
+    /// A system message that the template refuses; the conversation is then unchanged.
     pub(super) fn set_system(&mut self, text: Option<&str>) -> anyhow::Result<()> {
         let rest = &self.messages[usize::from(self.system().is_some())..];
         let system = text.map(|text| Message::new("system", text));
@@ -68,26 +68,26 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// Forgets all but the system message.
+    /// Removes all messages but the system message.
     pub(super) fn reset(&mut self) {
         self.messages.truncate(usize::from(self.system().is_some()));
         self.turns = 0;
     }
 
-    /// The user speaks.
+    /// Adds a message of the user.
     pub(super) fn ask(&mut self, text: String) {
         self.messages.push(Message::new("user", text));
     }
 
-    /// Takes the last message back.
+    /// Removes the last message.
     pub(super) fn take_back(&mut self) {
         self.messages.pop();
     }
 
-    /// What the model is to read.
+    /// The prompt for the model.
     ///
-    /// What it has read and said before keeps the tokens that it had; the rest begins with a special token, so that it is
-    /// cut into the same tokens alone as behind the other text. Where that does not hold, all of the text is cut anew.
+    /// What the model has read and generated keeps its tokens. The rest begins with a special token, so it is tokenized
+    /// alone as it would be after the other text. Where that does not hold, the whole text is tokenized again.
     pub(super) fn prompt(&self) -> anyhow::Result<Prompt> {
         let text = self.template.render(&self.messages, self.tokens, true)?.text;
         if let Some(rest) = text.strip_prefix(&self.past.text).filter(|_| !self.past.ids.is_empty()) {
@@ -100,8 +100,8 @@ impl<'a> Conversation<'a> {
         Ok(Prompt { text, ids })
     }
 
-    /// The assistant has spoken. `ids` are the tokens of the text, without one that ended it; none if they are not just
-    /// those of the text.
+    /// Adds an answer of the assistant. `ids` are the tokens of its text, without a token that ended it; None if they
+    /// are not exactly the tokens of the text.
     pub(super) fn answered(&mut self, prompt: Prompt, text: String, ids: Option<&[u32]>) {
         self.past = match ids {
             Some(ids) => Prompt { text: prompt.text + &text, ids: [&prompt.ids[..], ids].concat() },
@@ -111,8 +111,8 @@ impl<'a> Conversation<'a> {
         self.turns += 1;
     }
 
-    /// Drops the oldest turn behind the system message: the user's words and what follows up to the next ones. Says how
-    /// many messages that were; none if there is only one turn.
+    /// Drops the oldest turn after the system message: the user's message and what follows up to the user's next one.
+    /// Returns how many messages were dropped; 0 if there is only one turn.
     pub(super) fn drop_oldest(&mut self) -> usize {
         let first = usize::from(self.system().is_some());
         let next = self.messages.iter().skip(first + 1).position(|message| message.role == "user");
@@ -124,7 +124,7 @@ impl<'a> Conversation<'a> {
         ends_answer(self.template, self.tokens, self.tokenizer)
     }
 
-    /// Whether the template takes these messages, and what the user says next.
+    /// Checks that the template accepts these messages followed by one of the user.
     pub(super) fn check(&self, messages: &[Message]) -> anyhow::Result<()> {
         let mut messages = messages.to_vec();
         if messages.last().is_none_or(|message| message.role != "user") {
@@ -134,7 +134,8 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// Writes the messages into a file, which is replaced only by a whole one. Says how many they are.
+    /// Writes the messages to a file, which is replaced only once the new one is complete. Returns the number of
+    /// messages.
     pub(super) fn save(&self, path: &Path) -> anyhow::Result<usize> {
         let mut json = serde_json::to_vec_pretty(&self.messages)?;
         json.push(b'\n');
@@ -142,10 +143,10 @@ impl<'a> Conversation<'a> {
         Ok(self.messages.len())
     }
 
-    /// Goes on with the messages of a file. Says how many they are.
+    /// Continues with the messages of a file. Returns their number.
     ///
     /// # Errors
-    /// A file that cannot be read or that holds no conversation; this one is as before.
+    /// A file that cannot be read or holds no conversation; the present conversation is then unchanged.
     pub(super) fn load(&mut self, path: &Path) -> anyhow::Result<usize> {
         let name = path.display();
         let mut bytes = Vec::new();

@@ -1,14 +1,14 @@
-//! Which experts spoke in an answer.
+//! The experts that were chosen for an answer.
 
 use std::fmt::Write;
 
 use olmoe_analysis::ExpertCounts;
 use olmoe_data::counted;
 
-/// Experts that are named for each layer.
+/// How many experts are named for each layer.
 const SHOWN: usize = 4;
 
-/// A line a mixture; none if nothing was counted.
+/// A row for each mixture-of-experts layer; None if nothing was counted.
 pub(super) fn table(counts: &ExpertCounts) -> Option<String> {
     if counts.tokens() == 0 || counts.layers().is_empty() {
         return None;

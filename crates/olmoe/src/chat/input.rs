@@ -1,4 +1,4 @@
-//! What the user types: lines, continued lines and blocks, from a terminal or from anything else.
+//! What the user types: lines, continued lines and blocks, from a terminal or any other source.
 
 use std::io::{BufRead, BufReader, Read, stdin};
 
@@ -9,23 +9,23 @@ use rustyline::{Config, Editor};
 
 use crate::text::MARK;
 
-/// Most bytes of a message.
+/// The largest message in bytes.
 const MAX_MESSAGE: usize = 16 << 20;
 /// Begins and ends a block of lines.
 const BLOCK: &str = "\"\"\"";
 
-/// Something that was typed.
+/// An input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Input {
     /// Nothing to do.
     Nothing,
-    /// For the model.
+    /// A message for the model.
     Message(String),
-    /// For the program: begins with a slash.
+    /// A command for the program, which begins with a slash.
     Command(String),
-    /// Neither: what is wrong with it.
+    /// An invalid input, and what is wrong with it.
     Bad(String),
-    /// There is no more.
+    /// The end of the input.
     End,
 }
 
@@ -34,32 +34,32 @@ enum Line {
     Text(String),
     /// Ctrl-C.
     Cleared,
-    /// No text, or too much of it.
+    /// A line that is not UTF-8 or too long, and what is wrong with it.
     Bad(String),
     End,
 }
 
-/// Where lines come from.
+/// The source of the lines.
 pub(super) enum Source {
     /// A terminal, with editing and a history.
     Terminal(Box<Editor<(), MemHistory>>),
-    /// A file, a pipe.
+    /// A file or a pipe.
     Plain {
-        /// It.
+        /// The reader.
         input: Box<dyn BufRead>,
-        /// Lines read.
+        /// The number of lines read.
         lines: usize,
     },
 }
 
 impl Source {
-    /// Lines of a terminal.
+    /// Reads lines from a terminal.
     pub(super) fn terminal() -> anyhow::Result<Source> {
         let editor = Editor::with_history(Config::default(), MemHistory::new());
         Ok(Source::Terminal(Box::new(editor.context("cannot use this terminal")?)))
     }
 
-    /// Standard input, whatever it is.
+    /// Reads lines from standard input, whatever it is.
     pub(super) fn plain() -> Source {
         Source::Plain { input: Box::new(BufReader::new(stdin())), lines: 0 }
     }
@@ -67,7 +67,7 @@ impl Source {
     /// The next message or command.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Errors of the system.
     pub(super) fn next(&mut self) -> anyhow::Result<Input> {
         let mut text = match self.line("> ")? {
             Line::Text(text) => text,
@@ -118,13 +118,13 @@ impl Source {
         match self {
             Source::Terminal(editor) => match editor.readline(prompt) {
                 Ok(line) => {
-                    // A history that does not take it changes nothing else.
+                    // If the history does not take the line, nothing else changes.
                     let _ = editor.add_history_entry(&line);
                     Ok(Line::Text(line))
                 }
                 Err(ReadlineError::Interrupted) => Ok(Line::Cleared),
                 Err(ReadlineError::Eof) => Ok(Line::End),
-                // Bytes that are no letter: the line is lost, not the conversation.
+                // Invalid UTF-8 loses the line, not the conversation.
                 Err(ReadlineError::Io(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
                     Ok(Line::Bad("what was typed is not UTF-8 text; type the line again".to_owned()))
                 }

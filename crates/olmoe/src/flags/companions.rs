@@ -1,4 +1,4 @@
-//! What goes beside the weights of a checkpoint that is written.
+//! The files beside the weights of a checkpoint to write.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use olmoe_checkpoint::companions::Companions;
 
 use crate::output::note;
 
-/// What goes beside the weights.
+/// The files beside the weights.
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct Beside {
@@ -19,20 +19,21 @@ pub(crate) struct Beside {
 
     /// Keep an end-of-text id of 0
     ///
-    /// OLMoE's training files say 0, but their tokenizer ends documents with 50279; without this flag that is corrected.
+    /// OLMoE's training configurations have 0, but their tokenizer ends documents with 50279; without this flag the id
+    /// is corrected.
     #[arg(long)]
     keep_eos: bool,
 }
 
 impl Beside {
-    /// What goes beside the weights of a checkpoint. The user is told what is remarkable about either.
+    /// Reads the files beside the weights of a checkpoint, and prints the notices about both.
     pub(crate) fn companions(&self, checkpoint: &Checkpoint) -> anyhow::Result<Companions> {
         let (companions, notices) = self.silently(checkpoint)?;
         notices.iter().for_each(note);
         Ok(companions)
     }
 
-    /// Those of several checkpoints, in order. What is remarkable about more than one is said once.
+    /// Reads those of several checkpoints, in order. A notice about more than one is printed once.
     pub(crate) fn companions_of(&self, checkpoints: &[Checkpoint]) -> anyhow::Result<Vec<Companions>> {
         let (mut all, mut said) = (Vec::new(), HashSet::new());
         for checkpoint in checkpoints {

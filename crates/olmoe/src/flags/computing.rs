@@ -1,22 +1,22 @@
-//! How it is computed: threads, precision, the type of the caches.
+//! Flags of the computation: threads, precision, the type of the caches.
 
 use clap::{Args, ValueEnum};
 use olmoe_model::model::{KvCache, Precision};
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::threads::{MAX_THREADS, set_num_threads};
 
-/// How many threads.
+/// The number of threads.
 #[derive(Args)]
 pub(crate) struct Threads {
     /// Threads to use [default: one for each processor]
     ///
-    /// The results are the same bits for any number.
+    /// Results have the same bits for any number of threads.
     #[arg(long, value_name = "N", value_parser = number_of_threads)]
     threads: Option<usize>,
 }
 
 impl Threads {
-    /// Sets them for the process.
+    /// Sets the number for the process.
     pub(crate) fn apply(&self) {
         if let Some(threads) = self.threads {
             set_num_threads(threads);
@@ -24,13 +24,13 @@ impl Threads {
     }
 }
 
-/// How keys and values are kept.
+/// The type of keys and values.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct CacheArg {
-    /// How keys and values are kept: f32, bf16 or q8_0 [default: that of the precision, f32 or bf16]
+    /// Type of cached keys and values: f32, bf16 or q8_0 [default: that of the precision, f32 or bf16]
     ///
-    /// q8_0 takes 8.5 bits a number, a little more than half of bf16.
+    /// q8_0 takes 8.5 bits per number, a little more than half of bf16.
     #[arg(long, value_name = "TYPE", value_parser = cache_type)]
     pub(crate) cache_type: Option<CacheType>,
 }
@@ -76,7 +76,7 @@ impl From<OnePrecision> for Precision {
     }
 }
 
-/// One precision or all.
+/// One precision or both.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub(crate) enum Precisions {
@@ -89,7 +89,7 @@ pub(crate) enum Precisions {
 }
 
 impl Precisions {
-    /// Those meant.
+    /// The precisions that are meant.
     pub(crate) fn list(self) -> Vec<Precision> {
         match self {
             Precisions::Fp32 => vec![Precision::Fp32],

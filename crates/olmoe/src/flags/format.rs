@@ -1,4 +1,4 @@
-//! What is written of a checkpoint: format, type of the numbers, layout of the experts.
+//! The format of a checkpoint to write: container, number type, layout of the experts.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use olmoe_tensor::dtype::DType;
 
 use crate::usage::usage;
 
-/// What is written.
+/// The format to write.
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct Form {
@@ -20,7 +20,7 @@ pub(crate) struct Form {
 
     /// Type of the numbers to write [default: that of each tensor]
     ///
-    /// Needed for quantised weights; f32 holds them exactly.
+    /// Needed for quantised weights; f32 represents them exactly.
     #[arg(long, value_enum, value_name = "TYPE")]
     dtype: Option<Number>,
 
@@ -30,14 +30,14 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    /// What to write under this name.
+    /// The target under a name.
     ///
     /// # Errors
-    /// A name that says nothing where no format is given, and one that is another format's.
+    /// A name that does not tell the format where none is given, or one that belongs to another format.
     pub(crate) fn target(&self, output: &Path) -> anyhow::Result<Target> {
         let to = To::of(self.to, output)?;
         let to = to.ok_or_else(|| {
-            usage("the name of the result does not tell its format; give --to <FORMAT>: hf, olmo or gguf")
+            usage("the format does not follow from the name of the result; give --to <FORMAT>: hf, olmo or gguf")
         })?;
         Ok(to.target(self.dtype, self.experts))
     }
@@ -56,11 +56,11 @@ impl Form {
 /// A format to write.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum To {
-    /// A folder that transformers loads
+    /// A folder for transformers
     Hf,
-    /// An unsharded checkpoint of OLMo's trainer
+    /// An unsharded checkpoint for OLMo's trainer
     Olmo,
-    /// A file that llama.cpp loads
+    /// A file for llama.cpp
     Gguf,
 }
 
@@ -71,7 +71,7 @@ pub(crate) enum Number {
     F32,
     /// 2 bytes, the range of f32
     Bf16,
-    /// 2 bytes, more digits
+    /// 2 bytes, more precision
     F16,
 }
 
@@ -103,26 +103,26 @@ pub(crate) enum ExpertsArg {
 }
 
 impl To {
-    /// The format that is asked for or that a name tells; none where neither says anything.
+    /// The format that is asked for, or that the name tells; None where neither does.
     ///
     /// # Errors
-    /// A name of another format than is asked for.
+    /// A name that belongs to another format than the one asked for.
     pub(crate) fn of(asked: Option<To>, output: &Path) -> anyhow::Result<Option<To>> {
-        /// Endings of files that are parts of a checkpoint, or no model.
+        /// Endings of files that are parts of a checkpoint, or not a model.
         const OTHER: [&str; 8] = ["safetensors", "json", "yaml", "yml", "pt", "pth", "bin", "npy"];
         let ending = output.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
         let (name, is_gguf) = (output.display(), ending == "gguf");
         match asked {
             None if is_gguf => Ok(Some(To::Gguf)),
-            Some(To::Gguf) if OTHER.contains(&ending.as_str()) => Err(usage(format_args!(
-                "{name}: a GGUF file is asked for under another ending; end the name with .gguf"
-            ))),
-            Some(To::Hf | To::Olmo) if is_gguf => Err(usage(format_args!(
-                "{name}: that is the name of a GGUF file, but a folder is asked for; leave --to out, or name a folder"
-            ))),
-            Some(To::Hf | To::Olmo) if OTHER.contains(&ending.as_str()) => {
-                Err(usage(format_args!("{name}: that is the name of a file, but a folder is asked for; name a folder")))
+            Some(To::Gguf) if OTHER.contains(&ending.as_str()) => {
+                Err(usage(format_args!("{name}: --to gguf needs a name that ends with .gguf")))
             }
+            Some(To::Hf | To::Olmo) if is_gguf => Err(usage(format_args!(
+                "{name}: the name is that of a GGUF file, but the format is a folder; leave --to out, or name a folder"
+            ))),
+            Some(To::Hf | To::Olmo) if OTHER.contains(&ending.as_str()) => Err(usage(format_args!(
+                "{name}: the name is that of a file, but the format is a folder; name a folder"
+            ))),
             asked => Ok(asked),
         }
     }

@@ -1,4 +1,4 @@
-//! The model behind the commands that generate: how it is loaded, and what limits its engine.
+//! The model of the commands that generate: how it is loaded, and the limits of its engine.
 
 use std::cmp::Reverse;
 
@@ -16,7 +16,7 @@ use super::loading::{LoadingArgs, beside};
 use super::quiet::Quiet;
 use crate::output::note;
 
-/// Which model, and how it computes.
+/// The model and its precision.
 #[derive(Args)]
 pub(crate) struct Generator {
     #[command(flatten)]
@@ -24,8 +24,8 @@ pub(crate) struct Generator {
 
     /// Precision of the matrix products
     ///
-    /// With amp_bf16 quantised weights stay quantised, and what they are multiplied with is rounded to eight bits; with fp32
-    /// they become the numbers that they stand for.
+    /// With amp_bf16 quantised weights stay quantised, and their activations are rounded to eight bits; with fp32 they
+    /// are dequantised.
     #[arg(long, value_enum, default_value = "amp_bf16", help_heading = "Model")]
     precision: OnePrecision,
 
@@ -39,8 +39,8 @@ pub(crate) struct Generator {
     _quiet: Quiet,
 }
 
-/// What is going to run: how many sequences at once, tokens in a step, tokens of finished texts to keep, and of each sample
-/// the tokens that it may have in the end and those of its prompt.
+/// The work for an engine: how many sequences run at once, tokens per step, tokens of finished texts to keep, and for
+/// each sample the tokens that it may have in the end and those of its prompt.
 pub(crate) struct Work {
     pub(crate) running: usize,
     pub(crate) step_tokens: usize,
@@ -49,9 +49,9 @@ pub(crate) struct Work {
 }
 
 impl Generator {
-    /// The checkpoint without its weights, and what it has beside them. Says what there is to be noticed.
+    /// Opens the checkpoint without its weights, and the files beside them. Prints the notices.
     ///
-    /// The first of the words without a flag is the model unless the flag gives it.
+    /// The first positional argument is the model unless the flag gives it.
     pub(crate) fn open(&self, words: &[&str]) -> anyhow::Result<(Checkpoint, Companions)> {
         self.threads.apply();
         let checkpoint = self.loading.open(words)?;
@@ -60,12 +60,12 @@ impl Generator {
         Ok((checkpoint, companions))
     }
 
-    /// The words that are no model.
+    /// The positional arguments without the model.
     pub(crate) fn rest<'a>(&'a self, words: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
         self.loading.rest(words)
     }
 
-    /// Its model, if it fits the memory together with so many bytes beside it.
+    /// Loads the model, if it fits memory together with `beside` further bytes.
     pub(crate) fn load(&self, checkpoint: &Checkpoint, beside: u64) -> anyhow::Result<Model> {
         self.loading.load(checkpoint, self.precision.into(), self.keep_blocks(), beside)
     }
@@ -74,12 +74,12 @@ impl Generator {
         self.precision == OnePrecision::AmpBf16
     }
 
-    /// Bytes that the weights will take.
+    /// The bytes that the weights will take.
     pub(crate) fn weight_bytes(&self, checkpoint: &Checkpoint) -> u64 {
         checkpoint.inference_bytes(self.precision.into(), self.keep_blocks())
     }
 
-    /// The limits of an engine for this work on this machine, with the tokens that end its texts, and the bytes that it needs
+    /// The limits of an engine for this work on this machine, with its end-of-text tokens, and the bytes that it needs
     /// beside the weights.
     pub(crate) fn limits(
         &self,
@@ -90,12 +90,12 @@ impl Generator {
         let config = Weights::config(checkpoint);
         let kind = self.cache.kind(self.precision.into());
         let ends = companions.special_tokens().map(SpecialTokens::end_ids).unwrap_or_default();
-        // The caches of what runs at once, the largest first.
+        // The caches of the samples that run at once, the largest first.
         work.samples.sort_unstable_by_key(|(most, _)| Reverse(*most));
         work.samples.truncate(work.running);
         let samples = &work.samples;
         let prompts = samples.iter().map(|(_, prompt)| *prompt).sum::<usize>().max(samples.len());
-        // Caches take half of the memory that the weights leave at most, but the largest one always has room.
+        // Caches take at most half of the memory that the weights leave, but the largest one always has room.
         let half = available_bytes().map(|available| available.saturating_sub(self.weight_bytes(checkpoint)) / 2);
         let fits = |sequences: &[usize]| half.is_none_or(|half| config.cache_bytes(kind, sequences) <= half);
         let mut caches = vec![work.kept_tokens];

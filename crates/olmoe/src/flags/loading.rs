@@ -1,4 +1,4 @@
-//! A model loaded for inference, as every command that runs one does it.
+//! Loading a model for inference, alike for every command.
 
 use std::path::PathBuf;
 
@@ -14,10 +14,10 @@ use super::model::ModelArg;
 use crate::output::note;
 use crate::progress::Progress;
 
-/// Bytes of the program itself: its code, tokenizer, tables and small buffers.
+/// The bytes of the program itself: code, tokenizer, tables and small buffers.
 const PROGRAM: u64 = 16 << 20;
 
-/// Which model, and how it is loaded.
+/// The model, and how it is loaded.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct LoadingArgs {
@@ -29,23 +29,23 @@ pub(crate) struct LoadingArgs {
 
     /// Keep the packed weights in a file beside the model, or in DIR, and load from there the next time
     ///
-    /// As large as the model in memory. It is made anew when the model, the precision or this program's way of packing has
-    /// changed, and when it is damaged; it can be deleted at any time.
+    /// The file is as large as the model in memory. It is made again when it is damaged, and when the model, the
+    /// precision or the packed format of this program changes. It can be deleted at any time.
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
     packed_cache: Option<Option<PathBuf>>,
 }
 
 impl LoadingArgs {
-    /// Opens the checkpoint and says what is remarkable about it.
+    /// Opens the checkpoint and prints its notices.
     ///
-    /// The first of the words without a flag is the model unless the flag gives it.
+    /// The first positional argument is the model unless the flag gives it.
     pub(crate) fn open(&self, words: &[&str]) -> anyhow::Result<Checkpoint> {
         let checkpoint = Checkpoint::open(&self.model.resolve(words)?.0)?;
         checkpoint.contents().notices.iter().for_each(note);
         Ok(checkpoint)
     }
 
-    /// The words that are no model.
+    /// The positional arguments without the model.
     pub(crate) fn rest<'a>(&'a self, words: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
         self.model.rest(words)
     }
@@ -53,7 +53,7 @@ impl LoadingArgs {
     /// Loads it, with its adapters beside the weights. Quantised matrices stay so with `keep_blocks`; `beside` are the bytes of
     /// [`beside`].
     ///
-    /// Fails before anything is read if all of that does not fit the memory there is.
+    /// Fails before reading if the model and `beside` do not fit the available memory.
     pub(crate) fn load(
         &self,
         checkpoint: &Checkpoint,
@@ -83,9 +83,9 @@ impl LoadingArgs {
     }
 }
 
-/// Bytes that inference needs beside the weights: caches, kept as `kind`, of sequences with room for so many tokens each, a
-/// pass over `tokens` tokens with the logits of `rows` of them, and the program. Quantised matrices stay so with
-/// `keep_blocks`.
+/// The bytes that inference needs beside the weights: caches of type `kind` for sequences with room for these numbers
+/// of tokens, a pass over `tokens` tokens with the logits of `rows` of them, and the program. With `keep_blocks`,
+/// quantised matrices stay quantised.
 pub(crate) fn beside(
     checkpoint: &Checkpoint,
     (precision, keep_blocks): (Precision, bool),

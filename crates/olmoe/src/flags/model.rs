@@ -1,4 +1,4 @@
-//! Which model: a file, a folder, or a name of the hub.
+//! The flag for a model: a file, a folder, or a name of the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use olmoe_data::expanded;
 use super::words::model_first;
 use crate::hub_progress::Terminal;
 
-/// Which model.
+/// The model.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArg {
@@ -19,27 +19,28 @@ pub(crate) struct ModelArg {
     #[arg(short, long, value_name = "PATH|REPO[@REVISION]")]
     model: Option<String>,
 
-    /// Use files of the hub downloaded before; an error if one is missing
+    /// Use only files of the hub downloaded before; an error if one is missing
     #[arg(long)]
     pub(super) offline: bool,
 }
 
 impl ModelArg {
-    /// Where its files are, and which of the words are left; the first one is the model unless the flag gives it.
+    /// The path of the model's files, and the remaining positional arguments; the first one is the model unless the
+    /// flag gives it.
     pub(crate) fn resolve<'a>(&'a self, words: &[&'a str]) -> anyhow::Result<(PathBuf, Vec<&'a str>)> {
         let (model, rest) = model_first(self.model.as_deref(), words)?;
         Ok((input(model, MODEL_FILES, self.offline)?, rest))
     }
 
-    /// The words that are no model.
+    /// The positional arguments without the model.
     pub(crate) fn rest<'a>(&'a self, words: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
         Ok(model_first(self.model.as_deref(), words)?.1)
     }
 }
 
-/// Where the files of a model are: an existing path as it is, else the folder of a download.
+/// The path of a model's files: an existing path unchanged, else the folder of a download.
 ///
-/// Of a model of the hub, `files` are downloaded: name patterns.
+/// `files` are patterns of the files to download if the model is on the hub.
 pub(crate) fn input(model: &str, files: &[&str], offline: bool) -> anyhow::Result<PathBuf> {
     let path = expanded(Path::new(model));
     let found = match locate(path.to_str().unwrap_or(model))? {
@@ -51,7 +52,7 @@ pub(crate) fn input(model: &str, files: &[&str], offline: bool) -> anyhow::Resul
         .with_context(|| format!("there is no file or folder {model}, and as a model of the hub"))
 }
 
-/// A command whose paths are [`expanded`]: behind `--flag=` no shell does it.
+/// A command whose path arguments are [`expanded`], since no shell expands them after `--flag=`.
 pub(crate) fn with_expanded_paths(command: clap::Command) -> clap::Command {
     let path = std::any::TypeId::of::<PathBuf>();
     let parser = || PathBufValueParser::new().map(|path| expanded(&path));

@@ -8,11 +8,11 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Several values of a flag.
+/// Several values for one flag.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct List<T>(pub(crate) Vec<T>);
 
-/// Values with commas or spaces between them, in brackets or not.
+/// Parses values separated by commas or spaces, with or without brackets.
 fn list<T>(text: &str, expected: &str, value: impl Fn(&str) -> Option<T>) -> Result<List<T>, String> {
     let inside = text.trim();
     let inside = inside.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(inside);
@@ -60,7 +60,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         _ => 0.0,
     };
     let bytes = number.parse::<f64>().unwrap_or(0.0) * factor;
-    // Whole bytes far below what a double holds exactly.
+    // An f64 represents all such numbers of bytes exactly.
     if (1.0..1e15).contains(&bytes) {
         Ok(bytes as u64)
     } else {

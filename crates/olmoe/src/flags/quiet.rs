@@ -1,12 +1,12 @@
-//! `--quiet`, which means the same everywhere.
+//! `--quiet`, alike for all commands.
 
 use clap::Args;
 
-/// Whether only errors, warnings and results are shown.
+/// Whether only errors, warnings and results are printed.
 #[derive(Args)]
 pub(crate) struct Quiet {
     /// No progress, no notes and no summary
-    // Read where the program begins, for all commands alike: see `crate::output`.
+    // The program reads it once at its start, for all commands: see `crate::output`.
     #[arg(id = "quiet", long = "quiet", help_heading = "Output")]
     _quiet: bool,
 }

@@ -1,4 +1,4 @@
-//! What was written, as text or as JSON.
+//! The report of what was written, as text or as JSON.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -7,7 +7,7 @@ use clap::Args;
 use olmoe_checkpoint::convert::Written;
 use serde_json::json;
 
-/// How a written checkpoint is described.
+/// How the report of a written checkpoint is printed.
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct RecordArg {
@@ -17,7 +17,7 @@ pub(crate) struct RecordArg {
 }
 
 impl RecordArg {
-    /// Says what was written: the object, or the text unless --quiet was given.
+    /// Prints the report: the object, or the text unless --quiet was given.
     pub(crate) fn show(&self, path: &Path, written: &Written, text: impl Display) -> anyhow::Result<()> {
         if self.json {
             println!("{}", serde_json::to_string_pretty(&record(path, written))?);

@@ -1,5 +1,5 @@
-//! How to generate: flags, the settings of a line of a batch, and those that a chat changes by name. What they are is
-//! declared in the engine: [`olmoe_engine::Settings`].
+//! Sampling settings: as flags, in a line of a batch, and by name in a chat. The engine declares them:
+//! [`olmoe_engine::Settings`].
 
 use std::fmt;
 
@@ -10,15 +10,15 @@ use olmoe_engine::{Request, Settings};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// How to generate.
+/// Sampling settings as flags.
 #[derive(Args)]
 pub(crate) struct SettingsArgs {
     #[command(flatten)]
     settings: Settings,
 
-    /// Never choose an id that no token of the tokenizer has
+    /// Never choose an id without a token in the tokenizer
     ///
-    /// The embeddings of OLMoE have 24 rows more than there are tokens.
+    /// OLMoE's embeddings have 24 more rows than there are tokens.
     #[arg(long, help_heading = "Sampling")]
     mask_padding: bool,
 
@@ -28,7 +28,7 @@ pub(crate) struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// The request for a prompt. `tokens` is how many the tokenizer has; `seed` is for when none was given.
+    /// The request for a prompt. `tokens` is the size of the tokenizer; `seed` is used when no seed was given.
     pub(crate) fn request(&self, prompt: Vec<u32>, tokens: Option<usize>, seed: u64) -> Request {
         let mut request = Request { special: self.special, ..Request::new(prompt) };
         self.settings.apply(&mut request);
@@ -37,23 +37,23 @@ impl SettingsArgs {
         request
     }
 
-    /// The seed given, else another one each time.
+    /// The given seed, else a new one each time.
     pub(crate) fn seed(&self) -> u64 {
         self.settings.seed.unwrap_or_else(any_seed)
     }
 }
 
-/// A line of a batch: `prompt`, `id`, and any of the settings.
+/// A line of a batch: `prompt`, `id`, and any settings.
 pub(crate) struct Line {
-    /// Comes back with the result.
+    /// Copied into the result.
     pub(crate) id: Option<Value>,
     pub(crate) prompt: Prompt,
     pub(crate) settings: Settings,
 }
 
-/// A text, or token ids as they are.
+/// A text, or token ids.
 #[derive(serde::Deserialize)]
-#[serde(untagged, expecting = "expected a text or an array of token ids")]
+#[serde(untagged, expecting = "expected a string or an array of token ids")]
 pub(crate) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
@@ -65,7 +65,7 @@ impl<'de> Deserialize<'de> for Line {
     }
 }
 
-/// Tells the line's own keys from those of the settings, which know theirs.
+/// Separates the line's own keys from the settings.
 struct LineVisitor;
 
 impl<'de> Visitor<'de> for LineVisitor {
@@ -110,12 +110,13 @@ pub(crate) const NAMES: [&str; 15] = [
     "stop_ids",
     "ignore_eos",
 ];
-/// For settings that may be without a value.
+/// The value of a setting that is not set.
 const NONE: &str = "none";
 
-/// Changes one setting of a request, as a line of a batch does.
+/// Changes a setting of a request, as a line of a batch does.
 ///
-/// The value is JSON, or a text where a text is meant; biases are as on the command line, several with spaces between.
+/// The value is JSON, or plain text for a string setting; biases are written as on the command line, separated by
+/// spaces.
 pub(crate) fn set(request: &mut Request, name: &str, value: &str) -> anyhow::Result<()> {
     let name = match name {
         "temp" => "temperature",

@@ -1,4 +1,4 @@
-//! Words without a flag: a model, a result, a text, each of which may have a flag as well.
+//! Positional arguments: a model, a result or a text, each of which may also be given by a flag.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use olmoe_data::expanded;
 
 use crate::usage::usage;
 
-/// The model, of a flag or the first of the words, and the other words.
+/// The model, from the flag or the first positional argument, and the other positional arguments.
 pub(crate) fn model_first<'a>(flag: Option<&'a str>, words: &[&'a str]) -> anyhow::Result<(&'a str, Vec<&'a str>)> {
     match (flag, words) {
         (Some(model), words) => Ok((model, words.to_vec())),
@@ -16,19 +16,19 @@ pub(crate) fn model_first<'a>(flag: Option<&'a str>, words: &[&'a str]) -> anyho
     }
 }
 
-/// The text that may follow a model, if it is not given in one of the other ways, which `others` lists.
+/// The text that may follow a model, unless it is given in one of the other ways that `others` lists.
 pub(crate) fn text_last<'a>(words: &[&'a str], given: bool, others: &str) -> anyhow::Result<Option<&'a str>> {
     match (words, given) {
         ([], _) => Ok(None),
         ([text], false) => Ok(Some(text)),
-        ([text, ..], true) => {
-            Err(usage(format_args!("{text:?} is one text more than can be used; give it alone, or one of {others}")))
-        }
+        ([text, ..], true) => Err(usage(format_args!(
+            "{text:?} is a second text, and only one can be used; give it alone, or one of {others}"
+        ))),
         ([_, more, ..], false) => Err(usage(format_args!("unexpected argument {more:?}; put quotes around a text"))),
     }
 }
 
-/// Fails if there are words left.
+/// Fails if positional arguments are left.
 pub(crate) fn no_more(words: &[&str]) -> anyhow::Result<()> {
     match words {
         [] => Ok(()),
@@ -36,7 +36,7 @@ pub(crate) fn no_more(words: &[&str]) -> anyhow::Result<()> {
     }
 }
 
-/// What is read and what is written.
+/// The input and the output.
 #[derive(Args)]
 pub(crate) struct InOut {
     /// A checkpoint: a folder, a GGUF file, or a model of the hub (REPO or REPO@REVISION); and the folder (hf, olmo) or
@@ -44,19 +44,19 @@ pub(crate) struct InOut {
     #[arg(value_names = ["IN", "OUT"], num_args = 1..=2, required = true)]
     words: Vec<String>,
 
-    /// IN by a flag, as other commands have it
+    /// IN as a flag, as in other commands
     #[arg(short, long, value_name = "IN")]
     model: Option<String>,
 }
 
 impl InOut {
-    /// Both.
+    /// The input and the output.
     pub(crate) fn get(&self) -> anyhow::Result<(&str, PathBuf)> {
         let words: Vec<&str> = self.words.iter().map(String::as_str).collect();
         let (input, rest) = model_first(self.model.as_deref(), &words)?;
         match rest[..] {
             [output] => Ok((input, expanded(Path::new(output)))),
-            [] => Err(usage(format_args!("nothing is said about where to write; name <OUT> behind {input}"))),
+            [] => Err(usage(format_args!("no output is given; name <OUT> after {input}"))),
             [_, more, ..] => Err(usage(format_args!("unexpected argument {more:?}; IN is given with --model already"))),
         }
     }

@@ -1,4 +1,4 @@
-//! How a checkpoint is written.
+//! Writing a checkpoint.
 
 use std::path::Path;
 
@@ -13,26 +13,26 @@ use super::quiet::Quiet;
 use crate::output::note;
 use crate::progress::Progress;
 
-/// How results are written.
+/// How a checkpoint is written.
 #[derive(Args)]
 pub(crate) struct RunArgs {
     /// Replace OUT: a file, or the folder of a checkpoint
     #[arg(long, help_heading = "Output")]
     pub(crate) force: bool,
 
-    /// Most bytes of tensors in a file, such as 5GB, 500MB or a number [default: 5GB for hf, one file for gguf]
+    /// Largest file of tensors, such as 5GB, 500MB or a number of bytes [default: 5GB for hf, one file for gguf]
     ///
-    /// Several GGUF files get names such as OUT-00001-of-00003.gguf; any of them stands for all.
+    /// Several GGUF files get names such as OUT-00001-of-00003.gguf; any of them can be given to read all.
     #[arg(long, visible_alias = "split-max-size", value_name = "SIZE", value_parser = bytes, help_heading = "Output")]
     shard_size: Option<u64>,
 
-    /// Bring numbers beyond the range of the type that is written into it; without this they are an error
+    /// Clamp numbers beyond the range of the written type; without this flag they are an error
     ///
     /// For --dtype f16, which ends at 65504, and bf16.
     #[arg(long, help_heading = "Output")]
     pub(crate) clamp: bool,
 
-    /// Use files of the hub downloaded before; an error if one is missing
+    /// Use only files of the hub downloaded before; an error if one is missing
     #[arg(long)]
     pub(crate) offline: bool,
 
@@ -44,7 +44,7 @@ pub(crate) struct RunArgs {
 }
 
 impl RunArgs {
-    /// Writes the weights, with progress.
+    /// Writes the weights and shows the progress.
     pub(crate) fn write(
         &self,
         source: &dyn Weights,
@@ -67,7 +67,7 @@ impl RunArgs {
         });
         let written = written?;
         if written.clamped > 0 {
-            note(format_args!("numbers beyond the range of their type, brought into it: {}", written.clamped));
+            note(format_args!("numbers beyond the range of their type that were clamped: {}", written.clamped));
         }
         Ok(written)
     }

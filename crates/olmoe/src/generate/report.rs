@@ -1,30 +1,30 @@
-//! What `--json` prints: an object for each prompt.
+//! The output of `--json`: an object for each prompt.
 
 use olmoe_data::Tokenizer;
 use olmoe_engine::{Completion, EventKind, FinishReason, Request, Stop, SubmitError, Token};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// What came of a prompt.
+/// The result of a prompt.
 #[derive(Default)]
-pub(super) struct Report {
+pub(super) struct PromptReport {
     index: Option<usize>,
     id: Option<Value>,
     prompt: Option<String>,
     seed: Option<u64>,
     completions: Vec<Completion>,
     error: Option<String>,
-    /// Samples that were asked for, and those that have ended.
+    /// How many samples were asked for, and how many have ended.
     wanted: usize,
     ended: usize,
-    /// Whether each token is shown by itself.
+    /// Whether each token is listed.
     details: bool,
 }
 
 /// A report as it is printed.
 #[derive(Serialize)]
 struct Shown<'a> {
-    /// Line of the batch, from 0.
+    /// The line of the batch, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,13 +37,13 @@ struct Shown<'a> {
     error: &'a Option<String>,
 }
 
-/// One of its samples.
+/// A sample.
 #[derive(Serialize)]
 struct Sample {
     text: String,
     ids: Vec<u32>,
     finish_reason: &'static str,
-    /// The stop string or stop token that ended it.
+    /// The stop string or stop token that ended the sample.
     #[serde(skip_serializing_if = "Option::is_none")]
     stop: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,20 +53,25 @@ struct Sample {
     usage: Value,
 }
 
-impl Report {
-    pub(super) fn new(index: Option<usize>, id: Option<Value>, prompt: Option<String>, request: &Request) -> Report {
-        Report {
+impl PromptReport {
+    pub(super) fn new(
+        index: Option<usize>,
+        id: Option<Value>,
+        prompt: Option<String>,
+        request: &Request,
+    ) -> PromptReport {
+        PromptReport {
             index,
             id,
             prompt,
             seed: request.seed,
             wanted: request.samples,
             details: request.logprobs.is_some() || request.experts,
-            ..Report::default()
+            ..PromptReport::default()
         }
     }
 
-    /// Takes what happened to a sample.
+    /// Adds an event of a sample.
     pub(super) fn add(&mut self, sample: usize, kind: EventKind) {
         if self.completions.len() <= sample {
             self.completions.resize_with(sample + 1, Completion::default);
@@ -75,23 +80,23 @@ impl Report {
         self.completions[sample].add(kind);
     }
 
-    /// Takes that there are no samples.
+    /// Records that the request was refused.
     pub(super) fn refuse(&mut self, error: &SubmitError) {
         self.error = Some(error.to_string());
     }
 
-    /// Whether all samples have ended, or there are none.
+    /// Whether all samples have ended, or the request was refused.
     pub(super) fn is_complete(&self) -> bool {
         self.error.is_some() || self.wanted > 0 && self.ended == self.wanted
     }
 
-    /// Why it, or a sample of it, failed.
+    /// Why the request, or one of its samples, failed.
     pub(super) fn failure(&self) -> Option<String> {
         let of_sample = || self.completions.iter().find_map(error);
         self.error.clone().or_else(of_sample)
     }
 
-    /// The object, on a line.
+    /// The object as a line of JSON.
     pub(super) fn json(&self, tokenizer: Option<&Tokenizer>) -> serde_json::Result<String> {
         serde_json::to_string(&Shown {
             index: self.index,
@@ -136,7 +141,7 @@ fn error(completion: &Completion) -> Option<String> {
     }
 }
 
-/// A token with what was asked for about it.
+/// A token with the details that were asked for.
 fn details(token: &Token, tokenizer: Option<&Tokenizer>) -> Value {
     let text_of = |id: u32| Some(String::from_utf8_lossy(&tokenizer?.token_bytes(id)?).into_owned());
     let mut value = json!({ "id": token.id, "text": text_of(token.id) });

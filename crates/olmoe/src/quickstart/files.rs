@@ -1,4 +1,4 @@
-//! What the tour starts from: texts, tokenizer and configuration, which the program carries.
+//! The initial files of the tour: texts, tokenizer and configuration, which the program contains.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -11,11 +11,11 @@ use crate::files::write_whole;
 /// A kind of text.
 pub(super) struct TextKind {
     pub(super) name: &'static str,
-    /// What a text of the kind begins with.
+    /// The beginning of a text of the kind.
     pub(super) prompt: &'static str,
 }
 
-/// The kinds.
+/// The kinds of text.
 pub(super) const KINDS: [TextKind; 3] = [
     TextKind { name: "prose", prompt: "Once upon a time, there was a little girl named Lily." },
     TextKind { name: "code", prompt: "Write a function to find the maximum of two numbers." },
@@ -36,7 +36,7 @@ const FILES: [(&str, &[u8]); 8] = [
 const MADE: [&str; 7] = ["tokens", "run", "tuned", "model-hf", "model-q8_0.gguf", "experts.svg", "loss.svg"];
 const CONFIG: &str = include_str!("../../quickstart/train.yml");
 
-/// How large a run is. Each is one fixed configuration, whose losses are the same bits everywhere.
+/// The size of a run. Each size has one fixed configuration, whose losses have the same bits everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Size {
     /// Seconds of a fast machine, for those without AVX2
@@ -49,12 +49,12 @@ pub(super) enum Size {
     Full,
 }
 
-/// What differs from size to size.
+/// The values that differ between the sizes.
 struct Shape {
-    /// Multiply-add operations per second, as training computes them, from which on it takes less than five minutes.
+    /// The least multiply-add operations per second, as in training, with which the run takes less than five minutes.
     peak: f64,
     d_model: usize,
-    /// Sequences of 256 tokens in a step.
+    /// The number of sequences, of 256 tokens each, in a step.
     batch: usize,
     steps: u32,
     learning_rate: &'static str,
@@ -68,7 +68,7 @@ struct Shape {
 }
 
 impl Size {
-    /// From the largest to the smallest.
+    /// The sizes, the largest first.
     const ALL: [Size; 4] = [Size::Full, Size::Medium, Size::Small, Size::Smallest];
 
     fn shape(self) -> Shape {
@@ -116,13 +116,13 @@ impl Size {
         }
     }
 
-    /// The largest that this machine trains within minutes.
+    /// The largest size that this machine trains within minutes.
     pub(super) fn for_speed(peak: f64) -> Size {
         let fits = |size: &Size| size.shape().peak <= peak;
         Size::ALL.into_iter().find(fits).unwrap_or(Size::Smallest)
     }
 
-    /// As it is typed.
+    /// The size's name on the command line.
     pub(super) fn name(self) -> &'static str {
         match self {
             Size::Full => "full",
@@ -132,7 +132,7 @@ impl Size {
         }
     }
 
-    /// Steps of the run.
+    /// The number of steps of the run.
     pub(super) fn steps(self) -> u32 {
         self.shape().steps
     }
@@ -164,15 +164,16 @@ impl Size {
     }
 }
 
-/// Writes the files, unless they are there; gives the size and the steps of the run. Where the folder holds a run already,
-/// its size counts if none is asked for; else `choose` says which. Fails if the folder holds another run.
+/// Writes the files unless they exist, and returns the size and the steps of the run. If the folder holds a run
+/// already, its size is used where none is asked for; else `choose` gives the size. Fails if the folder holds another
+/// run.
 pub(super) fn write(
     folder: &Path,
     size: Option<Size>,
     steps: Option<u32>,
     choose: impl FnOnce() -> Size,
 ) -> anyhow::Result<(Size, u64)> {
-    let name = folder.to_str().context("the folder's name is no UTF-8 text; choose another")?;
+    let name = folder.to_str().context("the folder's name is not valid UTF-8; choose another")?;
     ensure!(
         !name.contains(['"', '\\', '\n', '$']),
         "the folder {name:?}: choose a name without \" \\ $ and line breaks"
@@ -189,7 +190,7 @@ pub(super) fn write(
     let config = size.config(name, steps_of(size));
     ensure!(
         found.as_ref().is_none_or(|found| *found == config),
-        "{}: not the configuration of this run; another size or number of steps, or it was changed. Delete the folder or \
+        "{}: not the configuration of this run: the size or the number of steps differs, or the file was changed. Delete the folder or \
          choose another one; `olmoe train` runs a changed configuration",
         path.display()
     );
@@ -209,7 +210,10 @@ pub(super) fn write(
     let other = ours.clone().find(is_other).map(|(name, _)| name);
     let made = || MADE.into_iter().find(|name| folder.join(name).exists()).filter(|_| found.is_none());
     if let Some(name) = other.or_else(made) {
-        bail!("{}: it is there already and not of this tour; choose another folder", folder.join(name).display());
+        bail!(
+            "{}: it exists already and does not belong to this tour; choose another folder",
+            folder.join(name).display()
+        );
     }
     for (name, bytes) in ours {
         let path = folder.join(name);

@@ -8,7 +8,7 @@ use olmoe_train::metrics::{EXPERT_LOAD, LEARNING_RATE, LOSS, TOTAL_TOKENS};
 use super::run::{Run, Series, smoothed};
 use super::{LogAxis, XAxis};
 
-/// A panel a metric, a curve a run. A metric that no run has is left out.
+/// A panel for each metric with a curve for each run. A metric that no run has is left out.
 pub(super) fn draw(
     runs: &[Run],
     metrics: &[String],
@@ -41,7 +41,7 @@ pub(super) fn draw(
         XAxis::Tokens => "tokens",
     };
     let names = names(runs);
-    // The name of a single run has no legend to be in.
+    // A single run has no legend, so its name goes into the title.
     let title = if title.is_empty() && names.len() == 1 { names[0].clone() } else { title };
     Ok(Curves { title, x_label: x_label.to_owned(), x_scale: scale(LogAxis::X), names, panels }.draw()?)
 }
@@ -53,7 +53,7 @@ fn curve(series: &Series, smooth: usize, x: XAxis) -> Curve {
         if x == XAxis::Tokens { tokens.unwrap_or(f64::NAN) } else { step as f64 }
     };
     let at = |(at, value): (usize, f64)| (place(at), value);
-    // A schedule has no noise to be smoothed away.
+    // A learning rate schedule has no noise to smooth.
     if smooth == 1 || series.name.starts_with("optim/learning_rate") {
         return Curve { points: values.into_iter().enumerate().map(at).collect(), behind: Vec::new() };
     }
@@ -63,7 +63,7 @@ fn curve(series: &Series, smooth: usize, x: XAxis) -> Curve {
     }
 }
 
-/// What a metric is, and its name where that says more.
+/// The description of a metric, or its name.
 fn heading(name: &str) -> String {
     match name {
         LOSS => "loss (cross-entropy of the batch)".to_owned(),
@@ -73,7 +73,7 @@ fn heading(name: &str) -> String {
     }
 }
 
-/// What tells the runs apart: their paths without the folders that all are in.
+/// Names that distinguish the runs: their paths without their common folders.
 fn names(runs: &[Run]) -> Vec<String> {
     let parts = |run: &Run| run.folder.components().map(|part| part.as_os_str().to_owned()).collect::<Vec<_>>();
     let paths: Vec<Vec<_>> = runs.iter().map(parts).collect();

@@ -1,4 +1,4 @@
-//! What is known of a run from its folder.
+//! A run as its folder describes it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,26 +13,26 @@ use olmoe_train::metrics::{
 pub(super) struct Run {
     pub(super) folder: PathBuf,
     pub(super) records: u64,
-    /// The last one.
+    /// The last step.
     pub(super) step: u64,
     pub(super) max_steps: Option<u64>,
-    /// Tokens seen.
+    /// The number of tokens seen.
     pub(super) tokens: Option<f64>,
     pub(super) tokens_per_second: Option<f64>,
     pub(super) best_eval: Option<Best>,
     pub(super) state: State,
-    /// When a record was written last.
+    /// When the last record was written.
     pub(super) modified: Option<SystemTime>,
-    /// The metrics asked for, in their order.
+    /// The requested metrics, in order.
     pub(super) series: Vec<Series>,
-    /// All there are.
+    /// The names of all metrics.
     pub(super) names: BTreeSet<String>,
 }
 
 /// The values of one metric.
 pub(super) struct Series {
     pub(super) name: String,
-    /// Step, tokens if they are known, and value.
+    /// Step, number of tokens if known, and value.
     pub(super) values: Vec<(u64, Option<f64>, f64)>,
 }
 
@@ -44,13 +44,13 @@ pub(super) struct Best {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum State {
-    /// A process appends to it.
+    /// A process is appending records.
     Running,
-    /// It has had all its steps.
+    /// All steps are done.
     Finished,
-    /// Its last loss is NaN or infinite.
+    /// The last loss is NaN or infinite.
     Diverged,
-    /// None of these: interrupted, or its end is not known.
+    /// Neither of these: interrupted, or its last step is not known.
     Stopped,
 }
 
@@ -66,10 +66,10 @@ impl State {
 }
 
 impl Run {
-    /// Reads the records of a folder, keeping only these metrics.
+    /// Reads the records of a folder and keeps these metrics only.
     pub(super) fn read(folder: &Path, metrics: &[String]) -> Result<Run, MetricsError> {
         let path = folder.join(FILE_NAME);
-        // Asked first: a run that ends meanwhile has all its records.
+        // This is asked first, so that a run that ends meanwhile has all its records read.
         let running = is_being_written(&path);
         let series = |name: &String| Series { name: name.clone(), values: Vec::new() };
         let mut run = Run {
@@ -121,7 +121,7 @@ impl Run {
         let is_eval = |name: &str| name.starts_with("eval/") && name.ends_with("/CrossEntropyLoss");
         let evals: Vec<f64> = record.values().filter(|(name, _)| is_eval(name)).map(|(_, value)| value).collect();
         let value = evals.iter().sum::<f64>() / evals.len() as f64;
-        // Without an evaluation it is 0 / 0, which is NaN.
+        // Without an evaluation the mean is 0 / 0, which is NaN.
         if value.is_finite() && self.best_eval.as_ref().is_none_or(|best| value < best.value) {
             self.best_eval = Some(Best { step: record.step, value });
         }
@@ -129,7 +129,7 @@ impl Run {
 }
 
 impl Series {
-    /// The mean of the last `window` values, leaving out NaN and infinities; the last value itself if it is one of these.
+    /// The mean of the last `window` values, without NaN and infinities; if the last value is one of these, that value.
     pub(super) fn last(&self, window: usize) -> Option<f64> {
         let last = self.values.last()?.2;
         let window = &self.values[self.values.len().saturating_sub(window)..];
@@ -139,15 +139,14 @@ impl Series {
     }
 }
 
-/// At every place the mean of the last `window` values, leaving out NaN and infinities; these stay where they
-/// are.
+/// At every position the mean of the last `window` values, without NaN and infinities, which keep their positions.
 pub(super) fn smoothed(values: &[f64], window: usize) -> Vec<f64> {
     let finite = |value: f64| if value.is_finite() { (value, 1) } else { (0.0, 0) };
     let (mut sum, mut count) = (0.0, 0);
     let mut means = Vec::with_capacity(values.len());
     for (at, &value) in values.iter().enumerate() {
         if at % window == 0 {
-            // Adding and taking away leaves roundings behind; this is where they end.
+            // Adding and subtracting accumulates rounding errors; this clears them.
             let (first, last) = ((at + 1).saturating_sub(window), at);
             (sum, count) = (0.0, 0);
             for &value in &values[first..last] {

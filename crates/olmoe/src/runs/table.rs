@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::run::Run;
 use crate::live::{duration, short};
 
-/// A row a run, under a row of headings.
+/// A row for each run, under a row of headings.
 pub(super) fn lines(runs: &[Run], metrics: &[String], smooth: usize) -> Vec<String> {
     let heading = |name: &String| if name == LOSS { "loss".to_owned() } else { printable(name) };
     let mut rows = vec![["run", "state", "steps", "tokens"].map(str::to_owned).to_vec()];
@@ -23,7 +23,7 @@ pub(super) fn lines(runs: &[Run], metrics: &[String], smooth: usize) -> Vec<Stri
         let mut line = String::new();
         for (column, (text, width)) in row.iter().zip(&widths).enumerate() {
             let room = " ".repeat(width - text.chars().count());
-            // Words begin together, numbers end together.
+            // Text is aligned left, numbers right.
             let words = column < 2 || column + 1 == columns;
             let cell = if words { format!("{text}{room}") } else { format!("{room}{text}") };
             line = if column == 0 { cell } else { format!("{line}  {cell}") };
@@ -44,18 +44,18 @@ fn row(run: &Run, smooth: usize) -> Vec<String> {
     cells.extend(run.series.iter().map(|series| known(series.last(smooth).map(number))));
     cells.push(known(run.best_eval.as_ref().map(|best| format!("{} @{}", number(best.value), best.step))));
     cells.push(known(run.tokens_per_second.map(short)));
-    // A clock that was set back shows no age.
+    // If the clock was set back, no age is shown.
     let age = run.modified.and_then(|modified| modified.elapsed().ok());
     cells.push(known(age.map(|age| format!("{} ago", duration(age)))));
     cells
 }
 
-/// Names may hold anything, a terminal takes some of it for commands.
+/// Escapes control characters: names may hold anything, and a terminal would execute some of it.
 fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '\u{FFFD}' } else { letter }).collect()
 }
 
-/// Four digits or so: `4.213`, `0.0821`, `3.90e-4`, `1.26M`.
+/// About four digits: `4.213`, `0.0821`, `3.90e-4`, `1.26M`.
 fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -67,7 +67,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// An object with the array `runs`; numbers that JSON does not have are null.
+/// An object with the array `runs`; numbers that JSON cannot represent are null.
 pub(super) fn json(runs: &[Run], metrics: &[String], smooth: usize) -> Value {
     let run = |run: &Run| {
         let metric = |name: &String| {

@@ -1,4 +1,4 @@
-//! How a run goes, on standard error.
+//! The progress of a run, on standard error.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use olmoe_train::trainer::{Event, Outcome, StepReport};
 
 use crate::live::{LiveLine, Now};
 
-/// How much the newest step counts in the speed that is shown.
+/// The weight of the newest step in the smoothed speed.
 const NEWEST: f64 = 0.1;
 
 /// What is shown of a run.
@@ -52,7 +52,7 @@ impl Progress {
 
     pub(crate) fn begin(&self, state: &TrainerState) {
         let steps = match state.step {
-            0 if self.last_step == 0 => "there is no step to be taken".to_owned(),
+            0 if self.last_step == 0 => "there are no steps to take".to_owned(),
             1 if self.last_step <= 1 => "the only step is done".to_owned(),
             step if step >= self.last_step => format!("all {step} steps are done"),
             step if step + 1 == self.last_step => format!("step {}", self.last_step),
@@ -73,7 +73,7 @@ impl Progress {
                     self.line(&format!("step {step}: {name} {value:.4}"));
                 }
             }
-            // As they would be written in a program, since a model may write anything.
+            // Texts are quoted with escapes, since a model may generate control characters.
             Event::Sampled(samples) => samples
                 .iter()
                 .for_each(|one| self.line(&format!("step {}: {:?} -> {:?}", one.step, one.prompt, one.text))),
