@@ -13,7 +13,7 @@ use crate::error::CheckpointError;
 use crate::file_name::{HF_CONFIG, OLMO_CONFIG, SAFETENSORS, TORCH};
 use crate::gguf::container::GgufHeader;
 use crate::gguf::parts::{self, GgufPart, PartError};
-use crate::gguf::value::Value;
+use crate::gguf::value::MetadataValue;
 use crate::gguf::{self, types};
 use crate::huggingface::{self, Experts};
 use crate::read_at::ReadAt;
@@ -379,7 +379,7 @@ impl Contents {
             }
         };
         // A file may contain only a vocabulary, or an adapter; then there is no model to configure.
-        let adapter = header.metadata.get(gguf::TYPE).and_then(Value::as_text) == Some(gguf::ADAPTER);
+        let adapter = header.metadata.get(gguf::TYPE).and_then(MetadataValue::as_text) == Some(gguf::ADAPTER);
         if !header.tensors.is_empty() && !adapter {
             let loaded = gguf::model::read(&header)
                 .map_err(|source| CheckpointError::GgufModel { path: path.to_owned(), source: Box::new(source) })?;

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use olmoe_data::instruct::{
-    Amount, Content, EncodeOptions, Encoded, Example, LabelledExample, MixedRow, Packing, PairExample, Part, Purpose,
-    ReadOptions, Report, Share, Source, Spans, cache_key, collect, epoch_order, files, held_out, load, mixture, pack,
-    packed, shares, store,
+    Amount, Content, EncodeOptions, EncodeReport, Encoded, Example, LabelledExample, MixedRow, Packing, PairExample,
+    Part, Purpose, ReadOptions, Share, Source, Spans, cache_key, collect, epoch_order, files, held_out, load, mixture,
+    pack, packed, shares, store,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -353,7 +353,7 @@ fn encoded_rows_come_back_from_disk() {
         Encoded::Labelled(LabelledExample::new(next(), false)),
         Encoded::Example(next()),
     ];
-    let report = Report { rows: 9, kept: 5, first_unknown: Some("row 3".to_owned()), ..Report::default() };
+    let report = EncodeReport { rows: 9, kept: 5, first_unknown: Some("row 3".to_owned()), ..EncodeReport::default() };
     store(&path, &key, &encoded, &report).unwrap();
     assert_eq!(load(&path, &key).unwrap(), Some((encoded, report.clone())));
     assert_eq!(load(&path, &[8; 32]).unwrap(), None, "made of something else");

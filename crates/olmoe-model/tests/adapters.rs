@@ -335,7 +335,8 @@ fn a_base_of_blocks_can_have_adapters() {
     drawn.initialize(3);
     let encodings = vec![Some(Encoding::Blocks(format)); drawn.parameters().len()];
     let made = |held: Vec<Held>, encodings: &[Option<Encoding>], adapters: &[Adapter]| {
-        let mut model = Model::with_adapters(config.clone(), Precision::Fp32, held, encodings, adapters).expect("a model");
+        let mut model =
+            Model::with_adapters(config.clone(), Precision::Fp32, held, encodings, adapters).expect("a model");
         for id in 0..drawn.parameters().len() {
             let mut value = drawn.value(id).expect("numbers").to_vec();
             let mut bytes = Vec::new();

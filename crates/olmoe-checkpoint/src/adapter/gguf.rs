@@ -23,7 +23,7 @@ use crate::encoding::Encoding;
 use crate::error::CheckpointError;
 use crate::gguf::container::GgufWriter;
 use crate::gguf::model::architecture;
-use crate::gguf::value::{Metadata, Value};
+use crate::gguf::value::{Metadata, MetadataValue};
 use crate::gguf::{self, ADAPTER, TYPE};
 use crate::layout::{Layout, StoredSlab, Transform, slabs};
 use crate::open::{Contents, Stored};
@@ -43,7 +43,7 @@ pub(super) fn read(path: &Path, config: &ModelConfig) -> Result<AdapterWeights, 
     let Some(header) = &contents.gguf else {
         return Err(refused(AdapterFileError::Unrecognised { found: "no GGUF file".to_owned() }));
     };
-    let text = |key: &str| header.metadata.get(key).and_then(Value::as_text);
+    let text = |key: &str| header.metadata.get(key).and_then(MetadataValue::as_text);
     if text(TYPE) != Some(ADAPTER) {
         return Err(refused(AdapterFileError::Unrecognised { found: "a GGUF file of another kind".to_owned() }));
     }
@@ -61,7 +61,7 @@ pub(super) fn read(path: &Path, config: &ModelConfig) -> Result<AdapterWeights, 
         let reason = "the adapter acts from certain tokens on, which is not computed here".to_owned();
         return Err(refused(AdapterFileError::Refused { key: ACTIVATED.to_owned(), found: found(ACTIVATED), reason }));
     }
-    let alpha = header.metadata.get(ALPHA).and_then(Value::as_any_number).filter(|alpha| alpha.is_finite());
+    let alpha = header.metadata.get(ALPHA).and_then(MetadataValue::as_any_number).filter(|alpha| alpha.is_finite());
     let Some(alpha) = alpha else {
         let (key, found) = (ALPHA.to_owned(), found(ALPHA));
         return Err(refused(AdapterFileError::Value { key, found, expected: "a number" }));
@@ -168,10 +168,10 @@ impl AdapterWeights {
         }
         let sides = self.gguf_sides().map_err(refused)?;
         let mut metadata = Metadata::default();
-        metadata.insert(ARCHITECTURE, Value::Text(architecture(&self.config).to_owned()));
-        metadata.insert(TYPE, Value::Text(ADAPTER.to_owned()));
-        metadata.insert(KIND, Value::Text("lora".to_owned()));
-        metadata.insert(ALPHA, Value::F32(self.gguf_alpha()));
+        metadata.insert(ARCHITECTURE, MetadataValue::Text(architecture(&self.config).to_owned()));
+        metadata.insert(TYPE, MetadataValue::Text(ADAPTER.to_owned()));
+        metadata.insert(KIND, MetadataValue::Text("lora".to_owned()));
+        metadata.insert(ALPHA, MetadataValue::F32(self.gguf_alpha()));
         let tensor = |sides: &GgufSides, side: usize| {
             (format!("{}{}", sides.name, SIDES[side]), sides.shapes[side].clone(), Encoding::F32)
         };

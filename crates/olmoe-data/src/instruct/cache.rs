@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::conversation::{Encoded, Example, LabelledExample, PairExample};
 use super::error::InstructError;
-use super::report::Report;
+use super::report::EncodeReport;
 use crate::Tokenizer;
 
 /// The first bytes; the last of them is the version.
@@ -90,7 +90,7 @@ fn kind(row: &Encoded) -> u8 {
 ///
 /// # Errors
 /// What the system says.
-pub fn store(path: &Path, key: &Key, rows: &[Encoded], report: &Report) -> Result<(), InstructError> {
+pub fn store(path: &Path, key: &Key, rows: &[Encoded], report: &EncodeReport) -> Result<(), InstructError> {
     let failed = |error: io::Error| cache("write", path, error.to_string());
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
@@ -142,7 +142,7 @@ pub fn store(path: &Path, key: &Key, rows: &[Encoded], report: &Report) -> Resul
 ///
 /// # Errors
 /// A file that is damaged or cannot be read.
-pub fn load(path: &Path, key: &Key) -> Result<Option<(Vec<Encoded>, Report)>, InstructError> {
+pub fn load(path: &Path, key: &Key) -> Result<Option<(Vec<Encoded>, EncodeReport)>, InstructError> {
     let bytes = match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|error| cache("read", path, error.to_string()))?,
@@ -162,7 +162,7 @@ pub fn load(path: &Path, key: &Key) -> Result<Option<(Vec<Encoded>, Report)>, In
 }
 
 /// The rows of a file whose hash is right; nothing if its counts and lengths contradict each other.
-fn parsed(content: &[u8]) -> Option<(Vec<Encoded>, Report)> {
+fn parsed(content: &[u8]) -> Option<(Vec<Encoded>, EncodeReport)> {
     let (counts, rest) = content.get(HEAD - 24..)?.split_at_checked(24)?;
     let number = |bytes: &[u8; 8]| usize::try_from(u64::from_le_bytes(*bytes)).ok();
     let [rows, sequences, report] = counts.as_chunks::<8>().0 else { return None };

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What became of rows: counted while they are encoded, and printed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct EncodeReport {
     /// Rows that came in.
     pub rows: u64,
     /// Rows that are kept.

@@ -217,7 +217,9 @@ pub enum AdapterSettingsError {
         top_k: usize,
     },
     /// An initialisation that changes the base.
-    #[error("pissa takes the largest singular values out of the base, which stays as it is here; use kaiming, xavier or gaussian")]
+    #[error(
+        "pissa takes the largest singular values out of the base, which stays as it is here; use kaiming, xavier or gaussian"
+    )]
     Pissa,
     /// A pattern that cannot be used.
     #[error(transparent)]

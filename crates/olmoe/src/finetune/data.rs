@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use olmoe_data::counted;
 use olmoe_data::instruct::{
-    EncodeOptions, Encoded, Encoder, MixedRow, Record, Report, Source, cache_key, collect, files, held_out, load, store,
+    EncodeOptions, EncodeReport, Encoded, Encoder, MixedRow, Record, Source, cache_key, collect, files, held_out, load,
+    store,
 };
 use olmoe_train::config::TrainConfigError;
 use olmoe_train::finetune::config::{FinetuneConfig, Task};
@@ -125,7 +126,7 @@ impl Encoding<'_> {
         what: &str,
         sources: &[Source],
         split: Option<f64>,
-    ) -> anyhow::Result<Vec<(Vec<Encoded>, Report)>> {
+    ) -> anyhow::Result<Vec<(Vec<Encoded>, EncodeReport)>> {
         let config = self.config;
         let (mut mixed, records, reports) = collect(sources, self.task.purpose(), config.seed)?;
         for report in &reports {
