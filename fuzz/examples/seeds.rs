@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use olmoe_checkpoint::adapter::{AdapterWeights, FileLayout};
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::convert::{Conversion, Target};
 use olmoe_checkpoint::gguf::mix::Mix;
@@ -13,7 +14,11 @@ use olmoe_checkpoint::safetensors::ShardIndex;
 use olmoe_checkpoint::weights::Random;
 use olmoe_data::TULU;
 use olmoe_data::token_file::{MegatronWriter, TokenType};
+use olmoe_model::adapter::parameters_with;
+use olmoe_model::adapter::settings::AdapterSettings;
 use olmoe_model::config::{FeedForward, Mlp, ModelConfig, Moe};
+use olmoe_model::model::{Held, Model, Precision};
+use olmoe_model::parameters::parameters;
 use olmoe_tensor::dtype::DType;
 use olmoe_train::metrics::{LOSS, MetricsLog, Record};
 use serde_json::json;
@@ -63,6 +68,25 @@ fn words() -> String {
     .to_string()
 }
 
+/// An adapter of the model of the target `adapter`: of every matrix of attention and experts.
+fn adapter() -> Result<AdapterWeights, Box<dyn std::error::Error>> {
+    let mut config = ModelConfig::release();
+    (config.d_model, config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim) = (8, 2, 2, 2, 4);
+    (config.vocab_size, config.embedding_size, config.max_sequence_length) = (12, 12, 16);
+    (config.pad_token_id, config.eos_token_id) = (None, None);
+    if let FeedForward::Moe(moe) = &mut config.feed_forward {
+        (moe.num_experts, moe.top_k, moe.expert.width) = (3, 2, 6);
+    }
+    let settings = AdapterSettings { rank: 2, alpha: 3.0, ..AdapterSettings::default() };
+    let adapters = settings.resolve(&config)?;
+    let canonical = parameters(&config).len();
+    let count = parameters_with(&config, &adapters)?.len();
+    let held = (0..count).map(|id| if id < canonical { Held::Frozen } else { Held::Trained }).collect();
+    let mut model = Model::with_adapters(config, Precision::Fp32, held, &[], &adapters)?;
+    model.initialize(1);
+    Ok(AdapterWeights::of(&model)?)
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
     if seeds.exists() {
@@ -90,6 +114,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let blocks = make("q4_0.gguf", config(32), DType::F32, false, Target::Gguf { mix: Some(Mix::Q4_0) })?;
     put("gguf", "vocabulary", &fs::read(plain)?)?;
     put("gguf", "blocks", &fs::read(blocks)?)?;
+
+    for (name, layout) in [("separate", FileLayout::Separate), ("fused", FileLayout::Fused)] {
+        let folder = work.join(name);
+        adapter()?.write(&folder, layout, true)?;
+        let settings = fs::read(folder.join("adapter_config.json"))?;
+        let tensors = fs::read(folder.join("adapter_model.safetensors"))?;
+        put("adapter", name, &[&settings[..], b"\0", &tensors].concat())?;
+    }
+    adapter()?.write_gguf(&work.join("adapter.gguf"), true)?;
+    put("adapter", "gguf", &fs::read(work.join("adapter.gguf"))?)?;
 
     let experts = Experts::Separate;
     let hf = make("hf", config(4), DType::Bf16, false, Target::HuggingFace { experts, dtype: None })?;

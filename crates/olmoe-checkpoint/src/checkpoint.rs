@@ -56,7 +56,14 @@ impl Checkpoint {
     /// configuration.
     pub fn new(mut contents: Contents) -> Result<Checkpoint, CheckpointError> {
         let path = &contents.path;
-        let Some(loaded) = &contents.config else { return Err(CheckpointError::NoConfig { path: path.clone() }) };
+        let Some(loaded) = &contents.config else {
+            // A GGUF adapter has another error than tensors alone.
+            if let Some(header) = &contents.gguf {
+                let in_file = |source| CheckpointError::GgufModel { path: path.clone(), source: Box::new(source) };
+                gguf::model::read(header).map_err(in_file)?;
+            }
+            return Err(CheckpointError::NoConfig { path: path.clone() });
+        };
         if contents.format == Format::Config {
             let found = "a configuration without weights".to_owned();
             return Err(CheckpointError::Unrecognised { path: path.clone(), found });

@@ -384,6 +384,49 @@ impl Companions {
         ends_answer(&template, tokens, tokenizer)
     }
 
+    /// The same with another chat template, as a model has that was tuned with it: what ends an answer there ends generation,
+    /// and a token that begins conversations is the one that ends texts, if the model has none and the template names it, as
+    /// AllenAI's tuning has it.
+    ///
+    /// # Errors
+    /// A template or a `tokenizer_config.json` that cannot be used.
+    pub fn with_chat_template(mut self, source: &str) -> Result<Companions, CheckpointError> {
+        let bad = |path: &str, message: String| CheckpointError::Io {
+            path: PathBuf::from(path),
+            source: std::io::Error::other(message),
+        };
+        self.chat_template = Some(source.to_owned());
+        let name = PathBuf::from(&self.name);
+        let settings = self.json(&name, TOKENIZER_CONFIG)?;
+        self.files.retain(|(name, _)| name != CHAT_TEMPLATE && name != TOKENIZER_CONFIG && name != SPECIAL_TOKENS_MAP);
+        let names_bos = source.contains("bos_token");
+        if let Some(special) = &mut self.special {
+            special.bos = special.bos.or(special.eos.filter(|_| names_bos));
+        }
+        if let (true, None, Some(text)) = (
+            names_bos,
+            self.token_texts.get("bos_token"),
+            self.special.as_ref().and_then(|special| self.tokenizer.as_ref()?.token(special.bos?)),
+        ) {
+            self.token_texts.insert("bos_token", text.to_owned());
+        }
+        if let Some(mut settings) = settings {
+            settings["chat_template"] = source.into();
+            if let Some(bos) = self.token_texts.get("bos_token").filter(|_| settings["bos_token"].is_null()) {
+                settings["bos_token"] = bos.as_str().into();
+            }
+            self.files.push((TOKENIZER_CONFIG.to_owned(), format!("{settings:#}\n").into_bytes()));
+        }
+        ChatTemplate::new(source).map_err(|error| bad(CHAT_TEMPLATE, error.to_string()))?;
+        if let Some(mut special) = self.special.take() {
+            if let Some(id) = self.ends_answer(&special) {
+                special.add_end(id, "the chat template");
+            }
+            self.special = Some(special);
+        }
+        Ok(self)
+    }
+
     /// The tokenizer, if there is one.
     pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
         self.tokenizer.as_ref()
@@ -518,6 +561,14 @@ impl Companions {
             ref several => settings["eos_token_id"] = several.into(),
         }
         Ok(format!("{settings:#}\n").into_bytes())
+    }
+
+    /// Writes the files into a folder that has weights or an adapter of a model of this configuration.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write_into(&self, folder: &Path, config: &ModelConfig) -> Result<(), CheckpointError> {
+        self.write(folder, &self.corrected(config))
     }
 
     /// Writes the files into a folder: those of the checkpoint, and replacements for missing ones as far as possible.

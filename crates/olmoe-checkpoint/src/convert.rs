@@ -404,6 +404,7 @@ impl<'s> Conversion<'s> {
                 }
             }
             written.record((piece.parameter, piece.slab), (from, &bytes), (to, &converted), numbers);
+            self.source.written(piece.parameter, piece.slab, to, &converted);
             if piece.transform == Transform::Same {
                 write(&converted)?;
             } else {

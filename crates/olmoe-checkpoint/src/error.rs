@@ -7,6 +7,7 @@ use olmoe_data::{SpecialTokenError, TokenizerError};
 use olmoe_model::config::ConfigError;
 use olmoe_model::model::ModelError;
 
+use crate::adapter::AdapterFileError;
 use crate::gguf::container::GgufError;
 use crate::gguf::model::GgufModelError;
 use crate::gguf::parts::PartError;
@@ -399,12 +400,31 @@ pub enum CheckpointError {
         /// That of the model.
         expected: String,
     },
+    /// An adapter that cannot be read, combined or written.
+    #[error("{}: {source}", path.display())]
+    Adapter {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        source: AdapterFileError,
+    },
+    /// An adapter of a model that does not hold it as numbers.
+    #[error("parameter {parameter} is not held as numbers, so it cannot be written; hold it as trained")]
+    NotHeld {
+        /// Its name.
+        parameter: String,
+    },
     /// The model cannot be made.
     #[error(transparent)]
     Model(#[from] ModelError),
 }
 
 impl CheckpointError {
+    pub(crate) fn adapter(path: impl Into<PathBuf>) -> impl FnOnce(AdapterFileError) -> Self {
+        let path = path.into();
+        move |source| Self::Adapter { path, source }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

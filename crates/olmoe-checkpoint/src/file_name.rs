@@ -25,6 +25,10 @@ pub(crate) const HF_CONFIG: &str = "config.json";
 pub(crate) const OLMO_CONFIG: &str = "config.yaml";
 pub(crate) const TORCH: &str = "model.pt";
 
+pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub(crate) const ADAPTER_SAFETENSORS: &str = "adapter_model.safetensors";
+pub(crate) const ADAPTER_TORCH: &str = "adapter_model.bin";
+
 /// Longest name of a file, in bytes, on the usual file systems.
 pub const MAX_FILE_NAME: usize = 255;
 
@@ -43,6 +47,11 @@ pub(crate) fn is_of_checkpoint(name: &str) -> bool {
     const WEIGHTS: [&str; 5] = [SAFETENSORS, INDEX_FILE, HF_CONFIG, OLMO_CONFIG, TORCH];
     let shard = || name.strip_suffix(".safetensors").and_then(numbered).is_some_and(|(stem, ..)| stem == "model");
     COMPANIONS.contains(&name) || WEIGHTS.contains(&name) || shard()
+}
+
+/// Whether a folder of an adapter has a file of that name.
+pub(crate) fn is_of_adapter(name: &str) -> bool {
+    [ADAPTER_CONFIG, ADAPTER_SAFETENSORS].contains(&name)
 }
 
 /// The stem, the number from 1 and the count in a name without its extension such as `model-00001-of-00003`.

@@ -4,15 +4,18 @@
 //! than mapped into memory, so that a truncated file is an error and not a crash, weights are on huge pages, and the
 //! page cache can be reclaimed at any time.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use olmoe_model::model::{Model, Precision};
+use olmoe_model::adapter::parameters_with;
+use olmoe_model::model::{Held, Model, ModelError, Precision};
 use olmoe_model::parameters::ParameterKind;
 use olmoe_tensor::encoding::Encoding;
 use olmoe_tensor::memory::{Buffer, available_bytes};
 
+use crate::adapter::AdapterWeights;
 use crate::checkpoint::Checkpoint;
 use crate::error::CheckpointError;
 use crate::layout::{Transform, slabs};
@@ -79,8 +82,15 @@ impl Checkpoint {
     /// Too little memory, before anything is read; NaN or infinity in the weights; errors of the system. A file of
     /// packed weights that cannot be used is not an error: the checkpoint is read instead.
     pub fn load(&self, loading: &Loading, advance: &(dyn Fn(u64) + Sync)) -> Result<LoadedModel, CheckpointError> {
-        let encodings = self.encodings(loading.keep_blocks);
-        let weights = self.config.inference_bytes(loading.precision, &encodings);
+        let mut encodings = self.encodings(loading.keep_blocks);
+        let adapter = loading.adapter.as_ref();
+        for replaced in adapter.iter().flat_map(|adapter| &adapter.replaced) {
+            encodings[replaced.parameter] = None;
+        }
+        let adapters = adapter.map(AdapterWeights::adapters).unwrap_or_default();
+        // While an adapter is read it is in memory twice.
+        let adapter_bytes = adapter.map_or(0, |adapter| 2 * adapter.bytes());
+        let weights = self.config.inference_bytes(loading.precision, &encodings).saturating_add(adapter_bytes);
         let needed = weights.saturating_add(loading.beside);
         if let Some(available) = available_bytes()
             && needed > available
@@ -95,10 +105,18 @@ impl Checkpoint {
                 precision,
             });
         }
-        let mut model = Model::for_inference(self.config.clone(), loading.precision, &encodings)?;
-        let Some(path) = &loading.packed_cache else {
+        let held = vec![Held::Inference; parameters_with(&self.config, &adapters).map_err(ModelError::from)?.len()];
+        let mut model = Model::with_adapters(self.config.clone(), loading.precision, held, &encodings, &adapters)?;
+        let cache = loading.packed_cache.as_ref().filter(|_| adapter.is_none());
+        let Some(path) = cache else {
             self.fill(&mut model, advance)?;
-            return Ok(LoadedModel { model, notice: None, wanted: None });
+            let mut notice = None;
+            if let Some(adapter) = adapter {
+                self.put_on(adapter, &mut model)?;
+                let text = "the file of packed weights is neither read nor written with an adapter";
+                notice = loading.packed_cache.as_ref().map(|_| text.to_owned());
+            }
+            return Ok(LoadedModel { model, notice, wanted: None });
         };
         let cache = PackedCache::new(path, self, loading, &mut model)?;
         let notice = match cache.read(&mut model, advance) {
@@ -108,6 +126,29 @@ impl Checkpoint {
         };
         self.fill(&mut model, advance)?;
         Ok(LoadedModel { model, notice, wanted: Some(cache) })
+    }
+
+    /// Sets the adapters of a model that has these weights, and the parameters that are replaced.
+    fn put_on(&self, adapter: &AdapterWeights, model: &mut Model) -> Result<(), CheckpointError> {
+        let parameters: BTreeSet<usize> = adapter.replaced.iter().map(|replaced| replaced.parameter).collect();
+        for parameter in parameters {
+            let turned = Turned::default();
+            let len = slab_len(&self.specs[parameter]);
+            let replaced = |slab| {
+                let found = adapter.replaced.iter().find(|one| (one.parameter, one.slab) == (parameter, slab));
+                found.map(|found| &found.values[..])
+            };
+            model.fill(parameter, |range, out| {
+                // A strip lies in one slab.
+                let slab = range.start / len.max(1);
+                match replaced(slab) {
+                    Some(values) => out.copy_from_slice(&values[range.start - slab * len..range.end - slab * len]),
+                    None => drop(self.read_numbers(parameter, range, out, &turned)?),
+                }
+                Ok::<(), CheckpointError>(())
+            })?;
+        }
+        adapter.fill(model)
     }
 
     /// Loads the weights into a model with the same parameters, for inference or for training, on all threads.

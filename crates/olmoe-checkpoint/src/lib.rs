@@ -9,6 +9,7 @@
 //! | [`fidelity`] | the verification: hashes of what was written and of what is read back, and rounding errors |
 //! | [`weights`] | weights by canonical parameter, of a checkpoint or newly initialised |
 //! | [`upcycle`], [`soup`] | weights made from others: a mixture of experts from a dense model, the average of several |
+//! | [`adapter`] | LoRA and DoRA adapters: peft's three layouts and GGUF; [`merge`]: an adapter merged into the weights |
 //! | [`companions`] | the files in addition to the weights: tokenizer, chat template, generation settings |
 //! | `layout` | the layout of parameters in the tensors of a format |
 //! | [`huggingface`], [`olmo`], [`gguf`], `training` | the formats: a table for each, and what is specific to it |
@@ -19,6 +20,7 @@
 //! | [`hub`] | models from the Hugging Face hub |
 //! | [`read_at`], [`file_name`] | reading at a position; which names that are read from files may be used as paths |
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod companions;
 pub mod convert;
@@ -32,6 +34,7 @@ pub mod huggingface;
 pub mod inference;
 mod layout;
 mod loading;
+pub mod merge;
 pub mod olmo;
 pub mod olmo_keys;
 pub mod open;

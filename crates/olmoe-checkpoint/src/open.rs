@@ -1,6 +1,6 @@
 //! The contents of a path: its format, its configuration and the places of its tensors.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use crate::error::CheckpointError;
 use crate::file_name::{HF_CONFIG, OLMO_CONFIG, SAFETENSORS, TORCH};
 use crate::gguf::container::GgufHeader;
 use crate::gguf::parts::{self, GgufPart, PartError};
+use crate::gguf::value::Value;
 use crate::gguf::{self, types};
 use crate::huggingface::{self, Experts};
 use crate::read_at::ReadAt;
@@ -118,6 +119,8 @@ pub struct Contents {
     pub files: Vec<(PathBuf, File)>,
     /// The header of a GGUF file.
     pub gguf: Option<GgufHeader>,
+    /// The free text of safetensors files.
+    pub(crate) metadata: BTreeMap<String, String>,
     /// Notices about contents of the files that are not tensors of the model.
     pub notices: Vec<String>,
 }
@@ -136,6 +139,7 @@ impl Contents {
             tensors: Vec::new(),
             files: Vec::new(),
             gguf: None,
+            metadata: BTreeMap::new(),
             notices: Vec::new(),
         };
         if metadata.is_dir() {
@@ -315,6 +319,7 @@ impl Contents {
             offset: entry.offset,
             bytes: entry.bytes,
         }));
+        self.metadata.extend(header.metadata);
         self.files.push((path.to_owned(), file));
         Ok(())
     }
@@ -373,8 +378,9 @@ impl Contents {
                 whole.unwrap_or(header)
             }
         };
-        // A file may contain only a vocabulary; then there is no model to configure.
-        if !header.tensors.is_empty() {
+        // A file may contain only a vocabulary, or an adapter; then there is no model to configure.
+        let adapter = header.metadata.get(gguf::TYPE).and_then(Value::as_text) == Some(gguf::ADAPTER);
+        if !header.tensors.is_empty() && !adapter {
             let loaded = gguf::model::read(&header)
                 .map_err(|source| CheckpointError::GgufModel { path: path.to_owned(), source: Box::new(source) })?;
             self.config = Some(loaded);

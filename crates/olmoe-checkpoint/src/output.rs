@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, LocalDisk};
 use crate::error::CheckpointError;
-use crate::file_name::{is_of_checkpoint, numbered};
+use crate::file_name::{ADAPTER_CONFIG, is_of_adapter, is_of_checkpoint, numbered};
 use crate::open::{Contents, Format};
 
 /// Bytes in addition to the tensors: headers, configuration, tokenizer.
@@ -17,6 +17,8 @@ const BESIDE: u64 = 64 << 20;
 pub(crate) enum Made {
     /// The folder of a checkpoint.
     Folder,
+    /// The folder of an adapter.
+    Adapter,
     /// A file that begins with these bytes.
     File(&'static [u8]),
 }
@@ -59,7 +61,7 @@ impl Output {
             return Err(CheckpointError::NoSpace { path: name.to_owned(), needed, free });
         }
         let begun = match made {
-            Made::Folder => fs::create_dir(&partial),
+            Made::Folder | Made::Adapter => fs::create_dir(&partial),
             Made::File(_) => File::create_new(&partial).map(drop),
         };
         begun.map_err(CheckpointError::io(&partial))?;
@@ -167,7 +169,7 @@ fn check_replaceable(path: &Path, made: Made) -> Result<(), CheckpointError> {
     let metadata = fs::symlink_metadata(path).map_err(CheckpointError::io(path))?;
     match made {
         Made::Folder if metadata.is_dir() => {
-            if let Some(stranger) = stranger(path).map_err(CheckpointError::io(path))? {
+            if let Some(stranger) = stranger(path, made).map_err(CheckpointError::io(path))? {
                 return Err(refused(stranger));
             }
             let is_model = |contents: Contents| matches!(contents.format, Format::HuggingFace(_) | Format::Olmo);
@@ -176,7 +178,16 @@ fn check_replaceable(path: &Path, made: Made) -> Result<(), CheckpointError> {
                 false => Err(refused("it is a folder without a whole checkpoint".to_owned())),
             }
         }
-        Made::Folder => Err(refused("it is no folder, but the result is one".to_owned())),
+        Made::Adapter if metadata.is_dir() => {
+            if let Some(stranger) = stranger(path, made).map_err(CheckpointError::io(path))? {
+                return Err(refused(stranger));
+            }
+            match path.join(ADAPTER_CONFIG).is_file() || is_empty_folder(path) {
+                true => Ok(()),
+                false => Err(refused("it is a folder without an adapter".to_owned())),
+            }
+        }
+        Made::Folder | Made::Adapter => Err(refused("it is no folder, but the result is one".to_owned())),
         Made::File(_) if path.is_dir() => {
             Err(refused("it is a folder, but the result is one file; give a name in it if you mean that".to_owned()))
         }
@@ -205,8 +216,8 @@ fn begins_with(path: &Path, magic: &[u8]) -> io::Result<bool> {
     Ok(magic.starts_with(&start))
 }
 
-/// What a folder holds that belongs to no checkpoint of this program, in words; of several the first by name.
-fn stranger(folder: &Path) -> io::Result<Option<String>> {
+/// What a folder holds that belongs to no checkpoint or adapter of this program, in words; of several the first by name.
+fn stranger(folder: &Path, made: Made) -> io::Result<Option<String>> {
     let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
@@ -214,8 +225,12 @@ fn stranger(folder: &Path) -> io::Result<Option<String>> {
         if is_dir {
             return Ok(Some(format!("it holds the folder {}", name.display())));
         }
-        if !name.to_str().is_some_and(is_of_checkpoint) {
-            return Ok(Some(format!("it holds {}, which is no file of a checkpoint", name.display())));
+        let (belongs, kind): (fn(&str) -> bool, _) = match made {
+            Made::Adapter => (is_of_adapter, "an adapter"),
+            _ => (is_of_checkpoint, "a checkpoint"),
+        };
+        if !name.to_str().is_some_and(belongs) {
+            return Ok(Some(format!("it holds {}, which is no file of {kind}", name.display())));
         }
     }
     Ok(None)
@@ -231,14 +246,14 @@ fn remove_leftover(partial: &Path, made: Made) -> Result<(), CheckpointError> {
         let entries = fs::read_dir(partial).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.map_err(CheckpointError::io(partial))?;
         if !entries.iter().all(|entry| entry.file_name().to_str().is_some_and(is_part))
-            && let Some(stranger) = stranger(partial).map_err(CheckpointError::io(partial))?
+            && let Some(stranger) = stranger(partial, made).map_err(CheckpointError::io(partial))?
         {
             return Err(refused(stranger));
         }
     } else {
         let begun = match made {
             Made::File(magic) => begins_with(partial, magic).map_err(CheckpointError::io(partial))?,
-            Made::Folder => false,
+            Made::Folder | Made::Adapter => false,
         };
         if !begun {
             return Err(refused("an interrupted run would have left something else here".to_owned()));

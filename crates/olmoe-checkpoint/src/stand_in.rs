@@ -90,7 +90,7 @@ fn dangling(path: &Path) -> Option<PathBuf> {
 pub(crate) fn other_weights(names: &[String]) -> &'static str {
     let has = |test: &dyn Fn(&str) -> bool| names.iter().any(|name| test(name));
     if has(&|name| name.starts_with("adapter_model.") || name == "adapter_config.json") {
-        "; a LoRA adapter, which changes a model: merge it into the model first, for one with peft's merge_and_unload"
+        "; a LoRA adapter, which changes a model: give the model, and this with --adapter"
     } else if has(&|name| name.starts_with("model-00") && name.ends_with(".safetensors")) {
         "; there are shards, but their index model.safetensors.index.json is missing: get it, too"
     } else if has(&|name| name.starts_with("pytorch_model") || name.ends_with(".pth")) {

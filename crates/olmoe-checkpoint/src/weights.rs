@@ -40,6 +40,9 @@ pub trait Weights {
     /// # Errors
     /// What the system says.
     fn read(&self, parameter: usize, slab: usize) -> Result<Buffer<u8>, CheckpointError>;
+
+    /// Tells the source how a slab that was just read has been written.
+    fn written(&self, _parameter: usize, _slab: usize, _encoding: Encoding, _bytes: &[u8]) {}
 }
 
 /// Numbers of a slab.

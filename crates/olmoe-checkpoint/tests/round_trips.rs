@@ -20,7 +20,8 @@ const HF: Target = Target::HuggingFace { experts: Experts::Separate, dtype: None
 const FUSED: Target = Target::HuggingFace { experts: Experts::Fused, dtype: None };
 const OLMO: Target = Target::Olmo { dtype: None };
 const GGUF: Target = Target::Gguf { mix: None };
-const EXACT: Loading = Loading { precision: Precision::Fp32, keep_blocks: false, beside: 0, packed_cache: None };
+const EXACT: Loading =
+    Loading { precision: Precision::Fp32, keep_blocks: false, beside: 0, packed_cache: None, adapter: None };
 
 /// The release model in small.
 fn mixture() -> ModelConfig {

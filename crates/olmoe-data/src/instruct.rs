@@ -7,6 +7,7 @@
 //! | [`Encoder`] | rows to tokens: which are targets ([`Spans`], [`Trained`]), what is too long; a [`Report`] counts it all |
 //! | [`Example`], [`PairExample`], [`LabelledExample`] | tokens with their weights as targets |
 //! | [`pack`], [`packed`] | several examples in a sequence |
+//! | [`collect`], [`held_out`] | the rows of sources for a [`Purpose`], mixed, and rows of them to evaluate on |
 //! | [`shares`], [`mixture`], [`epoch_order`] | several sources in one, and the order of an epoch |
 //! | [`cache_key`], [`store`], [`load`] | encoded rows on disk |
 //! | [`preview`] | an example as a table |
@@ -56,6 +57,7 @@ mod preview;
 mod reader;
 mod report;
 mod rows;
+mod sources;
 mod tokens;
 
 pub use cache::{Key, cache_key, load, store};
@@ -74,3 +76,4 @@ pub use preview::{PreviewRow, preview};
 pub use reader::Records;
 pub use report::Report;
 pub use rows::{ENDINGS, MAX_JSON_BYTES};
+pub use sources::{Purpose, Source, SourceReport, collect, files, held_out};

@@ -1,9 +1,11 @@
 //! Packing, mixing, orders and the cache, against trl, datasets and by hand.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use olmoe_data::instruct::{
-    Amount, EncodeOptions, Example, MixedRow, Packing, Part, Share, Spans, cache_key, epoch_order, load, mixture, pack,
+    Amount, Content, EncodeOptions, Encoded, Example, LabelledExample, MixedRow, Packing, PairExample, Part, Purpose,
+    ReadOptions, Report, Share, Source, Spans, cache_key, collect, epoch_order, files, held_out, load, mixture, pack,
     packed, shares, store,
 };
 use proptest::prelude::*;
@@ -237,16 +239,123 @@ fn a_key_changes_with_everything_that_decides() {
     assert!(missing.starts_with("cannot read ") && missing.contains("none"), "{missing}");
 }
 
+/// Files of rows, and a source of them.
+fn source(path: &Path, amount: Amount) -> Source {
+    Source { path: path.to_owned(), amount, options: ReadOptions::default() }
+}
+
+#[test]
+fn sources_are_files_folders_and_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, r#"{"text":"a"}"#).unwrap();
+    };
+    for name in ["set/data/train-2.jsonl", "set/data/train-1.jsonl", "set/data/test-1.jsonl", "set/README.md"] {
+        write(name);
+    }
+    for name in ["plain/b.json", "plain/a.csv.gz", "plain/.cache/c.jsonl", "plain/dataset_info.txt"] {
+        write(name);
+    }
+    let names = |path: &str| -> Vec<String> {
+        let found = files(&folder.path().join(path)).unwrap();
+        found.iter().map(|path| path.strip_prefix(folder.path()).unwrap().to_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names("set"), ["set/data/train-1.jsonl", "set/data/train-2.jsonl"], "other splits are left out");
+    assert_eq!(names("plain"), ["plain/a.csv.gz", "plain/b.json"]);
+    assert_eq!(names("set/data/t*-1.js*l"), ["set/data/test-1.jsonl", "set/data/train-1.jsonl"]);
+    assert_eq!(names("set/data/none.jsonl"), ["set/data/none.jsonl"], "what is missing is said where it is read");
+    for path in ["set/data/x*", "set/none"] {
+        write("set/none/README.md");
+        let error = files(&folder.path().join(path)).unwrap_err().to_string();
+        assert!(error.contains("expected a name ending in .json"), "{error}");
+    }
+}
+
+#[test]
+fn rows_are_made_ready_for_a_purpose() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let pairs = file(
+        "pairs.jsonl",
+        r#"{"prompt":"p","chosen":"good","rejected":"bad"}
+           {"prompt":"p","chosen":"good","rejected":"  "}"#,
+    );
+    let judged = file(
+        "judged.jsonl",
+        r#"{"prompt":"p","completion":"yes","label":true}
+           {"prompt":"p","completion":"no","label":false}"#,
+    );
+    let whole = Amount::Fraction(1.0);
+    let contents = |path: &Path, purpose| -> Vec<String> {
+        let (mixed, records, _) = collect(&[source(path, whole)], purpose, 1).unwrap();
+        assert_eq!(mixed.len(), records[0].len());
+        let kinds = records[0].iter().map(|record| match &record.content {
+            Content::Sample(_) => "sample".to_owned(),
+            Content::Pair(_) => "pair".to_owned(),
+            Content::Labelled(labelled) => labelled.desirable.to_string(),
+            Content::Tokens(_) => "tokens".to_owned(),
+        });
+        kinds.collect()
+    };
+    assert_eq!(contents(&pairs, Purpose::Samples), ["sample", "sample"], "the chosen answers");
+    assert_eq!(contents(&pairs, Purpose::Pairs), ["pair", "pair"]);
+    assert_eq!(contents(&pairs, Purpose::Judged), ["true", "false", "true"], "an empty answer is left out");
+    assert_eq!(contents(&judged, Purpose::Judged), ["true", "false"]);
+    assert_eq!(contents(&judged, Purpose::Samples), ["sample"], "the desirable answers");
+    let error = collect(&[source(&judged, whole)], Purpose::Pairs, 1).unwrap_err().to_string();
+    assert!(error.contains("judged.jsonl row 1: the row is a judged answer, expected a pair"), "{error}");
+    let (_, _, reports) =
+        collect(&[source(&judged, whole), source(&pairs, Amount::Rows(1))], Purpose::Samples, 1).unwrap();
+    let counts: Vec<_> = reports.iter().map(|report| (report.rows, report.unfit, report.taken)).collect();
+    assert_eq!(counts, [(1, 1, 1), (2, 0, 1)]);
+}
+
+#[test]
+fn rows_held_out_are_in_no_other_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    let lines: Vec<String> = (0..20).map(|i| format!(r#"{{"text":"{i}"}}"#)).collect();
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    let mix = |times| collect(&[source(&path, Amount::Epochs(times))], Purpose::Samples, 3).unwrap().0;
+    let (rest, held) = held_out(mix(2.5), 0.25, 3).unwrap();
+    assert_eq!(
+        (rest.len(), held.len()),
+        (50 - held.len() * 2 - held.iter().filter(|row| mix(0.5).contains(row)).count(), 5)
+    );
+    assert!(!rest.iter().any(|row| held.contains(row)));
+    assert_eq!(held_out(mix(2.5), 0.25, 3).unwrap().1, held);
+    assert_ne!(held_out(mix(2.5), 0.25, 4).unwrap().1, held);
+    assert_eq!(held_out(mix(1.0), 7.0, 3).unwrap().1.len(), 7);
+    let error = held_out(mix(1.0), 20.0, 3).unwrap_err().to_string();
+    assert!(error.contains("less than the 20 different rows"), "{error}");
+}
+
 #[test]
 fn encoded_rows_come_back_from_disk() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows");
     let key = [7; 32];
     assert_eq!(load(&path, &key).unwrap(), None);
-    let mut examples = rows(&[3, 0, 5]);
-    examples[0].weights[1] = 0.1;
-    store(&path, &key, &examples).unwrap();
-    assert_eq!(load(&path, &key).unwrap().as_ref(), Some(&examples));
+    let mut examples = rows(&[3, 0, 5, 2, 4, 1]).into_iter();
+    let mut next = || examples.next().unwrap();
+    let mut first = next();
+    first.weights[1] = 0.1;
+    let encoded = vec![
+        Encoded::Example(first),
+        Encoded::Pair(PairExample::new(next(), next())),
+        Encoded::Labelled(LabelledExample::new(next(), true)),
+        Encoded::Labelled(LabelledExample::new(next(), false)),
+        Encoded::Example(next()),
+    ];
+    let report = Report { rows: 9, kept: 5, first_unknown: Some("row 3".to_owned()), ..Report::default() };
+    store(&path, &key, &encoded, &report).unwrap();
+    assert_eq!(load(&path, &key).unwrap(), Some((encoded, report.clone())));
     assert_eq!(load(&path, &[8; 32]).unwrap(), None, "made of something else");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
     let bytes = std::fs::read(&path).unwrap();
@@ -261,5 +370,10 @@ fn encoded_rows_come_back_from_disk() {
         assert!(load(&path, &key).is_err(), "{at} bytes");
     }
     let uneven = Example { ids: vec![1], weights: Vec::new() };
-    assert!(store(&path, &key, &[uneven]).unwrap_err().to_string().contains("1 tokens and 0 weights"));
+    assert!(
+        store(&path, &key, &[Encoded::Example(uneven)], &report)
+            .unwrap_err()
+            .to_string()
+            .contains("1 tokens and 0 weights")
+    );
 }

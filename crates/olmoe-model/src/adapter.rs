@@ -15,6 +15,9 @@
 //! A side that all experts have in common has the shape without E. `{module}` is a canonical name, such as
 //! `layers.3.moe.experts.gate_proj`.
 
+pub mod paths;
+pub mod settings;
+
 use crate::config::ModelConfig;
 use crate::identity::{MlpOf, ModuleId, ModulePart};
 use crate::modules::ParameterId;

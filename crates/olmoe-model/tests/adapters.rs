@@ -1,11 +1,15 @@
 //! Adapters of every matrix: with B = 0 the model is the one without, otherwise it is the one with changed weights; the
 //! gradients are those of the changed weights, by the chain rule.
 
+use std::convert::Infallible;
+
 use olmoe_model::adapter::{Adapter, AdapterInit, Sharing, parameters_with};
 use olmoe_model::batch::{Batch, TokenNoise};
 use olmoe_model::config::{Activation, FeedForward, Mlp, ModelConfig};
 use olmoe_model::model::{Activations, Gradients, Held, Keep, Model, Objective, Precision};
 use olmoe_model::parameters::{ModulePart, ParameterKind, ParameterSpec, parameters};
+use olmoe_tensor::encoding::Encoding;
+use olmoe_tensor::quant::{BlockFormat, dequantize, quantize};
 use olmoe_tensor::threads::set_num_threads;
 
 const RANK: usize = 3;
@@ -311,6 +315,72 @@ fn any_number_of_threads_gives_the_same_bits() {
         let one = all(1);
         assert!(all(2) == one && all(5) == one);
         set_num_threads(2);
+    }
+}
+
+/// Over a base in quantised blocks, which stay as they are: B = 0 has the base's bits, the bytes are those predicted, and
+/// the gradients are close to those over the numbers that the blocks stand for.
+#[test]
+fn a_base_of_blocks_can_have_adapters() {
+    let mut config = config(false);
+    (config.d_model, config.head_dim) = (64, 16);
+    if let FeedForward::Moe(moe) = &mut config.feed_forward {
+        (moe.expert.width, moe.shared_expert) = (32, None);
+    }
+    let format = BlockFormat::Q8_0;
+    let adapters = adapters(&config, false, Sharing::PerExpert);
+    let specs = parameters_with(&config, &adapters).expect("adapters of the model");
+    let held = Held::of(&specs, &config, |spec| spec.kind.is_of_adapter());
+    let mut drawn = Model::new(config.clone(), Precision::Fp32, Held::Trained).expect("a model");
+    drawn.initialize(3);
+    let encodings = vec![Some(Encoding::Blocks(format)); drawn.parameters().len()];
+    let made = |held: Vec<Held>, encodings: &[Option<Encoding>], adapters: &[Adapter]| {
+        let mut model = Model::with_adapters(config.clone(), Precision::Fp32, held, encodings, adapters).expect("a model");
+        for id in 0..drawn.parameters().len() {
+            let mut value = drawn.value(id).expect("numbers").to_vec();
+            let mut bytes = Vec::new();
+            if !encodings.is_empty() && model.encoding(id).is_some() || encodings.is_empty() && value.len() > 64 {
+                bytes = vec![0; format.bytes(value.len()).expect("whole blocks")];
+                quantize(format, &value, &mut bytes);
+                dequantize(format, &bytes, &mut value);
+            }
+            if model.encoding(id).is_some() {
+                let place = |number: usize| number / format.block_len() * format.block_bytes();
+                let Ok(()) = model.fill_encoded(id, |range, out| {
+                    out.copy_from_slice(&bytes[place(range.start)..place(range.end)]);
+                    Ok::<_, Infallible>(())
+                });
+            } else {
+                let Ok(()) = model.fill(id, |range, out| {
+                    out.copy_from_slice(&value[range]);
+                    Ok::<_, Infallible>(())
+                });
+            }
+        }
+        model.initialize_adapters(7);
+        model
+    };
+    let plain = made(vec![Held::Inference; drawn.parameters().len()], &encodings, &[]);
+    let mut blocks = made(held.clone(), &encodings, &adapters);
+    let quantized = (0..drawn.parameters().len()).filter(|id| blocks.encoding(*id).is_some()).count();
+    assert_eq!(quantized, 2 + 2 * 7, "embedding, head, attention and experts stay in blocks");
+    let predicted = config.bytes_with_adapters(Precision::Fp32, &held, &encodings, &adapters).expect("adapters");
+    assert_eq!(blocks.bytes() as u64, predicted);
+    assert!(logits(&blocks) == logits(&plain));
+    let mut numbers = made(held, &[], &adapters);
+    for model in [&mut blocks, &mut numbers] {
+        for ids in model.adapter_ids().to_vec() {
+            model.update(ids.b, |range, out| {
+                range.zip(out).for_each(|(at, x)| *x = ((at * 29 + 5) % 23) as f32 / 46.0 - 0.24);
+            });
+        }
+    }
+    let (found, _) = step(&blocks, Keep::BlockInputs);
+    let (expected, _) = step(&numbers, Keep::BlockInputs);
+    for ((id, found), (_, expected)) in found.iter().zip(expected.iter()) {
+        let name = &blocks.parameters()[id].name;
+        // Of a mixture, tokens may go to other experts; the rest is what activations lose in eight bits.
+        assert!(relative_error(found, &wide(expected)) < 0.2, "{name}: {}", relative_error(found, &wide(expected)));
     }
 }
 

@@ -15,18 +15,18 @@
 mod check;
 pub mod duration;
 mod error;
-mod field;
-mod interpolation;
+pub(crate) mod field;
+pub(crate) mod interpolation;
 mod notices;
 mod overrides;
 pub mod progress;
 mod schema;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use duration::Duration;
 pub use error::TrainConfigError;
 pub(crate) use field::count;
-pub use field::{Count, Unsupported};
+pub use field::{Count, Key, Unsupported, Words};
 pub use interpolation::Environment;
 pub use notices::Notice;
 pub use progress::Progress;
@@ -50,9 +50,9 @@ use field::{At, Field, Tree};
 
 /// A configuration and what there is to say about how it was read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
+pub struct Loaded<C = TrainConfig> {
     /// The configuration, checked.
-    pub config: TrainConfig,
+    pub config: C,
     /// Everything that was accepted and does nothing here, or not what it says; show it once.
     pub notices: Vec<Notice>,
 }

@@ -3,6 +3,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | [`config`] | its configuration: open-instruct's flags as keys of a file and of a command line |
 //! | `settings` | the settings of a run |
 //! | `base` | the model that it begins with |
 //! | `examples` | the data, its order, and how it is divided into steps and passes |
@@ -46,6 +47,7 @@
 
 mod base;
 mod begin;
+pub mod config;
 mod dpo;
 mod error;
 mod examples;

@@ -269,3 +269,25 @@ fn a_circle_is_found() {
     assert_eq!(found, ["a, b, b/deep, c"]);
     assert!(none.is_empty(), "{none:?}");
 }
+
+#[test]
+fn tests_that_the_documents_name_exist() {
+    let table = fs::read_to_string(crates().join("../docs/reported-faults.md")).unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| reported"));
+    let named: BTreeSet<&str> =
+        rows.filter_map(|row| row.rsplit('|').nth(1)).flat_map(|tests| tests.split('`').skip(1).step_by(2)).collect();
+    assert!(named.len() > 30, "{named:?}");
+    let mut missing = named;
+    let mut folders = vec![crates()];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                missing.retain(|name| !text.contains(&format!("fn {name}()")));
+            }
+        }
+    }
+    assert_eq!(missing, BTreeSet::new(), "named in docs/reported-faults.md, and no test");
+}

@@ -2,6 +2,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | `adapter` | adapters of a model, and how much of each |
 //! | `model` | which model: a file, a folder, or a name of the hub |
 //! | `computing` | threads, precision, the type of the caches |
 //! | `loading` | a model loaded for inference |
@@ -15,6 +16,7 @@
 //! | `number` | values of flags |
 //! | `words` | a model, a result or a text without a flag |
 
+mod adapter;
 mod companions;
 mod computing;
 mod format;
@@ -28,13 +30,14 @@ pub(crate) mod settings;
 mod words;
 mod writing;
 
+pub(crate) use adapter::AdapterArg;
 pub(crate) use companions::Beside;
 pub(crate) use computing::{CacheArg, OnePrecision, Precisions, Threads};
-pub(crate) use format::{ExpertsArg, Form, Number, To};
+pub(crate) use format::{ExpertsArg, Form, Number, To, mix};
 pub(crate) use generator::{Generator, Work};
 pub(crate) use loading::{LoadingArgs, beside};
 pub(crate) use model::{input, with_expanded_paths};
-pub(crate) use number::{List, counts, ids, layers, positive, weights};
+pub(crate) use number::{List, bytes as size, counts, ids, layers, positive, weights};
 pub(crate) use quiet::Quiet;
 pub(crate) use record::RecordArg;
 pub(crate) use settings::{Line, Prompt, SettingsArgs};

@@ -5,9 +5,9 @@ use clap::Command;
 /// The groups; every command is in one.
 const GROUPS: [(&str, &[&str]); 7] = [
     ("First", &["quickstart"]),
-    ("Models", &["download", "inspect", "convert", "quantize", "init", "upcycle", "soup"]),
+    ("Models", &["download", "inspect", "convert", "quantize", "init", "upcycle", "soup", "merge"]),
     ("Text", &["generate", "chat", "logits", "tokens"]),
-    ("Training", &["tokenize", "train", "runs"]),
+    ("Training", &["tokenize", "train", "sft", "dpo", "kto", "runs"]),
     ("Inside", &["experts"]),
     ("This machine", &["verify", "bench"]),
     ("This program", &["completions", "man", "help"]),
@@ -89,7 +89,7 @@ mod tests {
                 for call in calls {
                     let words: Vec<&str> = call.iter().filter_map(|word| word.to_str()).collect();
                     own += usize::from(words.join(" ").starts_with(&path));
-                    let parsed = crate::command().try_get_matches_from(crate::train::keys_last(call.into_iter()));
+                    let parsed = crate::command().try_get_matches_from(crate::keys::arranged(call.into_iter()));
                     if let Err(error) = parsed {
                         assert_eq!(error.kind(), ErrorKind::DisplayHelp, "{path}: {line}\n{error}");
                     }

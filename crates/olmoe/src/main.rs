@@ -12,6 +12,7 @@ mod convert;
 mod download;
 mod experts;
 mod files;
+mod finetune;
 mod flags;
 mod generate;
 mod help;
@@ -19,9 +20,11 @@ mod hub_progress;
 mod init;
 mod inspect;
 mod interrupts;
+mod keys;
 mod live;
 mod logits;
 mod man;
+mod merge;
 mod progress;
 mod quantize;
 mod quickstart;
@@ -88,6 +91,7 @@ enum Command {
     Init(init::InitArgs),
     Upcycle(upcycle::UpcycleArgs),
     Soup(soup::SoupArgs),
+    Merge(merge::MergeArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Logits(logits::LogitsArgs),
@@ -95,6 +99,9 @@ enum Command {
     Tokens(tokens::TokensArgs),
     Tokenize(tokenize::TokenizeArgs),
     Train(train::TrainArgs),
+    Sft(finetune::SftArgs),
+    Dpo(finetune::DpoArgs),
+    Kto(finetune::KtoArgs),
     Verify(verify::VerifyArgs),
     Runs(runs::RunsArgs),
     Bench(bench::BenchArgs),
@@ -115,7 +122,7 @@ fn main() -> ExitCode {
 
 /// Runs a command line. Ends the program if it is wrong.
 fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
-    let arguments = train::keys_last(arguments);
+    let arguments = keys::arranged(arguments);
     let matches = command().try_get_matches_from(&arguments);
     let matches = matches.unwrap_or_else(|error| {
         let mut program = command();
@@ -136,6 +143,9 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         Command::Chat(args) => chat::run(args),
         Command::Runs(args) => runs::run(args),
         Command::Train(args) => train::run(args),
+        Command::Sft(args) => finetune::run(&args.run),
+        Command::Dpo(args) => finetune::run(&args.run),
+        Command::Kto(args) => finetune::run(&args.run),
         Command::Download(args) => done(download::run(args)),
         Command::Inspect(args) => done(inspect::run(args)),
         Command::Convert(args) => done(convert::run(args)),
@@ -143,6 +153,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         Command::Init(args) => done(init::run(args)),
         Command::Upcycle(args) => done(upcycle::run(args)),
         Command::Soup(args) => done(soup::run(args)),
+        Command::Merge(args) => done(merge::run(args)),
         Command::Logits(args) => done(logits::run(args)),
         Command::Experts(args) => done(experts::run(args)),
         Command::Tokens(args) => done(tokens::run(args)),

@@ -10,7 +10,7 @@ use olmoe_checkpoint::hub::MODEL_FILES;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_checkpoint::{Checkpoint, CheckpointError};
 
-use crate::flags::{Beside, InOut, RecordArg, RunArgs, To, input};
+use crate::flags::{Beside, InOut, RecordArg, RunArgs, To, input, mix};
 
 /// Quantise a checkpoint to a GGUF file
 ///
@@ -47,13 +47,6 @@ pub(crate) struct QuantizeArgs {
 
     #[command(flatten)]
     run: RunArgs,
-}
-
-fn mix(name: &str) -> Result<Mix, String> {
-    Mix::by_name(name).ok_or_else(|| {
-        let names: Vec<&str> = Mix::all().map(Mix::name).collect();
-        format!("expected one of {}", names.join(" "))
-    })
 }
 
 pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {

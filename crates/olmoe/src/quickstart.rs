@@ -1,6 +1,7 @@
 //! `olmoe quickstart`
 
 mod files;
+mod instructions;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,7 +31,7 @@ use files::{KINDS, Size, TextKind};
 /// Makes a folder with a small corpus of stories, programs and word problems, and OLMoE's tokenizer, all of which this
 /// program carries, and runs the other commands on it, each shown as you would type it: the text becomes tokens, a
 /// small OLMoE (64 experts, 8 for each token) is trained and evaluated on text that it has not seen, exported to
-/// Hugging Face and to GGUF, asked to write, and looked into. Two to five minutes: the speed of this machine is
+/// Hugging Face and to GGUF, asked to write, looked into, and tuned to follow instructions. Two to five minutes: the speed of this machine is
 /// measured, and the largest of four fixed sizes taken that it trains in that time. No network is needed.
 ///
 /// What is there already is not made again: a run that was interrupted goes on when the same command is given once
@@ -74,7 +75,7 @@ struct Tour<'a> {
 const SPEED_TIME: Duration = Duration::from_millis(200);
 
 /// Headings.
-const STEPS: usize = 6;
+const STEPS: usize = 7;
 
 /// Why a tour ends before its end.
 enum Stop {
@@ -105,7 +106,7 @@ pub(crate) fn run(args: &QuickstartArgs) -> anyhow::Result<ExitCode> {
     }
     let interrupted = interrupts(&[SIGINT, SIGTERM])?;
     let mut tour = Tour { folder, interrupted, began: Instant::now(), step: 0 };
-    match tour.run(steps) {
+    match tour.run(size, steps) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(Stop::Status(status)) => {
             println!("\ninterrupted; the same command goes on from here");
@@ -116,7 +117,7 @@ pub(crate) fn run(args: &QuickstartArgs) -> anyhow::Result<ExitCode> {
 }
 
 impl Tour<'_> {
-    fn run(&mut self, steps: u64) -> Result<(), Stop> {
+    fn run(&mut self, size: Size, steps: u64) -> Result<(), Stop> {
         let (run, gguf) = (self.path("run"), self.path("model-q8_0.gguf"));
         let held_out = |kind: &TextKind| self.path(&format!("text/{}-held-out.jsonl.gz", kind.name));
         let texts: Vec<String> = KINDS.iter().map(|kind| format!("{}={}", kind.name, held_out(kind))).collect();
@@ -153,6 +154,9 @@ impl Tour<'_> {
         let experts: Vec<&str> = ["experts", "-m", &gguf].into_iter().chain(texts).collect();
         self.command(&[&experts[..], &["--plot", &map, "--quiet"]].concat())?;
 
+        self.heading("Tuning: the model learns to do as it is told");
+        self.tune(size, steps, &checkpoint)?;
+
         self.heading("How training went");
         let curve = self.path("loss.svg");
         self.command(&["runs", &run, "--plot", &curve])?;
@@ -163,6 +167,7 @@ impl Tour<'_> {
             ("loss.svg", "loss, learning rate and load of the experts"),
             ("experts.svg", "which experts take stories, programs and word problems"),
             ("model-hf", "for transformers: OlmoeForCausalLM.from_pretrained"),
+            ("tuned/model", "the same, tuned to follow instructions: for `olmoe chat`"),
             ("model-q8_0.gguf", "for llama.cpp, and for `olmoe generate`"),
             ("train.yml", "the configuration, with OLMo's keys"),
         ] {
@@ -175,6 +180,7 @@ impl Tour<'_> {
             format!("generate -m {gguf} -p 'One day, a little' -n 60"),
             format!("train {config} --save_folder={run}-2 --optimizer.learning_rate=1e-3"),
             format!("runs {run} {run}-2"),
+            format!("chat -m {}", self.path("tuned/model")),
             "download allenai/OLMoE-1B-7B-0924-Instruct".to_owned(),
             "chat -m allenai/OLMoE-1B-7B-0924-Instruct".to_owned(),
             "help".to_owned(),
@@ -234,6 +240,27 @@ impl Tour<'_> {
             false if Path::new(&tokens).exists() => Ok(()),
             false => self.quietly(&arguments),
         }
+    }
+
+    /// Tunes the model to follow instructions, and shows how many answers are right before and after.
+    fn tune(&self, size: Size, steps: u64, checkpoint: &str) -> Result<(), Stop> {
+        let (rows, tuned) = (self.path("text/instructions.jsonl"), self.path("tuned"));
+        let (most, rate) = size.tuning();
+        let most = u64::from(most).min(steps).to_string();
+        let what = ["sft", "-m", checkpoint, "--train_file", &rows, "--output_dir", &tuned];
+        let how = ["--max_train_steps", &most, "--per_device_train_batch_size", "16", "--learning_rate", rate];
+        let rest = ["--max_seq_length", "64", "--clip_grad_norm", "1", "--logging_steps", "50"];
+        self.command(&[&what[..], &how, &rest].concat())?;
+        let (_, held_out) = instructions::rows();
+        let right = |model: &str| match instructions::right(Path::new(model), &held_out, &self.interrupted)? {
+            Some(count) => Ok(count),
+            None => Err(Stop::Status(ExitCode::from(INTERRUPTED))),
+        };
+        let (before, after) = (right(checkpoint)?, right(&self.path("tuned/model"))?);
+        let asked = &held_out[0];
+        println!("\ninstructions that it has not seen, such as {:?} -> {:?}", asked.instruction, asked.answer);
+        println!("  answers that are right to the letter, of {}: {before} before, {after} after", held_out.len());
+        Ok(())
     }
 
     /// The losses of the run beside those of counting.

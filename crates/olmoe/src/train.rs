@@ -1,13 +1,13 @@
 //! `olmoe train`
 
+mod log;
 mod progress;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use clap::{Args, Command};
+use clap::Args;
 use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::companions::Companions;
 use olmoe_checkpoint::convert::Conversion;
@@ -17,7 +17,6 @@ use olmoe_model::model::Precision;
 use olmoe_tensor::gemm::Operand;
 use olmoe_tensor::limits::peak_flops;
 use olmoe_train::config::{Duration as Length, Loaded, TrainConfig};
-use olmoe_train::metrics::{EventFile, MAX_STEPS, MetricsError, MetricsLog, Record, Sample, SampleLog};
 use olmoe_train::plan::{Plan, flops_per_token};
 use olmoe_train::state::TrainerState;
 use olmoe_train::trainer::{Event, Outcome, Trainer, instances};
@@ -26,12 +25,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::flags::{ExpertsArg, Quiet, Threads, To};
 use crate::interrupts::interrupts;
 use crate::live::duration;
-use crate::output::{is_quiet, note, warn};
-use progress::Progress;
+use crate::output::{is_quiet, note};
+pub(crate) use log::RunLog;
+pub(crate) use progress::Progress;
 
 const PEAK_TIME: Duration = Duration::from_millis(300);
 /// The exit status of a run that has saved and is not over.
-const SAVED: u8 = 75;
+pub(crate) const SAVED: u8 = 75;
 /// The share of the peak that the estimate of a dry run supposes.
 const SUPPOSED_SHARE: f64 = 0.5;
 
@@ -87,30 +87,6 @@ pub(crate) struct TrainArgs {
     _quiet: Quiet,
 }
 
-/// Sets keys of the configuration, which look like flags, apart from the flags: `--` comes before them, at the end.
-pub(crate) fn keys_last(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut arguments = arguments.collect::<Vec<_>>();
-    if arguments.get(1).is_none_or(|command| command != "train") {
-        return arguments;
-    }
-    let rest = arguments.split_off(2);
-    let command = TrainArgs::augment_args(Command::new("train"));
-    let is_flag = |text: &str| {
-        let name = text.trim_start_matches('-').split('=').next().unwrap_or_default();
-        name == "help" || command.get_arguments().any(|argument| argument.get_long() == Some(name))
-    };
-    let is_key = |argument: &OsString| {
-        argument.to_str().is_some_and(|text| text.starts_with("--") && text.len() > 2 && !is_flag(text))
-    };
-    let (keys, others): (Vec<_>, Vec<_>) = rest.into_iter().filter(|argument| argument != "--").partition(is_key);
-    arguments.extend(others);
-    if !keys.is_empty() {
-        arguments.push("--".into());
-        arguments.extend(keys);
-    }
-    arguments
-}
-
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let Loaded { config, notices } = TrainConfig::read(&args.config, &args.overrides)?;
     if args.print_config {
@@ -128,29 +104,16 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let mut trainer = Trainer::new(config, &mut early).map_err(|error| error.in_file(&args.config))?;
     let plan = trainer.plan()?;
     let folder = PathBuf::from(&trainer.config().save_folder);
-    let mut metrics = Metrics::open(&folder, &trainer, plan.last_step)?;
+    let sampled = trainer.config().samples.is_some().then(|| trainer.sampled_up_to()).transpose()?;
+    let mut log = RunLog::open(&folder, trainer.state().step, sampled, plan.last_step)?;
     // Without progress nobody sees the share of the peak.
     let peak = if is_quiet() { 0.0 } else { peak(trainer.config()) };
     let mut progress = Progress::new(trainer.config(), &plan, peak);
     progress.begin(trainer.state());
-    let mut failed = None;
     let outcome = trainer.run(&interrupt, &mut |event| {
         notice(&event);
         progress.show(&event);
-        let recorded = match &event {
-            Event::Step(report, values) => metrics.record(report.step, values),
-            Event::Evaluated(step, values) => metrics.record(*step, values),
-            Event::Sampled(samples) => metrics.record_samples(samples),
-            Event::Saved(..) => metrics.sync(),
-            Event::Notice(_) => Ok(()),
-        };
-        if let Err(error) = recorded {
-            // A full disk must not cost the run more than its log.
-            if failed.is_none() {
-                warn(format_args!("{error}; metrics are not written any more"));
-            }
-            failed.get_or_insert(());
-        }
+        log.observe(&event);
     })?;
     progress.end(outcome, trainer.state());
     let saved = folder.join(LATEST).exists();
@@ -168,58 +131,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a run writes down of its steps, as lines of JSON and for TensorBoard.
-struct Metrics {
-    lines: MetricsLog,
-    samples: Option<SampleLog>,
-    events: EventFile,
-    /// The steps of the run, until they are written.
-    max_steps: Option<u64>,
-}
-
-impl Metrics {
-    /// Goes on after `step`: what was written of later steps, before an end without a save, is taken away.
-    fn open(folder: &Path, trainer: &Trainer, max_steps: u64) -> anyhow::Result<Metrics> {
-        let step = trainer.state().step;
-        let lines = MetricsLog::open(folder, step)?;
-        let events = EventFile::create(folder, step, SystemTime::now())?;
-        let samples = match trainer.config().samples {
-            Some(_) => Some(SampleLog::open(folder, trainer.sampled_up_to()?)?),
-            None => None,
-        };
-        Ok(Metrics { lines, samples, events, max_steps: Some(max_steps) })
-    }
-
-    fn record_samples(&mut self, samples: &[Sample]) -> Result<(), MetricsError> {
-        for (i, sample) in samples.iter().enumerate() {
-            self.samples.as_mut().map_or(Ok(()), |log| log.append(sample))?;
-            self.events.append_text(&format!("samples/{i}"), sample, SystemTime::now())?;
-        }
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), MetricsError> {
-        self.lines.sync()?;
-        self.samples.as_ref().map_or(Ok(()), SampleLog::sync)
-    }
-
-    fn record(&mut self, step: u64, values: &[(String, f64)]) -> Result<(), MetricsError> {
-        if values.is_empty() {
-            return Ok(());
-        }
-        let mut record = Record::new(step);
-        for (name, value) in values {
-            record.push(name.clone(), *value);
-        }
-        if let Some(steps) = self.max_steps.take() {
-            record.push(MAX_STEPS, steps as f64);
-        }
-        self.lines.append(&record)?;
-        self.events.append(&record, SystemTime::now())
-    }
-}
-
-fn notice(event: &Event<'_>) {
+/// Says what a run has to say.
+pub(crate) fn notice(event: &Event<'_>) {
     if let Event::Notice(text) = event {
         note(text);
     }
@@ -296,28 +209,4 @@ fn export(folder: &Path, step: u64, format: To) -> anyhow::Result<()> {
         eprintln!("exported to {}", out.display());
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_and_flags_come_in_any_order() {
-        for (given, expected) in [
-            ("olmoe train c.yml", "olmoe train c.yml"),
-            ("olmoe train c.yml --a.b=1 --quiet --c", "olmoe train c.yml --quiet -- --a.b=1 --c"),
-            (
-                "olmoe train --a=--b c.yml --threads 2 --export=hf",
-                "olmoe train c.yml --threads 2 --export=hf -- --a=--b",
-            ),
-            ("olmoe train c.yml -- --a=1 -h", "olmoe train c.yml -h -- --a=1"),
-            ("olmoe bench --a=1", "olmoe bench --a=1"),
-            ("olmoe", "olmoe"),
-        ] {
-            let arranged = keys_last(given.split(' ').map(Into::into));
-            let text: Vec<&str> = arranged.iter().filter_map(|argument| argument.to_str()).collect();
-            assert_eq!(text.join(" "), expected);
-        }
-    }
 }

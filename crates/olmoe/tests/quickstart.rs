@@ -21,6 +21,8 @@ fn from_text_to_a_model_that_writes_and_again() {
     assert!(chosen.contains(" GFLOP/s with ") && ["smallest", "small", "medium", "full"].contains(&size), "{chosen}");
     for made in
         ["run/latest", "run/samples.jsonl", "loss.svg", "experts.svg", "model-hf/config.json", "model-q8_0.gguf"]
+            .into_iter()
+            .chain(["tuned/model/config.json", "text/instructions.jsonl"])
     {
         assert!(folder.join(made).exists(), "{made}");
     }
@@ -29,6 +31,7 @@ fn from_text_to_a_model_that_writes_and_again() {
         assert!(done.out.contains(row), "{row}: {}", done.out);
     }
     assert!(done.err.contains("step 1: eval/code/Perplexity"), "{}", done.err);
+    assert!(done.out.contains("right to the letter, of 94: 0 before, "), "{}", done.out);
     // A command can be copied out, though there is a space in the folder's name.
     let shown = format!("$ olmoe train '{name}/train.yml' --try_load_latest_save\n");
     assert!(done.out.contains(&shown), "{}", done.out);

@@ -27,6 +27,10 @@ use olmoe_model::config::{FeedForward, ModelConfig};
 
 use crate::layout::{Row, Transform};
 
+/// The key of the kind of a file, and its value for an adapter.
+pub(crate) const TYPE: &str = "general.type";
+pub(crate) const ADAPTER: &str = "adapter";
+
 /// A tensor of models with scaled rotary frequencies (Llama 3.1), which are not implemented.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 

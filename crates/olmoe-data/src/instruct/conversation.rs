@@ -186,6 +186,14 @@ pub struct LabelledExample {
     pub prompt: usize,
 }
 
+impl LabelledExample {
+    /// An encoded answer and its label.
+    pub fn new(example: Example, desirable: bool) -> LabelledExample {
+        let prompt = example.first_target().unwrap_or(0);
+        LabelledExample { example, desirable, prompt }
+    }
+}
+
 /// A row as tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Encoded {

@@ -140,10 +140,7 @@ impl<'a> Encoder<'a> {
         let mut sides = sides.into_iter();
         let Some(first) = sides.next() else { return Ok(None) };
         let encoded = match (&record.content, sides.next()) {
-            (Content::Labelled(labelled), _) => {
-                let prompt = first.first_target().unwrap_or(0);
-                Encoded::Labelled(LabelledExample { example: first, desirable: labelled.desirable, prompt })
-            }
+            (Content::Labelled(labelled), _) => Encoded::Labelled(LabelledExample::new(first, labelled.desirable)),
             (_, Some(second)) => {
                 counts.same_sides = u64::from(first == second);
                 Encoded::Pair(PairExample::new(first, second))

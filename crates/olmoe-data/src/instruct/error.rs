@@ -95,6 +95,16 @@ pub enum InstructError {
         /// Those that there are.
         columns: String,
     },
+    /// A row that a purpose has no use for.
+    #[error("{place}: the row is {found}, expected {expected}; use the command for such rows, or other data")]
+    Purpose {
+        /// The row.
+        place: Place,
+        /// What it is.
+        found: &'static str,
+        /// What it should be.
+        expected: &'static str,
+    },
     /// A field that is missing or of another type.
     #[error("{place}: the field {field} is {found}, expected {expected}")]
     Field {

@@ -38,17 +38,26 @@ enum Source {
     Ended,
 }
 
+/// The ending of a file's name that says what it holds, without that of its compression.
+fn ending(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
+    name.rsplit_once('.').map_or("", |(_, ending)| ending).to_owned()
+}
+
+/// Whether a file's name says that it holds rows.
+pub(super) fn is_read(path: &Path) -> bool {
+    matches!(ending(path).as_str(), "jsonl" | "ndjson" | "json" | "csv" | "parquet")
+}
+
 impl Rows {
     /// Opens a file; its name says what it is.
     ///
     /// # Errors
     /// A file that cannot be read, or of another kind.
     pub(super) fn open(path: &Path) -> Result<Rows, InstructError> {
-        let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-        let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-        let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
         let unreadable = || InstructError::unreadable(path);
-        let source = match ending {
+        let source = match ending(path).as_str() {
             "jsonl" | "ndjson" => Source::Lines(Lines::open(path, &|_| {}).map_err(unreadable())?),
             "json" => Source::Values(values(path)?.into_iter()),
             "csv" => csv_rows(path)?,

@@ -100,7 +100,9 @@ impl ParameterForms {
             let columns = specs[index].shape.last().copied().unwrap_or(0);
             // Either all matrices of an MLP are quantised or none, because its products run over all of them at once.
             let mlp = |spec: &ParameterSpec| match spec.module {
-                ModuleId { layer, part: ModulePart::Mlp(of, _) } if spec.kind != ParameterKind::Bias => {
+                ModuleId { layer, part: ModulePart::Mlp(of, _) }
+                    if matches!(spec.kind, ParameterKind::Linear | ParameterKind::Expert) =>
+                {
                     Some((layer, of))
                 }
                 _ => None,

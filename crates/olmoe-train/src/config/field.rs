@@ -10,27 +10,27 @@ use serde_json::{Map, Value};
 use super::error::TrainConfigError;
 
 /// Deepest nesting of a configuration.
-pub(super) const MAX_DEPTH: usize = 32;
+pub(crate) const MAX_DEPTH: usize = 32;
 
 /// Where a value is: the keys and places of a list that lead to it.
 #[derive(Clone, Copy)]
-pub(super) enum At<'a> {
+pub(crate) enum At<'a> {
     Top,
     Key(&'a At<'a>, &'a str),
     Place(&'a At<'a>, usize),
 }
 
 impl At<'_> {
-    pub(super) fn key<'b>(&'b self, key: &'b str) -> At<'b> {
+    pub(crate) fn key<'b>(&'b self, key: &'b str) -> At<'b> {
         At::Key(self, key)
     }
 
-    pub(super) fn place(&self, place: usize) -> At<'_> {
+    pub(crate) fn place(&self, place: usize) -> At<'_> {
         At::Place(self, place)
     }
 
     /// The error for a value of another type.
-    pub(super) fn wrong_type(&self, expected: &'static str, found: &Value) -> TrainConfigError {
+    pub(crate) fn wrong_type(&self, expected: &'static str, found: &Value) -> TrainConfigError {
         TrainConfigError::WrongType { path: self.to_string(), expected, found: describe(found) }
     }
 }
@@ -48,7 +48,7 @@ impl fmt::Display for At<'_> {
 
 /// A value to be written: like JSON's, with the keys in the order of the schema.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Tree {
+pub(crate) enum Tree {
     Value(Value),
     List(Vec<Tree>),
     Map(Vec<(String, Tree)>),
@@ -56,7 +56,7 @@ pub(super) enum Tree {
 
 impl Tree {
     /// Takes away a key wherever it has this value.
-    pub(super) fn remove(&mut self, key: &str, value: &Tree) {
+    pub(crate) fn remove(&mut self, key: &str, value: &Tree) {
         match self {
             Tree::Value(_) => {}
             Tree::List(items) => items.iter_mut().for_each(|item| item.remove(key, value)),
@@ -68,7 +68,7 @@ impl Tree {
     }
 
     /// The same without an order.
-    pub(super) fn value(&self) -> Value {
+    pub(crate) fn value(&self) -> Value {
         match self {
             Tree::Value(value) => value.clone(),
             Tree::List(items) => items.iter().map(Tree::value).collect(),
@@ -77,8 +77,38 @@ impl Tree {
     }
 }
 
+/// How many words of a command line a value takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Words {
+    /// None, which is true, or one: true or false.
+    Flag,
+    /// One.
+    One,
+    /// One or more: a list.
+    Many,
+}
+
+/// A key of a section, as a command line and its help show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The key.
+    pub name: &'static str,
+    /// What it sets, in lines.
+    pub doc: &'static [&'static str],
+    /// What follows it.
+    pub words: Words,
+}
+
+/// A section whose keys can be listed.
+pub(crate) trait Section {
+    /// The keys, in their order.
+    const SECTION: &'static [Key];
+}
+
 /// Something that a key can hold.
-pub(super) trait Field: Sized {
+pub(crate) trait Field: Sized {
+    /// What follows the key on a command line.
+    const WORDS: Words = Words::One;
     /// Takes the value at a key.
     fn read(value: &Value, at: &At<'_>) -> Result<Self, TrainConfigError>;
     /// What is read as the same again.
@@ -86,7 +116,7 @@ pub(super) trait Field: Sized {
 }
 
 /// The mapping of a section; its keys are checked.
-pub(super) fn section<'v>(
+pub(crate) fn section<'v>(
     value: &'v Value,
     at: &At<'_>,
     keys: &[&'static str],
@@ -102,7 +132,7 @@ pub(super) fn section<'v>(
 }
 
 /// The name of a field as a key: `r#type` is `type`.
-pub(super) const fn key_name(field: &'static str) -> &'static str {
+pub(crate) const fn key_name(field: &'static str) -> &'static str {
     match field.as_bytes() {
         [b'r', b'#', ..] => field.split_at(2).1,
         _ => field,
@@ -111,14 +141,22 @@ pub(super) const fn key_name(field: &'static str) -> &'static str {
 
 /// Declares sections: `key: type = default`.
 macro_rules! sections {
-    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* pub $field:ident : $type:ty = $default:expr,)* })*) => {$(
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[doc = $doc:literal])* pub $field:ident : $type:ty = $default:expr,)* })*) => {$(
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq)]
-        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+        pub struct $name { $($(#[doc = $doc])* pub $field: $type,)* }
+
+        impl $crate::config::field::Section for $name {
+            const SECTION: &'static [$crate::config::field::Key] = &[$($crate::config::field::Key {
+                name: $crate::config::field::key_name(stringify!($field)),
+                doc: &[$($doc,)*],
+                words: <$type as $crate::config::field::Field>::WORDS,
+            },)*];
+        }
 
         impl $name {
             /// The keys, in OLMo's order.
-            pub(super) const KEYS: &[&str] = &[$($crate::config::field::key_name(stringify!($field)),)*];
+            pub(crate) const KEYS: &[&'static str] = &[$($crate::config::field::key_name(stringify!($field)),)*];
         }
 
         impl Default for $name {
@@ -149,21 +187,28 @@ macro_rules! sections {
         }
     )*};
 }
-pub(super) use sections;
+pub(crate) use sections;
 
 /// Declares the names that a key can have: `Variant = "name"`.
 macro_rules! names {
-    ($($(#[$meta:meta])* pub enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)* })*) => {$(
+    ($($(#[$meta:meta])* pub enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal $(| $alias:literal)*,)* })*) => {$(
         $crate::names::names! {
             "name";
             $(#[$meta])*
-            pub enum $name { $($(#[$variant_meta])* $variant = $text,)* }
+            pub enum $name { $($(#[$variant_meta])* $variant = $text $(| $alias)*,)* }
         }
+        $crate::config::field::named_field! { $name }
+    )*};
+}
+pub(crate) use names;
 
+/// Makes the names of an enum values of keys.
+macro_rules! named_field {
+    ($($name:ty)*) => {$(
         impl $crate::config::field::Field for $name {
             fn read(value: &::serde_json::Value, at: &$crate::config::field::At<'_>) -> Result<Self, TrainConfigError> {
                 let text = value.as_str().ok_or_else(|| at.wrong_type("a name", value))?;
-                text.parse().map_err(|unknown: $crate::names::UnknownName| TrainConfigError::UnknownName {
+                text.parse::<Self>().map_err(|unknown: $crate::names::UnknownName| TrainConfigError::UnknownName {
                     path: at.to_string(),
                     found: unknown.found,
                     allowed: unknown.known,
@@ -176,9 +221,11 @@ macro_rules! names {
         }
     )*};
 }
-pub(super) use names;
+pub(crate) use named_field;
 
 impl<T: Field> Field for Option<T> {
+    const WORDS: Words = T::WORDS;
+
     fn read(value: &Value, at: &At<'_>) -> Result<Self, TrainConfigError> {
         if value.is_null() { Ok(None) } else { T::read(value, at).map(Some) }
     }
@@ -189,6 +236,8 @@ impl<T: Field> Field for Option<T> {
 }
 
 impl<T: Field> Field for Vec<T> {
+    const WORDS: Words = Words::Many;
+
     fn read(value: &Value, at: &At<'_>) -> Result<Self, TrainConfigError> {
         let Value::Array(items) = value else { return Err(at.wrong_type("a list", value)) };
         items.iter().enumerate().map(|(i, item)| T::read(item, &at.place(i))).collect()
@@ -211,6 +260,8 @@ impl<T: Field> Field for BTreeMap<String, T> {
 }
 
 impl Field for bool {
+    const WORDS: Words = Words::Flag;
+
     /// As OmegaConf: also the words of YAML 1.1, 0 and 1.
     fn read(value: &Value, at: &At<'_>) -> Result<Self, TrainConfigError> {
         let word = match value {

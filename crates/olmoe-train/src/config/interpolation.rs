@@ -32,7 +32,7 @@ const JOB: (&str, &str) = ("SLURM_JOB_ID", "local");
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Resolves all interpolations of a file. `defaults` is what keys that are not in the file stand for.
-pub(super) fn resolve(
+pub(crate) fn resolve(
     file: &Value,
     defaults: &Value,
     environment: Environment<'_>,

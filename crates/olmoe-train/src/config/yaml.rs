@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::field::Tree;
 
 /// The text of a mapping.
-pub(super) fn write(tree: &Tree) -> String {
+pub(crate) fn write(tree: &Tree) -> String {
     let mut text = String::new();
     block(tree, 0, &mut text);
     text

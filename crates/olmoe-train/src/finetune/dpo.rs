@@ -8,11 +8,11 @@ use olmoe_model::model::{Model, Objective};
 
 use super::examples::micro_batches;
 use super::reference::{References, RowSums};
-use super::scores::{ScorePass, Scored, TokenSums, scores, whole};
+use super::scores::{ScorePass, Scored, Sides, scores, whole};
 use super::settings::MicroBatch;
 use super::stack::{Stack, StepNoise, Unit};
 use crate::preference::{
-    Completion, PairLoss, Preference, PreferenceMetrics, PreferencePair, ReferenceLogProb, StepTotals, TokenStatistics,
+    Completion, PairLoss, Preference, PreferenceMetrics, PreferencePair, ReferenceLogProb, StepTotals,
 };
 use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
 
@@ -79,8 +79,8 @@ impl Dpo {
         let totals = self.totals(rows);
         let units: Vec<Unit<'_>> = rows.iter().map(|row| unit(*row as usize)).collect();
         let tokens: Vec<usize> = units.iter().map(Unit::tokens).collect();
-        let total = tokens.iter().sum::<usize>().max(1) as f64;
         let micros = micro_batches(&tokens, micro_batch);
+        let auxiliary = 1.0 / micros.len() as f64;
         let square_sums = self.preference.needs_square_sums();
         // Losses that compare all pairs of a step need all of them before the first gradient.
         let known = match self.preference.is_of_whole_step() && micros.len() > 1 {
@@ -111,11 +111,10 @@ impl Dpo {
             });
             losses.iter().for_each(|loss| metrics.add_pair(loss));
             report.cross_entropy = metrics.loss();
-            let auxiliary = stack.batch.tokens() as f64 / total;
             let objective =
                 Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: true };
             let (found, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
-            sides.add(&Scored::of(&stack, &found));
+            sides.add_pairs(&Scored::of(&stack, &found));
             report.load_balancing += routers.load_balancing;
             report.router_z += routers.z;
             report.add_loads(&activations.routing);
@@ -143,41 +142,13 @@ impl Dpo {
         };
         let answers: Vec<Scored> = answers.into_iter().flatten().collect();
         let mut sides = Sides::default();
-        sides.add(&answers);
+        sides.add_pairs(&answers);
         let mut metrics = PreferenceMetrics::of_pairs(&self.preference);
         metrics.add_tokens(&sides.statistics());
         self.losses(&answers, &references, &self.totals(&rows))?.iter().for_each(|loss| metrics.add_pair(loss));
         let mut found = evaluation(&metrics);
         found.metrics.extend(sides.logits().map(|(name, value)| (format!("eval_{name}"), value)));
         Ok(found)
-    }
-}
-
-/// Sums over the tokens of chosen and of rejected answers.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sides([TokenSums; 2]);
-
-impl Sides {
-    /// Takes in chosen and rejected answers in turn.
-    fn add(&mut self, answers: &[Scored]) {
-        answers.iter().enumerate().for_each(|(at, answer)| self.0[at % 2] += answer.sums);
-    }
-
-    /// Accuracy over chosen answers and entropy over all, as trl has them.
-    fn statistics(&self) -> TokenStatistics {
-        let [chosen, rejected] = self.0;
-        TokenStatistics {
-            correct: chosen.correct,
-            chosen_tokens: chosen.tokens,
-            entropy: chosen.entropy + rejected.entropy,
-            tokens: chosen.tokens + rejected.tokens,
-        }
-    }
-
-    /// The mean logits of both sides.
-    fn logits(&self) -> impl Iterator<Item = (String, f64)> {
-        let named = ["logits/chosen", "logits/rejected"].into_iter().zip(self.0);
-        named.map(|(name, sums)| (name.to_owned(), sums.logits / sums.tokens.max(1) as f64))
     }
 }
 

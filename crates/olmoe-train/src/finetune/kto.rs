@@ -10,11 +10,11 @@ use olmoe_model::model::{Model, Objective};
 use super::dpo::{evaluation, named};
 use super::examples::micro_batches;
 use super::reference::{References, RowSums};
-use super::scores::{ScorePass, Scored, TokenSums, scores, whole};
+use super::scores::{ScorePass, Scored, Sides, scores, whole};
 use super::settings::MicroBatch;
 use super::stack::{Sequence, Stack, StepNoise, Unit};
 use crate::preference::kto::{self, KlBatch, KtoStep, LabelledCompletion, LabelledLoss};
-use crate::preference::{Completion, PreferenceMetrics, TokenStatistics, log_prob};
+use crate::preference::{Completion, PreferenceMetrics, log_prob};
 use crate::trainer::{Evaluation, Pass, TrainError, check_loss};
 
 /// Labelled answers and how they are learned.
@@ -42,6 +42,11 @@ impl Answers {
             unit.sequences.push(other);
         }
         unit
+    }
+
+    /// Which of rows are desirable.
+    fn desirable<'a>(&'a self, rows: &'a [u32]) -> impl Iterator<Item = bool> + 'a {
+        rows.iter().map(|row| self.rows[*row as usize].desirable)
     }
 
     fn own(&self, row: usize) -> Unit<'_> {
@@ -106,7 +111,6 @@ impl Kto {
         let references = self.references.of_rows(rows, model, &both, false, micro_batch)?;
         let own = |row: usize| self.answers.own(row);
         let tokens: Vec<usize> = rows.iter().map(|row| self.answers.rows[*row as usize].example.ids.len()).collect();
-        let total = tokens.iter().sum::<usize>().max(1) as f64;
         let mut step = KtoStep { answers: rows.len() as u64, ..KtoStep::default() };
         let of_step = self.kto.settings().kl_batch == KlBatch::Step;
         if of_step {
@@ -121,8 +125,10 @@ impl Kto {
             step.delta = state.mean_reward.get_or_insert_default().update(mean);
         }
         let mut losses: Vec<LabelledLoss> = Vec::with_capacity(rows.len());
-        let (mut kl, mut sums) = (0.0, TokenSums::default());
-        for some in micro_batches(&tokens, micro_batch) {
+        let (mut kl, mut sides) = (0.0, Sides::default());
+        let micros = micro_batches(&tokens, micro_batch);
+        let auxiliary = 1.0 / micros.len() as f64;
+        for some in micros {
             let (rows, references) = (&rows[some.clone()], &references[some.clone()]);
             if !of_step {
                 step.kl = self.kl(rows, references, model, micro_batch)?;
@@ -138,11 +144,10 @@ impl Kto {
                 report.cross_entropy += loss.loss;
             }
             losses.extend(found);
-            let auxiliary = stack.batch.tokens() as f64 / total;
             let objective =
                 Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: true };
             let (found, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
-            Scored::of(&stack, &found).iter().for_each(|own| sums += own.sums);
+            sides.add_labelled(&Scored::of(&stack, &found), self.answers.desirable(rows));
             report.load_balancing += routers.load_balancing;
             report.router_z += routers.z;
             report.add_loads(&activations.routing);
@@ -151,8 +156,9 @@ impl Kto {
         let kl = if of_step { step.kl } else { kl / rows.len().max(1) as f64 };
         let mut metrics = PreferenceMetrics::of_answers(&self.kto, kl);
         losses.iter().for_each(|loss| metrics.add_answer(loss));
-        metrics.add_tokens(&statistics(&sums));
+        metrics.add_tokens(&sides.entropy());
         report.named = named(&metrics);
+        report.named.extend(sides.logits());
         Ok(())
     }
 
@@ -173,19 +179,16 @@ impl Kto {
             return Ok(Evaluation::default());
         };
         let scores: Vec<Scored> = scores.into_iter().flatten().collect();
-        let mut sums = TokenSums::default();
-        scores.iter().for_each(|own| sums += own.sums);
+        let mut sides = Sides::default();
+        sides.add_labelled(&scores, self.answers.desirable(&rows));
         let kl = self.kl(&rows, &references, model, micro_batch)?;
         let step = KtoStep { answers: rows.len() as u64, kl, delta: mean_reward };
         let mut metrics = PreferenceMetrics::of_answers(&self.kto, kl);
         let losses = self.kto.losses(&self.labelled(&rows, &scores, &references), &step)?;
         losses.iter().for_each(|loss| metrics.add_answer(loss));
-        metrics.add_tokens(&statistics(&sums));
-        Ok(evaluation(&metrics))
+        metrics.add_tokens(&sides.entropy());
+        let mut found = evaluation(&metrics);
+        found.metrics.extend(sides.logits().map(|(name, value)| (format!("eval_{name}"), value)));
+        Ok(found)
     }
-}
-
-/// The entropy of all answers.
-fn statistics(sums: &TokenSums) -> TokenStatistics {
-    TokenStatistics { entropy: sums.entropy, tokens: sums.tokens, ..TokenStatistics::default() }
 }

@@ -10,6 +10,7 @@ use super::error::FinetuneError;
 use super::examples::micro_batches;
 use super::settings::MicroBatch;
 use super::stack::{Stack, StepNoise, Unit};
+use crate::preference::TokenStatistics;
 use crate::trainer::TrainError;
 
 /// What gives the sequences of a row.
@@ -53,6 +54,41 @@ impl TokenSums {
     pub(super) fn named(&self) -> Vec<(String, f64)> {
         let mean = |sum: f64| sum / self.tokens.max(1) as f64;
         vec![("mean_token_accuracy".to_owned(), mean(self.correct as f64)), ("entropy".to_owned(), mean(self.entropy))]
+    }
+}
+
+/// Sums over the tokens of chosen and of rejected answers, or of desirable and of undesirable ones.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sides([TokenSums; 2]);
+
+impl Sides {
+    /// Takes in chosen and rejected answers in turn.
+    pub(super) fn add_pairs(&mut self, answers: &[Scored]) {
+        answers.iter().enumerate().for_each(|(at, answer)| self.0[at % 2] += answer.sums);
+    }
+
+    /// Takes in answers, given which are desirable.
+    pub(super) fn add_labelled(&mut self, answers: &[Scored], desirable: impl Iterator<Item = bool>) {
+        answers.iter().zip(desirable).for_each(|(answer, good)| self.0[usize::from(!good)] += answer.sums);
+    }
+
+    /// The entropy over all answers, as trl has it.
+    pub(super) fn entropy(&self) -> TokenStatistics {
+        let [chosen, rejected] = self.0;
+        let (entropy, tokens) = (chosen.entropy + rejected.entropy, chosen.tokens + rejected.tokens);
+        TokenStatistics { entropy, tokens, ..TokenStatistics::default() }
+    }
+
+    /// The same, and the accuracy over chosen answers.
+    pub(super) fn statistics(&self) -> TokenStatistics {
+        let [chosen, _] = self.0;
+        TokenStatistics { correct: chosen.correct, chosen_tokens: chosen.tokens, ..self.entropy() }
+    }
+
+    /// The mean logits of both sides, those of which there are answers.
+    pub(super) fn logits(&self) -> impl Iterator<Item = (String, f64)> {
+        let named = ["logits/chosen", "logits/rejected"].into_iter().zip(self.0).filter(|(_, sums)| sums.tokens > 0);
+        named.map(|(name, sums)| (name.to_owned(), sums.logits / sums.tokens as f64))
     }
 }
 

@@ -27,8 +27,8 @@ pub struct FinetuneSettings {
     /// Examples of a step: conversations, packed sequences where [`packing`](Self::packing) is set, pairs for DPO, labelled
     /// answers for KTO. Default 8.
     pub batch_size: usize,
-    /// How a step is divided into forward and backward passes; no result but the sums of gradients depends on it. Default
-    /// one example.
+    /// How a step is divided into forward and backward passes. No result but the order of the sums of gradients depends on
+    /// it, and the routers' auxiliary losses, which are means over passes. Default one example.
     pub micro_batch: MicroBatch,
     /// Several conversations in a sequence; only for supervised fine-tuning. Without it, sequences of a micro-batch lie one
     /// after the other without padding. Default none.

@@ -30,7 +30,6 @@ impl Sft {
     ) -> Result<(), TrainError> {
         let Pass { model, activations, gradients, report, .. } = pass;
         let tokens: Vec<usize> = units.iter().map(|unit| unit.iter().map(|part| part.length).sum()).collect();
-        let total = tokens.iter().sum::<usize>().max(1) as f64;
         let stack = |some: Range<usize>| {
             let parts = units[some].iter().flatten();
             let documents: Vec<Unit<'_>> = parts.map(|part| Unit::part(&self.rows, part)).collect();
@@ -44,8 +43,7 @@ impl Sft {
             let share = self.settings.reduction.weights(&counts, &stack.targets, &stack.batch.segments);
             let weights: Vec<f64> = share.iter().zip(&stack.weights).map(|(share, weight)| share * weight).collect();
             let token_loss = self.settings.token_loss;
-            let loss =
-                Loss { share: stack.batch.tokens() as f64 / total, token_loss, statistics: true, ..Loss::over(1.0) };
+            let loss = Loss { share: 1.0 / stacks.len() as f64, token_loss, statistics: true, ..Loss::over(1.0) };
             let targets = &stack.targets;
             let (log_probs, routers) =
                 loss.passes(model, &stack.batch, targets, Some(&weights), activations, gradients)?;

@@ -42,6 +42,11 @@ impl Form {
         Ok(to.target(self.dtype, self.experts))
     }
 
+    /// The format, where it is asked for.
+    pub(crate) fn format(&self) -> Option<To> {
+        self.to
+    }
+
     /// The type of the numbers, where it is asked for.
     pub(crate) fn dtype(&self) -> Option<DType> {
         self.dtype.map(Number::dtype)
@@ -134,4 +139,12 @@ impl To {
             To::Gguf => Target::Gguf { mix: dtype.map(Number::mix) },
         }
     }
+}
+
+/// The mix of a name.
+pub(crate) fn mix(name: &str) -> Result<Mix, String> {
+    Mix::by_name(name).ok_or_else(|| {
+        let names: Vec<&str> = Mix::all().map(Mix::name).collect();
+        format!("expected one of {}", names.join(" "))
+    })
 }

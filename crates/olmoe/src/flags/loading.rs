@@ -9,6 +9,7 @@ use olmoe_checkpoint::weights::Weights;
 use olmoe_model::model::{Model, Precision};
 use olmoe_tensor::ops::attention::CacheType;
 
+use super::adapter::AdapterArg;
 use super::model::ModelArg;
 use crate::output::note;
 use crate::progress::Progress;
@@ -22,6 +23,9 @@ const PROGRAM: u64 = 16 << 20;
 pub(crate) struct LoadingArgs {
     #[command(flatten)]
     model: ModelArg,
+
+    #[command(flatten)]
+    adapter: AdapterArg,
 
     /// Keep the packed weights in a file beside the model, or in DIR, and load from there the next time
     ///
@@ -46,7 +50,8 @@ impl LoadingArgs {
         self.model.rest(words)
     }
 
-    /// Loads it. Quantised matrices stay so with `keep_blocks`; `beside` are the bytes of [`beside`].
+    /// Loads it, with its adapters beside the weights. Quantised matrices stay so with `keep_blocks`; `beside` are the bytes of
+    /// [`beside`].
     ///
     /// Fails before anything is read if all of that does not fit the memory there is.
     pub(crate) fn load(
@@ -60,8 +65,9 @@ impl LoadingArgs {
             .packed_cache
             .as_ref()
             .map(|folder| packed_cache_path(Weights::origin(checkpoint), folder.as_deref(), precision));
+        let adapter = self.adapter.read(checkpoint, self.model.offline)?;
         let progress = Progress::new("loading", checkpoint.bytes());
-        let loading = Loading { precision, keep_blocks, beside, packed_cache };
+        let loading = Loading { precision, keep_blocks, beside, packed_cache, adapter };
         let mut loaded = checkpoint.load(&loading, &|bytes| progress.advance(bytes))?;
         drop(progress);
         if let Some(notice) = &loaded.notice {

@@ -21,7 +21,7 @@ pub(crate) struct ModelArg {
 
     /// Use files of the hub downloaded before; an error if one is missing
     #[arg(long)]
-    offline: bool,
+    pub(super) offline: bool,
 }
 
 impl ModelArg {

@@ -18,7 +18,7 @@ use crate::progress::Progress;
 pub(crate) struct RunArgs {
     /// Replace OUT: a file, or the folder of a checkpoint
     #[arg(long, help_heading = "Output")]
-    force: bool,
+    pub(crate) force: bool,
 
     /// Most bytes of tensors in a file, such as 5GB, 500MB or a number [default: 5GB for hf, one file for gguf]
     ///

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 
+use super::instructions;
 use crate::files::write_whole;
 
 /// A kind of text.
@@ -32,7 +33,7 @@ const FILES: [(&str, &[u8]); 8] = [
     ("tokenizer.json", include_bytes!("../../quickstart/tokenizer.json")),
 ];
 /// What the steps of the tour make in its folder.
-const MADE: [&str; 6] = ["tokens", "run", "model-hf", "model-q8_0.gguf", "experts.svg", "loss.svg"];
+const MADE: [&str; 7] = ["tokens", "run", "tuned", "model-hf", "model-q8_0.gguf", "experts.svg", "loss.svg"];
 const CONFIG: &str = include_str!("../../quickstart/train.yml");
 
 /// How large a run is. Each is one fixed configuration, whose losses are the same bits everywhere.
@@ -57,6 +58,10 @@ struct Shape {
     batch: usize,
     steps: u32,
     learning_rate: &'static str,
+    /// Steps of tuning, of sixteen conversations.
+    tuning: u32,
+    /// Its learning rate.
+    tuning_rate: &'static str,
     /// Batches of eight sequences, taken from all held-out texts together, so few of them may leave out a text; `None` for
     /// all sequences.
     evaluation: Option<usize>,
@@ -68,18 +73,46 @@ impl Size {
 
     fn shape(self) -> Shape {
         match self {
-            Size::Full => {
-                Shape { peak: 600e9, d_model: 192, batch: 4, steps: 1100, learning_rate: "2.0e-3", evaluation: None }
-            }
-            Size::Medium => {
-                Shape { peak: 170e9, d_model: 96, batch: 2, steps: 1000, learning_rate: "3.0e-3", evaluation: None }
-            }
-            Size::Small => {
-                Shape { peak: 80e9, d_model: 64, batch: 2, steps: 500, learning_rate: "4.0e-3", evaluation: Some(4) }
-            }
-            Size::Smallest => {
-                Shape { peak: 0.0, d_model: 32, batch: 1, steps: 80, learning_rate: "6.0e-3", evaluation: Some(4) }
-            }
+            Size::Full => Shape {
+                peak: 600e9,
+                d_model: 192,
+                batch: 4,
+                steps: 1100,
+                learning_rate: "2.0e-3",
+                tuning: 200,
+                tuning_rate: "1e-3",
+                evaluation: None,
+            },
+            Size::Medium => Shape {
+                peak: 170e9,
+                d_model: 96,
+                batch: 2,
+                steps: 1000,
+                learning_rate: "3.0e-3",
+                tuning: 300,
+                tuning_rate: "2e-3",
+                evaluation: None,
+            },
+            Size::Small => Shape {
+                peak: 80e9,
+                d_model: 64,
+                batch: 2,
+                steps: 500,
+                learning_rate: "4.0e-3",
+                tuning: 300,
+                tuning_rate: "3e-3",
+                evaluation: Some(4),
+            },
+            Size::Smallest => Shape {
+                peak: 0.0,
+                d_model: 32,
+                batch: 1,
+                steps: 80,
+                learning_rate: "6.0e-3",
+                tuning: 300,
+                tuning_rate: "4e-3",
+                evaluation: Some(4),
+            },
         }
     }
 
@@ -102,6 +135,12 @@ impl Size {
     /// Steps of the run.
     pub(super) fn steps(self) -> u32 {
         self.shape().steps
+    }
+
+    /// Steps of tuning, and its learning rate.
+    pub(super) fn tuning(self) -> (u32, &'static str) {
+        let Shape { tuning, tuning_rate, .. } = self.shape();
+        (tuning, tuning_rate)
     }
 
     /// The configuration for a folder.
@@ -154,7 +193,14 @@ pub(super) fn write(
          choose another one; `olmoe train` runs a changed configuration",
         path.display()
     );
-    let ours = FILES.into_iter().chain([("train.yml", config.as_bytes())]);
+    let (train, held_out) = instructions::rows();
+    let (train, held_out) = (instructions::file(&train), instructions::file(&held_out));
+    let generated = [
+        ("text/instructions.jsonl", &train[..]),
+        ("text/instructions-held-out.jsonl", &held_out),
+        ("train.yml", config.as_bytes()),
+    ];
+    let ours = FILES.into_iter().chain(generated);
     // Before anything is written: what lies here under a name of the tour is somebody's, unless it is the same.
     let is_other = |(name, bytes): &(&str, &[u8])| {
         let path = folder.join(name);

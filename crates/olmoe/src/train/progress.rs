@@ -14,30 +14,43 @@ use crate::live::{LiveLine, Now};
 const NEWEST: f64 = 0.1;
 
 /// What is shown of a run.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     live: LiveLine,
     last_step: u64,
-    /// Operations of a token, over those of the machine in a second.
-    seconds_at_peak: f64,
-    parameters: (u64, u64),
+    /// Operations of a token, over those of the machine in a second, if they are known.
+    seconds_at_peak: Option<f64>,
+    /// What is said before the first step.
+    model: String,
+    /// How a run that ends before its time goes on.
+    goes_on: &'static str,
     /// Seconds of a step, smoothed.
     step_seconds: Option<f64>,
 }
 
 impl Progress {
-    pub(super) fn new(config: &TrainConfig, plan: &Plan, peak: f64) -> Progress {
+    pub(crate) fn new(config: &TrainConfig, plan: &Plan, peak: f64) -> Progress {
         let flops = flops_per_token(&config.model, config.model.max_sequence_length).unwrap_or(0.0);
         Progress {
             live: LiveLine::new(config.console_log_interval),
             last_step: plan.last_step,
-            seconds_at_peak: flops / peak,
-            parameters: (plan.parameters.total, plan.parameters.active),
+            seconds_at_peak: Some(flops / peak),
+            model: format!(
+                "{}, {} of them for each token",
+                counted(plan.parameters.total, "parameter"),
+                plan.parameters.active
+            ),
+            goes_on: "it goes on with --try_load_latest_save",
             step_seconds: None,
         }
     }
 
-    pub(super) fn begin(&self, state: &TrainerState) {
-        let (total, active) = self.parameters;
+    /// Of a run of fine-tuning that ends at `last_step`, with a line every `interval` steps.
+    pub(crate) fn of_tuning(interval: u64, last_step: u64, model: String) -> Progress {
+        let goes_on = "the same command goes on";
+        Progress { live: LiveLine::new(interval), last_step, seconds_at_peak: None, model, goes_on, step_seconds: None }
+    }
+
+    pub(crate) fn begin(&self, state: &TrainerState) {
         let steps = match state.step {
             0 if self.last_step == 0 => "there is no step to be taken".to_owned(),
             1 if self.last_step <= 1 => "the only step is done".to_owned(),
@@ -45,11 +58,10 @@ impl Progress {
             step if step + 1 == self.last_step => format!("step {}", self.last_step),
             step => format!("steps {} to {}", step + 1, self.last_step),
         };
-        let total = counted(total, "parameter");
-        self.line(&format!("{total}, {active} of them for each token; {steps}"));
+        self.line(&format!("{}; {steps}", self.model));
     }
 
-    pub(super) fn show(&mut self, event: &Event<'_>) {
+    pub(crate) fn show(&mut self, event: &Event<'_>) {
         match event {
             Event::Step(report, _) => {
                 let seconds = self.step_seconds.map_or(report.seconds, |old| old + NEWEST * (report.seconds - old));
@@ -87,18 +99,18 @@ impl Progress {
             learning_rate: report.learning_rate,
             gradient_norm: Some(report.grad_norm),
             tokens_per_second: rate,
-            share_of_peak: Some(rate * self.seconds_at_peak),
+            share_of_peak: self.seconds_at_peak.map(|seconds| rate * seconds),
             load: report.imbalance(),
             left: Duration::try_from_secs_f64(left).ok(),
         }
     }
 
-    pub(super) fn end(&self, outcome: Outcome, state: &TrainerState) {
+    pub(crate) fn end(&self, outcome: Outcome, state: &TrainerState) {
         let what = match outcome {
-            Outcome::Finished => "done",
-            Outcome::Interrupted => "interrupted; it goes on with --try_load_latest_save",
-            Outcome::TimeLimit => "time limit; it goes on with --try_load_latest_save",
-            Outcome::EarlyStop => "stopped early: the loss has risen",
+            Outcome::Finished => "done".to_owned(),
+            Outcome::Interrupted => format!("interrupted; {}", self.goes_on),
+            Outcome::TimeLimit => format!("time limit; {}", self.goes_on),
+            Outcome::EarlyStop => "stopped early: the loss has risen".to_owned(),
         };
         self.line(&format!("step {}, {}: {what}", state.step, counted(state.tokens_seen, "token")));
     }
