@@ -21,7 +21,7 @@
 //! | `tuned` | the model that a run of chosen parameters made |
 //! | `error` | what can be wrong |
 //!
-//! [`begin`] makes a run ready, and [`Trainer::run`](crate::trainer::Trainer::run) trains it:
+//! [`begin()`] makes a run ready, and [`Trainer::run`](crate::trainer::Trainer::run) trains it:
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -10,8 +10,7 @@ use olmoe_model::model::Model;
 
 use super::error::TrainError;
 use super::event::Event;
-use super::folder::RunFolder;
-use super::record::DATA_FILE;
+use super::folder::{DATA_FILE, RunFolder};
 use super::task::DataPosition;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;

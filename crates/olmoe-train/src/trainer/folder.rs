@@ -12,7 +12,6 @@ use olmoe_model::model::{Model, ParameterId};
 use serde::Serialize;
 
 use super::error::TrainError;
-use super::record::DATA_FILE;
 use super::step::bad_weight;
 use crate::config::TrainConfig;
 use crate::optimizer::Optimizer;
@@ -22,6 +21,8 @@ use crate::state::TrainerState;
 pub const LOCK_FILE: &str = "run.lock";
 /// The configuration, in the folder of the run and in each checkpoint.
 pub const CONFIG_FILE: &str = "config.yaml";
+/// What a checkpoint was trained on, in the checkpoint.
+pub(super) const DATA_FILE: &str = "data.json";
 /// Most bytes of numbers in a file of a checkpoint.
 const MAX_SHARD_BYTES: u64 = 4 << 30;
 /// Most bytes of a tokenizer that is put beside the weights.

@@ -12,8 +12,6 @@ use super::task::DataPosition;
 use crate::config::TrainConfig;
 use olmoe_data::counted;
 
-/// The file of a checkpoint.
-pub(super) const DATA_FILE: &str = "data.json";
 /// Differing files that are named.
 const MAX_NAMED: usize = 3;
 /// Digits of a hash that are shown.
