@@ -20,6 +20,7 @@ mod pieces;
 mod read;
 mod settings;
 mod stacks;
+mod tensor;
 mod write;
 
 use std::path::{Path, PathBuf};

@@ -29,6 +29,7 @@ mod gradients;
 mod held;
 mod kv_cache;
 mod linear;
+mod low_rank;
 mod precision;
 mod residual;
 mod weights;

@@ -17,7 +17,7 @@ use olmoe_model::parameters::{ModulePart, parameters};
 
 use super::error::AdapterFileError;
 use super::pieces::{Piece, Pieces, assemble, out_and_in};
-use super::read::numbers;
+use super::tensor::numbers;
 use super::{AdapterPart, AdapterWeights};
 use crate::encoding::Encoding;
 use crate::error::CheckpointError;

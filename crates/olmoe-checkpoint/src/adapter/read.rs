@@ -13,13 +13,13 @@ use super::names::{BASE_LAYER, Named, Role, parse};
 use super::pieces::{Piece, Pieces, assemble, out_and_in};
 use super::settings::AdapterConfig;
 use super::stacks::{StackExtents, StackLayout, block_split, cut, transposed};
+use super::tensor::numbers;
 use super::{AdapterWeights, Replaced, gguf};
 use crate::error::CheckpointError;
 use crate::file_name::{ADAPTER_CONFIG, ADAPTER_SAFETENSORS, ADAPTER_TORCH};
 use crate::huggingface::{self, Experts};
 use crate::layout::{FileTensor, Layout, slabs};
-use crate::open::{Contents, Stored, StoredType, read_bounded};
-use crate::read_at::ReadAt;
+use crate::open::{Contents, Stored, read_bounded};
 
 /// The files of an adapter on the hub, as patterns of names.
 pub const ADAPTER_FILES: &[&str] = &["adapter_config.json", "adapter_model.*"];
@@ -452,31 +452,6 @@ impl Reader<'_> {
             }
         }
         Ok(all.into_iter().map(|((parameter, slab), values)| Replaced { parameter, slab, values }).collect())
-    }
-}
-
-/// The numbers of a tensor, all of them finite.
-pub(super) fn numbers(contents: &Contents, tensor: &Stored) -> Result<Vec<f32>, CheckpointError> {
-    let (path, file) = &contents.files[tensor.file];
-    let bad = |found: String| CheckpointError::Encoding { path: path.clone(), tensor: tensor.name.clone(), found };
-    let encoding = match &tensor.kind {
-        StoredType::Known(encoding) => *encoding,
-        StoredType::Other(name) => return Err(bad(name.clone())),
-    };
-    let count: usize = tensor.shape.iter().product();
-    if encoding.bytes(count).map(|bytes| bytes as u64) != Some(tensor.bytes) {
-        return Err(bad(format!("{encoding} of {} bytes", tensor.bytes)));
-    }
-    let mut bytes = vec![0; tensor.bytes as usize];
-    file.read_at(tensor.offset, &mut bytes).map_err(CheckpointError::io(path))?;
-    let mut numbers = vec![0.0; count];
-    encoding.decode(&bytes, &mut numbers);
-    match numbers.iter().position(|x| !x.is_finite()) {
-        None => Ok(numbers),
-        Some(at) => {
-            let problem = format!("number {at} is not finite; the file is damaged or the training diverged");
-            Err(CheckpointError::adapter(path)(AdapterFileError::tensor(&tensor.name, problem)))
-        }
     }
 }
 

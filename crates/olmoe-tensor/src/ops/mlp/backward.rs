@@ -405,6 +405,7 @@ fn magnitude_sums(
 ///
 /// # Safety
 /// No other reference to that row is alive.
+#[allow(clippy::mut_from_ref)]
 unsafe fn row_of<'s>(sums: Option<&'s Shared<'_, f32>>, b: usize, out: usize) -> Option<&'s mut [f32]> {
     // SAFETY: by the caller's promise.
     sums.map(|sums| unsafe { sums.range(b * out..(b + 1) * out) })

@@ -9,13 +9,16 @@ use serde_json::{Value, json};
 use super::Task;
 use crate::config::Words;
 
+/// Keys of the program with their values; or why there are none.
+type Said = Result<Vec<(&'static str, Value)>, &'static str>;
+
 /// What becomes of a key that is none of the program's.
 #[derive(Clone, Copy)]
 pub(super) enum Meaning {
     /// A key of the program, by the task where that decides.
     Same(fn(Task) -> Option<&'static str>),
     /// Keys of the program that say what its value says; or why it cannot be.
-    Says(Words, fn(&Value) -> Result<Vec<(&'static str, Value)>, &'static str>),
+    Says(Words, fn(&Value) -> Said),
     /// Nothing, with a note.
     NoEffect(Words, &'static str),
     /// It is refused, unless its value is the second, which means that it is off.
