@@ -153,6 +153,7 @@ fn keys_of_other_programs_mean_the_same() {
         ("--model a --lr 1e-3 --epochs 3", "--model_name_or_path a --learning_rate 1e-3 --num_train_epochs 3"),
         ("--sample_packing --sequence_len 512", "--packing best_fit --max_seq_length 512"),
         ("--packing False", "--packing off"),
+        ("--packing", "--packing best_fit"),
         ("--packing_strategy bfd_split", "--packing best_fit_split"),
         ("--train_on_inputs", "--train_on everything"),
         ("--train_on_inputs False", "--train_on answers"),
@@ -286,6 +287,7 @@ fn every_key_can_be_shown() {
     }
     assert_eq!(words("use_lora", Task::Sft), Some(Words::Flag));
     assert_eq!(words("bf16", Task::Sft), Some(Words::Flag));
+    assert_eq!(words("sample_packing", Task::Sft), Some(Words::Flag));
     assert_eq!(words("target_modules", Task::Sft), Some(Words::Many));
     assert_eq!(words("deepspeed_anything", Task::Sft), Some(Words::One));
     assert_eq!(words("nothing", Task::Sft), None);

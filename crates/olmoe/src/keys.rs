@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Command};
 use olmoe_train::config::Words;
-use olmoe_train::finetune::config::{Task, words};
+use olmoe_train::finetune::config::{PackingMode, Task, words};
 
 use crate::finetune::OWN_FLAGS;
 use crate::train::TrainArgs;
@@ -91,8 +91,10 @@ fn flags_joined(arguments: Vec<OsString>, task: Task) -> Vec<OsString> {
     joined
 }
 
+/// Whether a word says how a key is meant that may be alone.
 fn is_truth(text: &str) -> bool {
-    matches!(text.to_ascii_lowercase().as_str(), "true" | "false" | "yes" | "no" | "on" | "off" | "0" | "1")
+    PackingMode::NAMES.contains(&text)
+        || matches!(text.to_ascii_lowercase().as_str(), "true" | "false" | "yes" | "no" | "on" | "off" | "0" | "1")
 }
 
 #[cfg(test)]
@@ -115,6 +117,7 @@ mod tests {
             ("olmoe sft --use-lora False --lr 1", "olmoe sft --use_lora=False --lr 1"),
             ("olmoe sft --max-seq-length=8 --threads 2", "olmoe sft --max_seq_length=8 --threads 2"),
             ("olmoe sft --use_lora --add_bos true x", "olmoe sft --use_lora --add_bos=true x"),
+            ("olmoe sft --packing bfd --lr 1", "olmoe sft --packing=bfd --lr 1"),
             ("olmoe sft --dry-run --xyz a", "olmoe sft --dry-run --xyz a"),
             (
                 "olmoe dpo accelerate launch --mixed_precision bf16 --use_deepspeed open_instruct/dpo_tune.py --lr 1",

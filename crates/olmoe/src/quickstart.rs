@@ -245,7 +245,9 @@ impl Tour<'_> {
     fn tune(&self, size: Size, steps: u64, checkpoint: &str) -> Result<(), Stop> {
         let (rows, tuned) = (self.path("text/instructions.jsonl"), self.path("tuned"));
         let (most, rate) = size.tuning();
-        let most = u64::from(most).min(steps).to_string();
+        // A tour that is cut short is so here, too.
+        let short = steps < u64::from(size.steps());
+        let most = if short { steps.min(u64::from(most)) } else { u64::from(most) }.to_string();
         let what = ["sft", "-m", checkpoint, "--train_file", &rows, "--output_dir", &tuned];
         let how = ["--max_train_steps", &most, "--per_device_train_batch_size", "16", "--learning_rate", rate];
         let rest = ["--max_seq_length", "64", "--clip_grad_norm", "1", "--logging_steps", "50"];

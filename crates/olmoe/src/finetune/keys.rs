@@ -95,6 +95,7 @@ impl<T: OfTask> Args for Keys<T> {
                 "model_name_or_path" => arg.short('m').visible_alias("model").value_name("PATH|REPO[@REVISION]"),
                 "train_file" | "eval_file" => arg.value_name("FILE"),
                 "output_dir" => arg.value_name("DIR"),
+                "packing" => arg.value_name("HOW"),
                 _ => arg,
             };
             command = command.arg(arg.hide_short_help(!SHOWN.contains(&key.name)));

@@ -1,8 +1,5 @@
-//! A small language of instructions, with their answers, which a model of the tour is tuned to follow; and how many answers of
-//! a model are right to the letter.
-//!
-//! `jump twice and walk` is `jump, jump, walk.`, `jump after walk twice` is `walk, walk, jump.`: after the simplest
-//! sentences of SCAN (Lake and Baroni, arXiv 1711.00350).
+//! Questions for opposites, with their answers, which a model of the tour is tuned to give; and how many answers of a model are
+//! right to the letter.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,10 +14,39 @@ use olmoe_engine::{Engine, EngineConfig, Request};
 use olmoe_model::model::Precision;
 use serde_json::json;
 
-const VERBS: [&str; 8] = ["jump", "walk", "run", "look", "sing", "dance", "swim", "read"];
-const COUNTS: [(&str, usize); 3] = [("", 1), (" twice", 2), (" three times", 3)];
-/// One row in so many is held out.
-const HELD_OUT: usize = 12;
+const PAIRS: [[&str; 2]; 20] = [
+    ["big", "small"],
+    ["hot", "cold"],
+    ["up", "down"],
+    ["day", "night"],
+    ["good", "bad"],
+    ["old", "new"],
+    ["fast", "slow"],
+    ["open", "closed"],
+    ["happy", "sad"],
+    ["rich", "poor"],
+    ["hard", "soft"],
+    ["long", "short"],
+    ["light", "dark"],
+    ["early", "late"],
+    ["loud", "quiet"],
+    ["wet", "dry"],
+    ["full", "empty"],
+    ["left", "right"],
+    ["high", "low"],
+    ["first", "last"],
+];
+/// Ways to ask for the opposite of a word.
+const QUESTIONS: [&str; 8] = [
+    "What is the opposite of _?",
+    "Name the opposite of _.",
+    "Tell me the opposite of _.",
+    "And the opposite of _?",
+    "I say _, you say the opposite.",
+    "The opposite of _, please.",
+    "Which word is the opposite of _?",
+    "Turn _ into its opposite.",
+];
 /// Most tokens of an answer.
 const LONGEST: usize = 24;
 /// Answers that are generated at once.
@@ -33,31 +59,17 @@ pub(super) struct Row {
     pub(super) answer: String,
 }
 
-impl Row {
-    fn new(instruction: String, words: &[&str]) -> Row {
-        Row { instruction, answer: format!("{}.", words.join(", ")) }
-    }
-}
-
-/// All rows, those to learn from and those that are held out.
+/// All rows, those to learn from and those that are held out: one way to ask for each word.
 pub(super) fn rows() -> (Vec<Row>, Vec<Row>) {
-    let phrases = VERBS
-        .iter()
-        .flat_map(|verb| COUNTS.iter().map(move |(words, count)| (format!("{verb}{words}"), vec![*verb; *count])));
-    let phrases: Vec<(String, Vec<&str>)> = phrases.collect();
-    let mut all = Vec::new();
-    for (first, words) in &phrases {
-        all.push(Row::new(first.clone(), words));
-        for (second, more) in phrases.iter().filter(|(second, _)| second != first) {
-            all.push(Row::new(format!("{first} and {second}"), &[&words[..], more].concat()));
-            all.push(Row::new(format!("{first} after {second}"), &[&more[..], words].concat()));
+    let (mut train, mut held_out) = (Vec::new(), Vec::new());
+    for (at, [word, opposite]) in PAIRS.iter().flat_map(|[one, other]| [[one, other], [other, one]]).enumerate() {
+        for (way, question) in QUESTIONS.iter().enumerate() {
+            let row = Row { instruction: question.replace('_', word), answer: format!("The opposite is {opposite}.") };
+            // Another way from word to word.
+            if (3 * at + way) % QUESTIONS.len() == 0 { &mut held_out } else { &mut train }.push(row);
         }
     }
-    // Far apart in the list, so that they are of all kinds.
-    let is_held = |at: usize| (at * 7919) % HELD_OUT == HELD_OUT - 1;
-    let (held, train): (Vec<_>, Vec<_>) = all.into_iter().enumerate().partition(|(at, _)| is_held(*at));
-    let rows = |rows: Vec<(usize, Row)>| rows.into_iter().map(|(_, row)| row).collect();
-    (rows(train), rows(held))
+    (train, held_out)
 }
 
 /// Rows as a file of conversations.
@@ -113,23 +125,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instructions_have_answers() {
-        let (train, held) = rows();
-        assert_eq!((train.len() + held.len(), held.len()), (24 + 24 * 23 * 2, 94));
-        assert!(!held.iter().any(|row| train.contains(row)));
-        let all: Vec<&Row> = train.iter().chain(&held).collect();
-        for (instruction, answer) in [
-            ("jump", "jump."),
-            ("jump twice and walk", "jump, jump, walk."),
-            ("jump after walk three times", "walk, walk, walk, jump."),
-        ] {
-            let row = all.iter().find(|row| row.instruction == instruction).unwrap();
-            assert_eq!(row.answer, answer);
-        }
-        let text = String::from_utf8(file(&train[..1])).unwrap();
+    fn questions_have_answers() {
+        let (train, held_out) = rows();
+        assert_eq!((train.len(), held_out.len()), (280, 40));
+        assert!(!held_out.iter().any(|row| train.contains(row)));
+        let (question, answer) = ("What is the opposite of big?", "The opposite is small.");
+        let found = train.iter().chain(&held_out).find(|row| row.instruction == question);
+        assert_eq!(found.map(|row| row.answer.as_str()), Some(answer));
+        let text = String::from_utf8(file(&held_out[..1])).unwrap();
         assert_eq!(
             text,
-            "{\"messages\":[{\"content\":\"jump\",\"role\":\"user\"},{\"content\":\"jump.\",\"role\":\"assistant\"}]}\n"
+            "{\"messages\":[{\"content\":\"What is the opposite of big?\",\"role\":\"user\"},\
+             {\"content\":\"The opposite is small.\",\"role\":\"assistant\"}]}\n"
         );
     }
 }

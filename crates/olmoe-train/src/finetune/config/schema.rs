@@ -9,12 +9,45 @@ use serde_json::Value;
 
 use super::super::settings::EsftScore;
 use crate::config::field::{At, Field, Tree, named_field, names, sections};
-use crate::config::{OptimizerName, TrainConfigError, TrainPrecision};
+use crate::config::{OptimizerName, TrainConfigError, TrainPrecision, Words};
 use crate::loss::{Reduction, TokenLoss};
 use crate::preference::kto::{KlBatch, KtoLoss};
 use crate::preference::{FDivergence, LossType, Mismatch};
 
 named_field! { Reduction TokenLoss LossType FDivergence KtoLoss KlBatch Mismatch EsftScore }
+
+crate::names::names! {
+    "packing";
+    /// How rows are packed into sequences.
+    pub enum PackingMode {
+        /// A row is a sequence.
+        Off = "off" | "none",
+        /// Into the sequence that a row fills best.
+        BestFit = "best_fit" | "bfd",
+        /// The same; a row that is too long is cut into several.
+        BestFitSplit = "best_fit_split" | "bfd_split",
+        /// Into the first sequence with room.
+        FirstFit = "first_fit" | "ffd",
+    }
+}
+
+/// The key alone means the usual way.
+impl Field for PackingMode {
+    const WORDS: Words = Words::Flag;
+
+    fn read(value: &Value, at: &At<'_>) -> Result<Self, TrainConfigError> {
+        let text = value.as_str().ok_or_else(|| at.wrong_type("a name", value))?;
+        text.parse().map_err(|unknown: crate::names::UnknownName| TrainConfigError::UnknownName {
+            path: at.to_string(),
+            found: unknown.found,
+            allowed: unknown.known,
+        })
+    }
+
+    fn tree(&self) -> Tree {
+        Tree::Value(self.name().into())
+    }
+}
 
 names! {
     /// The learning rate over time.
@@ -59,18 +92,6 @@ names! {
         Drop = "drop",
         /// It is an error.
         Refuse = "refuse" | "raise",
-    }
-
-    /// How rows are packed into sequences.
-    pub enum PackingMode {
-        /// A row is a sequence.
-        Off = "off" | "none",
-        /// Into the sequence that a row fills best.
-        BestFit = "best_fit" | "bfd",
-        /// The same; a row that is too long is cut into several.
-        BestFitSplit = "best_fit_split" | "bfd_split",
-        /// Into the first sequence with room.
-        FirstFit = "first_fit" | "ffd",
     }
 
     /// Words around the instructions of Alpaca's format.
