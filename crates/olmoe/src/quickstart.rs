@@ -31,8 +31,9 @@ use files::{KINDS, Size, TextKind};
 /// Makes a folder with a small corpus of stories, programs and word problems, and OLMoE's tokenizer, all of which this
 /// program carries, and runs the other commands on it, each shown as you would type it: the text becomes tokens, a
 /// small OLMoE (64 experts, 8 for each token) is trained and evaluated on text that it has not seen, exported to
-/// Hugging Face and to GGUF, asked to write, looked into, and tuned to answer questions. Two to five minutes: the speed of this machine is
-/// measured, and the largest of four fixed sizes taken that it trains in that time. No network is needed.
+/// Hugging Face and to GGUF, asked to write, looked into, and tuned to answer questions. Two to five minutes: the speed
+/// of this machine is measured, and the largest of four fixed sizes taken that it trains in that time. No network is
+/// needed.
 ///
 /// What is there already is not made again: a run that was interrupted goes on when the same command is given once
 /// more.
