@@ -76,4 +76,4 @@ pub use preview::{PreviewRow, preview};
 pub use reader::Records;
 pub use report::EncodeReport;
 pub use rows::{ENDINGS, MAX_JSON_BYTES};
-pub use sources::{MixedSources, Purpose, Source, SourceReport, collect, files, held_out};
+pub use sources::{Collected, Purpose, Source, SourceReport, collect, files, held_out};

@@ -31,8 +31,9 @@ use files::{KINDS, Size, TextKind};
 /// Makes a folder with a small corpus of stories, programs and word problems, and OLMoE's tokenizer, all of which this
 /// program carries, and runs the other commands on it, each shown as you would type it: the text becomes tokens, a
 /// small OLMoE (64 experts, 8 for each token) is trained and evaluated on text that it has not seen, exported to
-/// Hugging Face and to GGUF, asked to write, looked into, and tuned to follow instructions. Two to five minutes: the speed of this machine is
-/// measured, and the largest of four fixed sizes taken that it trains in that time. No network is needed.
+/// Hugging Face and to GGUF, asked to write, looked into, and tuned to answer questions. Two to five minutes: the speed
+/// of this machine is measured, and the largest of four fixed sizes taken that it trains in that time. No network is
+/// needed.
 ///
 /// Files that exist are not made again: after an interruption, give the same command again to continue.
 #[derive(Args)]
@@ -153,7 +154,7 @@ impl Tour<'_> {
         let experts: Vec<&str> = ["experts", "-m", &gguf].into_iter().chain(texts).collect();
         self.command(&[&experts[..], &["--plot", &map, "--quiet"]].concat())?;
 
-        self.heading("Tuning: the model learns to do as it is told");
+        self.heading("Tuning: the model learns to answer questions");
         self.tune(size, steps, &checkpoint)?;
 
         self.heading("How training went");
@@ -166,7 +167,7 @@ impl Tour<'_> {
             ("loss.svg", "loss, learning rate and load of the experts"),
             ("experts.svg", "which experts take stories, programs and word problems"),
             ("model-hf", "for transformers: OlmoeForCausalLM.from_pretrained"),
-            ("tuned/model", "the same, tuned to follow instructions: for `olmoe chat`"),
+            ("tuned/model", "the same, tuned to answer questions: for `olmoe chat`"),
             ("model-q8_0.gguf", "for llama.cpp, and for `olmoe generate`"),
             ("train.yml", "the configuration, with OLMo's keys"),
         ] {
@@ -241,7 +242,7 @@ impl Tour<'_> {
         }
     }
 
-    /// Tunes the model to follow instructions, and shows how many answers are right before and after.
+    /// Tunes the model to answer questions, and shows how many answers are right before and after.
     fn tune(&self, size: Size, steps: u64, checkpoint: &str) -> Result<(), Stop> {
         let (rows, tuned) = (self.path("text/instructions.jsonl"), self.path("tuned"));
         let (most, rate) = size.tuning();
@@ -259,7 +260,7 @@ impl Tour<'_> {
         };
         let (before, after) = (right(checkpoint)?, right(&self.path("tuned/model"))?);
         let asked = &held_out[0];
-        println!("\ninstructions that it has not seen, such as {:?} -> {:?}", asked.instruction, asked.answer);
+        println!("\nquestions that it has not seen, such as {:?} -> {:?}", asked.instruction, asked.answer);
         println!("  answers that are right to the letter, of {}: {before} before, {after} after", held_out.len());
         Ok(())
     }

@@ -112,14 +112,14 @@ fn fits(pattern: &str, name: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// The rows of a mixture in its order, the records of each source that they name, and a report of each source.
-pub type MixedSources = (Vec<MixedRow>, Vec<Vec<Record>>, Vec<SourceReport>);
+/// The rows of a mixture, the records of each source, and what was found in each.
+pub type Collected = (Vec<MixedRow>, Vec<Vec<Record>>, Vec<SourceReport>);
 
 /// The rows of a mixture of sources, in its order: source by source, those of each drawn with the seed.
 ///
 /// # Errors
 /// Files that cannot be read, rows that cannot be used for the purpose, and amounts that cannot be taken.
-pub fn collect(sources: &[Source], purpose: Purpose, seed: u64) -> Result<MixedSources, InstructError> {
+pub fn collect(sources: &[Source], purpose: Purpose, seed: u64) -> Result<Collected, InstructError> {
     let (mut all, mut reports) = (Vec::with_capacity(sources.len()), Vec::with_capacity(sources.len()));
     for source in sources {
         let mut records = Vec::new();

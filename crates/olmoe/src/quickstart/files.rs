@@ -79,8 +79,8 @@ impl Size {
                 batch: 4,
                 steps: 1100,
                 learning_rate: "2.0e-3",
-                tuning: 200,
-                tuning_rate: "1e-3",
+                tuning: 250,
+                tuning_rate: "2e-3",
                 evaluation: None,
             },
             Size::Medium => Shape {
@@ -89,8 +89,8 @@ impl Size {
                 batch: 2,
                 steps: 1000,
                 learning_rate: "3.0e-3",
-                tuning: 300,
-                tuning_rate: "2e-3",
+                tuning: 350,
+                tuning_rate: "3e-3",
                 evaluation: None,
             },
             Size::Small => Shape {
@@ -99,8 +99,8 @@ impl Size {
                 batch: 2,
                 steps: 500,
                 learning_rate: "4.0e-3",
-                tuning: 300,
-                tuning_rate: "3e-3",
+                tuning: 500,
+                tuning_rate: "4e-3",
                 evaluation: Some(4),
             },
             Size::Smallest => Shape {
@@ -109,8 +109,8 @@ impl Size {
                 batch: 1,
                 steps: 80,
                 learning_rate: "6.0e-3",
-                tuning: 300,
-                tuning_rate: "4e-3",
+                tuning: 500,
+                tuning_rate: "6e-3",
                 evaluation: Some(4),
             },
         }

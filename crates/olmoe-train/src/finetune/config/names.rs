@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::Task;
 use crate::config::Words;
 
-/// Keys of the program with their values; or why there are none.
-type Said = Result<Vec<(&'static str, Value)>, &'static str>;
+/// Keys of the program and their values; or what is wrong with a value.
+type Meant = Result<Vec<(&'static str, Value)>, &'static str>;
 
 /// What becomes of a key that is none of the program's.
 #[derive(Clone, Copy)]
@@ -18,7 +18,7 @@ pub(super) enum Meaning {
     /// A key of the program, by the task where that decides.
     Same(fn(Task) -> Option<&'static str>),
     /// Keys of the program that say what its value says; or why it cannot be.
-    Says(Words, fn(&Value) -> Said),
+    Says(Words, fn(&Value) -> Meant),
     /// Nothing, with a note.
     NoEffect(Words, &'static str),
     /// It is refused, unless its value is the second, which means that it is off.
@@ -400,12 +400,12 @@ pub(super) const NAMES: &[(&str, Meaning)] = &[
     ),
 ];
 
-fn train_on_prompt(value: &Value) -> Result<Vec<(&'static str, Value)>, &'static str> {
+fn train_on_prompt(value: &Value) -> Meant {
     Ok(vec![("train_on", json!([if is_off(value) { "answers" } else { "everything" }]))])
 }
 
 /// A weight that is 0 where there is no loss.
-fn balancing(value: &Value) -> Result<Vec<(&'static str, Value)>, &'static str> {
+fn balancing(value: &Value) -> Meant {
     let on = !is_off(value) && value.as_str().and_then(|text| text.parse().ok()) != Some(0.0);
     let mut keys = vec![("load_balancing_loss", on.into())];
     keys.extend(on.then(|| ("load_balancing_weight", value.clone())));
