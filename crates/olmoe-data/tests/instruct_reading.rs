@@ -266,7 +266,7 @@ fn wrong_rows_say_what_and_where() {
         (
             json!({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]}),
             &none,
-            "attention_mask is a list of 3 elements, expected ones",
+            "attention_mask is a list of 3 elements, expected one run of ones",
         ),
         (
             json!({"input_ids": [1, 2], "attention_mask": [0, 0]}),

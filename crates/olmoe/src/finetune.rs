@@ -131,7 +131,7 @@ pub(crate) struct TuneArgs<T: OfTask> {
     #[arg(long)]
     print_config: bool,
 
-    /// Use files of the hub downloaded before; an error if one is missing
+    /// Use only files of the hub downloaded before; an error if one is missing
     #[arg(long)]
     offline: bool,
 

@@ -227,11 +227,17 @@ fn special_tokens_without_a_row_are_none() {
         std::fs::remove_dir_all(desk.path("there")).unwrap();
     };
     for (content, expected) in [
-        (json!({"pad_token": "[PAD]"}), "`pad_token` in tokenizer_config.json is \"[PAD]\", which is no token"),
-        (json!({"unk_token": "<unk>"}), "`unk_token` in tokenizer_config.json is \"<unk>\", which is no token"),
+        (
+            json!({"pad_token": "[PAD]"}),
+            "`pad_token` in tokenizer_config.json is \"[PAD]\", which is not a token of the tokenizer",
+        ),
+        (
+            json!({"unk_token": "<unk>"}),
+            "`unk_token` in tokenizer_config.json is \"<unk>\", which is not a token of the tokenizer",
+        ),
         (
             json!({"bos_token": {"content": "<s>"}}),
-            "`bos_token` in tokenizer_config.json is \"<s>\", which is no token",
+            "`bos_token` in tokenizer_config.json is \"<s>\", which is not a token of the tokenizer",
         ),
     ] {
         std::fs::write(&settings, content.to_string()).unwrap();

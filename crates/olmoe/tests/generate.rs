@@ -145,7 +145,7 @@ fn batches_keep_their_order_and_say_what_failed() {
     assert_eq!(reports[1]["samples"][0]["ids"].as_array().unwrap().len(), 1);
     for (line, expected) in [
         ("{", "line 1"),
-        ("{\"prompt\": 1}", "a text or an array of token ids"),
+        ("{\"prompt\": 1}", "a string or an array of token ids"),
         ("{}", "missing field `prompt`"),
         ("{\"prompt\": \"x\", \"top_q\": 1}", "top_q"),
     ] {

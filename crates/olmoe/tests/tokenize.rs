@@ -83,7 +83,7 @@ fn what_cannot_be_done_is_said() {
         ("narrow", &["--dtype", "uint8", "--dryrun"], 1, "choose a wider dtype"),
         ("number", &["--seed=-1"], 2, "expected a whole number"),
         ("slow tokenizer", &["--tokenizer.fast=false", "--dryrun"], 1, "`tokenizer.fast` is false"),
-        ("text type", &["--fields.text_field_type", "int", "--dryrun"], 1, "only str is a text"),
+        ("text type", &["--fields.text_field_type", "int", "--dryrun"], 1, "only str is supported"),
         ("id type", &["--fields.id_field_type", "list", "--dryrun"], 1, "use str or int"),
         ("unknown key", &["-c", config.to_str().unwrap()], 1, "procesess"),
     ];

@@ -280,7 +280,7 @@ fn says_what_it_will_do_and_exports() {
     let learned = ["step-3-hf", "step-3-olmo"].map(|name| {
         let from = format!("--load_path={}", folder.path().join("run").join(name).display());
         let done = train(folder.path(), name, &["--stop_at=1", &from]);
-        assert!(done.code == 0 && done.err.contains("only the weights are taken"), "{}", done.err);
+        assert!(done.code == 0 && done.err.contains("only the weights are loaded"), "{}", done.err);
         tensors(folder.path(), name, 1)
     });
     assert!(learned[0] == learned[1]);

@@ -90,7 +90,7 @@ fn words_that_are_too_many_or_too_few() {
         (&["logits", "@hf", "--out", "x"], &["no text", "--ids"]),
         (&["tokens", "@hf"], &["no text", "--stdin"]),
         (&["experts", "@hf"], &["no text"]),
-        (&["convert", "@hf", "--to", "hf"], &["where to write"]),
+        (&["convert", "@hf", "--to", "hf"], &["no output is given"]),
         (&["init", "@config.json", "out"], &["tip:", "--config <FILE>", "--seed <N>"]),
         (&["generate", "@hf", "hi", "--logprobs", "2"], &["--json"]),
         (&["generate", "@hf", "hi", "--experts"], &["--json"]),
@@ -109,10 +109,13 @@ fn a_name_tells_the_format() {
     done(&desk, &["soup", "@hf", "@hf", "-o", "@s.gguf", "--quiet"]);
     for (words, expected) in [
         (&["convert", "@hf", "@new"][..], "--to <FORMAT>"),
-        (&["convert", "@hf", "@new.gguf", "--to", "hf"], "name of a GGUF file"),
-        (&["convert", "@hf", "@new.gguf", "--to", "olmo"], "name of a GGUF file"),
-        (&["soup", "@hf", "@hf", "--out", "@new.gguf", "--to", "hf"], "name of a GGUF file"),
-        (&["init", "--config", "@config.json", "--seed", "1", "@new.gguf", "--to", "hf"], "name of a GGUF file"),
+        (&["convert", "@hf", "@new.gguf", "--to", "hf"], "the name is that of a GGUF file"),
+        (&["convert", "@hf", "@new.gguf", "--to", "olmo"], "the name is that of a GGUF file"),
+        (&["soup", "@hf", "@hf", "--out", "@new.gguf", "--to", "hf"], "the name is that of a GGUF file"),
+        (
+            &["init", "--config", "@config.json", "--seed", "1", "@new.gguf", "--to", "hf"],
+            "the name is that of a GGUF file",
+        ),
         (&["convert", "@hf", "@model.safetensors", "--to", "hf"], "name a folder"),
         (&["convert", "@hf", "@model.safetensors", "--to", "gguf"], ".gguf"),
         (&["quantize", "@hf", "@model.bin", "--type", "q8_0"], ".gguf"),

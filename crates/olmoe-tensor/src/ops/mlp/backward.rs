@@ -94,7 +94,7 @@ impl<'a> Target<'a> {
         experts: usize,
     ) -> Target<'a> {
         let numbers = left.as_ref().map_or(0, LeftFactors::rows) * right.as_ref().map_or(0, RightFactors::rows);
-        let shared = into.as_ref().is_some_and(|into| into.len() != experts * numbers);
+        let shared = numbers > 0 && into.as_ref().is_some_and(|into| into.len() != experts * numbers);
         Target { left, right, into, each: shared.then(|| Tensor::zeros(&[experts, numbers])) }
     }
 
@@ -312,22 +312,32 @@ pub fn experts_backward(
             add_assign(&mut into[block.group() * out..(block.group() + 1) * out], sums.row(b));
         }
     }
-    let mut targets = vec![
+    // The inputs that A reads: those that are not left out, with dropout.
+    let [gate_x, up_x, down_x] = [
+        if gate_factors.x.is_some() { &gate_factors.x } else { &x_factors },
+        if up_factors.x.is_some() { &up_factors.x } else { &x_factors },
+        if down_factors.x.is_some() { &down_factors.x } else { &act_factors },
+    ];
+    let [gate_into, up_into, down_into] = [low_rank.gate, low_rank.up, low_rank.down].map(Option::unwrap_or_default);
+    // An array: a training step allocates nothing.
+    let mut targets = [
         Target::new(&gate_factors.dy, &x_factors, dgate_into, experts),
         Target::new(&up_factors.dy, &x_factors, dup_into, experts),
         Target::new(&down_factors.dy, &act_factors, ddown_into, experts),
+        Target::new(&gate_factors.u, gate_x, gate_into.a, experts),
+        Target::new(&up_factors.u, up_x, up_into.a, experts),
+        Target::new(&down_factors.u, down_x, down_into.a, experts),
+        Target::new(&gate_factors.dy, &gate_factors.t, gate_into.b, experts),
+        Target::new(&up_factors.dy, &up_factors.t, up_into.b, experts),
+        Target::new(&down_factors.dy, &down_factors.t, down_into.b, experts),
     ];
-    for (gradients, factors, x) in [
-        (low_rank.gate, &gate_factors, &x_factors),
-        (low_rank.up, &up_factors, &x_factors),
-        (low_rank.down, &down_factors, &act_factors),
-    ] {
-        let Some(LowRankGradients { a, b, .. }) = gradients else { continue };
-        let x = if factors.x.is_some() { &factors.x } else { x };
-        targets.push(Target::new(&factors.u, x, a, experts));
-        targets.push(Target::new(&factors.dy, &factors.t, b, experts));
+    let (mut products, mut count) = ([const { None }; 9], 0);
+    for product in targets.iter_mut().filter_map(Target::product) {
+        products[count] = Some(product);
+        count += 1;
     }
-    contraction.accumulate(&targets.iter_mut().map(Target::product).collect::<Vec<_>>());
+    contraction.accumulate(&products[..count]);
+    drop(products);
     targets.into_iter().for_each(Target::finish);
     (dx_sd, dweight_s)
 }
