@@ -337,7 +337,6 @@ pub fn experts_backward(
         count += 1;
     }
     contraction.accumulate(&products[..count]);
-    drop(products);
     targets.into_iter().for_each(Target::finish);
     (dx_sd, dweight_s)
 }
