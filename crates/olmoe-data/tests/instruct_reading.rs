@@ -271,7 +271,7 @@ fn wrong_rows_say_what_and_where() {
         (
             json!({"input_ids": [1, 2], "attention_mask": [0, 0]}),
             &none,
-            "attention_mask is a list of 2 elements, expected ones",
+            "attention_mask is a list of 2 elements, expected one run of ones",
         ),
         (json!({"chosen": hh, "rejected": hh}), &none, "name the format `hh`"),
         (
