@@ -13,7 +13,7 @@
 //! of a layer as one tensor each (with transformers 5); and that with the sides exchanged (peft 0.17 to 0.18.1). The first
 //! is written unless the second is asked for, because every program that loads adapters knows it.
 
-mod error;
+pub(crate) mod error;
 mod gguf;
 mod names;
 mod pieces;

@@ -7,7 +7,7 @@ use olmoe_data::{SpecialTokenError, TokenizerError};
 use olmoe_model::config::ConfigError;
 use olmoe_model::model::ModelError;
 
-use crate::adapter::AdapterFileError;
+use crate::adapter::error::AdapterFileError;
 use crate::gguf::container::GgufError;
 use crate::gguf::model::GgufModelError;
 use crate::gguf::parts::PartError;

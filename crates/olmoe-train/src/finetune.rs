@@ -27,12 +27,12 @@
 //! use std::path::Path;
 //! use std::sync::atomic::AtomicBool;
 //!
-//! use olmoe_train::finetune::{self, Base, Examples, FinetuneData, FinetuneSettings, Method, SftSettings};
+//! use olmoe_train::finetune::{self, BaseModel, Examples, FinetuneData, FinetuneSettings, Method, SftSettings};
 //! use olmoe_train::trainer::Event;
 //!
 //! # let rows = Vec::new();
 //! let settings = FinetuneSettings::new(Method::Sft(SftSettings::default()), "runs/tuned");
-//! let base = Base::open(Path::new("OLMoE-1B-7B-0924"))?;
+//! let base = BaseModel::open(Path::new("OLMoE-1B-7B-0924"))?;
 //! let data = FinetuneData { train: Examples::of(rows)?, evaluation: None };
 //! let interrupt = AtomicBool::new(false);
 //! let mut log = |event: Event<'_>| {
@@ -45,7 +45,7 @@
 //! # Ok::<(), olmoe_train::trainer::TrainError>(())
 //! ```
 
-mod base;
+mod base_model;
 mod begin;
 pub mod config;
 mod dpo;
@@ -65,7 +65,7 @@ mod stack;
 mod task;
 mod tuned;
 
-pub use base::Base;
+pub use base_model::BaseModel;
 pub use begin::{Finetune, begin, begin_on};
 pub use error::FinetuneError;
 pub use examples::{Examples, FinetuneData, UnitOrder};

@@ -510,7 +510,7 @@ fn what_is_no_number_ends_the_run_and_is_named() {
     let base = model();
     let begin = |name: &str| {
         let (settings, data) = (desk.sft(name), conversation_data(9));
-        let base = olmoe_train::finetune::Base::of(&base);
+        let base = olmoe_train::finetune::BaseModel::of(&base);
         olmoe_train::finetune::begin(settings, base, data, &interrupt, &mut |_| {}).unwrap()
     };
     let mut trainer = begin("run");

@@ -7,7 +7,7 @@ use olmoe_model::adapter::{Adapter, AdapterInit, Sharing};
 use olmoe_model::model::{Keep, Model, Precision};
 use olmoe_model::parameters::{ModulePart, ParameterKind, parameters};
 use olmoe_train::finetune::{
-    self, Base, DpoSettings, Examples, FinetuneData, FinetuneSettings, KtoTraining, Method, MicroBatch,
+    self, BaseModel, DpoSettings, Examples, FinetuneData, FinetuneSettings, KtoTraining, Method, MicroBatch,
     PackingSettings, ReferenceSettings, ReferenceTime, RunLength, ScheduleSettings, ScheduleShape, SftSettings,
 };
 use olmoe_train::preference::kto::KtoSettings;
@@ -204,7 +204,7 @@ fn the_reference_of_a_continued_adapter_is_the_adapter() {
     for when in [ReferenceTime::Before, ReferenceTime::Live] {
         let (mut log, interrupt) = (Log::default(), AtomicBool::new(false));
         let settings = adapted(&desk, &format!("second-{when}"), dpo(when));
-        let base = Base::of(&under).with_adapters("first", fill);
+        let base = BaseModel::of(&under).with_adapters("first", fill);
         let mut trainer =
             finetune::begin(settings, base, pair_data(9), &interrupt, &mut |event| log.take(&event)).unwrap();
         let start = bits(trainer.model());
@@ -250,7 +250,7 @@ fn the_plan_counts_what_a_run_holds() {
         let mut settings = desk.sft(name);
         settings.train = patterns.iter().map(ToString::to_string).collect();
         settings.adapters = adapters;
-        let plan = finetune::plan(&settings, &Base::of(&under), &data.train).unwrap();
+        let plan = finetune::plan(&settings, &BaseModel::of(&under), &data.train).unwrap();
         let (_, trainer) = train(settings.clone(), data.clone());
         assert_eq!(plan.parameters, trainer.model().bytes() as u64, "{name}");
         assert_eq!(plan.gradients, trainer.model().gradients().bytes() as u64, "{name}");
@@ -264,7 +264,7 @@ fn the_plan_counts_what_a_run_holds() {
         assert_eq!(trainer.task().plan(), &plan);
         // Less memory, less kept; too little is refused before anything is made.
         let tight = FinetuneSettings { max_memory: Some(plan.total() - 1), ..settings.clone() };
-        let less = finetune::plan(&tight, &Base::of(&under), &data.train).unwrap();
+        let less = finetune::plan(&tight, &BaseModel::of(&under), &data.train).unwrap();
         assert!(less.keep != Keep::Everything && less.activations < plan.activations, "{less:?}");
         let mut none = FinetuneSettings { max_memory: Some(1000), ..settings };
         none.saving.folder = desk.path("none");
@@ -301,7 +301,7 @@ fn adapters_are_trained_over_quantised_blocks() {
                 settings.precision = precision;
                 settings.train = patterns.iter().map(ToString::to_string).collect();
                 let (mut log, interrupt) = (Log::default(), AtomicBool::new(false));
-                let base = Base::open(&path).unwrap();
+                let base = BaseModel::open(&path).unwrap();
                 let plan = finetune::plan(&settings, &base, &pair_data(9).train).unwrap();
                 let mut trainer =
                     finetune::begin(settings, base, pair_data(9), &interrupt, &mut |event| log.take(&event)).unwrap();

@@ -12,7 +12,7 @@ use disk::{Fault, FaultyDisk, Luck, Tree};
 use olmoe_data::instruct::Packing;
 use olmoe_model::model::{Model, Precision};
 use olmoe_train::finetune::{
-    Base, DpoSettings, Examples, FinetuneData, FinetuneSettings, Method, MicroBatch, PackingSettings, RunLength,
+    BaseModel, DpoSettings, Examples, FinetuneData, FinetuneSettings, Method, MicroBatch, PackingSettings, RunLength,
     SftSettings, begin_on,
 };
 use olmoe_train::trainer::{Event, Outcome};
@@ -31,7 +31,7 @@ fn settings(root: &Path, method: Method) -> FinetuneSettings {
 fn train(disk: &FaultyDisk, root: &Path, case: &Case, after: u64) -> Result<Outcome, String> {
     let interrupt = AtomicBool::new(false);
     let (settings, data) = ((case.settings)(root), (case.data)());
-    let trainer = begin_on(settings, Base::of(&case.model), data, disk, &interrupt, &mut |_| {});
+    let trainer = begin_on(settings, BaseModel::of(&case.model), data, disk, &interrupt, &mut |_| {});
     let outcome = trainer.map_err(|error| error.to_string())?.run(&interrupt, &mut |event| {
         if let Event::Step(report, _) = event {
             interrupt.fetch_or(report.step >= after, Ordering::Relaxed);

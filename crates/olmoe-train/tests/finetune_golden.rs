@@ -14,7 +14,7 @@ use olmoe_model::model::{Held, Model, Precision};
 use olmoe_model::parameters::parameters;
 use olmoe_train::config::OptimizerConfig;
 use olmoe_train::finetune::{
-    Base, DpoSettings, Examples, FinetuneData, FinetuneSettings, KtoTraining, Method, MicroBatch, ReferenceModel,
+    BaseModel, DpoSettings, Examples, FinetuneData, FinetuneSettings, KtoTraining, Method, MicroBatch, ReferenceModel,
     ReferenceSettings, ReferenceTime, RunLength, ScheduleShape, SftSettings, begin,
 };
 use olmoe_train::loss::TokenLoss;
@@ -115,7 +115,7 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+    value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
 fn text(value: &Value) -> &str {
@@ -353,7 +353,7 @@ fn task(golden: &Value) -> &str {
 }
 
 /// Two steps of a case; what was reported, and the model at the end.
-fn run(settings: FinetuneSettings, base: Base<'_>, rows: &Value, with: impl FnOnce(&Model)) -> Log {
+fn run(settings: FinetuneSettings, base: BaseModel<'_>, rows: &Value, with: impl FnOnce(&Model)) -> Log {
     let (mut log, interrupt) = (Log::default(), AtomicBool::new(false));
     let data = FinetuneData { train: examples(rows), evaluation: None };
     let mut trainer = begin(settings, base, data, &interrupt, &mut |event| log.take(&event)).expect("a good run");
@@ -373,7 +373,7 @@ fn check(file: &str) {
         let settings = settings(&golden, case, folder.path());
         let rows = &golden["rows"][text(&case["rows"])];
         let log =
-            run(settings, Base::of(&policy), rows, |model| errors.changes(&policy, model, &case["changes"], name));
+            run(settings, BaseModel::of(&policy), rows, |model| errors.changes(&policy, model, &case["changes"], name));
         errors.steps(&golden, case, &log, name);
     }
     errors.check();
@@ -428,7 +428,7 @@ fn run_adapters(
     settings.adapters = adapters(case);
     // Whole modules that are trained beside the adapters.
     settings.train = if initial("lm_head.weight").is_some() { vec!["lm_head".to_owned()] } else { Vec::new() };
-    let base = Base::of(policy).with_adapters(name, |model| {
+    let base = BaseModel::of(policy).with_adapters(name, |model| {
         for spec in model.parameters().to_vec() {
             if let Some(value) = initial(&spec.name) {
                 model.set(&spec.name, &spec.shape, value)?;

@@ -10,8 +10,8 @@ use crate::flags::{Beside, Form, InOut, RecordArg, RunArgs, input};
 
 /// Convert a checkpoint between Hugging Face, OLMo and GGUF
 ///
-/// Reads any of the formats, training checkpoints included, and writes one of them. Without --dtype no number changes;
-/// with it each number is rounded once. The tokenizer, chat template and generation settings are copied. The result is
+/// Reads any of the formats, training checkpoints included, and writes one of them. Without --dtype
+/// all numbers are kept as they are; with it each is rounded once. The tokenizer, chat template and generation settings are copied. The result is
 /// read back and every tensor compared before it gets its name, so a result that exists is right. Memory: the largest
 /// matrix and a few megabytes.
 #[derive(Args)]

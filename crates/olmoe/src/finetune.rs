@@ -18,7 +18,7 @@ use olmoe_data::instruct::Encoded;
 use olmoe_model::adapter::parameters_with;
 use olmoe_train::config::Loaded;
 use olmoe_train::finetune::config::{DataSize, FinetuneConfig};
-use olmoe_train::finetune::{self, Base, Examples, FinetuneData, FinetuneSettings, RunLength, Selection};
+use olmoe_train::finetune::{self, BaseModel, Examples, FinetuneData, FinetuneSettings, RunLength, Selection};
 use olmoe_train::trainer::{Event, Outcome};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -181,7 +181,7 @@ pub(crate) fn run<T: OfTask>(args: &TuneArgs<T>) -> anyhow::Result<ExitCode> {
     settings.check()?;
     let specs = parameters_with(model, &settings.adapters)?;
     let selection = Selection::resolve(&settings.train, model, &specs)?;
-    let mut base = Base::open(&opened.path)?;
+    let mut base = BaseModel::open(&opened.path)?;
     if let Some(adapters) = adapters {
         base = adapters.over(base);
     }

@@ -13,7 +13,7 @@ use olmoe_model::model::{Activations, Held, Model, ModelError};
 use olmoe_model::parameters::ParameterKind;
 use olmoe_tensor::memory::available_bytes;
 
-use super::base::Base;
+use super::base_model::BaseModel;
 use super::dpo::Dpo;
 use super::error::FinetuneError;
 use super::examples::{CONVERSATIONS, Examples, FinetuneData, LABELLED, PAIRS, UnitOrder, cut};
@@ -47,7 +47,7 @@ const REFERENCE_FILE: &str = "reference.bin";
 /// Whatever keeps the run from its first step; nothing that was saved has changed.
 pub fn begin(
     settings: FinetuneSettings,
-    base: Base<'_>,
+    base: BaseModel<'_>,
     data: FinetuneData,
     interrupt: &AtomicBool,
     on: &mut dyn FnMut(Event<'_>),
@@ -61,7 +61,7 @@ pub fn begin(
 /// As [`begin`].
 pub fn begin_on<D: Disk>(
     settings: FinetuneSettings,
-    mut base: Base<'_>,
+    mut base: BaseModel<'_>,
     data: FinetuneData,
     disk: D,
     interrupt: &AtomicBool,
@@ -282,7 +282,7 @@ fn run_config(settings: &FinetuneSettings, model: &ModelConfig, steps: u64) -> T
 /// What learners are made with.
 struct SetUp<'s, 'b, D: Disk> {
     settings: &'s FinetuneSettings,
-    base: &'s mut Base<'b>,
+    base: &'s mut BaseModel<'b>,
     config: &'s ModelConfig,
     selection: &'s Selection,
     folder: &'s RunFolder<D>,
@@ -386,7 +386,7 @@ impl<D: Disk> SetUp<'_, '_, D> {
     ) -> Result<[u8; 32], TrainError> {
         let model = match &settings.model {
             ReferenceModel::Start => self.record.fingerprint.clone(),
-            ReferenceModel::Checkpoint(path) => Base::open(path)?.fingerprint,
+            ReferenceModel::Checkpoint(path) => BaseModel::open(path)?.fingerprint,
         };
         let trained: Vec<&str> = self.record.trained.iter().map(|one| one.name.as_str()).collect();
         let longest = if partners.is_empty() { None } else { self.settings.max_length };
@@ -459,14 +459,14 @@ impl<D: Disk> SetUp<'_, '_, D> {
 
     /// Another model, held for inference in the forms in which the policy has its parameters.
     fn other_of(
-        base: &mut Base<'_>,
+        base: &mut BaseModel<'_>,
         config: &ModelConfig,
         settings: &FinetuneSettings,
         selection: &Selection,
         model: &ReferenceModel,
     ) -> Result<Model, TrainError> {
         let is_trained = |id: usize| selection.is_trained(id);
-        let make = |base: &mut Base<'_>, config: &ModelConfig, adapters: &[_]| {
+        let make = |base: &mut BaseModel<'_>, config: &ModelConfig, adapters: &[_]| {
             let specs = parameters_with(config, adapters).map_err(ModelError::from)?;
             let held = vec![Held::Inference; specs.len()];
             base.model(config, settings.precision, held, adapters, &is_trained, settings.seed)
@@ -475,7 +475,7 @@ impl<D: Disk> SetUp<'_, '_, D> {
             ReferenceModel::Start if base.has_adapters() => make(base, config, &settings.adapters),
             ReferenceModel::Start => make(base, config, &[]),
             ReferenceModel::Checkpoint(path) => {
-                let mut other = Base::open(path)?;
+                let mut other = BaseModel::open(path)?;
                 let own = with_auxiliary(&other.config, settings.auxiliary);
                 make(&mut other, &own, &[])
             }

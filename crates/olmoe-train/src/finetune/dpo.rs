@@ -115,9 +115,7 @@ impl Dpo {
                 Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: true };
             let (found, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
             sides.add_pairs(&Scored::of(&stack, &found));
-            report.load_balancing += routers.load_balancing;
-            report.router_z += routers.z;
-            report.add_loads(&activations.routing);
+            report.add_routers(&routers, &activations.routing);
             check_loss(report, model, activations)?;
         }
         metrics.add_tokens(&sides.statistics());

@@ -148,9 +148,7 @@ impl Kto {
                 Objective { targets: &stack.targets, dlogp_t: &dlogp_t, z: 0.0, auxiliary, statistics: true };
             let (found, routers) = model.backward(&stack.batch, activations, &objective, gradients)?;
             sides.add_labelled(&Scored::of(&stack, &found), self.answers.desirable(rows));
-            report.load_balancing += routers.load_balancing;
-            report.router_z += routers.z;
-            report.add_loads(&activations.routing);
+            report.add_routers(&routers, &activations.routing);
             check_loss(report, model, activations)?;
         }
         let kl = if of_step { step.kl } else { kl / rows.len().max(1) as f64 };

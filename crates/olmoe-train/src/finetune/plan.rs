@@ -10,7 +10,7 @@ use olmoe_model::parameters::{ParameterKind, ParameterSpec};
 use olmoe_tensor::memory::available_bytes;
 use olmoe_tensor::ops::cross_entropy::CHUNK_BYTES;
 
-use super::base::Base;
+use super::base_model::BaseModel;
 use super::examples::{Examples, micro_batches};
 use super::selection::Selection;
 use super::settings::{FinetuneSettings, Method, ReferenceModel, ReferenceSettings, ReferenceTime};
@@ -81,7 +81,7 @@ impl fmt::Display for MemoryPlan {
 ///
 /// # Errors
 /// Patterns that mean no parameter, adapters of matrices that there are not.
-pub fn plan(settings: &FinetuneSettings, base: &Base<'_>, train: &Examples) -> Result<MemoryPlan, TrainError> {
+pub fn plan(settings: &FinetuneSettings, base: &BaseModel<'_>, train: &Examples) -> Result<MemoryPlan, TrainError> {
     let specs = parameters_with(&base.config, &settings.adapters).map_err(ModelError::from)?;
     let selection = Selection::resolve(&settings.train, &base.config, &specs)?;
     of(settings, base, train, &specs, &selection)
@@ -89,7 +89,7 @@ pub fn plan(settings: &FinetuneSettings, base: &Base<'_>, train: &Examples) -> R
 
 pub(super) fn of(
     settings: &FinetuneSettings,
-    base: &Base<'_>,
+    base: &BaseModel<'_>,
     train: &Examples,
     specs: &[ParameterSpec],
     selection: &Selection,

@@ -53,9 +53,7 @@ impl Sft {
                 report.cross_entropy += own.sum::<f64>();
             }
             Scored::of(stack, &log_probs).iter().for_each(|own| sums += own.sums);
-            report.load_balancing += routers.load_balancing;
-            report.router_z += routers.z;
-            report.add_loads(&activations.routing);
+            report.add_routers(&routers, &activations.routing);
             check_loss(report, model, activations)?;
         }
         report.named = sums.named();

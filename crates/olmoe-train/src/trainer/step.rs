@@ -1,6 +1,7 @@
 //! One step: micro-batches forward and back, then the update.
 
 use olmoe_data::pretrain::Batch;
+use olmoe_model::auxiliary::AuxiliaryLosses;
 use olmoe_model::model::{Activations, Gradients, Model, RoutingRecord};
 
 use super::data;
@@ -58,8 +59,15 @@ impl StepReport {
         self.loads.iter().map(layer).reduce(f64::max)
     }
 
+    /// Takes in the auxiliary losses and the choices of the routers in a pass.
+    pub(crate) fn add_routers(&mut self, losses: &AuxiliaryLosses, record: &RoutingRecord) {
+        self.load_balancing += losses.load_balancing;
+        self.router_z += losses.z;
+        self.add_loads(record);
+    }
+
     /// Takes in the choices of a pass.
-    pub(crate) fn add_loads(&mut self, record: &RoutingRecord) {
+    pub(super) fn add_loads(&mut self, record: &RoutingRecord) {
         for routing in &record.layers {
             self.loads.resize(self.loads.len().max(routing.layer + 1), Vec::new());
             let loads = &mut self.loads[routing.layer];

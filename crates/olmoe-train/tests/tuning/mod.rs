@@ -9,7 +9,7 @@ use olmoe_data::instruct::{Example, LabelledExample, PairExample};
 use olmoe_model::config::ModelConfig;
 use olmoe_model::model::{Held, Model, Precision};
 use olmoe_train::finetune::{
-    Base, Examples, Finetune, FinetuneData, FinetuneSettings, Method, MicroBatch, RunLength, SftSettings, begin,
+    BaseModel, Examples, Finetune, FinetuneData, FinetuneSettings, Method, MicroBatch, RunLength, SftSettings, begin,
 };
 use olmoe_train::trainer::{Event, Outcome, StepReport, TrainError};
 use tempfile::TempDir;
@@ -150,7 +150,7 @@ pub(crate) fn train_until(
     last: u64,
 ) -> Result<(Log, Outcome, Finetune), TrainError> {
     let (mut log, interrupt) = (Log::default(), AtomicBool::new(false));
-    let mut trainer = begin(settings, Base::of(model), data, &interrupt, &mut |event| log.take(&event))?;
+    let mut trainer = begin(settings, BaseModel::of(model), data, &interrupt, &mut |event| log.take(&event))?;
     let outcome = trainer.run(&interrupt, &mut |event| {
         log.take(&event);
         if let Event::Step(report, _) = &event {

@@ -14,7 +14,7 @@ use olmoe_model::adapter::Adapter;
 use olmoe_model::config::ModelConfig;
 use olmoe_tensor::dtype::DType;
 use olmoe_train::finetune::config::{AdapterLayout, FinetuneConfig, OutputFormat};
-use olmoe_train::finetune::{Base, Finetune};
+use olmoe_train::finetune::{BaseModel, Finetune};
 use olmoe_train::trainer::Outcome;
 
 use super::opening::Opened;
@@ -31,7 +31,7 @@ pub(super) struct Adapters {
 
 impl Adapters {
     /// A base that begins with them.
-    pub(super) fn over(self, base: Base<'_>) -> Base<'_> {
+    pub(super) fn over(self, base: BaseModel<'_>) -> BaseModel<'_> {
         match self.start {
             None => base,
             Some(weights) => {

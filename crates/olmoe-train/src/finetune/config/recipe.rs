@@ -61,7 +61,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// What is set where file and flags, together in `given`, say nothing.
+    /// The recipe's values of the keys that neither the file nor a flag sets; `given` has the keys of both.
     pub(super) fn defaults(&self, given: &Map<String, Value>, notices: &mut Vec<Notice>) -> Map<String, Value> {
         let said = |key: &str| given.get(key).map(|value| *value == Value::Bool(true) || *value == json!("true"));
         let dora = said("use_dora") == Some(true);

@@ -22,7 +22,7 @@ const WINDOW_BYTES: usize = 64 << 10;
 type Fill<'a> = Box<dyn FnMut(&mut Model) -> Result<(), TrainError> + 'a>;
 
 /// The model that a run begins with: what it is, and how its numbers get into a model that is made for training.
-pub struct Base<'a> {
+pub struct BaseModel<'a> {
     /// What it is called, for messages and in checkpoints.
     pub name: String,
     /// Its configuration.
@@ -35,15 +35,15 @@ pub struct Base<'a> {
     adapters: Option<Fill<'a>>,
 }
 
-impl<'a> Base<'a> {
+impl<'a> BaseModel<'a> {
     /// A checkpoint of any format. Matrices in quantised blocks stay so where they are not trained.
     ///
     /// # Errors
     /// A checkpoint that cannot be read.
-    pub fn open(path: &Path) -> Result<Base<'a>, TrainError> {
+    pub fn open(path: &Path) -> Result<BaseModel<'a>, TrainError> {
         let checkpoint = Checkpoint::open(path)?;
         let fingerprint = fingerprint(checkpoint.contents()).map_err(TrainError::io("read", path))?;
-        Ok(Base {
+        Ok(BaseModel {
             name: path.display().to_string(),
             config: checkpoint.config().clone(),
             encodings: checkpoint.encodings(true),
@@ -54,7 +54,7 @@ impl<'a> Base<'a> {
     }
 
     /// A model in memory, all of whose numbers are there.
-    pub fn of(model: &'a Model) -> Base<'a> {
+    pub fn of(model: &'a Model) -> BaseModel<'a> {
         let mut hash = blake3::Hasher::new();
         for (id, spec) in model.base_parameters().iter().enumerate() {
             hash.update(spec.name.as_bytes());
@@ -71,7 +71,7 @@ impl<'a> Base<'a> {
             }
             Ok(())
         };
-        Base {
+        BaseModel {
             name: "a model in memory".to_owned(),
             config: model.config().clone(),
             encodings: Vec::new(),
@@ -87,9 +87,9 @@ impl<'a> Base<'a> {
         self,
         fingerprint: &str,
         fill: impl FnMut(&mut Model) -> Result<(), TrainError> + 'a,
-    ) -> Base<'a> {
+    ) -> BaseModel<'a> {
         let fingerprint = format!("{}+{fingerprint}", self.fingerprint);
-        Base { fingerprint, adapters: Some(Box::new(fill)), ..self }
+        BaseModel { fingerprint, adapters: Some(Box::new(fill)), ..self }
     }
 
     /// Whether its adapters begin with numbers of their own.
