@@ -21,11 +21,16 @@ impl ExpertCounts {
 
     /// Adds the choices for `tokens` tokens: the chosen experts of each mixture, in any order.
     pub fn add<'a>(&mut self, tokens: u64, mixtures: impl IntoIterator<Item = &'a [u32]>) {
-        self.tokens += tokens;
+        self.add_times(1, tokens, mixtures);
+    }
+
+    /// The same, where the tokens count several times.
+    pub fn add_times<'a>(&mut self, times: u64, tokens: u64, mixtures: impl IntoIterator<Item = &'a [u32]>) {
+        self.tokens += times * tokens;
         for (counts, chosen) in self.counts.iter_mut().zip(mixtures) {
             for expert in chosen {
                 if let Some(count) = counts.get_mut(*expert as usize) {
-                    *count += 1;
+                    *count += times;
                 }
             }
         }
@@ -129,6 +134,9 @@ mod tests {
         // 0.5 of ln 2 + 0.5 of ln 4 over ln 4
         assert!((counts.evenness(1) - 0.75).abs() < 1e-12);
         assert_eq!((counts.used(1), counts.busiest(1)), (3, vec![3, 0, 2]));
+        let mut three = ExpertCounts::new(0..2, 4);
+        three.add_times(3, 2, [&[0, 1, 2, 3][..], &[3, 2, 3, 0]]);
+        assert_eq!((three.tokens(), three.choices(1)), (6, &[3, 0, 3, 6][..]));
         // An expert that the layer does not have is not counted.
         assert_eq!(counted(&[&[7]], 1).used(0), 0);
         assert_eq!(counted(&[&[3, 3]], 2).evenness(0), 0.0);

@@ -183,6 +183,12 @@ impl AdapterWeights {
                 });
             }
         }
+        for replaced in &self.replaced {
+            hash.update(format!("{} {}", replaced.parameter, replaced.slab).as_bytes());
+            replaced.values.iter().for_each(|number| {
+                hash.update(&number.to_le_bytes());
+            });
+        }
         hash.finalize().to_string()
     }
 

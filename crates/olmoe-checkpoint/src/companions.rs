@@ -437,6 +437,11 @@ impl Companions {
         self.special.as_ref()
     }
 
+    /// The tokens that are put before a text, which OLMoE has none of.
+    pub fn before_text(&self) -> &[u32] {
+        &self.before
+    }
+
     /// The ids of a text, including the tokens that are put before a text unless it already begins with them. OLMoE has
     /// no such tokens. `None` without a tokenizer.
     ///

@@ -11,18 +11,20 @@
 //! | [`upcycle`], [`soup`] | weights made from others: a mixture of experts from a dense model, the average of several |
 //! | [`adapter`] | LoRA and DoRA adapters: peft's three layouts and GGUF; [`merge`]: an adapter merged into the weights |
 //! | [`companions`] | the files in addition to the weights: tokenizer, chat template, generation settings |
+//! | [`conversation`] | the chat template of a model with the special tokens that it names |
 //! | `layout` | the layout of parameters in the tensors of a format |
 //! | [`huggingface`], [`olmo`], [`gguf`], `training` | the formats: a table for each, and what is specific to it |
 //! | [`safetensors`] | the file format: headers, streaming writer, shards and their index |
 //! | [`torch`], [`pickle`], [`zip`], [`olmo_keys`] | PyTorch's files and keys, read without executing anything |
 //! | [`save`] | checkpoints of a training run: written so that no crash loses one, verified before use |
 //! | [`disk`] | the file-system operations of a save, as an interface for injecting faults |
-//! | [`hub`] | models from the Hugging Face hub |
+//! | [`hub`] | models from the Hugging Face hub; [`tls`]: encrypted connections |
 //! | [`read_at`], [`file_name`] | reading at a position; which names that are read from files may be used as paths |
 
 pub mod adapter;
 pub mod checkpoint;
 pub mod companions;
+pub mod conversation;
 pub mod convert;
 pub mod disk;
 mod error;
@@ -47,6 +49,7 @@ pub mod save;
 pub mod soup;
 mod stand_in;
 mod step;
+pub mod tls;
 pub mod torch;
 mod training;
 pub mod upcycle;

@@ -2,7 +2,8 @@
 //!
 //! | item | what it is |
 //! |---|---|
-//! | [`Records`] | the rows of a JSON, CSV or Parquet file, in any of the [`Format`]s |
+//! | [`Rows`] | the rows of a JSON, CSV or Parquet file as they are |
+//! | [`Records`] | the rows of such a file, in any of the [`Format`]s |
 //! | [`Conversation`], [`Sample`], [`PreferencePair`], [`LabelledCompletion`] | the contents of a row |
 //! | [`Encoder`] | rows to tokens: which are targets ([`Spans`], [`Trained`]), what is too long; an [`EncodeReport`] counts it all |
 //! | [`Example`], [`PairExample`], [`LabelledExample`] | tokens with their weights as targets |
@@ -75,5 +76,5 @@ pub use pack::{PackedExample, Packing, Part, pack, packed};
 pub use preview::{PreviewRow, preview};
 pub use reader::Records;
 pub use report::EncodeReport;
-pub use rows::{ENDINGS, MAX_JSON_BYTES};
+pub use rows::{ENDINGS, MAX_JSON_BYTES, Rows};
 pub use sources::{Collected, Purpose, Source, SourceReport, collect, files, held_out};

@@ -12,6 +12,7 @@
 //! | [`pretrain`] | token files to training batches, in the order of OLMo's trainer |
 //! | [`NGrams`] | what counting alone predicts, to compare a model's loss with |
 //! | [`expanded`] | paths with `~` and variables |
+//! | [`white_space`] | white space and lines as in Python's strings |
 //! | [`random`] | the generators of Python and NumPy, which these orders come from |
 
 mod chat_template;
@@ -27,7 +28,7 @@ mod special_tokens;
 pub mod token_file;
 pub mod tokenize;
 mod tokenizer;
-mod white_space;
+pub mod white_space;
 
 pub use chat_template::{ChatTemplate, ChatTemplateError, ChatTokens, MAX_TEMPLATE_BYTES, Message, Rendered, TULU};
 pub use counted::counted;
@@ -39,3 +40,4 @@ pub use special_tokens::{
 pub use tokenizer::{
     DecodeStream, MAX_JSON_BYTES, MAX_TOKENS, Piece, Pre, TokenKind, Tokenizer, TokenizerError, Vocabulary,
 };
+pub use white_space::is_space;

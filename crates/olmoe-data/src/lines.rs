@@ -140,7 +140,7 @@ struct Members<R: BufRead> {
 enum Member<R: BufRead> {
     /// Before the first member, or after one.
     Between(R),
-    Inside(GzDecoder<R>),
+    Inside(Box<GzDecoder<R>>),
 }
 
 impl<R: BufRead> Read for Members<R> {
@@ -161,7 +161,7 @@ impl<R: BufRead> Read for Members<R> {
                         }
                         (Some(zeros), _) => {
                             input.consume(zeros);
-                            self.input = Some(Member::Inside(GzDecoder::new(input)));
+                            self.input = Some(Member::Inside(Box::new(GzDecoder::new(input))));
                         }
                     }
                 }

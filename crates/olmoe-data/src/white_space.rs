@@ -5,18 +5,19 @@ pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }
 
-/// `str.isspace` of a character: besides White_Space, it includes four separators.
-pub(crate) fn is_space(letter: char) -> bool {
+/// Whether Python's `str.isspace` has a character, which `str.strip` and its relatives drop: besides White_Space, four
+/// separators are of it.
+pub fn is_space(letter: char) -> bool {
     letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
 }
 
 /// `str.strip()`.
-pub(crate) fn stripped(text: &str) -> &str {
+pub fn stripped(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
 /// `str.splitlines(keepends)`.
-pub(crate) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
+pub fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;
     let ends = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];

@@ -1,5 +1,6 @@
 //! The limits of an engine, and why they are rejected.
 
+use olmoe_model::model::Model;
 use olmoe_tensor::ops::attention::CacheType;
 
 /// The limits of an engine. Only `cache_type` affects results.
@@ -42,7 +43,14 @@ impl Default for EngineConfig {
     }
 }
 
-/// Why an engine cannot be made.
+/// Checks that the results of a model do not depend on what else is in a batch.
+pub(crate) fn check_batches(model: &Model) -> Result<(), EngineError> {
+    // A factor of 0 means no limit.
+    let factor = model.config().moe().and_then(|moe| moe.capacity_factor).filter(|factor| *factor > 0.0);
+    factor.map_or(Ok(()), |factor| Err(EngineError::Capacity { factor }))
+}
+
+/// Why an engine or a scorer cannot be made.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum EngineError {
     /// No sample could run.
@@ -58,6 +66,12 @@ pub enum EngineError {
         /// `max_running`.
         max_running: usize,
     },
+    /// No token could be read.
+    #[error("{limit} is 0; allow at least one token")]
+    NoTokens {
+        /// The limit.
+        limit: &'static str,
+    },
     /// A token outside the vocabulary.
     #[error(
         "the end-of-text id {id} is outside the model's vocabulary of {rows}; check that the tokenizer is the model's"
@@ -70,7 +84,7 @@ pub enum EngineError {
     },
     /// Experts with a capacity, which drop tokens.
     #[error(
-        "this model's experts have a capacity factor of {factor}: which tokens they drop depends on all tokens of a batch, so the same request would give different texts; remove the factor from its configuration"
+        "this model's experts have a capacity factor of {factor}: which tokens they drop depends on all tokens of a batch, so the same request would give different results; remove the factor from its configuration"
     )]
     Capacity {
         /// The factor.

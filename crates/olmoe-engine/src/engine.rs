@@ -11,7 +11,7 @@ use olmoe_model::model::{Activations, Keep, KvCache, Model};
 use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::tensor::Tensor;
 
-use crate::config::{EngineConfig, EngineError};
+use crate::config::{EngineConfig, EngineError, check_batches};
 use crate::event::{Event, EventKind, FinishReason, GenerationError};
 use crate::prefix::{KeptPrefix, PrefixCache, common};
 use crate::request::{Request, RequestId, SubmitError};
@@ -97,10 +97,7 @@ impl Engine {
         if let Some(id) = config.ends.iter().find(|id| **id as usize >= rows) {
             return Err(EngineError::EndId { id: *id, rows });
         }
-        // A factor of 0 means no limit.
-        if let Some(factor) = model.config().moe().and_then(|moe| moe.capacity_factor).filter(|factor| *factor > 0.0) {
-            return Err(EngineError::Capacity { factor });
-        }
+        check_batches(&model)?;
         let (kept, step) = (PrefixCache::new(config.kept_tokens), StepMemory::new());
         let (waiting, running, between) = Default::default();
         Ok(Engine { model, tokenizer, config, submitted: 0, waiting, running, kept, between, step })

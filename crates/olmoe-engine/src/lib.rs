@@ -40,6 +40,7 @@
 //! | [`settings`] | the settings of a request by name, each optional: as flags, in files, over the network |
 //! | [`event`] | the events that the engine returns |
 //! | [`completion`] | the complete result of a sample |
+//! | [`scorer`] | [`Scorer`]: log-probabilities of many continuations, without generation |
 //! | [`sampling`] | from logits to a token: the settings, and the order in which they are applied |
 //! | `sequence` | one sample of a request while it waits or runs |
 //! | `prefix` | keys and values that are kept for requests with the same first tokens |
@@ -55,6 +56,7 @@ mod prefix;
 pub mod request;
 mod run;
 pub mod sampling;
+pub mod scorer;
 mod sequence;
 pub mod settings;
 mod text;
@@ -65,4 +67,5 @@ pub use engine::{Engine, Load};
 pub use event::{Alternative, Event, EventKind, FinishReason, Finished, GenerationError, Stop, Token, Usage};
 pub use request::{Request, RequestId, SubmitError};
 pub use sampling::{Sampling, SamplingError};
+pub use scorer::{Pair, PairRouting, ScoreError, ScorePlan, ScoredTokens, Scorer, ScorerConfig};
 pub use settings::Settings;

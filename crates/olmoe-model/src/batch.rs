@@ -1,5 +1,7 @@
 //! The tokens of one forward pass.
 
+use std::ops::Range;
+
 use olmoe_tensor::memory::Buffer;
 
 /// T tokens of several sequences, one after the other.
@@ -12,7 +14,8 @@ pub struct Batch {
     /// The first token of each sequence, followed by T.
     pub sequences: Buffer<u32>,
     /// The first token of each segment, followed by T. Attention is restricted to a segment, which is a sequence or one
-    /// of its documents. Positions are not reset at documents.
+    /// of its documents. Positions are not reset at documents. With caches, a segment is a sequence or a part of a
+    /// [walk](Batch::walk), and attention runs over the path that it goes on from, too.
     pub segments: Buffer<u32>,
     /// Whether a token is hidden from the attention of the others, as padding is, `[T]`; none: no token is. Without a cache.
     pub hidden: Option<Vec<bool>>,
@@ -58,7 +61,7 @@ pub enum BatchError {
     /// Lengths do not sum to the tokens.
     #[error("batch: the {what} lengths sum to {sum}, but there are {tokens} tokens; they have to cover every token")]
     Sum {
-        /// `sequence` or `document`.
+        /// `sequence`, `document` or `part`.
         what: &'static str,
         /// Sum of the lengths.
         sum: usize,
@@ -204,6 +207,29 @@ impl Batch {
         Ok(batch)
     }
 
+    /// A walk through a tree of sequences, depth first, for a pass with one cache: each part, so many tokens before it and
+    /// its own length, goes on from the first tokens of the path so far, which are those of the cache and then of the parts
+    /// before it. So what sequences have in common is there once, and each token has the results that it has in its whole
+    /// sequence, bit for bit. Afterwards the cache has the path of the last part.
+    ///
+    /// # Errors
+    /// [`BatchError::Sum`], [`BatchError::TooMany`]. A part that does not go on from the path is refused by the pass.
+    pub fn walk(ids: &[u32], parts: &[(usize, usize)]) -> Result<Batch, BatchError> {
+        let lengths: Vec<usize> = parts.iter().map(|(_, length)| *length).collect();
+        check_sum("part", &lengths, ids.len())?;
+        let mut batch = Batch::build(ids, std::iter::once(ids.len()));
+        let mut token = 0;
+        for (held, length) in parts {
+            counted("a sequence of tokens up to position", held.saturating_add(*length))?;
+            for place in 0..*length {
+                batch.positions[token] = (held + place) as u32;
+                token += 1;
+            }
+        }
+        batch.segments = boundaries(lengths.iter().copied());
+        Ok(batch)
+    }
+
     /// The same tokens with attention restricted to documents of the given lengths.
     ///
     /// # Errors
@@ -261,6 +287,14 @@ impl Batch {
     /// Tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
+    }
+
+    /// The tokens of each segment of a sequence.
+    pub(crate) fn segments_of(&self, sequence: usize) -> impl Iterator<Item = Range<usize>> {
+        let [start, end] = [self.sequences[sequence], self.sequences[sequence + 1]];
+        let first = self.segments.partition_point(|at| *at < start);
+        let pairs = self.segments[first..].windows(2).take_while(move |pair| pair[0] < end);
+        pairs.map(|pair| pair[0] as usize..pair[1] as usize)
     }
 
     /// Sequences.

@@ -6,6 +6,7 @@ pub mod batch;
 pub mod config;
 mod identity;
 pub mod init;
+pub mod intervention;
 pub mod model;
 mod modules;
 pub mod parameters;

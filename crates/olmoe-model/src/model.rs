@@ -55,6 +55,7 @@ use crate::adapter::{Adapter, AdapterIds};
 use crate::auxiliary::{self, AuxiliaryLosses};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
+use crate::intervention::Intervention;
 use crate::modules::Modules;
 use crate::parameters::{ParameterSpec, registry};
 
@@ -211,6 +212,22 @@ impl Model {
         self.weights.adapters.enabled = enabled;
     }
 
+    /// Switches experts off, and those on again that were off before; none for the model as it is.
+    ///
+    /// # Errors
+    /// [`ModelError::Intervention`] for an expert that the model does not have, and where a router would be left with fewer
+    /// experts than it chooses.
+    pub fn set_interventions(&mut self, interventions: &[Intervention]) -> Result<(), ModelError> {
+        crate::intervention::check(self.config(), interventions)?;
+        self.weights.interventions = interventions.to_vec();
+        Ok(())
+    }
+
+    /// The experts that are switched off.
+    pub fn interventions(&self) -> &[Intervention] {
+        &self.weights.interventions
+    }
+
     /// The canonical parameters, without those of adapters.
     pub fn base_parameters(&self) -> &[ParameterSpec] {
         let all = self.parameters();
@@ -360,7 +377,8 @@ impl Model {
     }
 
     /// Runs tokens that continue the sequences in `caches`, with one cache for each sequence of the batch and matching
-    /// positions, and appends their keys and values to the caches. The hidden states are in `activations`; where the
+    /// positions, and appends their keys and values to the caches. A cache of a [`Batch::walk`] is left with the path of
+    /// its last part; one whose walk panicked is of no further use. The hidden states are in `activations`; where the
     /// caches have the type of [`KvCache::new`], their bits are those of [`Model::forward`]. Nothing is kept for a
     /// backward pass.
     ///
@@ -492,13 +510,40 @@ impl Model {
         rows: &[u32],
         targets: &[u32],
     ) -> Result<LogProbs, ModelError> {
+        self.head_at(activations, rows, targets, false)
+    }
+
+    /// The same with the statistics of the distributions ([`LogProbs::statistics`]).
+    ///
+    /// # Errors
+    /// As [`Model::log_probs_at`].
+    ///
+    /// # Panics
+    /// As [`Model::log_probs_at`].
+    pub fn log_probs_and_statistics_at(
+        &self,
+        activations: &Activations,
+        rows: &[u32],
+        targets: &[u32],
+    ) -> Result<LogProbs, ModelError> {
+        self.head_at(activations, rows, targets, true)
+    }
+
+    fn head_at(
+        &self,
+        activations: &Activations,
+        rows: &[u32],
+        targets: &[u32],
+        statistics: bool,
+    ) -> Result<LogProbs, ModelError> {
         let hidden_td = activations.hidden();
         let tokens = hidden_td.rows();
         if let Some(row) = rows.iter().find(|row| **row as usize >= tokens) {
             return Err(ModelError::Row { row: *row, tokens });
         }
         self.check_targets(targets)?;
-        Ok(cross_entropy::forward_at(hidden_td, rows, self.weights.head(&self.modules.head, None), targets))
+        let head = self.weights.head(&self.modules.head, None);
+        Ok(cross_entropy::forward_at(hidden_td, rows, head, targets, statistics))
     }
 
     /// Backward pass after a forward pass that kept what it needs. Accumulates the gradients of the objective by the
@@ -629,14 +674,18 @@ fn check_caches(batch: &Batch, caches: &[KvCache]) -> Result<(), ModelError> {
     if caches.len() != batch.num_sequences() {
         return Err(ModelError::CacheCount { found: caches.len(), expected: batch.num_sequences() });
     }
-    for (sequence, (cache, bounds)) in caches.iter().zip(batch.sequences.windows(2)).enumerate() {
-        let (held, found) = (cache.len(), batch.positions[bounds[0] as usize] as usize);
-        if found != held {
-            return Err(ModelError::CachePosition { sequence, found, held });
-        }
-        let (length, capacity) = (held + (bounds[1] - bounds[0]) as usize, cache.capacity());
-        if length > capacity {
-            return Err(ModelError::CacheFull { sequence, length, capacity });
+    for (sequence, cache) in caches.iter().enumerate() {
+        let (mut held, capacity) = (cache.len(), cache.capacity());
+        for (part, rows) in batch.segments_of(sequence).enumerate() {
+            let found = batch.positions[rows.start] as usize;
+            // The first part goes on from the cache, the others from any token of the path before them.
+            if found > held || part == 0 && found != held {
+                return Err(ModelError::CachePosition { sequence, found, held });
+            }
+            held = found + rows.len();
+            if held > capacity {
+                return Err(ModelError::CacheFull { sequence, length: held, capacity });
+            }
         }
     }
     Ok(())

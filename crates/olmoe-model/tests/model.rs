@@ -109,7 +109,7 @@ fn caches_are_of_use_after_a_pass_that_panicked() {
     let mut untouched = [caches[0].prefix(4, 20), caches[1].prefix(4, 20)];
     let mut bad =
         Batch::new(&ids(6, 3), &[3, 3]).and_then(|batch| batch.continued_from(&[4, 4])).expect("two sequences");
-    bad.sequences[2] = 9;
+    (bad.sequences[2], bad.segments[2]) = (9, 9);
     let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         model.forward_cached(&bad, &mut caches, &mut activations)
     }));

@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use ureq::http::header::{self, HeaderMap, HeaderName};
 use ureq::http::{Method, Request, Response, Uri};
-use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::names::shown;
 use super::{DownloadProgress, HubError, MAX_LISTING_BYTES};
+use crate::tls;
 
 /// Most redirects from one request.
 pub const MAX_REDIRECTS: usize = 10;
@@ -128,10 +128,8 @@ impl Client {
         if url.query().is_some() {
             return Err(wrong("it has a query"));
         }
-        let tls =
-            TlsConfig::builder().unversioned_rustls_crypto_provider(Arc::new(rustls_graviola::default_provider()));
         let mut config = Agent::config_builder()
-            .tls_config(tls.build())
+            .tls_config(tls::config())
             .http_status_as_error(false)
             // Redirects are followed here, where it is known who may see the token.
             .max_redirects(0)
@@ -178,7 +176,7 @@ impl Client {
         for _ in 0..=MAX_REDIRECTS {
             let origin = Origin::of(&here).map_err(|reason| redirect(url, &here.to_string(), reason))?;
             if origin.encrypted {
-                check_processor()?;
+                tls::check_processor().map_err(|needs| Failure::Final(HubError::Processor { needs }))?;
             }
             let mut request = Request::builder()
                 .method(method.clone())
@@ -326,7 +324,7 @@ impl<'a> Patience<'a> {
 }
 
 /// Whether a status says that a later attempt may succeed.
-pub(super) fn passing(status: u16) -> bool {
+pub fn passing(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500..=599)
 }
 
@@ -383,22 +381,6 @@ fn failure(url: &Uri, error: ureq::Error) -> Failure {
         | ureq::Error::Protocol(_) => Failure::Passing(error.to_string()),
         _ => connection(url, &error.to_string()),
     }
-}
-
-/// Refuses encrypted connections where the cryptography would end the program.
-fn check_processor() -> Result<(), Failure> {
-    #[cfg(target_arch = "x86_64")]
-    let (needs, there) = {
-        use std::arch::is_x86_feature_detected as has;
-        let there = has!("aes") && has!("pclmulqdq") && has!("bmi1") && has!("bmi2") && has!("adx") && has!("avx2");
-        ("AES, ADX and AVX2", there)
-    };
-    #[cfg(target_arch = "aarch64")]
-    let (needs, there) = {
-        use std::arch::is_aarch64_feature_detected as has;
-        ("NEON, AES and SHA-2", has!("neon") && has!("aes") && has!("pmull") && has!("sha2"))
-    };
-    if there { Ok(()) } else { Err(Failure::Final(HubError::Processor { needs })) }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod names;
 mod pattern;
 mod transfer;
 
-pub use client::{MAX_REDIRECTS, MAX_WAIT, WAITS};
+pub use client::{MAX_REDIRECTS, MAX_WAIT, WAITS, passing};
 pub use error::HubError;
 pub use names::{Location, MAX_NAME, MAX_NAME_PART, MAX_REPO_PART, ModelRef, RepoId, locate};
 

@@ -92,6 +92,21 @@ impl Json {
     }
 }
 
+impl From<Json> for serde_json::Value {
+    fn from(json: Json) -> serde_json::Value {
+        match json {
+            Json::Null => serde_json::Value::Null,
+            Json::Bool(truth) => truth.into(),
+            Json::Number(number) => number.into(),
+            Json::Text(text) => text.into(),
+            Json::List(items) => items.into_iter().map(serde_json::Value::from).collect(),
+            Json::Object(entries) => {
+                serde_json::Value::Object(entries.into_iter().map(|(key, value)| (key, value.into())).collect())
+            }
+        }
+    }
+}
+
 /// A short description for messages: the type and, if it is short, the content.
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -19,8 +19,8 @@ pub const MAX_JSON_BYTES: u64 = 4 << 30;
 /// The supported endings of file names; those of text formats may be followed by `.gz` or `.zst`.
 pub const ENDINGS: &str = ".json, .jsonl, .csv or .parquet, the first three also followed by .gz or .zst";
 
-/// The rows of a file, each an object whose keys are the columns, in their order.
-pub(super) struct Rows {
+/// The rows of a file, each an object whose keys are the columns, in their order, with its place.
+pub struct Rows {
     path: Arc<Path>,
     row: u64,
     source: Source,
@@ -55,7 +55,7 @@ impl Rows {
     ///
     /// # Errors
     /// A file that cannot be read or is of an unsupported type.
-    pub(super) fn open(path: &Path) -> Result<Rows, InstructError> {
+    pub fn open(path: &Path) -> Result<Rows, InstructError> {
         let unreadable = || InstructError::unreadable(path);
         let source = match ending(path).as_str() {
             "jsonl" | "ndjson" => Source::Lines(Lines::open(path, &|_| {}).map_err(unreadable())?),

@@ -71,8 +71,9 @@ impl Mersenne {
         (f64::from(high) * 67_108_864.0 + f64::from(low)) / 9_007_199_254_740_992.0
     }
 
-    /// `random.randrange(bound)`: below `bound`, which is not 0.
-    fn below(&mut self, bound: u64) -> u64 {
+    /// `random.randrange(bound)`: below `bound`, which is not 0. `random.choice(items)` of Python is the item with the
+    /// index `below(items.len())`.
+    pub fn below(&mut self, bound: u64) -> u64 {
         let bits = 64 - bound.leading_zeros();
         loop {
             // Words come lowest first; the last one contributes its highest bits.
@@ -93,6 +94,36 @@ impl Mersenne {
             let j = self.below(i as u64 + 1);
             items.swap(i, j as usize);
         }
+    }
+
+    /// `random.sample(range(population), count)` of Python: distinct indices in the order drawn; all of them where
+    /// `count` is greater than `population`, which Python refuses.
+    pub fn sample(&mut self, population: usize, count: usize) -> Vec<usize> {
+        let count = count.min(population);
+        // Python keeps a pool of what is left where that takes less memory than a set of what was drawn.
+        let mut set_size = 21;
+        if count > 5 {
+            set_size += 4usize.pow((3.0 * count as f64).log(4.0).ceil() as u32);
+        }
+        if population <= set_size {
+            let mut pool: Vec<usize> = (0..population).collect();
+            let mut drawn = Vec::with_capacity(count);
+            for taken in 0..count {
+                let j = self.below((population - taken) as u64) as usize;
+                drawn.push(pool[j]);
+                pool[j] = pool[population - taken - 1];
+            }
+            return drawn;
+        }
+        let mut drawn = Vec::with_capacity(count);
+        let mut seen = std::collections::HashSet::with_capacity(count);
+        while drawn.len() < count {
+            let j = self.below(population as u64) as usize;
+            if seen.insert(j) {
+                drawn.push(j);
+            }
+        }
+        drawn
     }
 
     /// `numpy.random.choice(len(p), p=p)`, where `p` sums to 1.
@@ -134,6 +165,15 @@ mod tests {
         let mut random = Mersenne::python(6198);
         let sum = (0..2000).fold(0u64, |sum, _| sum + u64::from(random.next_u32()));
         assert_eq!(sum, SUM);
+        // Python: r = random.Random(42); r.sample(range(n), k), one after the other: pools and sets.
+        let mut random = Mersenne::python(42);
+        for (population, count, drawn) in SAMPLES {
+            assert_eq!(random.sample(population, count), drawn, "{population} {count}");
+        }
+        // Python: random.Random(1234).sample(range(10000), 8)
+        assert_eq!(Mersenne::python(1234).sample(10_000, 8), [7220, 1914, 122, 1485, 9539, 572, 1375, 1612]);
+        assert_eq!(Mersenne::python(1).sample(3, 9).len(), 3);
+        assert!(Mersenne::python(1).sample(0, 2).is_empty());
         for len in 0..3u32 {
             let mut items: Vec<u32> = (0..len).collect();
             Mersenne::python(0).shuffle(&mut items);
@@ -151,5 +191,14 @@ mod tests {
     const SHUFFLED: [u32; 20] = [0, 9, 7, 12, 1, 8, 19, 10, 3, 13, 15, 11, 4, 6, 2, 16, 14, 18, 5, 17];
     const WIDE: [u64; 3] = [140719340484, 258793550908, 1037017667747];
     const CHOSEN: [usize; 12] = [0, 0, 3, 2, 1, 3, 3, 3, 3, 1, 3, 1];
+    const SAMPLES: [(usize, usize, &[usize]); 7] = [
+        (1000, 4, &[654, 114, 25, 759]),
+        (20, 5, &[8, 7, 18, 4, 3]),
+        (21, 5, &[17, 2, 18, 13, 1]),
+        (22, 5, &[0, 2, 6, 7, 16]),
+        (85, 20, &[77, 3, 71, 25, 69, 53, 28, 57, 75, 35, 0, 20, 54, 43, 76, 19, 27, 82, 13, 11]),
+        (86, 21, &[48, 12, 45, 44, 77, 33, 5, 58, 68, 15, 10, 70, 37, 80, 79, 46, 73, 24, 8, 84, 29]),
+        (8_589_934_592, 3, &[7_615_270_538, 4_231_494_220, 3_673_561_638]),
+    ];
     const SUM: u64 = 4236967392355;
 }

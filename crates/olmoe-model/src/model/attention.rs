@@ -130,13 +130,14 @@ pub(super) fn forward_cached(
 ) -> Tensor {
     let ([q, k, v], _) = qkv(weights, module, x_td, batch);
     let mut o = Tensor::scratch(q.shape());
-    for (cache, bounds) in caches.iter_mut().zip(batch.sequences.windows(2)) {
-        let rows = bounds[0] as usize..bounds[1] as usize;
-        let held = cache.len();
+    for (sequence, cache) in caches.iter_mut().enumerate() {
         let cache = &mut cache.layers[layer];
-        cache.truncate(held);
-        cache.append(&k, &v, rows.clone());
-        attention::forward_cached(&q, rows, cache, heads(&weights.config), &mut o);
+        for rows in batch.segments_of(sequence) {
+            // The tokens before a part of a walk; otherwise only a pass that panicked has left more.
+            cache.truncate(batch.positions[rows.start] as usize);
+            cache.append(&k, &v, rows.clone());
+            attention::forward_cached(&q, rows, cache, heads(&weights.config), &mut o);
+        }
     }
     output(weights, module, &o, batch)
 }

@@ -2,6 +2,7 @@
 
 use crate::adapter::AdapterError;
 use crate::config::ConfigError;
+use crate::intervention::InterventionError;
 
 /// Why a model cannot be made, or a pass cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +13,9 @@ pub enum ModelError {
     /// An adapter cannot be one of this model.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// An expert cannot be switched off.
+    #[error(transparent)]
+    Intervention(#[from] InterventionError),
     /// A name that is not the name of a precision.
     #[error("precision: found {found:?}, expected fp32 or amp_bf16")]
     UnknownPrecision {
@@ -82,7 +86,7 @@ pub enum ModelError {
     },
     /// The tokens of a sequence do not continue its cache.
     #[error(
-        "sequence {sequence}: its first token is at position {found}, but its cache holds {held} tokens; give its batch that number in `continued_from`"
+        "sequence {sequence}: its first token, or that of a part of a walk, is at position {found}, but there are {held} tokens before it; give its batch that number in `continued_from`, or the walk a part that goes on from a token of the path"
     )]
     CachePosition {
         /// Index of the sequence in the batch.

@@ -12,6 +12,7 @@ use super::linear::{self, low_rank_gradients};
 use super::weights::Weights;
 use crate::batch::TokenNoise;
 use crate::config::Moe;
+use crate::intervention;
 use crate::modules::{FeedForwardModule, Linear, MlpModule, MoeModule, ParameterId};
 use crate::routing::LayerRouting;
 
@@ -71,8 +72,10 @@ pub(super) fn forward(
                     router::assign(&known.routing, capacity)
                 }
                 Routed::New(record) => {
-                    let [logits_te] = linear::forward(weights, noise, x_td, [router(module)]);
-                    let routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
+                    let [mut logits_te] = linear::forward(weights, noise, x_td, [router(module)]);
+                    intervention::ban(&weights.interventions, layer, &mut logits_te);
+                    let mut routing = router::forward(logits_te, moe.top_k, moe.normalize_top_k);
+                    intervention::silence(&weights.interventions, layer, &mut routing);
                     let assignment = router::assign(&routing, capacity);
                     record.push(LayerRouting { layer, routing, load_e: assignment.load_e.clone() });
                     assignment

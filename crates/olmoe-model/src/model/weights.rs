@@ -22,6 +22,7 @@ use super::precision::Precision;
 use crate::batch::TokenNoise;
 use crate::config::{self, ModelConfig};
 use crate::init::{CHUNK, initialize_chunk};
+use crate::intervention::Intervention;
 use crate::modules::{Linear, MlpModule, NormModule, ParameterId};
 use crate::parameters::{ParameterKind, ParameterSpec};
 
@@ -46,6 +47,8 @@ pub(super) struct Weights {
     rows: Option<EncodedRows>,
     pub(super) rope: RopeTables,
     pub(super) adapters: AdapterSet,
+    /// The experts that are switched off.
+    pub(super) interventions: Vec<Intervention>,
 }
 
 impl Weights {
@@ -67,7 +70,21 @@ impl Weights {
         let rope = RopeTables::new(config.head_dim, config.rope.theta, config.max_sequence_length);
         let trained = specs.iter().zip(&held).filter(|(_, held)| **held == Held::Trained);
         let lowest = trained.map(|(spec, _)| Stage::of(spec, &config)).min();
-        Weights { config, precision, specs, held, lowest, values, factors, embedding, rows, rope, adapters }
+        let interventions = Vec::new();
+        Weights {
+            config,
+            precision,
+            specs,
+            held,
+            lowest,
+            values,
+            factors,
+            embedding,
+            rows,
+            rope,
+            adapters,
+            interventions,
+        }
     }
 
     /// The f32 numbers of one parameter, if it has that form.

@@ -125,13 +125,13 @@ pub fn forward(x_td: &Tensor, head: Head<'_>, targets: &[u32], statistics: bool)
     scatter(found, &rows, targets)
 }
 
-/// Log-probabilities of `targets [R]` after the tokens `rows [R]` of `x`, without gradients. Nothing is computed for
-/// the other tokens. A row may occur more than once.
+/// Log-probabilities of `targets [R]` after the tokens `rows [R]` of `x`, without gradients; with `statistics`, also
+/// [`LogProbs::statistics`]. Nothing is computed for the other tokens. A row may occur more than once.
 ///
 /// # Panics
 /// When a row is not below T, a target is not below V, or `rows` and `targets` differ in length.
-pub fn forward_at(x_td: &Tensor, rows: &[u32], head: Head<'_>, targets: &[u32]) -> LogProbs {
-    run(x_td, rows, head, targets, None, false).0
+pub fn forward_at(x_td: &Tensor, rows: &[u32], head: Head<'_>, targets: &[u32], statistics: bool) -> LogProbs {
+    run(x_td, rows, head, targets, None, statistics).0
 }
 
 /// Log-probabilities of `targets [T]` and, in the same pass, the gradients; returns `dx [T, D]` if `into.input` is set.

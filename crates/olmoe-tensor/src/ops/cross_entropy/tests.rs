@@ -188,12 +188,14 @@ fn ignored_tokens_leave_no_trace() {
         assert!(gradients == expected, "{operand:?}");
         let rows: Vec<u32> = (0..t as u32).filter(|t| targets[*t as usize] != IGNORE).collect();
         let own: Vec<u32> = rows.iter().map(|t| targets[*t as usize]).collect();
-        let at = forward_at(&x, &rows, head, &own);
+        let at = forward_at(&x, &rows, head, &own, true);
         for (i, t) in rows.iter().map(|t| *t as usize).enumerate() {
             for found in [&some, &forward(&x, head, &targets, false)] {
                 assert_eq!((found.logp_t[t], found.lse_t[t]), (every.logp_t[t], every.lse_t[t]));
             }
             assert_eq!((at.logp_t[i], at.lse_t[i]), (every.logp_t[t], every.lse_t[t]));
+            let top1 = |found: &LogProbs, t: usize| found.statistics.as_ref().expect("asked for").top1_t[t];
+            assert_eq!(top1(&at, i), top1(&every, t));
         }
         assert!((0..t).all(|t| targets[t] != IGNORE || (some.logp_t[t], some.lse_t[t]) == (0.0, 0.0)));
 
