@@ -7,11 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Crates from the bottom to the top; those of a row do not depend on each other.
-const ROWS: [&[&str]; 6] = [
+const ROWS: [&[&str]; 8] = [
     &["olmoe-tensor"],
     &["olmoe-model", "olmoe-data"],
     &["olmoe-checkpoint", "olmoe-engine"],
-    &["olmoe-train", "olmoe-analysis"],
+    &["olmoe-analysis"],
+    &["olmoe-eval"],
+    &["olmoe-train"],
     &["olmoe-verify"],
     &["olmoe"],
 ];
