@@ -143,7 +143,7 @@ impl TrainConfig {
         let mut tree = self.tree();
         let unset = Tree::Value(Value::Null);
         // This program's own, and those of the main branch.
-        for key in ["samples", "ratios", "custom_dataset", "dynamic"] {
+        for key in ["samples", "evaluation_data", "ratios", "custom_dataset", "dynamic"] {
             tree.remove(key, &unset);
         }
         tree.remove("single", &SingleGpuConfig::default().tree());

@@ -12,6 +12,7 @@
 //! | `step` | one step: micro-batches forward and back, then the update |
 //! | `metrics` | the metrics of a step |
 //! | `evaluation` | perplexity on held-out texts |
+//! | `downstream` | tasks with answers |
 //! | `samples` | texts that the model generates during training |
 //! | `indices` | the instances of each step |
 //! | `folder` | the folder of the run: its lock, when to save, which checkpoints to keep |
@@ -42,6 +43,7 @@
 mod begin;
 mod data;
 mod decisions;
+mod downstream;
 mod error;
 mod evaluation;
 mod event;
@@ -356,7 +358,7 @@ impl<D: Disk, T: Task> Trainer<D, T> {
 
     /// Whether all evaluations came to their end.
     fn evaluate(&mut self, interrupt: &AtomicBool, on: &mut dyn FnMut(Event<'_>)) -> Result<bool, TrainError> {
-        let found = self.task.evaluate(&self.config, unshared(&mut self.model), &self.state, interrupt)?;
+        let found = self.task.evaluate(&self.config, &mut self.model, &self.state, interrupt)?;
         if !found.metrics.is_empty() {
             on(Event::Evaluated(self.state.step, &found.metrics));
         }

@@ -200,7 +200,7 @@ fn what_cannot_be_written_is_said_before_the_run_begins() {
     let none = format!("--tokenizer.identifier={}", Path::new("none.json").display());
     for (i, (overrides, expected)) in [
         (&[PROMPTS, &none][..], "set `tokenizer.identifier` to its tokenizer.json"),
-        (&[PROMPTS, "--tokenizer.identifier=gpt2"], "`samples` needs the tokenizer of the data"),
+        (&[PROMPTS, "--tokenizer.identifier=gpt2"], "samples and tasks need the tokenizer of the data"),
         (
             &["--samples={prompts: [ab, '0123456789012345678901234567890123']}"],
             "`samples.prompts[1]`: the prompt has 34 tokens",

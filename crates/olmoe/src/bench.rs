@@ -5,6 +5,7 @@ mod gemm;
 mod inference;
 mod limits;
 mod quantized;
+mod score;
 mod train;
 
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ enum BenchCommand {
     Decode(inference::DecodeArgs),
     Batch(inference::BatchArgs),
     Prefill(inference::PrefillArgs),
+    Score(score::ScoreArgs),
     Limits(LimitsArgs),
 }
 
@@ -271,6 +273,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         BenchCommand::Decode(args) => inference::decode(args),
         BenchCommand::Batch(args) => inference::batch(args),
         BenchCommand::Prefill(args) => inference::prefill(args),
+        BenchCommand::Score(args) => score::run(args),
         BenchCommand::Limits(args) => {
             args.threads.apply();
             limits::run(args);

@@ -13,8 +13,9 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use olmoe_analysis::ExpertCounts;
 use olmoe_checkpoint::companions::Companions;
+use olmoe_checkpoint::conversation::ConversationTemplate;
 use olmoe_checkpoint::weights::Weights;
-use olmoe_data::{ChatTemplate, ChatTokens, MAX_TEMPLATE_BYTES, TULU, counted, expanded};
+use olmoe_data::{MAX_TEMPLATE_BYTES, counted, expanded};
 use olmoe_engine::{Completion, Engine, EventKind, FinishReason, Finished, Request, Stop};
 use olmoe_model::config::closest;
 use olmoe_model::model::Model;
@@ -108,18 +109,8 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     let name = checkpoint.contents().path.display();
     let no_tokenizer = "it has no tokenizer, which a chat needs; convert it with --tokenizer";
     let tokenizer = companions.tokenizer().with_context(|| format!("{name}: {no_tokenizer}"))?;
-    let (template, is_tulu) = template(args, &companions)?;
-    let begins = companions.special_tokens().and_then(|special| special.begins_conversation());
-    let tokens = ChatTokens {
-        bos: if is_tulu { begins.and_then(|id| tokenizer.token(id)) } else { companions.token_text("bos_token") },
-        eos: companions.token_text("eos_token"),
-        pad: companions.token_text("pad_token"),
-        unk: companions.token_text("unk_token"),
-        sep: companions.token_text("sep_token"),
-        cls: companions.token_text("cls_token"),
-        mask: companions.token_text("mask_token"),
-    };
-    let mut conversation = Conversation::new(&template, tokens, tokenizer);
+    let template = template(args, &companions)?;
+    let mut conversation = Conversation::new(&template.template, template.tokens(), tokenizer);
     conversation.check(&[])?;
     conversation.set_system(args.system.as_deref())?;
 
@@ -147,8 +138,8 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     chat.talk(source, interactive)
 }
 
-/// The template from the arguments, the model or OLMoE's fine-tuning, and whether it is the last of these.
-fn template(args: &ChatArgs, companions: &Companions) -> anyhow::Result<(ChatTemplate, bool)> {
+/// The template from the arguments, the model or OLMoE's fine-tuning.
+fn template(args: &ChatArgs, companions: &Companions) -> anyhow::Result<ConversationTemplate> {
     if let Some(path) = &args.chat_template {
         let name = path.display();
         let mut bytes = Vec::new();
@@ -156,19 +147,14 @@ fn template(args: &ChatArgs, companions: &Companions) -> anyhow::Result<(ChatTem
         let read = file.take(MAX_TEMPLATE_BYTES as u64 + 1).read_to_end(&mut bytes);
         read.with_context(|| format!("cannot read {name}"))?;
         let source = utf8(bytes, &name.to_string())?;
-        return Ok((ChatTemplate::new(&source).with_context(|| name.to_string())?, false));
+        return ConversationTemplate::of(companions, Some(&source)).with_context(|| name.to_string());
+    }
+    if companions.chat_template().is_none() {
+        note("this model has no chat template; tulu, the template of OLMoE's fine-tuning, is used");
     }
     let advice = "give another one with --chat-template";
-    match companions.chat_template() {
-        Some(source) => Ok((
-            ChatTemplate::new(source).with_context(|| format!("the model's own template cannot be used; {advice}"))?,
-            false,
-        )),
-        None => {
-            note("this model has no chat template; tulu, the template of OLMoE's fine-tuning, is used");
-            Ok((ChatTemplate::new(TULU)?, true))
-        }
-    }
+    ConversationTemplate::of(companions, None)
+        .with_context(|| format!("the model's own template cannot be used; {advice}"))
 }
 
 /// A conversation with a model.

@@ -3,11 +3,12 @@
 use clap::Command;
 
 /// The groups; every command belongs to one.
-const GROUPS: [(&str, &[&str]); 7] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     ("First", &["quickstart"]),
     ("Models", &["download", "inspect", "convert", "quantize", "init", "upcycle", "soup", "merge"]),
     ("Text", &["generate", "chat", "logits", "tokens"]),
     ("Training", &["tokenize", "train", "sft", "dpo", "kto", "runs"]),
+    ("Evaluation", &["eval"]),
     ("Inside", &["experts"]),
     ("This machine", &["verify", "bench"]),
     ("This program", &["completions", "man", "help"]),
@@ -53,12 +54,11 @@ mod tests {
         assert_eq!(grouped, names, "GROUPS of help.rs has to name every command once");
     }
 
-    /// Every command without subcommands, and its path from the program on.
+    /// Every command that can be run, and its path from the program on.
     fn leaves(command: &Command, path: &str, found: &mut Vec<(String, Command)>) {
         let path = format!("{path}{}", command.get_name());
-        if !command.has_subcommands() {
-            found.push((path, command.clone()));
-            return;
+        if !command.is_subcommand_required_set() {
+            found.push((path.clone(), command.clone()));
         }
         command.get_subcommands().for_each(|below| leaves(below, &format!("{path} "), found));
     }

@@ -1,6 +1,6 @@
 //! The `olmoe` program: flags and dispatch, with a file for each command.
 //!
-//! Exit status: 0 success, 1 failure, 2 wrong usage, 75 training saved before its end, 130 and 143 after a signal.
+//! Exit status: 0 success, 1 failure, 2 wrong usage, 75 stopped with all work saved, 130 and 143 after a signal.
 
 #[macro_use]
 mod output;
@@ -10,6 +10,7 @@ mod chat;
 mod completions;
 mod convert;
 mod download;
+mod eval;
 mod experts;
 mod files;
 mod finetune;
@@ -72,7 +73,7 @@ Environment:
   HF_HOME      folder for models of the hub and the token; see `olmoe help download`
   NO_COLOR     not empty: no colours in help and errors
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 75 training saved before its end, 130 after an interrupt (Ctrl-C), 143 \
+Exit status: 0 done, 1 failed, 2 wrong usage, 75 stopped with all work saved, 130 after an interrupt (Ctrl-C), 143 \
 after SIGTERM. It is no error if a reader such as head closes standard output early."
 )]
 struct Cli {
@@ -101,6 +102,7 @@ enum Command {
     Sft(finetune::SftArgs),
     Dpo(finetune::DpoArgs),
     Kto(finetune::KtoArgs),
+    Eval(eval::EvalArgs),
     Verify(verify::VerifyArgs),
     Runs(runs::RunsArgs),
     Bench(bench::BenchArgs),
@@ -142,6 +144,7 @@ fn execute(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         Command::Chat(args) => chat::run(args),
         Command::Runs(args) => runs::run(args),
         Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Sft(args) => finetune::run(&args.run),
         Command::Dpo(args) => finetune::run(&args.run),
         Command::Kto(args) => finetune::run(&args.run),

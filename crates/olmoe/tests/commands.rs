@@ -11,7 +11,7 @@ use program::{PROGRAM, olmoe};
 #[test]
 fn help_has_examples_and_exit_statuses() {
     for (arguments, expected) in [
-        (&["--help"][..], "Exit status: 0 done, 1 failed, 2 wrong usage, 75 training saved"),
+        (&["--help"][..], "Exit status: 0 done, 1 failed, 2 wrong usage, 75 stopped with all work saved"),
         (&["verify", "--help"], "olmoe verify --golden tests/golden --json"),
         (&["download", "--help"], "olmoe download allenai/OLMoE-1B-7B-0924"),
         (&["inspect", "--help"], "olmoe inspect olmoe-q4_0.gguf --json"),
@@ -23,6 +23,7 @@ fn help_has_examples_and_exit_statuses() {
         (&["logits", "--help"], "--ids 5,17,42"),
         (&["train", "--help"], "olmoe train configs/tiny-train.yml --dry-run"),
         (&["tokens", "--help"], "olmoe tokens -m OLMoE-1B-7B-0924 --file notes.txt --json"),
+        (&["eval", "--help"], "olmoe eval compare results/base results/tuned"),
         (&["runs", "--help"], "olmoe runs runs/a runs/b --plot loss.svg --x tokens"),
         (&["bench", "gemm", "--help"], "olmoe bench gemm --precision amp_bf16"),
         (&["bench", "train", "--help"], "olmoe bench train --config small"),
@@ -202,11 +203,13 @@ fn commands() -> Vec<String> {
             .lines()
             .filter(|line| line.starts_with("  ") && !line.starts_with("   ") && !line.trim_start().starts_with('-'));
         let names = lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
-        names.filter(|name| name != "help").collect::<Vec<_>>()
+        names.filter(|name| name != "help" && !name.starts_with('[')).collect::<Vec<_>>()
     };
     let mut all = listed(&["-h"]);
     assert!(all.len() >= 18 && all.contains(&"generate".to_owned()), "{all:?}");
-    all.extend(listed(&["bench", "-h"]).iter().map(|name| format!("bench-{name}")));
+    for above in ["bench", "eval"] {
+        all.extend(listed(&[above, "-h"]).iter().map(|name| format!("{above}-{name}")));
+    }
     all
 }
 

@@ -71,6 +71,15 @@ fn the_model_is_a_word_or_a_flag() {
     assert_eq!(done(&desk, &["experts", "@hf", "@a.txt"]), experts);
     assert_eq!(done(&desk, &["inspect", "@hf"]), done(&desk, &["inspect", "-m", "@hf"]));
     done(&desk, &["bench", "prefill", "@hf", "--length", "8", "--rounds", "1"]);
+    let requests =
+        [" a", " b c", " b d"].map(|end| format!("{{\"context\":\"Which? Answer:\",\"continuation\":\"{end}\"}}\n"));
+    std::fs::write(desk.path("requests.jsonl"), requests.concat()).unwrap();
+    let words = ["bench", "score", "@hf", "--requests", "@requests.jsonl", "--rounds", "1"];
+    assert!(done(&desk, &words).contains("score, shared"));
+    let figures: Value = serde_json::from_str(&done(&desk, &[&words[..], &["--json"]].concat())).unwrap();
+    let [shared, alone] = [&figures["rows"][0], &figures["rows"][1]];
+    assert_eq!(shared["sum"], alone["sum"]);
+    assert!(shared["computed_tokens"].as_u64() < alone["computed_tokens"].as_u64());
     done(&desk, &["convert", "-m", "@hf", "@a.gguf", "--quiet"]);
     done(&desk, &["quantize", "-m", "@hf", "@b.gguf", "--type", "f16", "--quiet"]);
     let chat = run(&desk, &["chat", "@hf", "--quiet"]);

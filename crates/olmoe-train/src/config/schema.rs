@@ -417,6 +417,9 @@ sections! {
         pub fast_forward_batches: Option<u64> = None,
         /// What is measured while training.
         pub evaluators: Vec<EvaluatorConfig> = Vec::new(),
+        /// Folders, wheels and zip files with the data of evaluators of the type `downstream`, which are left out without
+        /// any. Not a key of OLMo, whose data comes with its package.
+        pub evaluation_data: Option<Vec<String>> = None,
         /// Steps from one evaluation to the next.
         pub eval_interval: u64 = 1000,
         /// The tokenizer, for evaluators and samples.

@@ -1,5 +1,6 @@
 //! Fine-tuning as a task of the trainer's loop.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use olmoe_checkpoint::disk::Disk;
@@ -24,7 +25,9 @@ use crate::metrics::{EXPERT_LOAD, TOKENS_PER_SECOND, TOTAL_TOKENS};
 use crate::optimizer::Clip;
 use crate::optimizer::metrics::Metrics;
 use crate::state::TrainerState;
-use crate::trainer::{CONFIG_FILE, Evaluation, Pass, RunFolder, SavedWeights, Speed, StepReport, Task, TrainError};
+use crate::trainer::{
+    CONFIG_FILE, Evaluation, Pass, RunFolder, SavedWeights, Speed, StepReport, Task, TrainError, unshared,
+};
 
 /// Examples and how they are learned.
 pub(super) enum Learner {
@@ -227,7 +230,7 @@ impl Task for Finetuning {
     fn evaluate(
         &mut self,
         _config: &TrainConfig,
-        model: &mut Model,
+        model: &mut Arc<Model>,
         state: &TrainerState,
         interrupt: &AtomicBool,
     ) -> Result<Evaluation, TrainError> {
@@ -235,9 +238,9 @@ impl Task for Finetuning {
         let mut found = match &self.evaluation {
             None => Evaluation { whole: true, ..Evaluation::default() },
             Some(Learner::Sft(sft)) => sft.evaluate(model, by, interrupt)?,
-            Some(Learner::Dpo(dpo)) => dpo.evaluate(model, by, interrupt)?,
+            Some(Learner::Dpo(dpo)) => dpo.evaluate(unshared(model), by, interrupt)?,
             Some(Learner::Kto(kto)) => {
-                kto.evaluate(model, by, state.mean_reward.map_or(0.0, |mean| mean.mean), interrupt)?
+                kto.evaluate(unshared(model), by, state.mean_reward.map_or(0.0, |mean| mean.mean), interrupt)?
             }
         };
         if let (Some(drift), true) = (&mut self.drift, found.whole) {

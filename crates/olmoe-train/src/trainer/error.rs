@@ -8,6 +8,7 @@ use olmoe_data::instruct::InstructError;
 use olmoe_data::pretrain::DataError;
 use olmoe_data::{SpecialTokenError, TokenizerError};
 use olmoe_engine::{EngineError, SubmitError};
+use olmoe_eval::EvalError;
 use olmoe_model::batch::BatchError;
 use olmoe_model::config::ConfigError;
 use olmoe_model::model::ModelError;
@@ -60,13 +61,13 @@ pub enum TrainError {
     #[error(transparent)]
     State(Box<StateError>),
     /// The tokenizer of the samples.
-    #[error("`samples` needs the tokenizer of the data: {0}; set `tokenizer.identifier` to its tokenizer.json")]
+    #[error("samples and tasks need the tokenizer of the data: {0}; set `tokenizer.identifier` to its tokenizer.json")]
     Tokenizer(Box<TokenizerError>),
     /// The tokens that end the samples.
-    #[error("`samples`: {0}")]
+    #[error("samples and tasks: {0}")]
     SpecialTokens(#[from] SpecialTokenError),
-    /// A model that writes no texts.
-    #[error("`samples`: {0}")]
+    /// A model that writes no texts and answers no questions.
+    #[error("samples and tasks: {0}")]
     Samples(Box<EngineError>),
     /// A text that the model cannot go on from.
     #[error("`samples.prompts[{index}]`: {source}")]
@@ -75,6 +76,17 @@ pub enum TrainError {
         index: usize,
         /// Why.
         source: Box<SubmitError>,
+    },
+    /// Tasks that there is no data for.
+    #[error("evaluators of the type downstream: {0}")]
+    Downstream(Box<EvalError>),
+    /// A task that was not answered.
+    #[error("evaluators: {label}: {error}")]
+    Task {
+        /// The task.
+        label: String,
+        /// Why.
+        error: String,
     },
     /// The state of the trainer in a checkpoint cannot be understood.
     #[error("{}: the state of the trainer: {source}; set reset_trainer_state to begin anew with these weights", path.display())]

@@ -10,6 +10,7 @@ use olmoe_data::pretrain::{Batch, DataSet, GLOBAL_INDICES, Loader, LoaderSetting
 use olmoe_model::model::Model;
 
 use super::data;
+use super::downstream::Downstream;
 use super::error::TrainError;
 use super::evaluation::{self, Evaluator};
 use super::event::Event;
@@ -32,6 +33,7 @@ pub struct Pretraining {
     loader: Option<Loader>,
     record: DataRecord,
     evaluators: Vec<Evaluator>,
+    downstream: Option<Downstream>,
     schedule: Schedule,
     flops_per_token: f64,
 }
@@ -41,8 +43,12 @@ impl Pretraining {
     pub(super) fn open(config: &TrainConfig, on: &mut dyn FnMut(Event<'_>)) -> Result<Pretraining, TrainError> {
         let data = data::open(&config.data, config.data.files(), &config.model)?;
         let (evaluators, others) = evaluation::evaluators(config)?;
-        if !others.is_empty() {
-            let text = format!("evaluators of the type downstream are left out: {}", others.join(", "));
+        let downstream = Downstream::open(config)?;
+        if !others.is_empty() && downstream.is_none() {
+            let text = format!(
+                "evaluators of the type downstream are left out, since evaluation_data does not say where their data is: {}",
+                others.join(", ")
+            );
             on(Event::Notice(&text));
         }
         let instances = u64::from(data.len());
@@ -55,6 +61,7 @@ impl Pretraining {
             data,
             loader: None,
             evaluators,
+            downstream,
             schedule: Schedule::new(config),
             flops_per_token: olmo_flops_per_token(&config.model, config.model.max_sequence_length)?,
         })
@@ -164,11 +171,16 @@ impl Task for Pretraining {
     fn evaluate(
         &mut self,
         _config: &TrainConfig,
-        model: &mut Model,
+        model: &mut Arc<Model>,
         _state: &TrainerState,
         interrupt: &AtomicBool,
     ) -> Result<Evaluation, TrainError> {
-        let (metrics, whole) = evaluation::evaluate(&self.evaluators, model, interrupt)?;
+        let (mut metrics, mut whole) = evaluation::evaluate(&self.evaluators, model, interrupt)?;
+        if let Some(downstream) = self.downstream.as_ref().filter(|_| whole) {
+            let (more, all) = downstream.evaluate(model, interrupt)?;
+            metrics.extend(more);
+            whole = all;
+        }
         Ok(Evaluation { metrics, whole, loss: None })
     }
 

@@ -42,7 +42,7 @@ impl Samples {
             queue: prompts.len(),
             cache_tokens: at_once.saturating_mul(config.model.max_sequence_length),
             kept_tokens: 0,
-            ends: ends(config, &tokenizer)?,
+            ends: special_tokens(config, &tokenizer)?.end_ids(),
             ..EngineConfig::default()
         };
         Ok(Some(Samples { tokenizer: Arc::new(tokenizer), prompts, limits }))
@@ -79,12 +79,12 @@ impl Samples {
     }
 }
 
-/// The tokens that end a text: those of the model that the run makes.
-fn ends(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<Vec<u32>, TrainError> {
+/// The special tokens of the model that the run makes.
+pub(super) fn special_tokens(config: &TrainConfig, tokenizer: &Tokenizer) -> Result<SpecialTokens, TrainError> {
     let training = serde_json::json!({ "eos_token_id": config.model.eos_token_id });
     let rows = Some(config.model.embedding_size);
     let sources = SpecialTokenSources { training: Some(&training), rows, ..Default::default() };
-    Ok(SpecialTokens::resolve(tokenizer, &sources)?.0.end_ids())
+    Ok(SpecialTokens::resolve(tokenizer, &sources)?.0)
 }
 
 fn of(step: u64, prompt: &str, completion: &Completion) -> Sample {

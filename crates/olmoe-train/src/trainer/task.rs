@@ -1,6 +1,7 @@
 //! What one kind of training has to itself: its data, what a step learns, and what an evaluation measures. The loop around
 //! it, its checkpoints and its end are the same for all.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use olmoe_checkpoint::disk::Disk;
@@ -123,7 +124,7 @@ pub trait Task {
     fn evaluate(
         &mut self,
         config: &TrainConfig,
-        model: &mut Model,
+        model: &mut Arc<Model>,
         state: &TrainerState,
         interrupt: &AtomicBool,
     ) -> Result<Evaluation, TrainError>;

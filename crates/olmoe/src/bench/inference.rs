@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use clap::Args;
+use olmoe_checkpoint::Checkpoint;
 use olmoe_checkpoint::weights::Weights;
 use olmoe_engine::Engine;
 use olmoe_model::batch::Batch;
 use olmoe_model::model::{Activations, Keep, KvCache, Model};
 use olmoe_tensor::limits::read_bandwidth;
+use olmoe_tensor::ops::attention::CacheType;
 use olmoe_tensor::simd::Isa;
 use olmoe_tensor::tensor::Tensor;
 use olmoe_tensor::threads::num_threads;
@@ -51,22 +53,48 @@ pub(crate) struct InferenceArgs {
 }
 
 impl InferenceArgs {
-    /// Loads the model if it fits memory with caches for this many sequences and tokens, and with passes over `tokens`
-    /// tokens of each.
-    fn load(&self, sequences: usize, length: usize, tokens: usize) -> anyhow::Result<Model> {
+    /// Opens the checkpoint, without its weights.
+    pub(super) fn open(&self) -> anyhow::Result<Checkpoint> {
         self.threads.apply();
         let words: Vec<&str> = self.first.iter().map(String::as_str).collect();
         no_more(&self.loading.rest(&words)?)?;
-        let (checkpoint, precision) = (self.loading.open(&words)?, self.precision.into());
-        let config = Weights::config(&checkpoint);
+        self.loading.open(&words)
+    }
+
+    /// Loads the model if it fits memory with caches for this many sequences and tokens, and with passes over `tokens`
+    /// tokens of each.
+    pub(super) fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        sequences: usize,
+        length: usize,
+        tokens: usize,
+    ) -> anyhow::Result<Model> {
+        let precision = self.precision.into();
+        let config = Weights::config(checkpoint);
         let limit = config.max_sequence_length;
         let name = checkpoint.contents().path.display();
         ensure!(length <= limit, "{length} tokens do not fit the context of {name}, which is {limit}; ask for fewer");
         let kind = self.cache.kind(precision);
         let caches = config.cache_bytes(kind, &[length]).saturating_mul(sequences as u64);
         let pass = (tokens.max(sequences), sequences);
-        let beside = beside(&checkpoint, (precision, true), (kind, &[]), pass).saturating_add(caches);
-        self.loading.load(&checkpoint, precision, true, beside.saturating_add(READ_BYTES as u64))
+        let beside = beside(checkpoint, (precision, true), (kind, &[]), pass).saturating_add(caches);
+        self.loading.load(checkpoint, precision, true, beside.saturating_add(READ_BYTES as u64))
+    }
+
+    /// The number of rounds.
+    pub(super) fn rounds(&self) -> usize {
+        self.rounds
+    }
+
+    /// Whether one JSON object is printed.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// The type of keys and values that was asked for.
+    pub(super) fn cache_type(&self) -> Option<CacheType> {
+        self.cache.cache_type
     }
 
     fn caches(&self, model: &Model, sequences: usize, length: usize) -> Vec<KvCache> {
@@ -162,14 +190,14 @@ pub(crate) struct PrefillArgs {
 }
 
 pub(super) fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
-    let model = args.common.load(1, args.depth.saturating_add(args.tokens), args.depth)?;
+    let model = args.common.load(&args.common.open()?, 1, args.depth.saturating_add(args.tokens), args.depth)?;
     let figure = decoding(&model, "decode", 1, args.depth, args.tokens, &args.common)?;
     args.common.print(&figure)
 }
 
 pub(super) fn batch(args: &BatchArgs) -> anyhow::Result<()> {
     let most = args.sequences.0.iter().copied().max().unwrap_or(1);
-    let model = args.common.load(most, args.depth.saturating_add(args.tokens), args.depth)?;
+    let model = args.common.load(&args.common.open()?, most, args.depth.saturating_add(args.tokens), args.depth)?;
     let mut rows = Vec::new();
     for &sequences in &args.sequences.0 {
         let figure = decoding(&model, "batch", sequences, args.depth, args.tokens, &args.common)?;
@@ -187,7 +215,7 @@ pub(super) fn batch(args: &BatchArgs) -> anyhow::Result<()> {
 }
 
 pub(super) fn prefill(args: &PrefillArgs) -> anyhow::Result<()> {
-    let model = args.common.load(1, args.length, args.length)?;
+    let model = args.common.load(&args.common.open()?, 1, args.length, args.length)?;
     let mut caches = args.common.caches(&model, 1, args.length);
     let ids = ids(&model, args.length);
     let work = Work { sequences: 1, tokens: args.length, keys: args.length as f64 / 2.0, held: 0 };

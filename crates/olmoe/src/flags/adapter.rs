@@ -49,6 +49,18 @@ impl AdapterArg {
     }
 }
 
+impl AdapterArg {
+    /// What the adapters of a model are recognised by: of each its numbers and its factor, in their order.
+    pub(crate) fn fingerprints(&self, checkpoint: &Checkpoint, offline: bool) -> anyhow::Result<Vec<String>> {
+        let fingerprint = |text: &String| {
+            let (name, factor) = split(text)?;
+            let adapter = AdapterWeights::read(&input(name, ADAPTER_FILES, offline)?, checkpoint.config())?;
+            Ok(format!("{}@{factor}", adapter.fingerprint()))
+        };
+        self.adapters.iter().map(fingerprint).collect()
+    }
+}
+
 /// The adapter and its factor. What exists is an adapter, whatever it is called.
 fn split(text: &str) -> anyhow::Result<(&str, f32)> {
     let Some((name, factor)) = text.rsplit_once('@').filter(|_| !expanded(Path::new(text)).exists()) else {

@@ -70,6 +70,11 @@ impl Generator {
         self.loading.load(checkpoint, self.precision.into(), self.keep_blocks(), beside)
     }
 
+    /// What its adapters are recognised by.
+    pub(crate) fn adapters(&self, checkpoint: &Checkpoint) -> anyhow::Result<Vec<String>> {
+        self.loading.adapters(checkpoint)
+    }
+
     fn keep_blocks(&self) -> bool {
         self.precision == OnePrecision::AmpBf16
     }

@@ -15,7 +15,7 @@ use crate::output::note;
 use crate::progress::Progress;
 
 /// The bytes of the program itself: code, tokenizer, tables and small buffers.
-const PROGRAM: u64 = 16 << 20;
+const PROGRAM: u64 = 24 << 20;
 
 /// The model, and how it is loaded.
 #[derive(Args)]
@@ -48,6 +48,11 @@ impl LoadingArgs {
     /// The positional arguments without the model.
     pub(crate) fn rest<'a>(&'a self, words: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
         self.model.rest(words)
+    }
+
+    /// What its adapters are recognised by.
+    pub(crate) fn adapters(&self, checkpoint: &Checkpoint) -> anyhow::Result<Vec<String>> {
+        self.adapter.fingerprints(checkpoint, self.model.offline)
     }
 
     /// Loads it, with its adapters beside the weights. Quantised matrices stay so with `keep_blocks`; `beside` are the bytes of
