@@ -39,6 +39,9 @@ def row(task, question, choices, gold):
         if last:
             # "A knife", "He": the beginning of the sentence that is continued.
             before, last = re.match(r"(.*[.!?]) (.*)$", text, re.S).groups()
+        else:
+            # The space at the end is what is left of a mark of WikiHow.
+            before += " [substeps]"
         return {"activity_label": label, "ctx_a": before, "ctx_b": last, "endings": choices, "label": str(gold)}
     if task == "piqa":
         return {"goal": text, "sol1": choices[0], "sol2": choices[1], "label": gold}

@@ -40,4 +40,3 @@ pub use special_tokens::{
 pub use tokenizer::{
     DecodeStream, MAX_JSON_BYTES, MAX_TOKENS, Piece, Pre, TokenKind, Tokenizer, TokenizerError, Vocabulary,
 };
-pub use white_space::is_space;

@@ -1,7 +1,7 @@
 //! Generated answers that have to begin with one of several texts, as TriviaQA's evaluation normalises them and LLM Foundry
 //! compares them (`llmfoundry/eval/metrics/nlp.py`).
 
-use olmoe_data::is_space;
+use olmoe_data::white_space::is_space;
 
 /// `string.punctuation` of Python, and four quotation marks.
 const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~‘’´";

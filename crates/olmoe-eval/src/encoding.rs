@@ -1,6 +1,7 @@
 //! Contexts and continuations as tokens.
 
-use olmoe_data::{Tokenizer, TokenizerError, is_space};
+use olmoe_data::white_space::is_space;
+use olmoe_data::{Tokenizer, TokenizerError};
 
 /// How a context and a continuation become tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,8 +6,7 @@
 //! kept as a failure, asked again in the next run, and never guessed at.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +19,8 @@ use serde_json::{Value, json};
 
 use crate::answer::Answer;
 use crate::endpoint::{Endpoint, EndpointError};
-use crate::metric::Checker;
-use crate::metric::Metric;
+use crate::lines::{self, Appended};
+use crate::metric::{Checker, Metric};
 use crate::score::Verdicts;
 use crate::task::Task;
 
@@ -266,7 +265,10 @@ impl Judge {
             ))
         })?;
         let broken = |error| JudgeError::File { path: file.to_owned(), error };
-        let (mut known, mut out) = opened(file).map_err(broken)?;
+        let (annotations, _) = lines::read::<Annotation>(file).map_err(broken)?;
+        let verdict = |one: Annotation| one.verdict.map(|verdict| (one.key, verdict));
+        let mut known: HashMap<String, f64> = annotations.into_iter().filter_map(verdict).collect();
+        let mut appended = Appended::at(file);
         let keys: Vec<String> = pairs.iter().map(|pair| self.key(protocol, pair)).collect();
         let open: Vec<usize> = (0..pairs.len()).filter(|at| !known.contains_key(&keys[*at])).collect();
         let (total, before) = (pairs.len(), pairs.len() - open.len());
@@ -294,9 +296,7 @@ impl Judge {
                         continue;
                     }
                 };
-                let mut line = serde_json::to_string(&annotation).map_err(|error| broken(error.into()))?;
-                line.push('\n');
-                out.write_all(line.as_bytes()).map_err(broken)?;
+                appended.push(&annotation).map_err(broken)?;
                 match annotation.verdict {
                     Some(verdict) => {
                         known.insert(annotation.key, verdict);
@@ -306,7 +306,7 @@ impl Judge {
                 done += 1;
                 progress(done, total);
             }
-            out.sync_data().map_err(broken)?;
+            appended.sync().map_err(broken)?;
             match failed {
                 Some(EndpointError::Interrupted) => return Ok(None),
                 Some(error) => return Err(error.into()),
@@ -414,21 +414,4 @@ fn pairs<'a>(protocol: Protocol, task: &'a Task, answers: &'a [Vec<Answer>]) -> 
         }
     }
     Some(pairs)
-}
-
-/// The verdicts of a file by their keys, and the file, ready to append to. What follows its last whole line is cut off.
-fn opened(path: &Path) -> io::Result<(HashMap<String, f64>, File)> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)?;
-    }
-    let file = File::options().create(true).append(true).open(path)?;
-    let bytes = std::fs::read(path)?;
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    if whole < bytes.len() {
-        file.set_len(whole as u64)?;
-    }
-    let lines = bytes[..whole].split(|byte| *byte == b'\n');
-    let read = lines.filter_map(|line| serde_json::from_slice::<Annotation>(line).ok());
-    let known = read.filter_map(|annotation| annotation.verdict.map(|verdict| (annotation.key, verdict)));
-    Ok((known.collect(), file))
 }

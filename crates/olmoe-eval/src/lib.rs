@@ -14,6 +14,7 @@ pub mod encoding;
 pub mod endpoint;
 pub mod error;
 pub mod judge;
+mod lines;
 pub mod metric;
 pub mod programs;
 pub mod record;

@@ -1,8 +1,7 @@
 //! Programs whose end tells whether an answer is right.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Write};
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::answer::Answer;
+use crate::lines::{self, Appended};
 use crate::metric::Checker;
 use crate::metric::Metric;
 use crate::sandbox::{Outcome, Sandbox, SandboxError};
@@ -81,16 +81,11 @@ pub fn verdicts(
         programs.push(programs_of(question, answers).ok_or_else(row)?);
     }
     let key = |program: &str| blake3::hash(program.as_bytes()).to_hex()[..32].to_owned();
-    let text = match std::fs::read_to_string(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        text => text.map_err(broken)?,
-    };
-    let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
-    let mut known: HashMap<String, Outcome> =
-        lines.map(|Ended { program, outcome }: Ended| (program, outcome)).collect();
+    let (ended, _) = lines::read::<Ended>(file).map_err(broken)?;
+    let mut known: HashMap<String, Outcome> = ended.into_iter().map(|one| (one.program, one.outcome)).collect();
     let total = programs.iter().map(Vec::len).sum();
     let mut open: Vec<String> = Vec::new();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     for program in programs.iter().flatten() {
         let key = key(program);
         if !known.contains_key(&key) && seen.insert(key) {
@@ -99,27 +94,17 @@ pub fn verdicts(
     }
     progress(total - open.len(), total);
     if !open.is_empty() {
-        if let Some(folder) = file.parent() {
-            std::fs::create_dir_all(folder).map_err(broken)?;
-        }
-        let mut out = File::options().create(true).append(true).open(file).map_err(broken)?;
-        if !text.is_empty() && !text.ends_with('\n') {
-            // What a crash left of a line becomes one of its own, which is no record.
-            out.write_all(b"\n").map_err(broken)?;
-        }
+        let mut appended = Appended::at(file);
         let mut left = open.len();
         sandbox.run_all(&open, interrupt, |at, outcome| {
-            let program = key(&open[at]);
-            let mut line = serde_json::to_string(&Ended { program: program.clone(), outcome: outcome.clone() })
-                .map_err(|error| broken(error.into()))?;
-            line.push('\n');
-            out.write_all(line.as_bytes()).map_err(broken)?;
-            known.insert(program, outcome);
+            let ended = Ended { program: key(&open[at]), outcome };
+            appended.push(&ended).map_err(broken)?;
+            known.insert(ended.program, ended.outcome);
             left -= 1;
             progress(total - left, total);
             Ok::<(), ProgramError>(())
         })?;
-        out.sync_data().map_err(broken)?;
+        appended.sync().map_err(broken)?;
         if interrupt.load(Ordering::Relaxed) && left > 0 {
             return Ok(None);
         }

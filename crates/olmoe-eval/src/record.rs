@@ -35,19 +35,6 @@ impl Record {
         };
         Record { question, request, key, bytes, answer }
     }
-
-    /// The line, with its end.
-    pub fn line(&self) -> String {
-        // Numbers that JSON does not have are written as null and read back as no record.
-        let mut line = serde_json::to_string(self).unwrap_or_default();
-        line.push('\n');
-        line
-    }
-
-    /// Reads a line; nothing if it is not a whole record.
-    pub fn read(line: &str) -> Option<Record> {
-        serde_json::from_str(line).ok()
-    }
 }
 
 /// The key of a request: a hash of the identity of whoever answers, and of everything in the request that determines the
@@ -158,10 +145,9 @@ mod tests {
         let scored = Scored { log_prob: -0.1 - 0.2, tokens: 3, greedy: true, unconditional: Some(-1e-300) };
         for answer in [Answer::Continuation(scored), Answer::Generation { texts: vec!["a\n\u{2028}\"é".into()] }] {
             let record = Record::new(7, 1, &asked("a", " é"), "k".into(), answer);
-            let line = record.line();
+            let line = crate::lines::line(&record).unwrap();
             assert_eq!(line.matches('\n').count(), 1, "{line}");
-            assert_eq!(Record::read(&line).unwrap(), record);
-            assert_eq!(Record::read(&line[..line.len() / 2]), None);
+            assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), record);
         }
     }
 

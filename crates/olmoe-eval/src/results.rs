@@ -14,12 +14,12 @@ use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use olmoe_checkpoint::disk::{Disk, LocalDisk, make_folders, write_whole};
+use olmoe_checkpoint::disk::{LocalDisk, make_folders, write_whole};
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
+use crate::lines::{self, Appended};
 use crate::record::{Record, key};
 use crate::task::Task;
 
@@ -29,8 +29,6 @@ const LOCK: &str = "run.lock";
 const RUN: &str = "run.json";
 /// The format of the folder.
 const FORMAT: u64 = 1;
-/// After so long, answers are made durable.
-const BETWEEN_SYNCS: Duration = Duration::from_secs(5);
 
 /// Why results cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -164,21 +162,14 @@ impl Results {
         let partial = self.path.join("answers").join(format!("{name}.partial.jsonl"));
         let (mut records, mut damaged) = (HashMap::new(), 0);
         for path in [&whole, &partial] {
-            let text = match std::fs::read(path) {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(ResultsError::io("read", path)(error)),
-            };
-            for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                match std::str::from_utf8(line).ok().and_then(Record::read) {
-                    Some(record) => drop(records.insert(record.key.clone(), record)),
-                    None => damaged += 1,
-                }
-            }
+            let (found, lost) = lines::read::<Record>(path).map_err(ResultsError::io("read", path))?;
+            records.extend(found.into_iter().map(|record| (record.key.clone(), record)));
+            damaged += lost;
         }
         let key = |request| key(&self.identity_text, task.encoding, request);
         let keys = task.questions.iter().map(|question| question.requests.iter().map(key).collect()).collect();
-        Ok(AnswerFile { results: self, whole, partial, file: None, synced: Instant::now(), keys, records, damaged })
+        let appended = Appended::at(&partial);
+        Ok(AnswerFile { results: self, whole, partial, appended, keys, records, damaged })
     }
 }
 
@@ -187,9 +178,8 @@ pub struct AnswerFile<'a> {
     results: &'a Results,
     whole: PathBuf,
     partial: PathBuf,
-    /// The partial file, once something is appended.
-    file: Option<File>,
-    synced: Instant,
+    /// The partial file.
+    appended: Appended,
     /// By question and request.
     keys: Vec<Vec<String>>,
     records: HashMap<String, Record>,
@@ -211,20 +201,7 @@ impl AnswerFile<'_> {
         let asked = &task.questions[question];
         let key = self.keys[question][request].clone();
         let record = Record::new(asked.id, request, &asked.requests[request], key.clone(), answer);
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => {
-                let folder = self.partial.parent().unwrap_or(Path::new("."));
-                make_folders(&LocalDisk, folder).map_err(ResultsError::io("create", folder))?;
-                none.insert(whole_lines(&self.partial).map_err(ResultsError::io("open", &self.partial))?)
-            }
-        };
-        let written = LocalDisk.write(file, record.line().as_bytes());
-        written.map_err(ResultsError::io("write", &self.partial))?;
-        if self.synced.elapsed() > BETWEEN_SYNCS {
-            file.sync_data().map_err(ResultsError::io("write", &self.partial))?;
-            self.synced = Instant::now();
-        }
+        self.appended.push(&record).map_err(ResultsError::io("write", &self.partial))?;
         self.records.insert(key, record);
         Ok(())
     }
@@ -233,9 +210,8 @@ impl AnswerFile<'_> {
     ///
     /// # Errors
     /// [`ResultsError::Io`].
-    pub fn sync(&mut self) -> Result<(), ResultsError> {
-        let synced = self.file.as_ref().map_or(Ok(()), File::sync_data);
-        synced.map_err(ResultsError::io("write", &self.partial))
+    pub fn sync(&self) -> Result<(), ResultsError> {
+        self.appended.sync().map_err(ResultsError::io("write", &self.partial))
     }
 
     /// All answers by question and request, if all are there. The file is then written in the order of the questions;
@@ -243,7 +219,7 @@ impl AnswerFile<'_> {
     ///
     /// # Errors
     /// [`ResultsError::Io`].
-    pub fn complete(mut self, task: &Task) -> Result<Option<Vec<Vec<Answer>>>, ResultsError> {
+    pub fn complete(self, task: &Task) -> Result<Option<Vec<Vec<Answer>>>, ResultsError> {
         let mut answers = Vec::with_capacity(self.keys.len());
         for keys in &self.keys {
             let all: Option<Vec<Answer>> =
@@ -256,26 +232,29 @@ impl AnswerFile<'_> {
                 }
             }
         }
-        let mut lines = String::new();
+        let broken = |error| ResultsError::io("write", &self.whole)(error);
+        let mut text = String::new();
         let mut written = std::collections::HashSet::new();
         for (question, keys) in task.questions.iter().zip(&self.keys) {
             for (index, key) in keys.iter().enumerate() {
                 // Two questions may ask the same; each has its line.
                 let answer = self.records[key].answer.clone();
                 let record = Record::new(question.id, index, &question.requests[index], key.clone(), answer);
-                lines.push_str(&record.line());
+                text.push_str(&lines::line(&record).map_err(broken)?);
                 written.insert(key.as_str());
             }
         }
         let mut others: Vec<&Record> =
             self.records.values().filter(|record| !written.contains(record.key.as_str())).collect();
         others.sort_by(|a, b| (a.question, a.request, &a.key).cmp(&(b.question, b.request, &b.key)));
-        others.iter().for_each(|record| lines.push_str(&record.line()));
-        let name = self.whole.strip_prefix(&self.results.path).unwrap_or(&self.whole).to_string_lossy().into_owned();
-        if std::fs::read(&self.whole).ok().as_deref() != Some(lines.as_bytes()) {
-            self.results.write(&name, |out| out.write_all(lines.as_bytes()))?;
+        for record in others {
+            text.push_str(&lines::line(record).map_err(broken)?);
         }
-        drop(self.file.take());
+        let name = self.whole.strip_prefix(&self.results.path).unwrap_or(&self.whole).to_string_lossy().into_owned();
+        if std::fs::read(&self.whole).ok().as_deref() != Some(text.as_bytes()) {
+            self.results.write(&name, |out| out.write_all(text.as_bytes()))?;
+        }
+        drop(self.appended);
         match std::fs::remove_file(&self.partial) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(ResultsError::io("remove", &self.partial)(error))
@@ -283,17 +262,6 @@ impl AnswerFile<'_> {
             _ => Ok(Some(answers)),
         }
     }
-}
-
-/// Opens a file to append lines. What follows the last whole line is cut off.
-fn whole_lines(path: &Path) -> io::Result<File> {
-    let file = File::options().create(true).append(true).open(path)?;
-    let bytes = std::fs::read(path)?;
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    if whole < bytes.len() {
-        file.set_len(whole as u64)?;
-    }
-    Ok(file)
 }
 
 fn read_identity(folder: &Path) -> Result<Value, ResultsError> {

@@ -33,6 +33,8 @@ pub struct Progress {
     pub before: usize,
     /// Requests of the task.
     pub requests: usize,
+    /// Lines of the files of answers that are none; their requests are asked again.
+    pub damaged: usize,
 }
 
 /// All answers of a task by question and request: those in `results`, and the others from `backend`. Nothing if
@@ -51,7 +53,7 @@ pub fn answers(
     let (places, requests) = open(task, |question, request| file.get(question, request).is_some());
     let total = task.questions.iter().map(|question| question.requests.len()).sum::<usize>();
     let before = total - places.len();
-    let mut at = Progress { answered: before, before, requests: total };
+    let mut at = Progress { answered: before, before, requests: total, damaged: file.damaged };
     progress(at);
     if !requests.is_empty() && !interrupt.load(Ordering::Relaxed) {
         let mut failed = None;

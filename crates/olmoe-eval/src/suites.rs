@@ -62,7 +62,8 @@ pub fn tasks(name: &str, roots: &Roots, options: &Options) -> Result<Vec<Task>, 
         (dclm::NANOCHAT, None) => dclm::nanochat_tasks(roots, options),
         _ if name.ends_with(".yaml") || name.ends_with(".yml") => Ok(vec![described(Path::new(name), roots, options)?]),
         _ => {
-            let known: Vec<&'static str> = list().into_iter().map(|listed| &*listed.name.leak()).collect();
+            let list = list();
+            let known: Vec<&str> = list.iter().map(|listed| listed.name.as_str()).collect();
             Err(EvalError::Name { name: name.to_owned(), suggestion: closest(name, &known).map(str::to_owned) })
         }
     }

@@ -25,8 +25,8 @@ use crate::metric::Metric;
 pub struct Task {
     /// The name in results, such as `arc_easy_mc_5shot`; unique in a run.
     pub name: String,
-    /// Everything that determined the questions and how they are judged: the description, the files with their hashes,
-    /// limits, seeds. Results are only reused if it is the same.
+    /// Everything that determined the questions and how they are judged, for whoever reads the results: the description, the
+    /// files with their hashes, limits, seeds. Whether an answer is reused depends on its request alone.
     pub settings: Value,
     /// How contexts and continuations become tokens.
     pub encoding: Encoding,

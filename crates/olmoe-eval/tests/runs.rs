@@ -99,7 +99,7 @@ fn task(questions: usize) -> Task {
 
 fn run(folder: &Path, task: &Task, backend: &mut Fake) -> Option<Vec<Vec<Answer>>> {
     let results = Results::open(folder, &backend.identity()).unwrap();
-    let mut last = Progress { answered: 0, before: 0, requests: 0 };
+    let mut last = Progress { answered: 0, before: 0, requests: 0, damaged: 0 };
     let found = answers(task, backend, &results, &AtomicBool::new(false), &mut |at| last = at).unwrap();
     assert_eq!(found.is_some(), last.answered == last.requests);
     found

@@ -10,6 +10,7 @@
 //! | file | contents |
 //! |---|---|
 //! | `block` | one block, made of `residual`, `attention` and `feed_forward` |
+//! | `head` | logits and log-probabilities from hidden states |
 //! | `weights` | the store of the parameters, each in the `forms` that the passes need |
 //! | `activations`, `kv_cache`, `gradients` | the results of passes |
 //!
@@ -26,6 +27,7 @@ mod feed_forward;
 mod footprint;
 mod forms;
 mod gradients;
+mod head;
 mod held;
 mod kv_cache;
 mod linear;
@@ -465,85 +467,6 @@ impl Model {
     pub fn logits(&self, batch: &Batch, activations: &mut Activations) -> Result<Tensor, ModelError> {
         self.forward(batch, activations)?;
         Ok(self.logits_of(activations.hidden()))
-    }
-
-    /// Logits `[T, V]` of hidden states `[T, D]`.
-    pub fn logits_of(&self, hidden_td: &Tensor) -> Tensor {
-        cross_entropy::logits(hidden_td, self.weights.head(&self.modules.head, None))
-    }
-
-    /// Log-probabilities of `targets [T]` after a forward pass; those of [`IGNORE`] are 0, and the head computes
-    /// nothing for them.
-    ///
-    /// # Errors
-    /// [`ModelError::TokenId`] for a target outside the vocabulary.
-    pub fn log_probs(&self, activations: &Activations, targets: &[u32]) -> Result<LogProbs, ModelError> {
-        self.check_targets(targets)?;
-        Ok(self.head_forward(activations, targets, false))
-    }
-
-    /// The same with the statistics of the distributions ([`LogProbs::statistics`]).
-    ///
-    /// # Errors
-    /// As [`Model::log_probs`].
-    pub fn log_probs_and_statistics(&self, activations: &Activations, targets: &[u32]) -> Result<LogProbs, ModelError> {
-        self.check_targets(targets)?;
-        Ok(self.head_forward(activations, targets, true))
-    }
-
-    fn head_forward(&self, activations: &Activations, targets: &[u32], statistics: bool) -> LogProbs {
-        let head = self.weights.head(&self.modules.head, activations.noise.as_ref());
-        cross_entropy::forward(activations.hidden(), head, targets, statistics)
-    }
-
-    /// Log-probabilities of `targets [R]` after the tokens `rows [R]` of a forward pass. The head computes nothing for
-    /// the other tokens.
-    ///
-    /// # Errors
-    /// [`ModelError::Row`] for a row outside the pass; [`ModelError::TokenId`] for a target outside the vocabulary.
-    ///
-    /// # Panics
-    /// When `rows` and `targets` differ in length.
-    pub fn log_probs_at(
-        &self,
-        activations: &Activations,
-        rows: &[u32],
-        targets: &[u32],
-    ) -> Result<LogProbs, ModelError> {
-        self.head_at(activations, rows, targets, false)
-    }
-
-    /// The same with the statistics of the distributions ([`LogProbs::statistics`]).
-    ///
-    /// # Errors
-    /// As [`Model::log_probs_at`].
-    ///
-    /// # Panics
-    /// As [`Model::log_probs_at`].
-    pub fn log_probs_and_statistics_at(
-        &self,
-        activations: &Activations,
-        rows: &[u32],
-        targets: &[u32],
-    ) -> Result<LogProbs, ModelError> {
-        self.head_at(activations, rows, targets, true)
-    }
-
-    fn head_at(
-        &self,
-        activations: &Activations,
-        rows: &[u32],
-        targets: &[u32],
-        statistics: bool,
-    ) -> Result<LogProbs, ModelError> {
-        let hidden_td = activations.hidden();
-        let tokens = hidden_td.rows();
-        if let Some(row) = rows.iter().find(|row| **row as usize >= tokens) {
-            return Err(ModelError::Row { row: *row, tokens });
-        }
-        self.check_targets(targets)?;
-        let head = self.weights.head(&self.modules.head, None);
-        Ok(cross_entropy::forward_at(hidden_td, rows, head, targets, statistics))
     }
 
     /// Backward pass after a forward pass that kept what it needs. Accumulates the gradients of the objective by the

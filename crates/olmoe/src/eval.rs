@@ -4,23 +4,22 @@ mod compare;
 mod model;
 mod progress;
 mod report;
+mod table;
+mod verify;
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use olmoe_eval::judge::Protocol;
 use olmoe_eval::results::Results;
-use olmoe_eval::sandbox::{Limits, Sandbox};
-use olmoe_eval::score::Verdicts;
 use olmoe_eval::score::{Aggregate, score_with};
 use olmoe_eval::source::Roots;
 use olmoe_eval::suites;
 use olmoe_eval::task::Options;
-use olmoe_eval::{Answer, Backend, Task, programs, run};
+use olmoe_eval::{Answer, Backend, Task, run};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::flags::{Generator, no_more, positive};
@@ -30,6 +29,7 @@ use crate::usage::usage;
 use model::{Answerer, Server};
 use progress::TaskProgress;
 use report::{Form, Report, TaskReport};
+use verify::Verifiers;
 
 /// Exit status of a run that was stopped and goes on with the same command.
 const SAVED: u8 = 75;
@@ -127,11 +127,14 @@ pub(crate) struct EvalArgs {
 #[derive(Subcommand)]
 enum EvalCommand {
     Compare(compare::CompareArgs),
+    Table(table::TableArgs),
 }
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<ExitCode> {
-    if let Some(EvalCommand::Compare(args)) = &args.command {
-        return compare::run(args);
+    match &args.command {
+        Some(EvalCommand::Compare(args)) => return compare::run(args),
+        Some(EvalCommand::Table(args)) => return table::run(args),
+        None => {}
     }
     if args.list {
         let list = suites::list();
@@ -144,12 +147,12 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<ExitCode> {
         return Err(usage("no tasks; name some with --tasks, such as --tasks arc_easy_rc_5shot; --list names all"));
     }
     let (tasks, aggregates) = tasks(args)?;
+    let verifiers = Verifiers::of(&tasks, args.execute, args.server.judge()?)?;
     let interrupt = interrupts(&[SIGINT, SIGTERM])?;
     if let Some(folder) = &args.rescore {
         let results = Results::existing(folder)?;
-        return evaluate(args, &tasks, &aggregates, None, &results, &interrupt);
+        return evaluate(args, &tasks, &aggregates, &verifiers, None, &results, &interrupt);
     }
-    check_judged(args, &tasks)?;
     let (mut backend, name) = match args.server.backend(&interrupt)? {
         Some(server) => server,
         None => {
@@ -159,7 +162,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     };
     let folder = args.output.clone().unwrap_or_else(|| PathBuf::from("results").join(name));
     let results = Results::open(&folder, &backend.identity())?;
-    evaluate(args, &tasks, &aggregates, Some(backend.as_mut()), &results, &interrupt)
+    evaluate(args, &tasks, &aggregates, &verifiers, Some(backend.as_mut()), &results, &interrupt)
 }
 
 /// The tasks of the arguments, each once, and what is made of their numbers.
@@ -187,6 +190,7 @@ fn evaluate(
     args: &EvalArgs,
     tasks: &[Task],
     aggregates: &[Aggregate],
+    verifiers: &Verifiers,
     mut backend: Option<&mut (dyn Backend + '_)>,
     results: &Results,
     interrupt: &AtomicBool,
@@ -194,10 +198,6 @@ fn evaluate(
     let mut report = Report::new(results.identity().clone(), aggregates.to_vec());
     for (index, task) in tasks.iter().enumerate() {
         let mut progress = TaskProgress::new(&task.name, index, tasks.len());
-        let damaged = results.answers(task)?.damaged;
-        if damaged > 0 {
-            note(format_args!("{}: {damaged} lines of its answers cannot be read and count as missing", task.name));
-        }
         let answers = match backend.as_deref_mut() {
             Some(backend) => run::answers(task, backend, results, interrupt, &mut |at| progress.show(at))?,
             None => Some(results.answers(task)?.complete(task)?.with_context(|| unanswered(task, results))?),
@@ -208,9 +208,8 @@ fn evaluate(
             return Ok(ExitCode::from(SAVED));
         };
         let name = olmoe_eval::results::file_name(&task.name);
-        let Some(verdicts) =
-            verdicts(args, task, &answers, &results.path().join(format!("verdicts/{name}.jsonl")), interrupt)?
-        else {
+        let file = results.path().join(format!("verdicts/{name}.jsonl"));
+        let Some(verdicts) = verifiers.verdicts(task, &answers, &file, interrupt)? else {
             note(format_args!("stopped in {}; the same command goes on from there", task.name));
             return Ok(ExitCode::from(SAVED));
         };
@@ -228,53 +227,6 @@ fn evaluate(
     results.write("results.json", |out| writeln!(out, "{text:#}"))?;
     report.print(if args.json { Form::Json } else { args.format });
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether what judges the answers is there; else the work would be for nothing.
-fn check_judged(args: &EvalArgs, tasks: &[Task]) -> anyhow::Result<()> {
-    for task in tasks {
-        if programs::needed(task) {
-            if !args.execute {
-                return Err(usage(format_args!(
-                    "{} runs programs that the model wrote, in a sandbox; allow it with --execute",
-                    task.name
-                )));
-            }
-            Sandbox::new(Limits::default())?;
-        }
-        if Protocol::of(task).is_some() && args.server.judge()?.is_none() {
-            return Err(usage(format_args!(
-                "{} needs a judge; give its server and model with --judge and --judge-model",
-                task.name
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// What was found out about the answers by running programs or asking a judge; nothing if `interrupt` was set before the
-/// end.
-fn verdicts(
-    args: &EvalArgs,
-    task: &Task,
-    answers: &[Vec<Answer>],
-    file: &Path,
-    interrupt: &AtomicBool,
-) -> anyhow::Result<Option<Option<Verdicts>>> {
-    check_judged(args, std::slice::from_ref(task))?;
-    if programs::needed(task) {
-        let sandbox = Sandbox::new(Limits::default())?;
-        return Ok(programs::verdicts(task, answers, &sandbox, file, interrupt, |_, _| ())?.map(Some));
-    }
-    let (Some(_), Some(judge)) = (Protocol::of(task), args.server.judge()?) else { return Ok(Some(None)) };
-    let Some(judged) = judge.verdicts(task, answers, file, interrupt, &mut |_, _| ())? else { return Ok(None) };
-    if judged.failures > 0 {
-        note(format_args!(
-            "{}: the judge gave no verdict on {} answers; they are left out",
-            task.name, judged.failures
-        ));
-    }
-    Ok(Some(Some(judged.verdicts)))
 }
 
 fn unanswered(task: &Task, results: &Results) -> String {

@@ -174,3 +174,127 @@ fn what_cannot_be_is_said() {
     let list = desk.done(&["--list"]);
     assert!(list.lines().count() > 250 && list.contains("olmes:arc_easy"), "{list}");
 }
+
+const TRAINING: &str = "
+run_name: test
+model: {d_model: 32, n_heads: 2, n_layers: 2, mlp_hidden_size: 48, block_type: moe, moe_num_experts: 4, moe_top_k: 2,
+        rope: true, attention_dropout: 0, residual_dropout: 0, embedding_dropout: 0, vocab_size: 260, embedding_size: 264,
+        attention_layer_norm: true, layer_norm_type: rms, include_bias: false, weight_tying: false, activation_type: swiglu,
+        moe_loss_weight: 0.01, moe_zloss_weight: 0.001, eos_token_id: 256, pad_token_id: 1, max_sequence_length: 64}
+optimizer: {name: adamw, learning_rate: 1e-2, eps: 1e-8, weight_decay: 0.1}
+scheduler: {name: cosine_with_warmup, t_warmup: 3}
+data: {paths: [data.npy], drop_last: true}
+tokenizer: {identifier: tokenizer.json}
+evaluators: [{label: copycolors_10way, type: downstream}]
+evaluation_data: [questions]
+eval_interval: 3
+save_folder: run
+save_interval: 3
+global_train_batch_size: 4
+device_train_microbatch_size: 4
+max_grad_norm: 1.0
+max_duration: 100ep
+stop_at: 6
+";
+
+/// A task in the training loop gives the numbers that the command gives of the checkpoint, to the last bit.
+#[test]
+fn numbers_of_the_training_loop_are_those_of_the_command() {
+    let desk = desk(2);
+    let bytes: Vec<u8> = (0..40 * 64u32).flat_map(|i| ((i * i / 7 % 250) as u16).to_le_bytes()).collect();
+    fs::write(desk.path("data.npy"), bytes).unwrap();
+    let set = desk.path("questions/oe_eval_tasks/copycolors/10way");
+    fs::create_dir_all(&set).unwrap();
+    let lines = (0..8).flat_map(|question| (0..3).map(move |choice| (question, choice)));
+    let lines = lines.map(|(question, choice)| {
+        let request =
+            json!({"context": format!("Question: {question}, then\nAnswer:"), "continuation": format!(" {choice}0")});
+        let row = json!({"request_type": "loglikelihood", "doc": {}, "request": request, "doc_id": question,
+            "native_id": question, "idx": choice, "label": question % 3});
+        row.to_string() + "\n"
+    });
+    fs::write(set.join("requests.jsonl"), lines.collect::<String>()).unwrap();
+    for precision in ["fp32", "amp_bf16"] {
+        let yaml = format!("{TRAINING}precision: {precision}\n")
+            .replace("save_folder: run", &format!("save_folder: {precision}"));
+        fs::write(desk.path("run.yml"), yaml).unwrap();
+        let mut command = std::process::Command::new(program::PROGRAM);
+        let done = command.args(["train", "run.yml", "--quiet"]).current_dir(desk.path("")).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let log = fs::read_to_string(desk.path(precision).join("metrics.jsonl")).unwrap();
+        let records = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let logged = |step: u64, name: &str| {
+            let of_step = records.clone().filter(|record| record["step"] == step);
+            let name = format!("eval/downstream/copycolors_10way_{name}");
+            let found: Vec<f64> = of_step.filter_map(|record| record[&name].as_f64()).collect();
+            *found.last().unwrap_or_else(|| panic!("{name} at step {step}: {log}"))
+        };
+        for step in [3, 6] {
+            let (model, output) = (format!("{precision}/step-{step}"), format!("out/{precision}-{step}"));
+            let mut command = std::process::Command::new(program::PROGRAM);
+            command.args([
+                "eval",
+                "-m",
+                &model,
+                "--tasks",
+                "copycolors_10way",
+                "--data",
+                "questions",
+                "--json",
+                "--quiet",
+            ]);
+            command.args(["--precision", precision, "--output", &output]).current_dir(desk.path(""));
+            let done = command.output().unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            let found: Value = serde_json::from_slice(&done.stdout).unwrap();
+            let metrics = &found["tasks"]["copycolors_10way"]["metrics"];
+            for (name, metric) in [
+                ("acc", "acc"),
+                ("bpb_v1", "bits_per_byte_no_space"),
+                ("ce_loss_v2", "ce_per_char"),
+                ("soft_v1", "soft"),
+            ] {
+                let own = metrics[metric]["value"].as_f64().unwrap_or_else(|| panic!("{metrics}"));
+                assert_eq!(own, logged(step, name), "{precision}, step {step}, {name}");
+            }
+        }
+        assert_ne!(logged(3, "bpb_v1"), logged(6, "bpb_v1"), "the model learns");
+    }
+}
+
+/// The numbers of several models in the tables of the papers; what was not asked is missing.
+#[test]
+fn tables_of_suites() {
+    let desk = desk(2);
+    for (name, better) in [("base", 0.25), ("tuned", 0.5)] {
+        let folder = desk.path("results").join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let task = |value: f64| json!({"value": value, "metrics": {}, "settings": {}});
+        let results = json!({"model": {}, "aggregates": {"adaptation:bbh": better}, "tasks": {
+            "olmes:piqa:mc": task(0.5), "olmes:piqa:cf": task(better + 0.3), "adaptation:gsm8k": task(better),
+            "dclm:copa": task(better + 0.25),
+        }});
+        fs::write(folder.join("results.json"), results.to_string()).unwrap();
+    }
+    let table = |words: &[&str]| {
+        let mut command = std::process::Command::new(program::PROGRAM);
+        let done = command.args(["eval", "table"]).args(words).current_dir(desk.path("")).output().unwrap();
+        (
+            done.status.code().unwrap(),
+            String::from_utf8(done.stdout).unwrap() + &String::from_utf8(done.stderr).unwrap(),
+        )
+    };
+    let folders = ["results/base", "results/tuned"];
+    let (code, text) = table(&[&["olmes"][..], &folders, &["--format", "tsv"]].concat());
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("piqa") && text.contains("55.0") && text.contains("80.0"), "the better one: {text}");
+    let (code, text) = table(&[&["adaptation"][..], &folders, &["--format", "markdown"]].concat());
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("GSM8K") && text.contains("BBH") && text.contains("25.0") && text.contains("50.0"), "{text}");
+    let (code, text) = table(&[&["dclm"][..], &folders, &["--format", "latex"]].concat());
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("75.0") && text.contains("Core") && text.contains("Extended"), "{text}");
+    let (code, text) = table(&["olmes", "results/none"]);
+    assert_eq!(code, 1);
+    assert!(text.contains("there are no results"), "{text}");
+}

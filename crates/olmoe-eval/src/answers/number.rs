@@ -22,7 +22,7 @@ pub fn gold(answer: &str) -> Option<String> {
     Some(COMMA.replace_all(stripped(number), "$1$2").into_owned())
 }
 
-/// What the rule takes as the answer; `None` where the text has no number.
+/// The number that a rule reads as the answer of a text; `None` if the text has no number.
 ///
 /// - ai2: the last number. A sign counts only before a decimal point's number, so that −5 is read as 5.
 /// - strict: of what comes before another question, the number after the last `####`, `\boxed{` or "answer is", or the

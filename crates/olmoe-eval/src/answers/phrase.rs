@@ -16,7 +16,7 @@ static NEXT_QUESTION: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"\n[ \t]*(?:Question|Q):").expect("a constant pattern"));
 static OPTION: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\*{0,2}\(([A-Z])\)").expect("a constant pattern"));
 
-/// What the rule takes as the answer.
+/// The phrase that a rule reads as the answer of a text.
 ///
 /// - ai2: what comes after the first "the answer is" and before the next period of that line, or else the whole text.
 /// - strict: of what comes before another question, the rest of the sentence after the last "answer is", in any case, or

@@ -17,6 +17,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
+use olmoe_data::white_space::is_space;
 use serde_json::{Map, Value, json};
 
 use super::{Backend, BackendError};
@@ -141,7 +142,7 @@ impl ServerBackend {
             );
         }
         // White space at the end of the context goes to the continuation.
-        let start = context.trim_end().chars().count();
+        let start = context.trim_end_matches(is_space).chars().count();
         Ok(Scoring::Text(format!("{context}{continuation}"), start))
     }
 

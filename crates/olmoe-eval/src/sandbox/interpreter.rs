@@ -76,7 +76,7 @@ impl Interpreter {
             .map_err(|error| wrong(error.to_string()))?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
-            return Err(wrong(text.lines().last().unwrap_or("it failed without a word").to_owned()));
+            return Err(wrong(text.lines().last().unwrap_or("it failed without an error message").to_owned()));
         }
         let interpreter: Interpreter = serde_json::from_slice(&output.stdout)
             .map_err(|error| wrong(format!("it did not answer as Python does ({error})")))?;

@@ -8,7 +8,7 @@ pub const COLUMNS: [(&str, &str); 7] = [
     ("mmlu", "MMLU"),
     ("gsm8k", "GSM8K"),
     ("bbh", "BBH"),
-    ("human_eval", "HumanEval P@10"),
+    ("codex_humaneval", "HumanEval P@10"),
     ("alpaca_eval", "AlpacaEval 1.0"),
     ("xstest", "XSTest F1"),
     ("ifeval", "IFEval"),

@@ -171,7 +171,7 @@ pub fn shorten(text: &str) -> String {
 }
 
 /// The known key with the least edit distance, if that is at most a third of the length of the key.
-pub fn closest(key: &str, known: &[&'static str]) -> Option<&'static str> {
+pub fn closest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     let key: Vec<char> = key.chars().take(MAX_QUOTED + 1).collect();
     let limit = (key.len() / 3).max(1);
     known

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use olmoe_eval::run::Progress;
 
-use crate::output::is_quiet;
+use crate::output::{is_quiet, note};
 
 /// Between two lines there are at least so many seconds.
 const BETWEEN: Duration = Duration::from_secs(10);
@@ -32,6 +32,12 @@ impl TaskProgress {
     }
 
     pub(super) fn show(&mut self, at: Progress) {
+        if at.answered == at.before && at.damaged > 0 {
+            note(format_args!(
+                "{}: {} lines of its answers cannot be read and are asked again",
+                self.title, at.damaged
+            ));
+        }
         if let Some(bar) = &self.bar {
             if bar.length() != Some(at.requests as u64) {
                 bar.set_length(at.requests as u64);

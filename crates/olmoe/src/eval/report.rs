@@ -41,6 +41,11 @@ impl TaskReport {
     pub(super) fn new(task: &Task, score: TaskScore, experts: Option<&ExpertCounts>) -> TaskReport {
         TaskReport { name: task.name.clone(), settings: task.settings.clone(), score, experts: experts.map(routing) }
     }
+
+    /// The first metric; where questions have groups, such as the subjects of MMLU, the mean of the groups.
+    fn value(&self) -> Option<f64> {
+        self.score.metrics.first().map(|metric| metric.macro_average.unwrap_or(metric.value))
+    }
 }
 
 /// Which experts were used, by layer.
@@ -70,10 +75,9 @@ impl Report {
         self.tasks.push(task);
     }
 
-    /// The number of a task: its first metric, of MMLU the mean over subjects.
+    /// The number of a task.
     fn value(&self, name: &str) -> Option<f64> {
-        let task = self.tasks.iter().find(|task| task.name == name)?;
-        task.score.metrics.first().map(|metric| metric.macro_average.unwrap_or(metric.value))
+        self.tasks.iter().find(|task| task.name == name)?.value()
     }
 
     pub(super) fn json(&self) -> Value {
@@ -83,7 +87,7 @@ impl Report {
             .map(|task| {
                 let metrics: serde_json::Map<String, Value> =
                     task.score.metrics.iter().map(|metric| (metric.name.clone(), json!(metric))).collect();
-                let mut value = json!({"metrics": metrics, "settings": task.settings});
+                let mut value = json!({"value": task.value(), "metrics": metrics, "settings": task.settings});
                 if let Some(experts) = &task.experts {
                     value["experts"] = experts.clone();
                 }
@@ -110,7 +114,7 @@ impl Report {
     }
 }
 
-fn print_lines(text: &str) {
+pub(super) fn print_lines(text: &str) {
     text.lines().for_each(|line| println!("{line}"));
 }
 

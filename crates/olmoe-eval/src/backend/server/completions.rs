@@ -187,7 +187,7 @@ fn score(choice: &Value, prompt: &Scoring, generated: usize) -> Result<Scored, S
             if !echoed || end == 0 {
                 return Err(format!("the server does not echo the prompt; {WANTED}"));
             }
-            let offset = |at: usize| offsets[at].as_u64().ok_or("an entry of `text_offset` is no number");
+            let offset = |at: usize| offsets[at].as_u64().ok_or("an entry of `text_offset` is not a number");
             let length = text.chars().count() as u64;
             // Where the prompt ends: tokens that a server puts before it move all offsets alike.
             let last = words[end - 1].as_str().unwrap_or("").chars().count() as u64;

@@ -4,8 +4,8 @@
 //! generator, seeded with 1234, goes through the questions in their order and draws the shots of each, which are written in
 //! the order of CPython's set of their numbers.
 
-use olmoe_data::is_space;
 use olmoe_data::random::{IntegerSet, Mersenne};
+use olmoe_data::white_space::is_space;
 use olmoe_engine::Sampling;
 use serde_json::Value;
 
